@@ -1,0 +1,264 @@
+"""The typed boundary between the rooms of this package.
+
+Nothing here computes. The simulator side is numpy, the learning side is torch; a value crosses from one to the
+other only as an `Observation` (one moment, for acting) or a `Batch` (many moments, for training).
+
+Axes, everywhere in the package::
+
+    b batch   n patches   t text tokens   l layers   h heads   d width   k masked patches
+    c actions in a chunk   a action dimensions (7)   p proprioception   H W image rows, columns
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+ACTION_DIM = 7  # OSC_POSE: three translations, three rotations, gripper; each in [-1, 1]
+PROPRIO_DIM = 8  # end effector position (m), orientation as axis-angle (rad), two finger positions (m)
+GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
+
+Quality = Literal["official", "fast"]  # `fast`: no reflections, shadows or multisampling
+PlacementKind = Literal["official", "wide"]
+Split = Literal["train", "test"]
+Channel = Literal["language", "image_self_attention"]  # where an attention map came from; the second is a fallback
+
+
+# ---------------------------------------------------------------- acting: one moment, numpy
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """One initial state of one task: everything that an episode needs to be repeated exactly.
+
+    Attributes:
+        suite: LIBERO suite, for example ``libero_spatial``.
+        task: index of the task in its suite.
+        placement: ``official`` (LIBERO's own initial states) or ``wide`` (ours, see `la_reconvla.sim.placements`).
+        split: which seeds a wide placement was drawn from; official states are in a split only by agreement.
+        index: number of this state within (task, placement, split); for official states LIBERO's own number.
+        seed: given to the simulator before its hard reset; fixes the pose of the furniture.
+        state: flattened MuJoCo state to set after the reset.
+        instruction: what the robot is told; true of `target` in this state.
+        target: instance that must be moved, for example ``akita_black_bowl_1``.
+        destination: instance (or fixture region) it must end up on or in.
+    """
+
+    suite: str
+    task: int
+    placement: PlacementKind
+    split: Split
+    index: int
+    seed: int
+    state: Float[np.ndarray, "s"]
+    instruction: str
+    target: str
+    destination: str
+
+    @property
+    def id(self) -> str:
+        """Name of this start, unique among all suites, tasks, placements and splits."""
+        return f"{self.suite}/{self.task}/{self.placement}/{self.split}/{self.index}"
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What a policy sees at one moment. Images are upright in LIBERO's public convention (turned by 180 degrees)."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    instruction: str
+    wrist: UInt8[np.ndarray, "H W 3"] | None = None
+    proprio: Float[np.ndarray, "p"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What `Env.step` reports of the control steps that it really took (it stops at success or at the step limit)."""
+
+    steps: int
+    success: bool
+    done: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """A body's pose in the world: position in metres, orientation as a quaternion in xyzw order."""
+
+    position: Float[np.ndarray, "3"]
+    quaternion: Float[np.ndarray, "4"]
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A simulator that renders only when it is asked to."""
+
+    def reset(self, start: Start) -> None:
+        """Hard reset to `start`, objects settled."""
+        ...
+
+    def step(self, chunk: Float[np.ndarray, "c 7"]) -> Outcome:
+        """Execute the actions of `chunk` in order until success, the step limit or the end of the chunk."""
+        ...
+
+    def observe(self) -> Observation:
+        """Render the cameras now."""
+        ...
+
+    def masks(self, names: tuple[str, ...]) -> dict[str, Bool[np.ndarray, "H W"]]:
+        """Where each named instance is visible in the image that `observe` would return now."""
+        ...
+
+    def poses(self) -> dict[str, Pose]:
+        """Privileged: poses of all instances and of the gripper (``gripper``)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RolloutPolicy(Protocol):
+    """Anything that can be rolled out: a trained policy, the scripted expert, a floor."""
+
+    name: str
+
+    def reset(self, start: Start, env: Env) -> None:
+        """A new episode begins. Only privileged policies (the expert, blind replay) may look at `start` or `env`."""
+        ...
+
+    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
+        """The next chunk of actions. `observation` is None when `sees` is False, so that nothing is rendered."""
+        ...
+
+    @property
+    def sees(self) -> bool:
+        """Whether `act` needs an observation."""
+        ...
+
+
+# ---------------------------------------------------------------- learning: many moments, torch
+
+
+@dataclass(eq=False)
+class Batch:
+    """Training samples. Everything that a loss may use is a field; what an arm must not see is None.
+
+    Attributes:
+        images: uint8 [b 3 H W], the agentview camera at the policy's own size.
+        instructions: b strings.
+        actions: float32 [b c 7] in the environment's units, clean labels.
+        valid: bool [b c], False where a chunk runs past the end of its episode.
+        wrist: uint8 [b 3 H W] or None.
+        proprio: float32 [b p] or None.
+        gaze: bool [b n] or None: patches of the annotated target. Only arms that declare annotation receive it.
+    """
+
+    images: UInt8[Tensor, "b 3 H W"]
+    instructions: list[str]
+    actions: Float[Tensor, "b c 7"]
+    valid: Bool[Tensor, "b c"]
+    wrist: UInt8[Tensor, "b 3 H W"] | None = None
+    proprio: Float[Tensor, "b p"] | None = None
+    gaze: Bool[Tensor, "b n"] | None = None
+
+
+@dataclass(eq=False)
+class Features:
+    """What a backbone returns.
+
+    Attributes:
+        patches: float [b n d], final hidden states at the image positions, *after* the language model.
+        actions: float [b c d], final hidden states at the action positions.
+        instruction: float [b d], final hidden states at the instruction's words, averaged.
+        attention: float [b l h t n] or None when no probe was asked for: rows of the instruction's tokens (or of the
+            image tokens, see `channel`) over the image patches, one entry per probed layer.
+        rows: bool [b t], which rows of `attention` count; padding and special tokens are False.
+        grid: rows and columns of the patch grid; n = rows x columns.
+        channel: ``language``, or the named fallback of a backbone without language-to-image attention.
+    """
+
+    patches: Float[Tensor, "b n d"]
+    actions: Float[Tensor, "b c d"]
+    instruction: Float[Tensor, "b d"]
+    attention: Float[Tensor, "b l h t n"] | None
+    rows: Bool[Tensor, "b t"] | None
+    grid: tuple[int, int]
+    channel: Channel = "language"
+
+
+@dataclass(eq=False)
+class Losses:
+    """`total` = `action` + weight x `reconstruction`; `saliency` and `mask` are kept for pictures and metrics."""
+
+    total: Float[Tensor, ""]
+    action: Float[Tensor, ""]
+    reconstruction: Float[Tensor, ""] | None = None
+    saliency: Float[Tensor, "b n"] | None = None
+    mask: Bool[Tensor, "b n"] | None = None
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class MaskSource(Protocol):
+    """Chooses the patches to reconstruct. Implementations are frozen dataclasses, so that a condition is a value."""
+
+    def __call__(
+        self, saliency: Float[Tensor, "b n"] | None, shape: tuple[int, int], generator: torch.Generator
+    ) -> Bool[Tensor, "b n"]:
+        """True = reconstruct. `shape` is (b, n)."""
+        ...
+
+    @property
+    def needs_attention(self) -> bool: ...
+
+
+class Reconstructor(Protocol):
+    """A training-only head that predicts what is under the mask."""
+
+    def loss(
+        self,
+        patches: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"],
+        target: Float[Tensor, "b n q"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]: ...
+
+    def picture(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n q"]:
+        """Predicted pixels of every patch, for people to look at."""
+        ...
+
+
+class Backbone(Protocol):
+    """A vision-language model that answers at action positions and can show its attention."""
+
+    width: int
+    patch_size: int
+    grid: tuple[int, int]
+
+    def __call__(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        attention: bool = False,
+        hidden: Bool[Tensor, "b n"] | None = None,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+    ) -> Features:
+        """`hidden` patches' pixels are removed before the vision tower; `attention` asks for the probe's rows."""
+        ...
+
+
+class Tracker(Protocol):
+    """Receives numbers while training."""
+
+    def log(self, values: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+IntArray = Int[np.ndarray, "..."]

@@ -1,0 +1,1 @@
+"""The method, in pure PyTorch and without I/O. Read: saliency, mask, decoder, actions, objective, policy."""

@@ -1,0 +1,1 @@
+"""LIBERO behind a small numpy environment: tasks, placements, the scripted expert, collection, rollouts."""

@@ -1,0 +1,1 @@
+"""The experiment: ablation, evaluation, metrics, statistics, report."""
