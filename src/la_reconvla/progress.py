@@ -1,0 +1,139 @@
+"""One progress bar for long work: rate and remaining time on a terminal, a line now and then in a log file.
+
+Work in other processes reports through `Bar.ticker`, which pickles::
+
+    with progress("Collecting", total=150, unit="episodes") as bar:
+        bar.advance(note="task 3")                     # here
+        ticker = bar.ticker(multiprocessing.get_context("spawn"))
+        process = context.Process(target=work, args=(ticker, ...))   # there: ticker.advance()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class Ticker:
+    """The end of a progress bar that another process holds."""
+
+    queue: Any
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None:
+        """Count `steps` more; `note` replaces the text behind the bar."""
+        self.queue.put((steps, note))
+
+
+class Bar:
+    """The running bar; made by `progress`."""
+
+    def __init__(self, title: str, total: float, unit: str, done: float, console: Console) -> None:
+        self._title, self._total, self._unit, self._console = title, total, unit, console
+        self._done, self._begun_with, self._started = done, done, time.monotonic()
+        self._line_at, self._note = self._started, ""
+        self._lock = threading.Lock()
+        self._queues: list[tuple[Any, threading.Thread]] = []
+        self._rich = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Pace(self),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._rich.add_task(title, total=total, completed=int(done), note="")
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None:
+        """Count `steps` more; `note` replaces the text behind the bar."""
+        with self._lock:
+            self._done += steps
+            self._note = self._note if note is None else note
+            self._rich.update(self._task, completed=self._done, note=self._note)
+            now = time.monotonic()
+            if not self._console.is_terminal and (now - self._line_at >= LINE_EVERY or self._done >= self._total):
+                self._line_at = now
+                self._console.print(
+                    f"{self._title}: {self._done:g}/{self._total:g}, {self.pace()} {self._note}".rstrip()
+                )
+
+    def print(self, *objects: Any) -> None:
+        """Print above the bar."""
+        self._console.print(*objects)
+
+    def pace(self) -> str:
+        """Rate and remaining time in words, from the work done since this bar began."""
+        fresh = self._done - self._begun_with
+        seconds = time.monotonic() - self._started
+        if fresh <= 0 or seconds <= 0:
+            return "starting"
+        rate = fresh / seconds
+        shown = f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{rate * 60:.1f} {self._unit}/min"
+        return f"{shown}, {_duration(max(0.0, self._total - self._done) / rate)} left"
+
+    def ticker(self, context: BaseContext) -> Ticker:
+        """A handle for processes of `context`; may be used by any number of them."""
+        queue = context.Queue()
+        thread = threading.Thread(target=self._drain, args=(queue,), daemon=True)
+        thread.start()
+        self._queues.append((queue, thread))
+        return Ticker(queue)
+
+    def _drain(self, queue: Any) -> None:
+        while (message := queue.get()) is not None:
+            self.advance(*message)
+
+    def _stop(self) -> None:
+        for queue, thread in self._queues:
+            queue.put(None)
+            thread.join(timeout=5)
+        self._rich.stop()
+
+
+class _Pace(ProgressColumn):
+    def __init__(self, bar: Bar) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def render(self, task: Task) -> Text:
+        return Text(self._bar.pace(), style="cyan")
+
+
+@contextlib.contextmanager
+def progress(
+    title: str, total: float, unit: str = "steps", done: float = 0, console: Console | None = None
+) -> Iterator[Bar]:
+    """Show progress while the body runs.
+
+    Args:
+        title: what is being done, for example ``Collecting``.
+        total: how many `unit` there are.
+        unit: what is counted, in the plural.
+        done: how many were done before, in a run that is being resumed; they do not enter the rate.
+        console: where to; standard error unless told otherwise.
+    """
+    bar = Bar(title, total, unit, done, console or Console(stderr=True))
+    bar._rich.start()
+    try:
+        yield bar
+    finally:
+        bar._stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,206 @@
+"""Files that survive a kill: atomic writes, JSON, JSON lines, free space, and one worker a folder.
+
+A reader sees the old file or the new one, never half of one. A full disk is a `UserError`, and the old file stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from la_reconvla.errors import UserError
+
+TEMPORARY = ".tmp-"
+"""Prefix of unfinished files. A killed process leaves them behind; nothing reads them (`remove_unfinished`)."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Write a file completely or not at all.
+
+    The body writes to the path that it is given (same folder, same suffix); on leaving, the file is flushed to the
+    disk and renamed to `path`. When the body fails, the unfinished file is removed and `path` is untouched.
+
+    Args:
+        path: the file to write; its folder is made if it is missing.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    with _explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+        try:
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+            _flush_to_disk(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically.
+
+    Dataclasses, paths, numpy scalars and arrays are written as what they mean; NaN and infinity, which JSON does not
+    have, as null.
+    """
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; check the folder's name, or run the step that writes it") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UserError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+
+
+def append_jsonl(path: Path | str, *records: Any) -> None:
+    """Append one line a record; when this returns they are on the disk.
+
+    A line without its newline is what a kill left of an unfinished record: it is cut off first, as `read_jsonl` does
+    not count it either.
+    """
+    path = Path(path)
+    lines = "".join(json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records)
+    with _explain_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.truncate(_end_of_last_line(file))
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path | str) -> list[Any]:
+    """All finished records of a JSON lines file, none if there is no file; a torn last line does not count.
+
+    Raises:
+        UserError: a line other than the last is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is not JSON ({error}); remove that line") from None
+    return records
+
+
+def require_free_space(path: Path | str, size: int) -> None:
+    """Make sure that `size` bytes fit on the disk that holds `path` (which need not exist yet).
+
+    Raises:
+        UserError: they do not.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"{path}: about {size / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
+            "free some space, ask for less, or choose a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path | str) -> Iterator[None]:
+    """Hold `folder` for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder = Path(folder)
+    with _explain_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
+        yield
+
+
+def remove_unfinished(folder: Path | str) -> None:
+    """Delete what killed writers left in `folder` (call it while holding `locked`)."""
+    for path in Path(folder).glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explain_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # h5py and safetensors report a full disk as errors of their own, with the same words
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            raise UserError(
+                f"{path}: the disk is full; nothing was overwritten. Free some space and run the same command again"
+            ) from error
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        raise
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _end_of_last_line(file: Any, block: int = 1 << 16) -> int:
+    """Offset just after the last newline of a binary file, 0 if it has none."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - block)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """`value` in the types that JSON has."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,194 @@
+"""Atomic files, JSON lines after a kill, locks and the progress bar."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from la_reconvla import progress as progress_module
+from la_reconvla.errors import UserError
+from la_reconvla.progress import Ticker, progress
+from la_reconvla.storage import (
+    append_jsonl,
+    atomic_write,
+    locked,
+    read_json,
+    read_jsonl,
+    remove_unfinished,
+    require_free_space,
+    write_json,
+)
+
+RECORDS = st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans()), max_size=6)
+
+
+def test_a_finished_write_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.bin"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(b"one")
+        assert not path.exists()
+        assert temporary.suffix == ".bin"
+    assert path.read_bytes() == b"one"
+    assert os.listdir(path.parent) == ["file.bin"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
+        temporary.write_text(str(1 / 0))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    code = (
+        "import sys, os, signal\nfrom la_reconvla.storage import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as t:\n    t.write_text('ne')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert len(os.listdir(tmp_path)) == 2
+    remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "x"), RuntimeError("... error message = 'No space left on device'")])
+def test_a_full_disk_is_explained(tmp_path: Path, error: Exception) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(UserError, match="disk is full"), atomic_write(path):
+        raise error
+    assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")
+def test_a_really_full_disk_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="disk is full"), atomic_write(tmp_path / "x"), open("/dev/full", "wb") as file:
+        file.write(b"x")
+
+
+def test_json_keeps_what_it_is_given(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Config:
+        path: Path
+        sizes: tuple[int, ...]
+
+    path = tmp_path / "a.json"
+    write_json(
+        path, {"c": Config(Path("x/y"), (1, 2)), "n": np.float32(0.5), "a": np.arange(2), "bad": math.nan, 3: "é"}
+    )
+    assert read_json(path) == {"c": {"path": "x/y", "sizes": [1, 2]}, "n": 0.5, "a": [0, 1], "bad": None, "3": "é"}
+
+
+def test_json_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_json(tmp_path / "missing.json")
+    (tmp_path / "torn.json").write_text('{"a": ')
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "torn.json")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=RECORDS, after=RECORDS, data=st.data())
+def test_json_lines_survive_a_torn_tail(tmp_path: Path, before: list, after: list, data: st.DataObject) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.unlink(missing_ok=True)
+    append_jsonl(path, *before)
+    unfinished = json.dumps({"an": "unfinished record", "n": 12}).encode()
+    torn = data.draw(st.integers(0, len(unfinished)))
+    with path.open("ab") as file:
+        file.write(unfinished[:torn])
+    assert read_jsonl(path) == before
+    append_jsonl(path, *after)
+    assert read_jsonl(path) == before + after
+
+
+def test_a_long_torn_line_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_jsonl(path, {"a": 1})
+    with path.open("ab") as file:
+        file.write(b"x" * 200_000)
+    append_jsonl(path, {"a": 2})
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_json_lines_name_the_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
+    with pytest.raises(UserError, match="line 2"):
+        read_jsonl(path)
+    assert read_jsonl(tmp_path / "missing.jsonl") == []
+
+
+def test_free_space(tmp_path: Path) -> None:
+    require_free_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(UserError, match="are free"):
+        require_free_space(tmp_path / "not" / "yet", 10**18)
+
+
+def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom la_reconvla.storage import locked\n"
+        "with locked(sys.argv[1]):\n    print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(UserError, match="another process"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def _tick(ticker: Ticker) -> None:
+    for _ in range(5):
+        ticker.advance(1, note="from far")
+
+
+def test_progress_counts_what_other_processes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_module, "LINE_EVERY", 0.0)
+    text = io.StringIO()
+    context = multiprocessing.get_context("spawn")
+    with progress("Working", total=20, unit="things", done=8, console=Console(file=text, width=200)) as bar:
+        assert bar.pace() == "starting"
+        ticker = bar.ticker(context)
+        workers = [context.Process(target=_tick, args=(ticker,)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        bar.advance(2)
+        deadline = time.monotonic() + 10
+        while "20/20" not in text.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    lines = text.getvalue().splitlines()
+    assert lines[-1].startswith("Working: 20/20, ")
+    assert "from far" in lines[-1]
+
+
+def test_progress_draws_a_bar_on_a_terminal() -> None:
+    text = io.StringIO()
+    with progress("Drawing", total=2, unit="things", console=Console(file=text, force_terminal=True, width=120)) as bar:
+        bar.advance(2, note="a note")
+    assert "Drawing" in text.getvalue()
+    assert "2/2" in text.getvalue()
