@@ -1,0 +1,266 @@
+"""PaliGemma (arXiv 2407.07726) at any size behind the `Backbone` protocol: one class, one code path.
+
+The sequence, and who attends to whom (prefix-LM: the prefix is bidirectional, the suffix causal)::
+
+    [ image n ] [ bos ] [ instruction ] [ newline ] [ padding ] | [ proprioception ] [ action queries c ]
+    |<------------- prefix: all see all ------------>|  nobody   |<- suffix: sees prefix and its own past ->|
+
+The prefix never sees the suffix, so saliency and patch features do not depend on robot state or on the queries. The
+image patches do see the instruction. All actions of a chunk are decoded in one pass from the queries.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import repeat
+from jaxtyping import Bool, Float, UInt8
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration, SiglipVisionConfig
+from transformers.utils import logging as transformers_logging
+
+from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
+from la_reconvla.contracts import Features
+from la_reconvla.errors import UserError
+
+TOKENIZER = Path(__file__).with_name("tokenizer.json")
+PAD, EOS, BOS, UNK, IMAGE = range(5)
+Proprioception = Literal["none", "gripper", "all"]
+PROPRIO_WIDTH: dict[Proprioception, int] = {"none": 0, "gripper": 1, "all": 8}
+
+
+@dataclass(frozen=True)
+class SmallPaliGemma:
+    """A PaliGemma of any size with random weights; the same class as the published one.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        patch: side of a patch in pixels; must divide `image_size`.
+        width: hidden size of both towers.
+        vision_layers: SigLIP layers.
+        language_layers: Gemma layers.
+        heads: attention heads of both towers; must divide `width`.
+        kv_heads: key-value heads of the language model (grouped queries).
+        mlp: hidden size of the feed-forward layers over `width`.
+        chunk: actions decoded in one pass.
+        proprio: robot state as one extra token; off by default, as published.
+        wrist: a second camera as a second block of image tokens; off by default, as published.
+        saliency_layers: how many of the last layers the saliency reads.
+        max_tokens: longest instruction in tokens.
+    """
+
+    image_size: int = 112
+    patch: int = 16
+    width: int = 128
+    vision_layers: int = 3
+    language_layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 4
+    chunk: int = 8
+    proprio: Proprioception = "none"
+    wrist: bool = False
+    saliency_layers: int = 3
+    max_tokens: int = 40
+
+    def __post_init__(self):
+        if self.image_size % self.patch:
+            raise UserError(f"patch {self.patch} does not divide the image size {self.image_size}")
+        if self.width % self.heads or self.heads % self.kv_heads:
+            raise UserError(f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} must divide in turn")
+        if not 1 <= self.saliency_layers <= self.language_layers:
+            raise UserError(f"saliency_layers must be 1 to {self.language_layers}, got {self.saliency_layers}")
+        if self.chunk < 1:
+            raise UserError(f"chunk must be at least 1, got {self.chunk}")
+
+    def build(self) -> PaliGemmaBackbone:
+        """The backbone with fresh weights from torch's global generator (see `randomness.seeded`)."""
+        tokenizer = Tokenizer.from_file(str(TOKENIZER))
+        n = (self.image_size // self.patch) ** 2
+        config = PaliGemmaConfig(
+            vision_config=SiglipVisionConfig(
+                image_size=self.image_size,
+                patch_size=self.patch,
+                hidden_size=self.width,
+                intermediate_size=self.mlp * self.width,
+                num_hidden_layers=self.vision_layers,
+                num_attention_heads=self.heads,
+                vision_use_head=False,
+            ).to_dict(),
+            text_config=GemmaConfig(
+                vocab_size=tokenizer.get_vocab_size(),
+                hidden_size=self.width,
+                intermediate_size=self.mlp * self.width,
+                num_hidden_layers=self.language_layers,
+                num_attention_heads=self.heads,
+                num_key_value_heads=self.kv_heads,
+                head_dim=self.width // self.heads,
+                pad_token_id=PAD,
+                eos_token_id=EOS,
+                bos_token_id=BOS,
+            ).to_dict(),
+            image_token_id=IMAGE,
+            projection_dim=self.width,
+            hidden_size=self.width,
+        )
+        config.text_config.num_image_tokens = n
+        level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # a small vocabulary makes the library warn about its own defaults
+        try:
+            model = PaliGemmaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+        finally:
+            transformers_logging.set_verbosity(level)
+        scale_by_fan_in(model)
+        return PaliGemmaBackbone(model, tokenizer, self)
+
+
+@torch.no_grad()
+def scale_by_fan_in(model: nn.Module) -> None:
+    """Redraw all weights with standard deviation 1/sqrt(fan-in).
+
+    The library's fixed 0.02 assumes widths of thousands: at width 128 the signal shrinks by four in every layer and the
+    policy barely learns. Embeddings get unit variance after Gemma's own scaling by sqrt(width).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
+    positions = model.model.vision_tower.embeddings.position_embedding
+    nn.init.normal_(positions.weight, std=0.5)
+
+
+class PaliGemmaBackbone(nn.Module):
+    """`contracts.Backbone` on `PaliGemmaForConditionalGeneration`.
+
+    Args:
+        model: the transformers model, of any size.
+        tokenizer: a `tokenizers.Tokenizer`.
+        config: the options that are not the model's own.
+    """
+
+    def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: SmallPaliGemma):
+        super().__init__()
+        model.lm_head = nn.Identity()  # actions have their own head; tied weights stay in the embedding
+        model.model.language_model.set_attn_implementation(IMPLEMENTATION)
+        self.model = model.model
+        self.tokenizer = tokenizer
+        self.config = config
+        text, vision = model.config.text_config, model.config.vision_config
+        self.width: int = text.hidden_size
+        self.patch_size: int = vision.patch_size
+        side = vision.image_size // vision.patch_size
+        self.grid = (side, side)
+        layers = text.num_hidden_layers
+        self.saliency_layers = tuple(range(layers - config.saliency_layers, layers))
+        self.queries = nn.Parameter(torch.randn(config.chunk, self.width))
+        proprio = PROPRIO_WIDTH[config.proprio]
+        self.state = nn.Linear(proprio, self.width) if proprio else None
+
+    def encode(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids [b t] of bos, instruction, newline, padding; and bool [b t], True for the instruction's own tokens.
+
+        Raises:
+            UserError: if an instruction is empty or longer than `max_tokens`.
+        """
+        words = [encoding.ids for encoding in self.tokenizer.encode_batch(instructions, add_special_tokens=False)]
+        newline = self.tokenizer.encode("\n", add_special_tokens=False).ids
+        for text, ids in zip(instructions, words, strict=True):
+            if not ids or not text.strip():
+                raise UserError("an instruction is empty: say what the robot should do")
+            if len(ids) > self.config.max_tokens:
+                raise UserError(
+                    f"the instruction has {len(ids)} tokens, the context holds {self.config.max_tokens}: shorten it or "
+                    f"train with a larger max_tokens ('{text[:60]}...')"
+                )
+        length = max(len(ids) for ids in words) + 1 + len(newline)
+        device = self.queries.device
+        tokens = torch.full((len(words), length), PAD, dtype=torch.long)
+        rows = torch.zeros(len(words), length, dtype=torch.bool)
+        for i, ids in enumerate(words):
+            sequence = [BOS, *ids, *newline]
+            tokens[i, : len(sequence)] = torch.tensor(sequence)
+            rows[i, 1 : 1 + len(ids)] = True
+        return tokens.to(device), rows.to(device)
+
+    def images(self, images: UInt8[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
+        """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
+        pixels = images.to(self.queries.dtype) / 127.5 - 1.0
+        if hidden is not None:
+            rows, columns = self.grid
+            cover = repeat(hidden, "b (r c) -> b 1 (r p) (c q)", r=rows, c=columns, p=self.patch_size, q=self.patch_size)
+            pixels = pixels.masked_fill(cover, 0.0)
+        return self.model.get_image_features(pixels).pooler_output
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        attention: bool = False,
+        hidden: Bool[Tensor, "b n"] | None = None,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+    ) -> Features:
+        """See `la_reconvla.contracts.Backbone` and the drawing above.
+
+        Raises:
+            UserError: if the image has another size, or camera or robot state are missing or not expected.
+        """
+        self._check(images, wrist, proprio)
+        b, n = images.shape[0], self.grid[0] * self.grid[1]
+        tokens, rows = self.encode(instructions)
+        blocks = [self.images(images, hidden)]
+        if wrist is not None:
+            blocks.append(self.images(wrist, None))
+        seen = sum(block.shape[1] for block in blocks)
+        blocks.append(self.model.get_input_embeddings()(tokens))
+        prefix = seen + tokens.shape[1]
+        if self.state is not None and proprio is not None:
+            blocks.append(self.state(proprio.to(self.queries.dtype))[:, None])
+        blocks.append(repeat(self.queries, "c d -> b c d", b=b).to(blocks[0].dtype))
+        embeddings = torch.cat(blocks, dim=1)
+
+        length = embeddings.shape[1]
+        present = torch.ones(b, length, dtype=torch.long, device=embeddings.device)
+        present[:, seen:prefix] = tokens != PAD
+        suffix = torch.zeros_like(present)
+        suffix[:, prefix:] = 1
+        probe = AttentionProbe(self.saliency_layers, slice(seen, prefix), slice(0, n)) if attention else None
+        out = self.model(
+            inputs_embeds=embeddings,
+            attention_mask=present,
+            position_ids=present.cumsum(1),  # PaliGemma counts from 1; padding does not count
+            token_type_ids=suffix,
+            use_cache=False,
+            **({"probe": probe} if probe else {}),
+        ).last_hidden_state
+        share = (rows / rows.sum(1, keepdim=True)).to(out.dtype)
+        return Features(
+            patches=out[:, :n],
+            actions=out[:, -self.config.chunk :],
+            instruction=torch.einsum("bt,btd->bd", share, out[:, seen:prefix]),
+            attention=probe.stacked() if probe else None,
+            rows=rows if probe else None,
+            grid=self.grid,
+        )
+
+    def _check(self, images: Tensor, wrist: Tensor | None, proprio: Tensor | None) -> None:
+        size = self.grid[0] * self.patch_size
+        for name, picture in (("image", images), ("wrist image", wrist)):
+            if picture is not None and (tuple(picture.shape[1:]) != (3, size, size) or picture.dtype != torch.uint8):
+                raise UserError(
+                    f"the {name} must be uint8 [b 3 {size} {size}], got {picture.dtype} {list(picture.shape)}"
+                )
+        if (wrist is not None) != self.config.wrist:
+            raise UserError(f"this backbone was built with wrist={self.config.wrist}")
+        width = PROPRIO_WIDTH[self.config.proprio]
+        if (0 if proprio is None else proprio.shape[1]) != width:
+            raise UserError(f"this backbone was built with proprio='{self.config.proprio}' ({width} numbers)")

@@ -1,0 +1,127 @@
+"""Actions as 7 x 256 bins, decoded in parallel (RT-2's bins, OpenVLA's quantile edges, OpenVLA-OFT's parallel chunks).
+
+Six dimensions are continuous: 256 uniform bins between the 1st and 99th percentile of the demonstrations. The gripper
+is two-valued: its label is the first or the last bin, and its decision is which half of the bins holds more mass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from la_reconvla.contracts import ACTION_DIM
+
+GRIPPER = ACTION_DIM - 1
+
+
+@dataclass(frozen=True)
+class ActionBins:
+    """Where the bins lie and how labels and decisions are made; saved with the policy.
+
+    Attributes:
+        low: 1st percentile of each dimension of the training actions (7 numbers; the gripper's are -1 and 1).
+        high: 99th percentile of each dimension.
+        count: bins per dimension.
+        spread: standard deviation, in bins, of the soft labels; 0 gives the published one-hot labels.
+        decision: ``expectation`` over the bins (the default, smoother in closed loop) or ``argmax`` (published).
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    count: int = 256
+    spread: float = 4.0
+    decision: Literal["expectation", "argmax"] = "expectation"
+
+    def __post_init__(self):
+        if len(self.low) != ACTION_DIM or len(self.high) != ACTION_DIM:
+            raise ValueError(f"action bins need {ACTION_DIM} lower and upper edges")
+        if any(not lo < hi for lo, hi in zip(self.low, self.high, strict=True)):
+            raise ValueError(f"each lower edge must be below its upper edge, got {self.low} and {self.high}")
+
+    @classmethod
+    def from_quantiles(cls, low, high, **options) -> ActionBins:
+        """Bins over [low, high], arrays [7]; a dimension that never moves gets a narrow range around its value."""
+        pairs = [(float(lo), float(hi)) for lo, hi in zip(low, high, strict=True)]
+        pairs = [(lo, hi) if hi - lo > 1e-3 else (lo - 5e-4, hi + 5e-4) for lo, hi in pairs]
+        pairs[GRIPPER] = (-1.0, 1.0)
+        return cls(tuple(lo for lo, _ in pairs), tuple(hi for _, hi in pairs), **options)
+
+    def centers(self, device: torch.device | str = "cpu") -> Float[Tensor, "a v"]:
+        """Value that each bin stands for, float32 [7 count]."""
+        low = torch.tensor(self.low, device=device)[:, None]
+        high = torch.tensor(self.high, device=device)[:, None]
+        middle = (torch.arange(self.count, device=device) + 0.5) / self.count
+        return low + (high - low) * middle
+
+    def labels(self, actions: Float[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
+        """Position of each action on its axis of bins, as a real number of bins in [0, count - 1]."""
+        low = torch.tensor(self.low, device=actions.device)
+        high = torch.tensor(self.high, device=actions.device)
+        place = ((actions - low) / (high - low) * self.count - 0.5).clamp(0, self.count - 1)
+        gripper = torch.where(actions[..., GRIPPER] > 0, self.count - 1.0, 0.0)
+        return torch.cat([place[..., :GRIPPER], gripper[..., None]], dim=-1)
+
+    def targets(self, actions: Float[Tensor, "... 7"]) -> Float[Tensor, "... 7 v"]:
+        """Target distribution over the bins. The gripper's is always one-hot."""
+        place = self.labels(actions)
+        hard = F.one_hot(place.round().long(), self.count).to(actions.dtype)
+        if self.spread == 0:
+            return hard
+        bins = torch.arange(self.count, device=actions.device, dtype=actions.dtype)
+        soft = (-0.5 * ((bins - place[..., None]) / self.spread).square()).softmax(-1)
+        return torch.cat([soft[..., :GRIPPER, :], hard[..., GRIPPER:, :]], dim=-2)
+
+    def decide(self, logits: Float[Tensor, "b c 7 v"]) -> Float[Tensor, "b c 7"]:
+        """Actions in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
+        mass = logits.float().softmax(-1)
+        centers = self.centers(logits.device)
+        if self.decision == "argmax":
+            values = centers.expand_as(mass).gather(-1, mass.argmax(-1, keepdim=True))[..., 0]
+        else:
+            values = (mass * centers).sum(-1)
+        closed = mass[..., GRIPPER, self.count // 2 :].sum(-1) > 0.5
+        gripper = torch.where(closed, 1.0, -1.0)
+        return torch.cat([values[..., :GRIPPER], gripper[..., None]], dim=-1)
+
+
+class ActionHead(nn.Module):
+    """Hidden states at the action positions -> logits over bins.
+
+    It also reads the instruction's own final states, averaged. Without that, nothing downstream reads the text rows of
+    the last layer: they would get no gradient from the action loss, and a third of the saliency would be noise.
+    """
+
+    def __init__(self, width: int, count: int):
+        super().__init__()
+        self.count = count
+        self.from_instruction = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.logits = nn.Linear(width, ACTION_DIM * count)
+        nn.init.normal_(self.logits.weight, std=0.02)
+        nn.init.zeros_(self.logits.bias)
+
+    def forward(
+        self, actions: Float[Tensor, "b c d"], instruction: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b c 7 v"]:
+        """Logits in float32, all dimensions and all steps of the chunk in one pass."""
+        hidden = self.norm(actions + self.from_instruction(instruction)[:, None])
+        return self.logits(hidden).float().unflatten(-1, (ACTION_DIM, self.count))
+
+
+def action_loss(
+    logits: Float[Tensor, "b c 7 v"], targets: Float[Tensor, "b c 7 v"], valid: Bool[Tensor, "b c"]
+) -> Float[Tensor, ""]:
+    """L_action: cross-entropy, averaged over the 7 dimensions and the steps that exist (`valid`).
+
+    Raises:
+        ValueError: if no step of the batch is valid.
+    """
+    if not bool(valid.any()):
+        raise ValueError("no valid action in the batch")
+    per_step = -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
+    return per_step[valid].mean()

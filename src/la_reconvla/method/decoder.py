@@ -1,0 +1,106 @@
+"""Step 3: the MAE decoder (He et al., arXiv 2111.06377): visible patch tokens -> pixels of the masked ones, one pass.
+
+::
+
+    tokens   v v M v M v      v  the backbone's final state of a visible patch, projected
+      +      0 1 2 3 4 5      M  one learned vector, the same at every masked position
+    positions                 The positions are what lets two masked patches differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+
+
+def patchify(images: UInt8[Tensor, "b 3 H W"], patch: int) -> Float[Tensor, "b n q"]:
+    """Pixels of each patch in row-major order, scaled to [-1, 1] as the vision tower sees them; q = 3 patch^2."""
+    patches = rearrange(images, "b ch (gh ph) (gw pw) -> b (gh gw) (ph pw ch)", ph=patch, pw=patch)
+    return patches.float() / 127.5 - 1.0
+
+
+def unpatchify(patches: Float[Tensor, "b n q"], grid: tuple[int, int], patch: int) -> UInt8[Tensor, "b 3 H W"]:
+    """The inverse of `patchify`; values outside [-1, 1] are clipped."""
+    pixels = ((patches.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
+    return rearrange(pixels, "b (gh gw) (ph pw ch) -> b ch (gh ph) (gw pw)", gh=grid[0], gw=grid[1], ph=patch, pw=patch)
+
+
+def position_table(grid: tuple[int, int], width: int) -> Float[Tensor, "n d"]:
+    """Fixed sine-cosine embedding of each patch's row and column, as in MAE's appendix A."""
+    if width % 4:
+        raise ValueError(f"decoder width must be divisible by 4 for two-dimensional positions, got {width}")
+    frequency = 10_000.0 ** -(torch.arange(width // 4) / (width / 4))
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    angles = [axis.reshape(-1, 1) * frequency for axis in (row, column)]
+    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)
+
+
+@dataclass(frozen=True)
+class MAEDecoder:
+    """The decoder's size, as published: 4 layers, width 256, 8 heads. `norm_pixels`: MAE's per-patch normalisation."""
+
+    depth: int = 4
+    width: int = 256
+    heads: int = 8
+    norm_pixels: bool = False
+    label = "mae"
+
+    def build(self, backbone_width: int, grid: tuple[int, int], patch: int) -> MAEReconstructor:
+        """The trainable module for a backbone of this width, grid and patch size."""
+        return MAEReconstructor(self, backbone_width, grid, patch)
+
+
+class MAEReconstructor(nn.Module):
+    """Predicts the pixels of masked patches from the backbone's states at the visible ones."""
+
+    positions: Tensor
+
+    def __init__(self, config: MAEDecoder, backbone_width: int, grid: tuple[int, int], patch: int):
+        super().__init__()
+        self.config = config
+        self.enter = nn.Linear(backbone_width, config.width)
+        self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
+        self.register_buffer("positions", position_table(grid, config.width), persistent=False)
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
+        )
+        for block in self.blocks.layers:  # TransformerEncoder copies one layer, weights included: draw each anew
+            for module in block.modules():
+                if isinstance(module, nn.Linear | nn.MultiheadAttention):
+                    module.reset_parameters() if isinstance(module, nn.Linear) else module._reset_parameters()
+        self.leave = nn.Linear(config.width, 3 * patch * patch)
+
+    def decode(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n w"]:
+        """Decoder states at all positions. Where `mask` is True nothing of `patches` is read."""
+        tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), self.enter(patches))
+        return self.blocks(tokens + self.positions.to(tokens.dtype))
+
+    def loss(
+        self,
+        patches: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"],
+        target: Float[Tensor, "b n q"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, ""]:
+        """Mean squared pixel error over the masked patches and nothing else (MAE, equation of section 3).
+
+        `generator` is unused: one pass needs no noise. Pixels are in [-1, 1], or of zero mean and unit variance in
+        each patch with ``norm_pixels``.
+        """
+        predicted = self.leave(self.decode(patches, mask)[mask]).float()
+        wanted = target[mask]
+        if self.config.norm_pixels:
+            wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6).sqrt()
+        return (predicted - wanted).square().mean()
+
+    @torch.no_grad()
+    def picture(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n q"]:
+        """Predicted pixels at every position; only those under the mask were ever trained."""
+        return self.leave(self.decode(patches, mask)).float()
