@@ -1,0 +1,189 @@
+"""Does attention rest on the object? Overlap metrics of saliency maps with instance masks, each beside its chance.
+
+Inputs are saliency maps [b n] (one score per patch) and coverage [b n] (the fraction of each patch that the instance
+covers). Ties never help: wherever equal scores would leave a choice, the expected value over a fair choice is taken,
+so that a constant map scores exactly chance. Frames in which the instance is not visible are NaN, so they are counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import hypergeom, rankdata
+
+from la_reconvla.errors import UserError
+from la_reconvla.method.mask import masked_count
+
+
+@dataclass(frozen=True, eq=False)
+class Grounding:
+    """One value a frame; NaN where the instance is not visible.
+
+    Attributes:
+        visible: whether any patch shows the instance.
+        patches: number of patches that show it, g.
+        aos: attention overlap score, IoU of the top k = ceil(fraction * n) patches with the instance's patches.
+        aos_chance: expected `aos` of k patches chosen at random.
+        aos_ceiling: highest possible `aos`, min(k, g) / max(k, g).
+        aos_g: IoU with k = g; its ceiling is 1.
+        aos_g_chance: expected `aos_g` of g patches chosen at random.
+        mass: share of the saliency on the instance's patches.
+        mass_over_area: `mass` over the instance's share of the patches; 1 is indifference.
+        pointing: whether the highest patch lies on the instance.
+        auroc: probability that a patch on the instance outranks one off it; 0.5 is indifference.
+    """
+
+    visible: Bool[np.ndarray, "b"]
+    patches: Int[np.ndarray, "b"]
+    aos: Float[np.ndarray, "b"]
+    aos_chance: Float[np.ndarray, "b"]
+    aos_ceiling: Float[np.ndarray, "b"]
+    aos_g: Float[np.ndarray, "b"]
+    aos_g_chance: Float[np.ndarray, "b"]
+    mass: Float[np.ndarray, "b"]
+    mass_over_area: Float[np.ndarray, "b"]
+    pointing: Float[np.ndarray, "b"]
+    auroc: Float[np.ndarray, "b"]
+
+    def records(self) -> list[dict[str, float | int | bool | None]]:
+        """One dict a frame, ready for JSON: what was not measured is None."""
+        columns = {f.name: [_plain(v) for v in getattr(self, f.name).tolist()] for f in fields(self)}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _plain(value: float | int | bool) -> float | int | bool | None:
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def measure(
+    saliency: Float[np.ndarray, "b n"],
+    coverage: Float[np.ndarray, "b n"],
+    *,
+    fraction: float = 0.25,
+    threshold: float = 0.0,
+) -> Grounding:
+    """All grounding metrics of `saliency` against one instance.
+
+    Args:
+        saliency: non-negative score of each patch, any scale, not all zero.
+        coverage: fraction of each patch's pixels on the instance, in [0, 1].
+        fraction: share of patches picked for AOS.
+        threshold: a patch belongs to the instance if its coverage is **above** this.
+
+    Raises:
+        UserError: if shapes differ or saliency is negative, all zero in a frame or not finite.
+    """
+    saliency, coverage = _maps(saliency), np.asarray(coverage)
+    if saliency.shape != coverage.shape:
+        raise UserError(f"saliency {saliency.shape} and coverage {coverage.shape} must be of one patch grid")
+    n = saliency.shape[1]
+    target = coverage > threshold
+    g = target.sum(1)
+    visible = g > 0
+    area = np.where(visible, g / n, np.nan)
+    k = np.full_like(g, masked_count(fraction, n))
+    mass = (saliency * target).sum(1) / saliency.sum(1)
+    return Grounding(
+        visible=visible,
+        patches=g,
+        aos=_seen(visible, overlap(saliency, target, k)),
+        aos_chance=_seen(visible, chance(n, k, g)),
+        aos_ceiling=_seen(visible, np.minimum(k, g) / np.maximum(k, g)),
+        aos_g=_seen(visible, overlap(saliency, target, g)),
+        aos_g_chance=_seen(visible, chance(n, g, g)),
+        mass=_seen(visible, mass),
+        mass_over_area=mass / area,
+        pointing=_seen(visible, pointing(saliency, target)),
+        auroc=auroc(saliency, target),
+    )
+
+
+def _maps(saliency: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n"]:
+    """`saliency` in double precision, checked."""
+    saliency = np.asarray(saliency, dtype=np.float64)
+    if saliency.ndim != 2:
+        raise UserError(f"saliency must be [frames, patches], got shape {saliency.shape}")
+    if not np.isfinite(saliency).all() or (saliency < 0).any() or (saliency.sum(1) == 0).any():
+        raise UserError("saliency must be finite, not negative and not all zero in any frame: check the attention rows")
+    return saliency
+
+
+def _seen(visible: Bool[np.ndarray, "b"], values: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+    return np.where(visible, values, np.nan)
+
+
+def overlap(
+    saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"], k: Int[np.ndarray, "b"]
+) -> Float[np.ndarray, "b"]:
+    """IoU of the `k` highest patches with `target`, in expectation over a fair choice among equal scores.
+
+    Args:
+        saliency: score of each patch.
+        target: True where the instance is.
+        k: number of patches picked in each frame; where it is 0 the IoU is 0.
+    """
+    n = saliency.shape[1]
+    kth = np.take_along_axis(-np.sort(-saliency, axis=1), np.clip(k - 1, 0, n - 1)[:, None], axis=1)
+    above, level = saliency > kth, saliency == kth
+    return _expected_iou(
+        sure=(above & target).sum(1),
+        tied=level.sum(1),
+        tied_hits=(level & target).sum(1),
+        picks=np.maximum(k - above.sum(1), 0),
+        k=k,
+        g=target.sum(1),
+    )
+
+
+def chance(n: int, k: Int[np.ndarray, "b"], g: Int[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+    """Exact expected IoU of `k` of `n` patches, chosen uniformly at random, with a target of `g`.
+
+    The number of hits X is hypergeometric and IoU = X / (k + g - X). This is not IoU of the expected hits.
+    """
+    k, g = np.broadcast_arrays(np.asarray(k), np.asarray(g))
+    return _expected_iou(sure=np.zeros_like(g), tied=np.full_like(g, n), tied_hits=g, picks=k, k=k, g=g)
+
+
+def _expected_iou(
+    sure: Int[np.ndarray, "b"],
+    tied: Int[np.ndarray, "b"],
+    tied_hits: Int[np.ndarray, "b"],
+    picks: Int[np.ndarray, "b"],
+    k: Int[np.ndarray, "b"],
+    g: Int[np.ndarray, "b"],
+) -> Float[np.ndarray, "b"]:
+    """Expected IoU: `sure` patches hit, and `picks` more are drawn from `tied`, of which `tied_hits` would hit."""
+    extra = np.arange(max(int(picks.max(initial=0)), 0) + 1)
+    probability = hypergeom.pmf(extra, tied[:, None], tied_hits[:, None], picks[:, None])
+    hits = sure[:, None] + extra
+    union = np.maximum((k + g)[:, None] - hits, 1)  # only impossible hits and empty sets touch the floor of 1
+    return (probability * hits / union).sum(1)
+
+
+def pointing(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+    """Pointing game: 1 if the highest patch is on the target; among equal highest ones the share that is."""
+    highest = saliency == saliency.max(1, keepdims=True)
+    return (highest & target).sum(1) / highest.sum(1)
+
+
+def auroc(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+    """Area under the ROC curve of patches as target or not, equal scores counted half; NaN if all patches are alike."""
+    n, g = saliency.shape[1], target.sum(1)
+    positive_ranks = (rankdata(saliency, axis=1) * target).sum(1)
+    pairs = g * (n - g)
+    return np.where(pairs > 0, (positive_ranks - g * (g + 1) / 2) / np.maximum(pairs, 1), np.nan)
+
+
+def instruction_difference(first: Float[np.ndarray, "b n"], second: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+    """AID: 1 - cosine of the maps of one image under two instructions; 0 means that the words move nothing.
+
+    Raises:
+        UserError: if shapes differ or a map is negative, all zero or not finite.
+    """
+    first, second = _maps(first), _maps(second)
+    if first.shape != second.shape:
+        raise UserError(f"the two maps must be of equal shape, got {first.shape} and {second.shape}")
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return 1.0 - (first * second).sum(1) / norms
