@@ -1,0 +1,393 @@
+"""LIBERO as a small numpy environment that renders only when it is asked to.
+
+The physics is LIBERO's own, bit for bit (`tests/test_sim_env.py` compares with its `ControlEnv`). What differs is what
+is *not* done: no camera is drawn in a control step, no robosuite observable is computed, and the success predicate is
+evaluated once a step.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import importlib
+import logging
+import os
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from la_reconvla.contracts import ACTION_DIM, GRIPPER_OPEN, Observation, Outcome, Pose, Quality, Start
+from la_reconvla.errors import UserError, unknown
+from la_reconvla.sim.tasks import INSTALL_SIM, Task, load_task
+
+if TYPE_CHECKING:
+    from la_reconvla.sim.renderer import Renderer
+
+AGENTVIEW, WRIST = "agentview", "robot0_eye_in_hand"
+SETTLING_STEPS = 10  # LIBERO drops its objects from 7-11 cm
+RESET_ATTEMPTS = 10
+INSTALL_OPENGL = "sudo apt-get install -y libegl1 libgl1 libopengl0"
+# Bodies of the robot carry these prefixes; as names they stand for all bodies that do.
+ROBOT_PARTS = {"gripper": ("gripper0_",), "robot": ("robot0_", "gripper0_", "mount0_")}
+_NO_OP = np.array([0.0] * 6 + [GRIPPER_OPEN])
+
+
+class LiberoEnv:
+    """One LIBERO simulator at a time; implements `la_reconvla.contracts.Env`.
+
+    The simulator of a task is built on the first `reset` to it and reused until another task is asked for. An instance
+    holds an OpenGL context once it has rendered: never fork a process that has one, start workers with ``spawn``.
+
+    Args:
+        image_size: rows and columns of the images and masks.
+        wrist: whether `observe` also draws the wrist camera.
+        proprio: whether `observe` also returns `proprio()`.
+        quality: `official` renders as LIBERO does; `fast` without reflections, shadows and multisampling.
+        max_steps: step limit of an episode in place of the task's own.
+        allow_any_mujoco: accept a MuJoCo outside [3.3, 3.3.3). Scores are then not comparable with published ones.
+
+    Raises:
+        UserError: if the simulator's packages, OpenGL or the right MuJoCo are missing; the message names the command
+            that repairs it.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        wrist: bool = False,
+        proprio: bool = False,
+        quality: Quality = "official",
+        *,
+        max_steps: int | None = None,
+        allow_any_mujoco: bool = False,
+    ) -> None:
+        if quality not in ("official", "fast"):
+            raise unknown("render quality", quality, ("official", "fast"))
+        if image_size < 1:
+            raise UserError(f"the image size must be positive, not {image_size}")
+        prepare_simulator(allow_any_mujoco=allow_any_mujoco)
+        self.image_size, self.quality = image_size, quality
+        self._with_wrist, self._with_proprio, self._limit = wrist, proprio, max_steps
+        self._env: Any = None  # robosuite's environment of the current task
+        self._task: Task | None = None
+        self._start: Start | None = None
+        self._renderer: Renderer | None = None
+        self._steps = 0
+        self._success = False
+
+    # ------------------------------------------------------------ acting
+
+    def reset(self, start: Start) -> None:
+        """Hard reset to `start`, then ten steps with an open gripper in which the objects settle.
+
+        The furniture's pose is not part of a MuJoCo state; it is drawn at random in every reset and moves by up to
+        1.7 cm. It is fixed here by `start.seed`, so that equal starts and actions give bit-equal states.
+
+        Raises:
+            UserError: for an unknown suite, task or object, a state of another task, or a scene that cannot be set up.
+        """
+        task = load_task(start.suite, start.task)
+        goal = task.goal_for(start.target, start.destination)
+        if self._task != task:
+            self._build(task)
+        self._hard_reset(start.seed)
+        self._set_goal(goal)
+        self.set_state(start.state)
+        self._start, self._steps, self._success = start, 0, False
+        for _ in range(SETTLING_STEPS):
+            self._control_step(_NO_OP)
+
+    def step(self, chunk: Float[np.ndarray, "c 7"], *, stop_at_success: bool = True) -> Outcome:
+        """Execute the actions of `chunk` in order until success, the step limit or the end of the chunk.
+
+        Args:
+            chunk: float [c 7], actions; values beyond [-1, 1] are clipped.
+            stop_at_success: False goes on after success, to record the release and the retreat. `Outcome.success`
+                then says whether the goal has held at any step so far, and only the step limit ends the episode.
+
+        Raises:
+            UserError: if an action is not finite or not 7 numbers.
+        """
+        before = self._steps
+        for action in _checked(chunk):
+            if self._over(stop_at_success):
+                break
+            self._control_step(action)
+            self._steps += 1
+            self._success = self._success or self.success()
+        return Outcome(steps=self._steps - before, success=self._success, done=self._over(stop_at_success))
+
+    def success(self) -> bool:
+        """Whether the goal holds now, by LIBERO's own check."""
+        return bool(self._simulator()._check_success())
+
+    @property
+    def max_steps(self) -> int:
+        """Step limit of the current episode; the settling steps do not count."""
+        return self._limit if self._limit is not None else self.task.max_steps
+
+    @property
+    def task(self) -> Task:
+        """The task of the current episode."""
+        self._simulator()
+        assert self._task is not None
+        return self._task
+
+    @property
+    def start(self) -> Start:
+        """What the current episode was reset to."""
+        self._simulator()
+        assert self._start is not None
+        return self._start
+
+    def close(self) -> None:
+        """Free the simulator and its OpenGL context. Closing twice does nothing; a later `reset` builds anew."""
+        self._close_renderer()
+        if self._env is not None:
+            self._env.close()
+        self._env = self._task = self._start = None
+
+    def __enter__(self) -> LiberoEnv:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ seeing
+
+    def observe(self) -> Observation:
+        """Render the cameras now. Images are uint8 [H W 3], turned by 180 degrees, contiguous."""
+        return Observation(
+            image=self._view(AGENTVIEW),
+            instruction=self.start.instruction,
+            wrist=self._view(WRIST) if self._with_wrist else None,
+            proprio=self.proprio() if self._with_proprio else None,
+        )
+
+    def masks(self, names: tuple[str, ...]) -> dict[str, Bool[np.ndarray, "H W"]]:
+        """Where each named thing is visible in the image that `observe` would return now.
+
+        Args:
+            names: instances of the task, its regions (which stand for their owner), ``gripper`` or ``robot``.
+
+        Raises:
+            UserError: for an unknown name.
+        """
+        owners = {name: self._geoms_of(name) for name in names}
+        shown = self._drawer().geoms(self._simulator().sim.data._data, AGENTVIEW)
+        return {name: np.isin(shown, geoms) for name, geoms in owners.items()}
+
+    def segmentation(self, names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
+        """All of `masks` in one map: uint8 [H W], i + 1 where ``names[i]`` is visible and 0 elsewhere.
+
+        Where names overlap (``robot`` contains ``gripper``) the later one wins.
+
+        Raises:
+            UserError: for an unknown name, or more than 255 of them.
+        """
+        if len(names) > np.iinfo(np.uint8).max:
+            raise UserError(f"a segmentation map holds 255 names, not {len(names)}: ask for fewer")
+        result = np.zeros((self.image_size, self.image_size), dtype=np.uint8)
+        for i, mask in enumerate(self.masks(names).values()):
+            result[mask] = i + 1
+        return result
+
+    # ------------------------------------------------------------ privileged
+
+    def poses(self) -> dict[str, Pose]:
+        """Poses of all objects, of the fixtures that have a body of their own, and of the gripper (``gripper``)."""
+        env = self._simulator()
+        data = env.sim.data
+        result = {
+            name: Pose(position=data.body_xpos[body].copy(), quaternion=_xyzw(data.body_xquat[body]))
+            for name, body in env.obj_body_id.items()
+        }
+        robot = env.robots[0]
+        hand = env.sim.model.body_name2id(robot.robot_model.eef_name)
+        position = data.site_xpos[robot.eef_site_id].copy()
+        return result | {"gripper": Pose(position=position, quaternion=_xyzw(data.body_xquat[hand]))}
+
+    def proprio(self) -> Float[np.ndarray, "8"]:
+        """float32 [8]: end effector position (m), orientation as axis-angle (rad), two finger positions (m)."""
+        from robosuite.utils.transform_utils import quat2axisangle
+
+        gripper = self.poses()["gripper"]
+        robot = self._simulator().robots[0]
+        fingers = self._simulator().sim.data.qpos[robot._ref_gripper_joint_pos_indexes]
+        return np.concatenate([gripper.position, quat2axisangle(gripper.quaternion), fingers]).astype(np.float32)
+
+    def raw_observation(self) -> dict[str, np.ndarray]:
+        """robosuite's low-dimensional observations as they are now: ``robot0_eef_pos``, ``plate_1_quat`` and so on.
+
+        robosuite 1.4 samples its observables after the first of a control step's 25 substeps, so that what its `step`
+        returns is almost one control step old. These are fresh.
+        """
+        return dict(self._simulator()._get_observations(force_update=True))
+
+    def state(self) -> Float[np.ndarray, "s"]:
+        """The flattened MuJoCo state: float64 [s], time, qpos, qvel."""
+        return self._simulator().sim.get_state().flatten()
+
+    def set_state(self, state: Float[np.ndarray, "s"]) -> None:
+        """Put the simulation into `state` (float64 [s]) without a reset; the controller keeps its goal.
+
+        Raises:
+            UserError: if the state belongs to another scene or is not finite.
+        """
+        env = self._simulator()
+        size = 1 + env.sim.model.nq + env.sim.model.nv
+        if np.shape(state) != (size,):
+            raise UserError(
+                f"a state of {self.task.suite} task {self.task.index} has {size} numbers, this one has shape "
+                f"{np.shape(state)}: it was recorded in another scene"
+            )
+        if not np.isfinite(state).all():
+            raise UserError("the state to set contains NaN or infinity: the file that it came from is damaged")
+        env.sim.set_state_from_flattened(np.asarray(state, dtype=np.float64))
+        env.sim.forward()
+        env._post_process()
+
+    def model_xml(self) -> str:
+        """The MJCF of the simulated scene, as LIBERO's demonstration files keep it."""
+        return self._simulator().sim.model.get_xml()
+
+    # ------------------------------------------------------------ inside
+
+    def _simulator(self) -> Any:
+        if self._env is None:
+            raise UserError("the environment has no simulator yet: call reset(start) first")
+        return self._env
+
+    def _build(self, task: Task) -> None:
+        from libero.libero.envs.env_wrapper import ControlEnv
+
+        self.close()
+        wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
+        self._env, self._task = wrapper.env, task
+
+    def _hard_reset(self, seed: int) -> None:
+        """Reset with a bound: `ControlEnv.reset` swallows every exception and tries again for ever."""
+        from robosuite.utils.errors import RandomizationError
+
+        self._close_renderer()
+        self._env.seed(seed)
+        for _ in range(RESET_ATTEMPTS):
+            try:
+                self._env.reset()
+                return
+            except RandomizationError:
+                continue
+        raise UserError(
+            f"{self.task.suite} task {self.task.index} found no collision-free placement with seed {seed} in "
+            f"{RESET_ATTEMPTS} attempts: choose another seed"
+        )
+
+    def _set_goal(self, goal: tuple[tuple[str, ...], ...]) -> None:
+        self._env.parsed_problem["goal_state"] = [list(predicate) for predicate in goal]
+
+    def _control_step(self, action: Float[np.ndarray, "7"]) -> None:
+        self._env.timestep = 0  # robosuite ends an episode after 1000 steps; the limit is ours
+        self._env.step(action)
+
+    def _over(self, stop_at_success: bool) -> bool:
+        return self._steps >= self.max_steps or (self._success and stop_at_success)
+
+    def _drawer(self) -> Renderer:
+        if self._renderer is None:
+            from la_reconvla.sim.renderer import Renderer
+
+            self._renderer = Renderer(self._simulator().sim.model._model, self.image_size, self.quality)
+        return self._renderer
+
+    def _view(self, camera: str) -> UInt8[np.ndarray, "H W 3"]:
+        return self._drawer().image(self._simulator().sim.data._data, camera)
+
+    def _close_renderer(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = None
+
+    def _geoms_of(self, name: str) -> list[int]:
+        """Numbers of all geoms that belong to `name`, those of its moving parts included."""
+        model = self._simulator().sim.model
+        if name in ROBOT_PARTS:
+            roots = {i for i, body in enumerate(model.body_names) if body.startswith(ROBOT_PARTS[name])}
+        else:
+            instance = self.task.instance(name)
+            bodies = self._simulator().obj_body_id
+            if instance not in bodies:
+                raise unknown("object with a body", name, (*bodies, *ROBOT_PARTS))
+            roots = {bodies[instance]}
+        return [geom for geom, body in enumerate(model.geom_bodyid) if _inside(body, roots, model.body_parentid)]
+
+
+def prepare_simulator(*, allow_any_mujoco: bool = False) -> None:
+    """Import the simulator with a working OpenGL chosen and its chatter silenced.
+
+    Raises:
+        UserError: if its packages, an OpenGL library or the right MuJoCo are missing.
+    """
+    if "mujoco" not in sys.modules:
+        _choose_opengl()
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    try:
+        mujoco = importlib.import_module("mujoco")
+        importlib.import_module("libero.libero.envs")
+    except ImportError as error:
+        raise UserError(f"the simulator cannot be imported ({error}): {INSTALL_SIM}") from error
+    if not allow_any_mujoco:
+        check_mujoco(mujoco.__version__)
+
+
+def check_mujoco(version: str) -> None:
+    """Refuse a MuJoCo with which LIBERO's scores are not comparable.
+
+    Raises:
+        UserError: if `version` is outside [3.3, 3.3.3).
+    """
+    parts = tuple(int(part) for part in version.split(".")[:3])
+    if not (3, 3) <= parts < (3, 3, 3):
+        raise UserError(
+            f'MuJoCo {version} is installed, LIBERO needs one from 3.3 to 3.3.2: pip install "mujoco>=3.3,<3.3.3" '
+            "(or allow_any_mujoco=True to go on regardless). Its physics drifts: from 3.4 objects slide where they should "
+            "rest and LIBERO-Spatial task 5 falls from 98 % to 12 % (RLinf PR 1496), from 3.3.3 the floor is drawn "
+            "darker (LIBERO PR 140)."
+        )
+
+
+def _choose_opengl() -> None:
+    """MuJoCo reads MUJOCO_GL when it is imported: EGL if its library is there, OSMesa otherwise."""
+    if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
+        return
+    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = name
+            return
+    raise UserError(f"no OpenGL for drawing without a screen (neither EGL nor OSMesa): {INSTALL_OPENGL}")
+
+
+def _checked(chunk: Float[np.ndarray, "c 7"]) -> Float[np.ndarray, "c 7"]:
+    actions = np.asarray(chunk, dtype=np.float64)
+    if actions.ndim != 2 or actions.shape[1] != ACTION_DIM:
+        raise UserError(f"a chunk of actions has shape [c {ACTION_DIM}], not {list(actions.shape)}")
+    if not np.isfinite(actions).all():
+        raise UserError("an action contains NaN or infinity: the policy has diverged, nothing was executed")
+    return np.clip(actions, -1.0, 1.0)
+
+
+def _xyzw(quaternion: Float[np.ndarray, "4"]) -> Float[np.ndarray, "4"]:
+    """MuJoCo's wxyz order to xyzw."""
+    return np.roll(quaternion, -1)
+
+
+def _inside(body: int, roots: set[int], parent_of: np.ndarray) -> bool:
+    """Whether `body` is one of `roots` or hangs below one."""
+    while body != 0:
+        if body in roots:
+            return True
+        body = int(parent_of[body])
+    return False

