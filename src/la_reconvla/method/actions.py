@@ -105,9 +105,7 @@ class ActionHead(nn.Module):
         nn.init.normal_(self.logits.weight, std=0.02)
         nn.init.zeros_(self.logits.bias)
 
-    def forward(
-        self, actions: Float[Tensor, "b c d"], instruction: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b c 7 v"]:
+    def forward(self, actions: Float[Tensor, "b c d"], instruction: Float[Tensor, "b d"]) -> Float[Tensor, "b c 7 v"]:
         """Logits in float32, all dimensions and all steps of the chunk in one pass."""
         hidden = self.norm(actions + self.from_instruction(instruction)[:, None])
         return self.logits(hidden).float().unflatten(-1, (ACTION_DIM, self.count))

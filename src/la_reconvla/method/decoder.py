@@ -66,7 +66,13 @@ class MAEReconstructor(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
         self.register_buffer("positions", position_table(grid, config.width), persistent=False)
         layer = nn.TransformerEncoderLayer(
-            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            config.width,
+            config.heads,
+            4 * config.width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(
             layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False

@@ -46,9 +46,7 @@ class Reconstruction:
     mask_at: Literal["decoder", "input"] = "decoder"
 
 
-def losses(
-    policy: Policy, batch: Batch, reconstruction: Reconstruction | None, generator: torch.Generator
-) -> Losses:
+def losses(policy: Policy, batch: Batch, reconstruction: Reconstruction | None, generator: torch.Generator) -> Losses:
     """All terms of the objective for one batch.
 
     Args:

@@ -27,9 +27,7 @@ class Policy(nn.Module):
         self.head = ActionHead(backbone.width, bins.count)
         self.reconstructor = reconstructor
 
-    def features(
-        self, batch: Batch, *, attention: bool = False, hidden: Bool[Tensor, "b n"] | None = None
-    ) -> Features:
+    def features(self, batch: Batch, *, attention: bool = False, hidden: Bool[Tensor, "b n"] | None = None) -> Features:
         """The backbone's features of a batch; see `la_reconvla.contracts.Backbone`."""
         return self.backbone(
             batch.images,

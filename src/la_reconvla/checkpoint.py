@@ -1,0 +1,181 @@
+"""A trained policy on disk: ``config.json`` says what it is, ``model.safetensors`` holds its weights.
+
+Nothing is pickled and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.conditions import Condition
+from la_reconvla.contracts import Quality
+from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.policy import Policy
+from la_reconvla.randomness import seeded
+from la_reconvla.storage import atomic_write, read_json, write_json
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that is needed to rebuild a policy and to refuse data that it was not made for.
+
+    Attributes:
+        condition: id of the arm.
+        blind: the policy acts on a grey image.
+        seed: seed of weights, batches and masks.
+        backbone: size of the backbone and what it is given.
+        bins: action bins, from the training data's quantiles.
+        head: the reconstructor's size, None without one.
+        quality: how the training frames were rendered; evaluation must render alike.
+        data_hash: hash of the demonstrations.
+        train_starts: ids of the initial states that were trained on.
+    """
+
+    condition: str
+    blind: bool
+    seed: int
+    backbone: SmallPaliGemma
+    bins: ActionBins
+    head: MAEDecoder | None
+    quality: Quality
+    data_hash: str
+    train_starts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
+        """The configuration of `condition`'s policy."""
+        head = condition.reconstruction.head if condition.reconstruction else None
+        return cls(condition=condition.id, blind=condition.blind, head=head, **fields)
+
+    def build(self) -> Policy:
+        """A policy with fresh weights.
+
+        Backbone and action head are drawn from one stream and the decoder from another, so that all arms of one seed
+        start from equal weights, with or without a decoder.
+        """
+        with seeded(self.seed, "weights"):
+            policy = Policy(self.backbone.build(), self.bins)
+        if self.head is not None:
+            with seeded(self.seed, "decoder"):
+                backbone = policy.backbone
+                policy.reconstructor = self.head.build(backbone.width, backbone.grid, backbone.patch_size)
+        return policy
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json``, or check that the one that is there says the same.
+
+        Raises:
+            UserError: if the folder holds a run of another configuration.
+        """
+        path = folder / CONFIG
+        mine = json.loads(json.dumps(dataclasses.asdict(self)))
+        if path.exists():
+            theirs = read_json(path)
+            if differing := sorted(key for key in mine if mine[key] != theirs.get(key)):
+                raise UserError(
+                    f"{folder} holds a run of another configuration (different: {', '.join(differing)}): "
+                    "choose another folder or delete that one"
+                )
+            return
+        write_json(path, mine)
+
+    @classmethod
+    def load(cls, folder: Path) -> PolicyConfig:
+        """Read ``config.json``.
+
+        Raises:
+            UserError: if it is missing, damaged or of another version.
+        """
+        raw = read_json(folder / CONFIG)
+        try:
+            raw["backbone"] = SmallPaliGemma(**raw["backbone"])
+            raw["bins"] = ActionBins(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw["bins"].items()})
+            raw["head"] = MAEDecoder(**raw["head"]) if raw["head"] else None
+            raw["train_starts"] = tuple(raw["train_starts"])
+            return cls(**raw)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder / CONFIG} is not the configuration of a policy of this version ({error}): train it again"
+            ) from error
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:
+    """Atomic safetensors file; each value of `metadata` is stored as JSON."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: train this run first, or finish it by the same command")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return tensors, {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and train again") from error
+
+
+def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Put weights into a policy.
+
+    Raises:
+        UserError: if a tensor is missing, unknown or of another shape; each is named.
+    """
+    own = policy.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in tensors]
+    wrong += [f"{name} is unknown" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)}, expected {list(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{source} does not fit its config.json ({'; '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): "
+            "they come from different runs"
+        )
+    policy.load_state_dict(tensors)
+
+
+def load_policy(folder: Path | str) -> tuple[Policy, PolicyConfig]:
+    """A trained policy, in evaluation mode, and its configuration.
+
+    Raises:
+        UserError: if the folder is no finished run.
+    """
+    folder = Path(folder)
+    config = PolicyConfig.load(folder)
+    policy = config.build()
+    tensors, _ = load_tensors(folder / WEIGHTS)
+    restore(policy, tensors, folder / WEIGHTS)
+    return policy.eval(), config
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over names and bytes of all parameters and buffers, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,72 @@
+"""The experiment as data. An arm is one value here and nothing else anywhere: no flag, no branch on a name.
+
+====== =========== =============== ======== =========================================================
+arm    mask        reconstruction  lambda   asks
+====== =========== =============== ======== =========================================================
+C1     none        none            -        the lower bound: the same policy, action loss only
+C2     random      MAE             0.5      does *where* we mask matter, or only that we mask?
+C3     attention   MAE             0.1, 1.0 is the result fragile in lambda?
+C4     attention   MAE             0.5      the method
+====== =========== =============== ======== =========================================================
+
+``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of C1
+that never sees anything but grey.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from la_reconvla.errors import unknown
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.mask import AttentionMask, RandomMask
+from la_reconvla.method.objective import Reconstruction
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One arm.
+
+    Attributes:
+        id: short name, also the name of its folder.
+        name: for people.
+        reconstruction: what is added to the action loss; None for nothing.
+        blind: train and act on a grey image.
+        annotation_free: False for arms that are told where the target is.
+    """
+
+    id: str
+    name: str
+    reconstruction: Reconstruction | None = None
+    blind: bool = False
+    annotation_free: bool = True
+
+    def with_head(self, head: MAEDecoder) -> Condition:
+        """The same arm with a decoder of another size; arms without a decoder stay as they are."""
+        if self.reconstruction is None:
+            return self
+        return replace(self, reconstruction=replace(self.reconstruction, head=head))
+
+
+C1 = Condition("C1", "action loss only")
+C2 = Condition("C2", "random mask", Reconstruction(RandomMask()))
+C3_LOW = Condition("C3-0.1", "attention mask, lambda 0.1", Reconstruction(weight=0.1))
+C3_HIGH = Condition("C3-1.0", "attention mask, lambda 1.0", Reconstruction(weight=1.0))
+C4 = Condition("C4", "attention mask", Reconstruction(AttentionMask(), weight=0.5))
+C2_INPUT = Condition("C2-input", "random mask, leak-free", Reconstruction(RandomMask(), mask_at="input"))
+C4_INPUT = Condition("C4-input", "attention mask, leak-free", Reconstruction(AttentionMask(), mask_at="input"))
+NO_IMAGE = Condition("no-image", "instruction only, grey image", blind=True)
+
+ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
+CONDITIONS = {condition.id: condition for condition in (*ARMS, C2_INPUT, C4_INPUT, NO_IMAGE)}
+
+
+def condition(id: str) -> Condition:
+    """The arm of this id.
+
+    Raises:
+        UserError: if there is none, with near misses.
+    """
+    if id not in CONDITIONS:
+        raise unknown("condition", id, CONDITIONS)
+    return CONDITIONS[id]

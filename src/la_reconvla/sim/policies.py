@@ -1,0 +1,207 @@
+"""What can be rolled out, as data: each specification is a small frozen value that a worker process builds from.
+
+Trained policies and floors act through one interface, so that a floor differs from its policy in one thing only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from la_reconvla.contracts import ACTION_DIM, Env, Observation, RolloutPolicy, Start
+from la_reconvla.errors import UserError
+from la_reconvla.randomness import derive
+
+if TYPE_CHECKING:
+    from la_reconvla.checkpoint import PolicyConfig
+    from la_reconvla.method.policy import Policy
+
+View = Literal["true", "grey_image", "wrong_instruction"]
+GREY = 128
+
+
+class Specification(Protocol):
+    """A policy that does not exist yet; cheap to send to another process."""
+
+    def build(self) -> RolloutPolicy: ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained policy from its run folder.
+
+    Attributes:
+        run: folder with ``config.json`` and ``model.safetensors``.
+        view: ``true``; ``grey_image`` shows it a grey image; ``wrong_instruction`` tells it something else.
+        instructions: all instructions of the study; the wrong one is picked among them.
+        threads: CPU threads of one forward pass.
+    """
+
+    run: Path
+    view: View = "true"
+    instructions: tuple[str, ...] = ()
+    threads: int = 1
+
+    def build(self) -> TrainedPolicy:
+        """Load the weights.
+
+        Raises:
+            UserError: if the folder is no finished run.
+        """
+        import torch
+
+        from la_reconvla.checkpoint import load_policy
+
+        torch.set_num_threads(self.threads)
+        return TrainedPolicy(*load_policy(self.run), self)
+
+
+def wrong_instruction(true: str, instructions: Sequence[str], key: str) -> str:
+    """Another instruction than `true`, picked by `key` alone, so that every condition is told the same wrong thing.
+
+    Raises:
+        UserError: if there is no other instruction.
+    """
+    others = sorted(set(instructions) - {true})
+    if not others:
+        raise UserError("the wrong-instruction floor needs at least two instructions: add a task or wide placements")
+    return others[derive(0, f"wrong instruction/{key}") % len(others)]
+
+
+class TrainedPolicy:
+    """`RolloutPolicy` over a `Policy`."""
+
+    sees = True
+
+    def __init__(self, policy: Policy, config: PolicyConfig, specification: Trained):
+        self.name = config.condition
+        self.policy, self.config, self.specification = policy, config, specification
+        self._instruction = ""
+
+    def reset(self, start: Start, env: Env) -> None:
+        """Only the wrong-instruction floor looks at `start`, to know what not to say."""
+        self._instruction = start.instruction
+        if self.specification.view == "wrong_instruction":
+            self._instruction = wrong_instruction(start.instruction, self.specification.instructions, start.id)
+
+    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
+        """One chunk from one forward pass."""
+        return self.policy.act(*self._inputs(observation))[0].cpu().numpy()
+
+    def look(self, observation: Observation) -> Float[np.ndarray, "n"]:
+        """Saliency for this observation under the instruction that the policy was told."""
+        return self.policy.look(*self._inputs(observation))[0].cpu().numpy()
+
+    def _inputs(self, observation: Observation | None):
+        import torch
+
+        if observation is None:
+            raise ValueError("a trained policy needs an observation")
+
+        def tensor(image: np.ndarray | None) -> torch.Tensor | None:
+            if image is None:
+                return None
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            grey = self.config.blind or self.specification.view == "grey_image"
+            return torch.full_like(pixels, GREY) if grey else pixels
+
+        proprio = None
+        if self.config.backbone.proprio != "none" and observation.proprio is not None:
+            part = slice(-1, None) if self.config.backbone.proprio == "gripper" else slice(None)
+            proprio = torch.from_numpy(observation.proprio[part].astype(np.float32))[None]
+        wrist = tensor(observation.wrist) if self.config.backbone.wrist else None
+        return tensor(observation.image), [self._instruction], wrist, proprio
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """The scripted expert, which sees the simulator's state."""
+
+    def build(self) -> RolloutPolicy:
+        """A fresh expert."""
+        from la_reconvla.sim.expert import Expert
+
+        return Expert()
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniformly random actions: what chance achieves."""
+
+    seed: int = 0
+
+    def build(self) -> UniformPolicy:
+        """A policy whose actions depend on (seed, start) only."""
+        return UniformPolicy(self.seed)
+
+
+class UniformPolicy:
+    """See `Uniform`."""
+
+    name, sees = "random", False
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def reset(self, start: Start, env: Env) -> None:
+        """Seed the episode by its start."""
+        self._draw = np.random.default_rng(derive(self.seed, f"random policy/{start.id}"))
+
+    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
+        """One uniform action in [-1, 1]^7; the gripper opens or closes."""
+        action = self._draw.uniform(-1, 1, ACTION_DIM)
+        action[-1] = np.sign(action[-1])
+        return action[None]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Blind replay: the actions of one demonstration of the same task and target, whatever the scene looks like.
+
+    Attributes:
+        demonstrations: folder of HDF5 files.
+    """
+
+    demonstrations: Path
+
+    def build(self) -> ReplayPolicy:
+        """Read the actions; frames are not loaded."""
+        return ReplayPolicy(self.demonstrations)
+
+
+class ReplayPolicy:
+    """See `Replay`."""
+
+    name, sees = "blind_replay", False
+
+    def __init__(self, folder: Path):
+        from la_reconvla.data.hdf5 import open_demonstrations
+
+        self._actions: dict[tuple[str, int, str], list[np.ndarray]] = {}
+        for episode in open_demonstrations(folder).episodes:
+            key = (episode.suite, episode.task, episode.target)
+            self._actions.setdefault(key, []).append(np.asarray(episode.actions))
+
+    def reset(self, start: Start, env: Env) -> None:
+        """Pick a demonstration by the start's name.
+
+        Raises:
+            UserError: if no demonstration has this task and target.
+        """
+        key = (start.suite, start.task, start.target)
+        if key not in self._actions:
+            raise UserError(f"blind replay has no demonstration of {key}: collect one or leave this task out")
+        choices = self._actions[key]
+        self._chosen, self._at = choices[derive(0, f"blind replay/{start.id}") % len(choices)], 0
+
+    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
+        """The next recorded action; a no-op with the last gripper command when they are used up."""
+        if self._at >= len(self._chosen):
+            return np.array([[0.0] * 6 + [self._chosen[-1][-1]]])
+        self._at += 1
+        return self._chosen[self._at - 1][None]

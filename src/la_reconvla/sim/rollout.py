@@ -1,0 +1,196 @@
+"""Closed-loop episodes in worker processes: one record an episode, paired by start across policies.
+
+Success is the simulator's own check. Beside it stand graded stages, which tell arms apart with fewer episodes:
+
+============ ==================================================================================================
+approached   the gripper came within 8 cm of the target
+distractor   it came within 8 cm of the target's twin (the second bowl) *before* the target, or never to the target
+grasped      the target rose by 1 cm while within 12 cm of the gripper
+lifted       it rose by 5 cm
+placed       after it was lifted it came to lie within 6 cm of the destination's centre, seen from above
+============ ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from la_reconvla.contracts import Quality, RolloutPolicy, Start
+from la_reconvla.errors import UserError
+from la_reconvla.sim.libero import LiberoEnv
+from la_reconvla.sim.policies import Specification, TrainedPolicy
+
+NEAR, HELD, RAISED, LIFTED, OVER = 0.08, 0.12, 0.01, 0.05, 0.06  # metres
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """What the environment shows: part of what makes two evaluations comparable."""
+
+    image_size: int = 128
+    wrist: bool = False
+    proprio: bool = False
+    quality: Quality = "official"
+    max_steps: int | None = None
+    allow_any_mujoco: bool = False
+
+    def build(self) -> LiberoEnv:
+        """The environment."""
+        return LiberoEnv(**asdict(self))
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One episode to run.
+
+    Attributes:
+        label: the record's identity, merged into it (condition, seed, floor...).
+        policy: what acts.
+        start: where it begins.
+        settings: what it sees.
+        film: keep frames and saliency.
+    """
+
+    label: dict[str, Any]
+    policy: Specification
+    start: Start
+    settings: EnvSettings
+    film: bool = False
+
+
+@dataclass(eq=False)
+class Film:
+    """Frames at the moments when the policy looked, and where it looked (empty for policies without attention)."""
+
+    frames: list[UInt8[np.ndarray, "H W 3"]] = field(default_factory=list)
+    saliency: list[Float[np.ndarray, "n"]] = field(default_factory=list)
+
+
+class Stages:
+    """Watches one episode, step by step, through the simulator's poses."""
+
+    def __init__(self, env: LiberoEnv, start: Start):
+        self._env, self._target = env, start.target
+        self._destination = env.task.instance(start.destination)
+        kind = start.target.rsplit("_", 1)[0]
+        self._twins = [n for n in env.task.objects if n != start.target and n.rsplit("_", 1)[0] == kind]
+        self._height = env.poses()[start.target].position[2]
+        self.reached = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
+        self.smallest_distance = np.inf
+        self.look()
+
+    def look(self) -> None:
+        """Update from the current poses."""
+        poses = self._env.poses()
+        hand, target = poses["gripper"].position, poses[self._target].position
+        distance = float(np.linalg.norm(hand - target))
+        self.smallest_distance = min(self.smallest_distance, distance)
+        rise = target[2] - self._height
+        stage = self.reached
+        stage["approached"] |= distance < NEAR
+        twin = min((np.linalg.norm(hand - poses[name].position) for name in self._twins), default=np.inf)
+        stage["distractor_approached"] |= bool(twin < NEAR and not stage["approached"])
+        stage["grasped"] |= bool(rise > RAISED and distance < HELD)
+        stage["lifted"] |= bool(stage["grasped"] and rise > LIFTED)
+        if self._destination in poses:
+            over = np.linalg.norm((target - poses[self._destination].position)[:2]) < OVER
+            stage["placed"] |= bool(stage["lifted"] and over)
+
+
+def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:
+    """One episode from reset to success or the step limit.
+
+    Returns:
+        The record: start_id, suite, task, placement, split, index, instruction, success, steps, seconds, stages and
+        the smallest distance (m) between gripper and target.
+    """
+    begun = time.perf_counter()
+    env.reset(start)
+    policy.reset(start, env)
+    stages = Stages(env, start)
+    steps, done, success = 0, False, False
+    while not done:
+        observation = env.observe() if policy.sees or film is not None else None
+        if film is not None and observation is not None:
+            film.frames.append(observation.image)
+            if isinstance(policy, TrainedPolicy):
+                film.saliency.append(policy.look(observation))
+        for action in np.asarray(policy.act(observation if policy.sees else None)):
+            outcome = env.step(action[None])
+            stages.look()
+            steps, done, success = steps + outcome.steps, outcome.done, outcome.success
+            if done:
+                break
+    return {
+        "start_id": start.id,
+        "suite": start.suite,
+        "task": start.task,
+        "placement": start.placement,
+        "split": start.split,
+        "index": start.index,
+        "instruction": start.instruction,
+        "success": bool(success),
+        "steps": steps,
+        "seconds": round(time.perf_counter() - begun, 3),
+        "stages": dict(stages.reached),
+        "smallest_distance": round(float(stages.smallest_distance), 5),
+    }
+
+
+# One simulator and the policies of a worker process live as long as it does; a new setting replaces the old simulator.
+_env: tuple[EnvSettings, LiberoEnv] | None = None
+_policies: dict[Any, RolloutPolicy] = {}
+
+
+def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
+    global _env
+    if _env is None or _env[0] != job.settings:
+        if _env is not None:
+            _env[1].close()
+        _env = (job.settings, job.settings.build())
+    if job.policy not in _policies:
+        _policies[job.policy] = job.policy.build()
+    film = Film() if job.film else None
+    record = run_episode(_env[1], _policies[job.policy], job.start, film)
+    return {**job.label, **record}, film
+
+
+def rollouts(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
+    """Run `jobs` in `workers` spawned processes; yields each as it ends, in no fixed order.
+
+    Raises:
+        UserError: from a worker, or if a worker died.
+    """
+    context = multiprocessing.get_context("spawn")  # a forked OpenGL context does not work
+    with ProcessPoolExecutor(max_workers=max(1, min(workers, len(jobs))), mp_context=context) as pool:
+        queue = iter(jobs)
+        running: dict[Future, Job] = {}
+        try:
+            for job in queue:
+                running[pool.submit(_work, job)] = job
+                if len(running) >= 2 * workers:
+                    yield from _collect(running)
+            while running:
+                yield from _collect(running)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _collect(running: dict[Future, Job]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
+    for future in wait(running, return_when=FIRST_COMPLETED).done:
+        job = running.pop(future)
+        if isinstance(error := future.exception(), UserError):
+            raise error
+        if error is not None:
+            raise UserError(f"the episode {job.start.id} of {job.label} failed in its worker: {error!r}") from error
+        record, film = future.result()
+        yield job, record, film

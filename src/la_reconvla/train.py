@@ -1,0 +1,284 @@
+"""One visible training loop. It can be killed at any moment: the same command goes on and ends at the same bits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from la_reconvla.checkpoint import (
+    WEIGHTS,
+    PolicyConfig,
+    load_tensors,
+    restore,
+    save_tensors,
+    weights_hash,
+)
+from la_reconvla.conditions import Condition
+from la_reconvla.contracts import Batch
+from la_reconvla.data.samples import Samples, batch_indices
+from la_reconvla.errors import UserError
+from la_reconvla.method.objective import losses
+from la_reconvla.method.policy import Policy
+from la_reconvla.randomness import derive, generator
+from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
+
+METRICS, STATE = "metrics.jsonl", "state/latest.safetensors"
+GREY = 128
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the same for every arm.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples a step.
+        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        warmup: steps of the warm-up.
+        weight_decay: of AdamW, on matrices only.
+        clip: largest norm of the gradient.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        threads: CPU threads; results are bit-identical only for equal numbers of them.
+        log_every: steps between lines of ``metrics.jsonl``.
+        save_every: steps between saved states.
+        check_every: steps between looks at held-out samples.
+    """
+
+    steps: int = 2000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    threads: int = 1
+    log_every: int = 10
+    save_every: int = 200
+    check_every: int = 200
+
+    def rate(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Ticker(Protocol):
+    """Where progress is reported."""
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None: ...
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        UserError: if it does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' is not usable here ({error}): use --device cpu") from error
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass. ``auto``: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
+    """The batch on `device`; a blind arm's images are replaced by grey before anything can see them."""
+    moved = {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in vars(batch).items()
+    }
+    batch = Batch(**moved)
+    if blind:
+        batch = replace(batch, images=torch.full_like(batch.images, GREY))
+        if batch.wrist is not None:
+            batch = replace(batch, wrist=torch.full_like(batch.wrist, GREY))
+    return batch
+
+
+def optimizer_for(policy: Policy, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as is usual for transformers."""
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def train(
+    condition: Condition,
+    policy_config: PolicyConfig,
+    config: TrainConfig,
+    samples: Samples,
+    held_out: Samples | None,
+    folder: Path,
+    ticker: Ticker | None = None,
+) -> Path:
+    """Train one arm with one seed, or go on where a killed run stopped.
+
+    Args:
+        condition: the arm.
+        policy_config: what is trained; its `seed` fixes weights, batches and masks.
+        config: how it is trained.
+        samples: training samples.
+        held_out: samples of other episodes, for the curve of the held-out action loss.
+        folder: run folder; ``model.safetensors`` appears in it when training is complete.
+        ticker: told of every step.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: for a folder of another configuration, too few samples, or a loss that is not finite.
+    """
+    if len(samples) < config.batch_size:
+        raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
+    policy_config.save(folder)
+    if (folder / WEIGHTS).exists():
+        return folder
+    torch.set_num_threads(config.threads)
+    device, seed = pick_device(config.device), policy_config.seed
+    dtype = pick_precision(config.precision, device)
+    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    policy = policy_config.build().to(device).train()
+    start_hash = {"weights": weights_hash(policy.backbone), "head": weights_hash(policy.head)}
+    optimizer = optimizer_for(policy, config)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    first, seen = _resume(folder, policy, optimizer, scaler)
+    tracker = Trackers(folder, first)
+    clock, counted = time.perf_counter(), 0
+    if first == 0:
+        tracker.log({"parameters": float(sum(p.numel() for p in policy.parameters()))}, 0, start=start_hash)
+    if ticker:
+        ticker.advance(first)
+
+    for step in range(first, config.steps):
+        indices = batch_indices(derive(seed, "data"), step, config.batch_size, len(samples))
+        seen = hashlib.sha256(bytes.fromhex(seen) + indices.astype(np.int64).tobytes()).hexdigest()
+        batch = to_device(samples.batch(indices), device, condition.blind)
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        with autocast:
+            loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step))
+        if not math.isfinite(loss.total.item()):
+            raise UserError(
+                f"the loss is {loss.total.item()} at step {step}: lower the learning rate or check the data"
+            )
+        scaler.scale(loss.total).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        counted += config.batch_size
+
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            values = {
+                "loss": loss.total.item(),
+                "action_loss": loss.action.item(),
+                "gradient_norm": float(norm),
+                "learning_rate": config.rate(step),
+                "samples_per_second": counted / (time.perf_counter() - clock),
+            }
+            if loss.reconstruction is not None:
+                values["reconstruction_loss"] = loss.reconstruction.item()
+            if held_out is not None and (done % config.check_every == 0 or done == config.steps):
+                values["held_out_action_loss"] = held_out_loss(policy, held_out, device, condition.blind)
+            tracker.log(values, done, batches=seen[:16])
+            clock, counted = time.perf_counter(), 0
+        if done % config.save_every == 0 and done < config.steps:
+            _save_state(folder, policy, optimizer, scaler, done, seen)
+        if ticker:
+            ticker.advance(1, note=f"{condition.id} seed {seed}: loss {loss.action.item():.3f}")
+
+    tracker.close()
+    save_tensors(folder / WEIGHTS, policy.state_dict(), steps=config.steps, batches=seen[:16])
+    (folder / STATE).unlink(missing_ok=True)
+    return folder
+
+
+@torch.no_grad()
+def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind: bool, count: int = 256) -> float:
+    """Action loss on up to `count` evenly spaced held-out samples."""
+    policy.eval()
+    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64)
+    values, weights = [], []
+    for part in np.array_split(chosen, max(1, len(chosen) // 64)):
+        batch = to_device(samples.batch(part), device, blind)
+        values.append(losses(policy, batch, None, torch.Generator()).action.item())
+        weights.append(len(part))
+    policy.train()
+    return float(np.average(values, weights=weights))
+
+
+class Trackers:
+    """``metrics.jsonl`` (always, the truth) and TensorBoard. Lines after `first`, left by a killed run, are dropped."""
+
+    def __init__(self, folder: Path, first: int):
+        self.path = folder / METRICS
+        kept = [line for line in read_jsonl(self.path) if first and line["step"] <= first]
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+
+    def log(self, values: dict[str, float], step: int, **facts: object) -> None:
+        """Append one line; numbers go to TensorBoard too."""
+        append_jsonl(self.path, {"step": step, **values, **facts})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush."""
+        self.board.close()
+
+
+def _save_state(folder, policy, optimizer, scaler, step: int, seen: str) -> None:
+    tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    save_tensors(folder / STATE, tensors, step=step, seen=seen, scaler=scaler.state_dict())
+
+
+def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
+    """(first step to do, running hash of the batches seen); (0, empty hash) for a fresh run."""
+    path = folder / STATE
+    if not path.exists():
+        return 0, ""
+    tensors, metadata = load_tensors(path)
+    weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
+    restore(policy, weights, path)
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, field = name.split(".", 2)
+            state["state"].setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(state)
+    if metadata["scaler"]:
+        scaler.load_state_dict(metadata["scaler"])
+    return int(metadata["step"]), str(metadata["seen"])
