@@ -251,6 +251,11 @@ class LiberoEnv:
         env.sim.forward()
         env._post_process()
 
+    @property
+    def sim(self) -> Any:
+        """robosuite's simulation, with MuJoCo's `model` and `data`, for what has to look at single geoms."""
+        return self._simulator().sim
+
     def model_xml(self) -> str:
         """The MJCF of the simulated scene, as LIBERO's demonstration files keep it."""
         return self._simulator().sim.model.get_xml()
