@@ -1,0 +1,225 @@
+"""Training samples: numpy and files in, tensors out.
+
+A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Everything
+is held in memory, pictures as uint8 at the policy's own size, so that a batch is a few gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from PIL import Image
+
+from la_reconvla.contracts import ACTION_DIM, Batch
+from la_reconvla.data.hdf5 import Demonstrations, Episode
+from la_reconvla.errors import UserError, unknown
+
+Proprioception = Literal["none", "gripper", "all"]
+ROLES = ("target", "destination")
+"""Names that stand for another instance in each episode."""
+
+
+class Samples:
+    """All samples of some demonstrations.
+
+    Args:
+        demonstrations: where they come from.
+        image_size: side of the policy's square pictures; stored ones are resized with antialiasing.
+        chunk: actions a sample, c.
+        stride: control steps between samples of an episode; a multiple of the recorded frame stride (the default).
+        wrist: whether batches carry wrist pictures.
+        proprio: how much of the robot's own state batches carry, see `proprio_view`.
+        gaze: patch grid (rows, columns) at which batches carry the target's patches; None for every arm that needs no
+            annotation.
+        gaze_threshold: a patch belongs to the target if the target covers at least this share of it.
+
+    Raises:
+        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, or the target is not
+            among the instances of an episode.
+    """
+
+    def __init__(
+        self,
+        demonstrations: Demonstrations,
+        image_size: int,
+        chunk: int,
+        *,
+        stride: int | None = None,
+        wrist: bool = False,
+        proprio: Proprioception = "none",
+        gaze: tuple[int, int] | None = None,
+        gaze_threshold: float = 0.1,
+    ) -> None:
+        if image_size < 1 or chunk < 1:
+            raise UserError(f"image size and chunk must be at least 1, not {image_size} and {chunk}")
+        self.demonstrations, self.image_size, self.chunk = demonstrations, image_size, chunk
+        self.stride = demonstrations.frame_stride if stride is None else stride
+        episodes = demonstrations.episodes
+        steps = [np.arange(0, len(e.actions), self._checked_stride(e)) for e in episodes]
+        self._episode = np.repeat(np.arange(len(episodes)), [len(s) for s in steps])
+        self._step = np.concatenate(steps)
+        self._instructions = np.array([e.instruction for e in episodes], dtype=object)
+        padded = [pad_actions(e.actions, chunk) for e in episodes]
+        first = np.cumsum([0] + [len(actions) for actions in padded[:-1]])
+        self._actions = torch.from_numpy(np.concatenate(padded))
+        self._valid = torch.from_numpy(
+            np.concatenate([np.arange(len(p)) < len(e.actions) for p, e in zip(padded, episodes, strict=True)])
+        )
+        self._row = torch.from_numpy(first[self._episode] + self._step)
+        self._images = self._pictures("frames")
+        self._wrist = self._pictures("wrist") if wrist else None
+        self._proprio = self._states(proprio)
+        self._gaze = None
+        if gaze is not None:
+            covered = self.instance_patches(np.arange(len(self)), ("target",), gaze)[:, 0]
+            self._gaze = torch.from_numpy((covered > 0) & (covered >= gaze_threshold))
+
+    def __len__(self) -> int:
+        return len(self._step)
+
+    def batch(self, indices: Int64[np.ndarray, "b"]) -> Batch:
+        """The samples of these numbers, on the CPU."""
+        chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64))
+        rows = self._row[chosen][:, None] + torch.arange(self.chunk)
+        return Batch(
+            images=self._images[chosen],
+            instructions=list(self._instructions[self._episode[indices]]),
+            actions=self._actions[rows],
+            valid=self._valid[rows],
+            wrist=None if self._wrist is None else self._wrist[chosen],
+            proprio=None if self._proprio is None else self._proprio[chosen],
+            gaze=None if self._gaze is None else self._gaze[chosen],
+        )
+
+    def quantiles(self, low: float = 0.01, high: float = 0.99) -> tuple[Float[np.ndarray, "7"], Float[np.ndarray, "7"]]:
+        """Quantiles of all actions of the demonstrations, float64 [7] each: the range of the bins."""
+        actions = np.concatenate([e.actions for e in self.demonstrations.episodes]).astype(np.float64)
+        lower, upper = np.quantile(actions, (low, high), axis=0)
+        return lower, upper
+
+    def origin(self, index: int) -> tuple[Episode, int]:
+        """Episode and control step of a sample."""
+        return self.demonstrations.episodes[self._episode[index]], int(self._step[index])
+
+    def ids(self, indices: Int64[np.ndarray, "b"]) -> list[str]:
+        """A name for each sample, equal in every `Samples` of the same data; pairs frames across conditions."""
+        return [f"{episode.name}/{step}" for episode, step in map(self.origin, indices)]
+
+    def instance_patches(
+        self, indices: Int64[np.ndarray, "b"], names: Sequence[str], grid: tuple[int, int]
+    ) -> Float32[np.ndarray, "b names n"]:
+        """Which share of each patch is covered by each named instance, at these samples.
+
+        Args:
+            indices: numbers of samples.
+            names: instances, or ``target`` and ``destination``, which stand for each episode's own.
+            grid: rows and columns of the patches; n = rows x columns.
+
+        Raises:
+            UserError: the recording has no instance maps, or not that instance.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        result = np.zeros((len(indices), len(names), grid[0] * grid[1]), dtype=np.float32)
+        for number in np.unique(self._episode[indices]):
+            episode, here = self.demonstrations.episodes[number], self._episode[indices] == number
+            maps = episode.instances()[self._step[indices[here]] // episode.frame_stride]
+            for column, name in enumerate(names):
+                result[here, column] = patch_coverage(maps == _instance_number(episode, name), grid)
+        return result
+
+    def _checked_stride(self, episode: Episode) -> int:
+        if self.stride < 1 or self.stride % episode.frame_stride:
+            raise UserError(
+                f"{episode.path}: pictures exist at every {episode.frame_stride} control steps; "
+                f"a sample stride of {self.stride} is not a multiple of that"
+            )
+        return self.stride
+
+    def _pictures(self, kind: Literal["frames", "wrist"]) -> UInt8[torch.Tensor, "N 3 H W"]:
+        """Pictures of all samples, resized. Filled in place, so that the whole is never in memory twice."""
+        size = self.image_size
+        result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
+        done = 0
+        for episode in self.demonstrations.episodes:
+            stored = episode.frames() if kind == "frames" else episode.wrist()
+            pictures = resize(stored[:: self.stride // episode.frame_stride], size)
+            result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+            done += len(pictures)
+        return result
+
+    def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:
+        if kind not in get_args(Proprioception):
+            raise unknown("proprioception", kind, get_args(Proprioception))
+        if kind == "none":
+            return None
+        every = [e.proprio()[:: self.stride] for e in self.demonstrations.episodes]
+        return torch.from_numpy(proprio_view(np.concatenate(every), kind))
+
+
+def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, "b"]:
+    """Which of `n` samples training step `step` sees: a pure function, so that a resumed run needs no saved state.
+
+    Samples come in a fresh random order each epoch, none twice before all were seen once; a batch may span two epochs.
+
+    Args:
+        seed: of the stream of batches.
+        step: training step, counted from 0.
+        batch_size: b; may exceed `n`.
+        n: number of samples, at least 1.
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = places // n
+    orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(n) for epoch in np.unique(epochs)}
+    return np.array([orders[e][p] for e, p in zip(epochs, places % n, strict=True)], dtype=np.int64)
+
+
+def pad_actions(actions: Float32[np.ndarray, "T 7"], chunk: int) -> Float32[np.ndarray, "T+c-1 7"]:
+    """Actions followed by c - 1 of what a robot does that is finished: no motion, the gripper as it was."""
+    rest = np.zeros((chunk - 1, ACTION_DIM), dtype=np.float32)
+    rest[:, -1] = actions[-1, -1]
+    return np.concatenate([actions, rest])
+
+
+def resize(images: UInt8[np.ndarray, "F H W 3"], size: int) -> UInt8[np.ndarray, "F S S 3"]:
+    """Pictures at another size, antialiased (Lanczos); the same pictures if the size is right.
+
+    Training and rollouts must use this same function.
+    """
+    if images.shape[1:3] == (size, size):
+        return images
+    return np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS)) for i in images])
+
+
+def proprio_view(proprio: Float32[np.ndarray, "... 8"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
+    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1."""
+    if kind == "gripper":
+        return proprio[..., 6:7] - proprio[..., 7:8]
+    return proprio
+
+
+def patch_coverage(masks: Bool[np.ndarray, "b H W"], grid: tuple[int, int]) -> Float32[np.ndarray, "b n"]:
+    """Share of each patch that a mask covers; exact also where patches cut through pixels."""
+    rows, columns = _overlap(grid[0], masks.shape[1]), _overlap(grid[1], masks.shape[2])
+    covered = np.einsum("rh,bhw,cw->brc", rows, masks.astype(np.float32), columns, optimize=True)
+    return covered.reshape(len(masks), -1).astype(np.float32)
+
+
+def _overlap(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]:
+    """Share of each of `cells` equal intervals that lies in each of `pixels` equal intervals; rows sum to 1."""
+    edges, borders = np.arange(cells + 1) / cells * pixels, np.arange(pixels)
+    low, high = edges[:-1, None], edges[1:, None]
+    return np.clip(np.minimum(high, borders + 1) - np.maximum(low, borders), 0, None) / (pixels / cells)
+
+
+def _instance_number(episode: Episode, name: str) -> int:
+    """The number that stands for an instance in the episode's maps."""
+    wanted = getattr(episode, name) if name in ROLES else name
+    if wanted is None:
+        raise UserError(f"{episode.path}: {episode.demo} does not say what its {name} is; collect with this package")
+    if wanted not in episode.instance_names:
+        raise unknown(f"instance in {episode.name}", wanted, episode.instance_names)
+    return episode.instance_names.index(wanted) + 1
