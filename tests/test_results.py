@@ -1,0 +1,313 @@
+"""The results file: built from records whose answer is known, written, read back, and refused when it is damaged."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from la_reconvla.conditions import ARMS
+from la_reconvla.errors import UserError
+from la_reconvla.study import grounding
+from la_reconvla.study.results import (
+    HEADLINE,
+    Agreement,
+    Arm,
+    Comparison,
+    Evidence,
+    FloorEvidence,
+    Results,
+    Study,
+    build,
+    by_episode,
+    comparison,
+    judge,
+    read_results,
+    write_results,
+)
+
+TASKS = ("between", "ramekin", "drawer")
+GRID = (7, 7)
+
+
+def episodes(
+    rate: float, seeds: tuple[int | None, ...] = (0,), starts: int = 12, draw: int = 0
+) -> list[dict[str, Any]]:
+    """Rollouts at about `rate`; one draw number gives every policy the same luck, so that pairs agree as in truth."""
+    rng = np.random.default_rng(draw)
+    records = []
+    for seed in seeds:
+        for task in TASKS:
+            for start in range(starts):
+                luck = rng.random()
+                records.append(
+                    {
+                        "condition": "?",
+                        "seed": seed,
+                        "task": task,
+                        "start_id": f"libero_spatial/{task}/wide/test/{start}",
+                        "success": bool(luck < rate),
+                        "approached": bool(luck < rate + 0.4),
+                        "distractor_approached": bool(luck > 0.95),
+                        "grasped": bool(luck < rate + 0.2),
+                        "lifted": bool(luck < rate + 0.1),
+                        "placed": bool(luck < rate),
+                        "smallest_distance": 0.01 + 0.05 * luck,
+                        "steps": 120,
+                        "seconds": 4.0,
+                    }
+                )
+    return records
+
+
+def frames(pull: float, error: float, seeds: tuple[int, ...] = (0,), draw: int = 0) -> list[dict[str, Any]]:
+    """Held-out frames: attention pulled to the target, action error around `error`; every 7th target is hidden."""
+    records = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, draw])
+        for task in TASKS:
+            for episode in range(4):
+                coverage = np.zeros((5, 49))
+                for i in range(5):
+                    coverage[i, rng.integers(0, 47) + np.arange(2)] = 0.0 if (episode * 5 + i) % 7 == 0 else 0.6
+                saliency = rng.random((5, 49)) + pull * coverage
+                for i, values in enumerate(grounding.measure(saliency, coverage).records()):
+                    where = {"seed": seed, "task": task, "episode": f"demo_{episode}", "frame": i}
+                    records.append({**where, **values, "action_error": float(error + 0.01 * rng.random())})
+    return records
+
+
+def evidence(rate: float, pull: float, error: float, seeds: tuple[int, ...]) -> Evidence:
+    return Evidence(
+        episodes=episodes(rate, seeds),
+        frames=frames(pull, error, seeds),
+        train={seed: {"steps": 300, "seconds": 61.5} for seed in seeds},
+        metrics={seed: f"metrics-{seed}.jsonl" for seed in seeds},
+    )
+
+
+@cache
+def study_results(c4: float = 0.75, seeds: tuple[int, ...] = (0, 1, 2), pull: float = 1.0) -> Results:
+    """A study of C1-C4 in which C4 succeeds in about `c4` and C2 in half of the episodes."""
+    rates = {"C1": 0.4, "C2": 0.5, "C3-0.1": 0.5, "C3-1.0": 0.55, "C4": c4}
+    pulls = {"C4": pull, "C3-0.1": 0.4, "C3-1.0": pull}
+    arms = [(Arm.of(c), evidence(rates[c.id], pulls.get(c.id, 0.0), 0.10, seeds)) for c in ARMS]
+    floors = [FloorEvidence("blind_replay", episodes=episodes(0.03, (None,)))]
+    for arm, _ in arms:
+        floors.append(FloorEvidence("grey_image", arm.id, episodes(0.05, seeds), frames(0, 0.2, seeds, draw=1)))
+        floors.append(FloorEvidence("wrong_instruction", arm.id, frames=frames(0, 0.15, seeds, draw=1)))
+    return build(
+        Study(preset="quick", tasks={t: f"pick up the black bowl {t} and place it on the plate" for t in TASKS}),
+        arms,
+        floors,
+        {"expert": episodes(1.0, (None,)), "random": episodes(0.0, (None,))},
+    )
+
+
+# ---------------------------------------------------------------- summaries and comparisons
+
+
+def test_arms_describe_the_conditions() -> None:
+    described = {arm.id: (arm.mask, arm.reconstructor, arm.weight) for arm in map(Arm.of, ARMS)}
+    assert described["C1"] == (None, None, None)
+    assert described["C2"] == ("random", "mae", 0.5)
+    assert described["C4"] == ("attention", "mae", 0.5)
+
+
+def test_counts_add_up() -> None:
+    results = study_results(seeds=(0, 1))
+    for condition in results.conditions:
+        tallies = [cell.tsr for cell in condition.cells if cell.tsr]
+        assert [t.episodes for t in tallies] == [36, 36]
+        assert all(sum(c.successes for c in t.per_task.values()) == t.successes for t in tallies)
+        assert condition.tsr is not None
+        assert condition.tsr.successes == sum(t.successes for t in tallies)
+        assert condition.tsr.low < condition.tsr.rate == condition.tsr.successes / 72 < condition.tsr.high
+
+
+def test_grounding_excludes_frames_without_the_target_and_counts_them() -> None:
+    c4 = study_results(seeds=(0,)).conditions[-1]
+    assert c4.grounding is not None
+    assert c4.aos is not None
+    assert (c4.grounding.frames, c4.grounding.excluded) == (51, 9)
+    assert c4.aos.chance < c4.aos.low < c4.aos.mean < c4.aos.high <= c4.aos.ceiling
+    assert c4.grounding.aos == pytest.approx(c4.aos.mean)
+
+
+def test_a_comparison_pairs_by_start_and_not_by_order() -> None:
+    a, b = episodes(0.7), episodes(0.4, draw=3)
+    forward = comparison("C4", "C2", a, b)
+    shuffled = comparison("C4", "C2", a, b[::-1])
+    assert forward == shuffled
+    wins = sum(x["success"] and not y["success"] for x, y in zip(a, b, strict=True))
+    losses = sum(y["success"] and not x["success"] for x, y in zip(a, b, strict=True))
+    assert forward.agreement is not None
+    assert (forward.agreement.only_a, forward.agreement.only_b) == (wins, losses)
+    assert forward.p == pytest.approx(binomtest(wins, wins + losses).pvalue)
+    assert forward.difference == pytest.approx((wins - losses) / 36)
+
+
+def test_frames_are_averaged_to_episodes_before_they_are_compared() -> None:
+    """Copying a frame ten times must add no certainty."""
+    a, b = frames(0, 0.1), frames(0, 0.1, draw=2)
+    once = comparison("C4", "C1", a, b, "action_error")
+    assert once.n == 12
+    copies = comparison(
+        "C4", "C1", [r for r in a for _ in range(10)], [r for r in b for _ in range(10)], "action_error"
+    )
+    assert (copies.n, copies.low) == (12, pytest.approx(once.low))
+
+
+def test_episodes_without_a_partner_are_left_out_and_counted() -> None:
+    found = comparison("C4", "C2", episodes(0.7, starts=12), episodes(0.4, starts=10))
+    assert (found.n, found.unmatched) == (30, 6)
+
+
+def test_a_floor_without_training_meets_every_seed() -> None:
+    found = comparison("C1", "blind_replay", episodes(0.7, (0, 1, 2)), episodes(0.1, (None,)))
+    assert (found.n, found.seeds, found.unmatched) == (108, 3, 0)
+
+
+def test_nothing_in_common_is_refused() -> None:
+    with pytest.raises(UserError, match="evaluate both on the same starts"):
+        comparison("C4", "C2", episodes(0.5, (0,)), episodes(0.5, (1,)))
+
+
+def test_an_episode_recorded_twice_is_refused() -> None:
+    records = episodes(0.5)
+    with pytest.raises(UserError, match="recorded twice"):
+        by_episode([*records, records[3]], "tsr")
+    with pytest.raises(UserError, match="lacks start_id"):
+        by_episode([{"seed": 0, "task": "between", "success": True}], "tsr")
+
+
+def test_holm_runs_over_the_declared_family_only() -> None:
+    results = study_results()
+    corrected = [c for c in results.comparisons if c.p_holm is not None]
+    assert {(c.a, c.b, c.metric) for c in corrected} == {
+        ("C4", "C2", "tsr"), ("C4", "C1", "tsr"), ("C4", "C2", "aos"), ("C4", "C1", "aos")
+    }  # fmt: skip
+    assert min(c.p_holm / c.p for c in corrected if c.p_holm is not None and c.p_holm < 1) >= 1
+    smallest = min(corrected, key=lambda c: c.p)
+    assert smallest.p_holm == pytest.approx(min(1.0, 4 * smallest.p))
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def word(results: Results, id: str) -> str:
+    found = results.hypothesis(id)
+    assert found is not None
+    return found.verdict
+
+
+def test_a_clear_study_is_decided() -> None:
+    results = study_results()
+    assert word(results, HEADLINE) == "supported"
+    assert word(results, "H3") == "supported"
+    assert word(results, "image") == word(results, "words") == "supported"
+    assert [word(results, h) for h in ("H1", "H2", "H4")] == ["inconclusive"] * 3
+    found = results.hypothesis("H1")
+    assert found is not None
+    assert "not part of this study" in found.because
+
+
+def test_the_opposite_study_is_refuted() -> None:
+    assert word(study_results(c4=0.2), HEADLINE) == "refuted"
+
+
+def test_one_seed_decides_nothing_about_arms() -> None:
+    results = study_results(seeds=(0,))
+    headline = results.hypothesis(HEADLINE)
+    assert headline is not None
+    assert headline.verdict == "inconclusive"
+    assert "one seed" in headline.because
+    assert word(results, "H3") == "inconclusive"
+    assert word(results, "image") == "supported"  # a claim about this very policy
+
+
+def headline(agreement: Agreement, low: float, high: float, equivalence: Any) -> tuple[str, str]:
+    n = agreement.n
+    a, b = (agreement.both + agreement.only_a) / n, (agreement.both + agreement.only_b) / n
+    found = judge([Comparison("C4", "C2", "tsr", a - b, low, high, 0.8, 0.8, n, a, b, 0, 3, agreement, equivalence)])[0]
+    return found.verdict, found.because
+
+
+def test_a_tie_within_five_points_refutes() -> None:
+    assert headline(Agreement(900, 20, 20, 60), -0.03, 0.03, "equivalent")[0] == "refuted"
+
+
+def test_a_study_that_is_too_small_says_what_would_be_needed() -> None:
+    verdict, because = headline(Agreement(6, 3, 2, 7), -0.2, 0.3, "undecided")
+    assert verdict == "inconclusive"
+    assert "independent episodes an arm are needed" in because
+
+
+def test_nobody_succeeding_is_said() -> None:
+    verdict, because = headline(Agreement(0, 0, 0, 18), -0.18, 0.18, "undecided")
+    assert verdict == "inconclusive"
+    assert "Neither policy ever succeeded" in because
+
+
+def test_missing_arms_are_said() -> None:
+    results = build(Study(preset="quick"), [(Arm.of(ARMS[0]), evidence(0.5, 0, 0.1, (0,)))])
+    assert results.comparisons == ()
+    assert {h.verdict for h in results.hypotheses} == {"inconclusive"}
+    assert "not part of this study" in results.hypotheses[0].because
+
+
+def test_a_policy_that_ignores_the_image_is_found_out() -> None:
+    arm, same = Arm.of(ARMS[0]), evidence(0.5, 0, 0.1, (0, 1))
+    floor = FloorEvidence(
+        "grey_image", "C1", frames=[{**r, "action_error": r["action_error"] - 0.05} for r in same.frames]
+    )
+    assert word(build(Study(preset="quick"), [(arm, same)], [floor]), "image") == "refuted"
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_results_survive_the_file(tmp_path: Path) -> None:
+    results = study_results(seeds=(0, 1))
+    write_results(tmp_path / "results.json", results)
+    assert read_results(tmp_path / "results.json") == results
+
+
+def damaged(path: Path, change: Any) -> Path:
+    write_results(path, study_results(seeds=(0, 1)))
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.update(schema=2), "schema 2 is not 1"),
+        (lambda v: v["study"].pop("preset"), r"study\.preset is missing"),
+        (lambda v: v["conditions"][1]["tsr"].update(rate="high"), r"conditions\[1\]\.tsr\.rate is 'high'"),
+        (lambda v: v["conditions"][0].update(annotation_free=1), r"annotation_free is 1; expected bool"),
+        (lambda v: v["conditions"][0]["cells"][0].update(seed=True), r"cells\[0\]\.seed is True; expected int"),
+        (lambda v: v["hypotheses"][0].update(verdict="proven"), "verdict is 'proven'; expected one of supported"),
+        (lambda v: v.update(conditions={}), r"conditions is \{\}; expected list"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, change: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_results(damaged(tmp_path / "results.json", change))
+
+
+def test_a_reader_ignores_what_it_does_not_know(tmp_path: Path) -> None:
+    path = damaged(tmp_path / "results.json", lambda v: v["study"].update(weather="fine"))
+    assert read_results(path).study.preset == "quick"
+
+
+def test_no_results_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_results(tmp_path / "results.json")
