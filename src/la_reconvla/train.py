@@ -185,10 +185,8 @@ def train(
             group["lr"] = config.rate(step)
         with autocast:
             loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step))
-        if not math.isfinite(loss.total.item()):
-            raise UserError(
-                f"the loss is {loss.total.item()} at step {step}: lower the learning rate or check the data"
-            )
+        if not math.isfinite(value := loss.total.item()):
+            raise UserError(f"the loss is {value} at step {step}: lower the learning rate or check the data")
         scaler.scale(loss.total).backward()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
@@ -200,7 +198,7 @@ def train(
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
             values = {
-                "loss": loss.total.item(),
+                "loss": value,
                 "action_loss": loss.action.item(),
                 "gradient_norm": float(norm),
                 "learning_rate": config.rate(step),

@@ -194,10 +194,8 @@ class PaliGemmaBackbone(nn.Module):
         """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
         pixels = images.to(self.queries.dtype) / 127.5 - 1.0
         if hidden is not None:
-            rows, columns = self.grid
-            cover = repeat(
-                hidden, "b (r c) -> b 1 (r p) (c q)", r=rows, c=columns, p=self.patch_size, q=self.patch_size
-            )
+            patch = self.patch_size
+            cover = repeat(hidden, "b (r c) -> b 1 (r p) (c q)", r=self.grid[0], p=patch, q=patch)
             pixels = pixels.masked_fill(cover, 0.0)
         return self.model.get_image_features(pixels).pooler_output
 

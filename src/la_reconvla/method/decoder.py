@@ -65,22 +65,7 @@ class MAEReconstructor(nn.Module):
         self.enter = nn.Linear(backbone_width, config.width)
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
         self.register_buffer("positions", position_table(grid, config.width), persistent=False)
-        layer = nn.TransformerEncoderLayer(
-            config.width,
-            config.heads,
-            4 * config.width,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
-        )
-        self.blocks = nn.TransformerEncoder(
-            layer, config.depth, norm=nn.LayerNorm(config.width), enable_nested_tensor=False
-        )
-        for block in self.blocks.layers:  # TransformerEncoder copies one layer, weights included: draw each anew
-            for module in block.modules():
-                if isinstance(module, nn.Linear | nn.MultiheadAttention):
-                    module.reset_parameters() if isinstance(module, nn.Linear) else module._reset_parameters()
+        self.blocks = nn.Sequential(*(_block(config) for _ in range(config.depth)), nn.LayerNorm(config.width))
         self.leave = nn.Linear(config.width, 3 * patch * patch)
 
     def decode(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n w"]:
@@ -110,3 +95,16 @@ class MAEReconstructor(nn.Module):
     def picture(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n q"]:
         """Predicted pixels at every position; only those under the mask were ever trained."""
         return self.leave(self.decode(patches, mask)).float()
+
+
+def _block(config: MAEDecoder) -> nn.Module:
+    """One pre-norm transformer block, as in MAE."""
+    return nn.TransformerEncoderLayer(
+        config.width,
+        config.heads,
+        4 * config.width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )

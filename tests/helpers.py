@@ -1,0 +1,41 @@
+"""Small things that several tests build on."""
+
+from __future__ import annotations
+
+import torch
+
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.contracts import Batch
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.policy import Policy
+from la_reconvla.randomness import seeded
+
+TINY = SmallPaliGemma(
+    image_size=32, patch=8, width=32, vision_layers=1, language_layers=3, heads=4, kv_heads=2, chunk=2
+)
+HEAD = MAEDecoder(depth=1, width=32, heads=2)
+BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
+INSTRUCTIONS = ["pick up the black bowl next to the plate", "open the drawer", "put the cheese on the stove top now"]
+
+
+def tiny_policy(head: MAEDecoder | None = HEAD, backbone: SmallPaliGemma = TINY, seed: int = 0) -> Policy:
+    """A policy of a few thousand weights, real transformers classes inside."""
+    with seeded(seed, "weights"):
+        policy = Policy(backbone.build(), BINS)
+    if head is not None:
+        with seeded(seed, "decoder"):
+            policy.reconstructor = head.build(policy.backbone.width, policy.backbone.grid, policy.backbone.patch_size)
+    return policy.eval()
+
+
+def random_batch(b: int = 3, backbone: SmallPaliGemma = TINY, seed: int = 0) -> Batch:
+    """Random images and actions with instructions of different lengths."""
+    draw = torch.Generator().manual_seed(seed)
+    size = backbone.image_size
+    return Batch(
+        images=torch.randint(0, 256, (b, 3, size, size), dtype=torch.uint8, generator=draw),
+        instructions=[INSTRUCTIONS[i % len(INSTRUCTIONS)] for i in range(b)],
+        actions=torch.rand(b, backbone.chunk, 7, generator=draw) * 2 - 1,
+        valid=torch.ones(b, backbone.chunk, dtype=torch.bool),
+    )

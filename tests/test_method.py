@@ -1,0 +1,267 @@
+"""The method's steps against independent references: numpy, closed forms, drawn cases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
+from la_reconvla.method.actions import ActionBins, action_loss
+from la_reconvla.method.decoder import MAEDecoder, patchify, position_table, unpatchify
+from la_reconvla.method.mask import AttentionMask, RandomMask, masked_count
+from la_reconvla.method.objective import Reconstruction, losses
+from la_reconvla.method.saliency import saliency
+from la_reconvla.randomness import derive, generator, seeded
+
+# ---------------------------------------------------------------- saliency
+
+
+def test_saliency_equals_numpy_mean_over_layers_heads_and_counted_rows():
+    draw = np.random.default_rng(0)
+    attention = draw.random((2, 3, 4, 5, 9), dtype=np.float32)
+    rows = np.array([[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], dtype=bool)
+    expected = np.stack([attention[i][:, :, rows[i]].mean(axis=(0, 1, 2)) for i in range(2)])
+    found = saliency(torch.from_numpy(attention), torch.from_numpy(rows))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+def test_padding_and_special_tokens_never_count():
+    attention = torch.rand(1, 2, 2, 6, 8)
+    rows = torch.tensor([[False, True, True, False, False, False]])
+    poisoned = attention.clone()
+    poisoned[:, :, :, ~rows[0]] = 1e6
+    assert torch.equal(saliency(attention, rows), saliency(poisoned, rows))
+
+
+def test_the_backbone_counts_exactly_the_words():
+    backbone = tiny_policy().backbone
+    tokens, rows = backbone.encode(INSTRUCTIONS)
+    for i, text in enumerate(INSTRUCTIONS):
+        assert backbone.tokenizer.decode(tokens[i][rows[i]].tolist()).strip() == text
+    assert not rows[:, 0].any()  # begin of sequence
+
+
+def test_padding_a_batch_changes_no_saliency_and_no_action():
+    policy, batch = tiny_policy(), random_batch(3)
+    together = policy.look(batch.images, batch.instructions), policy.act(batch.images, batch.instructions)
+    for i in range(3):
+        one = batch.images[i : i + 1], batch.instructions[i : i + 1]
+        torch.testing.assert_close(policy.look(*one)[0], together[0][i], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(policy.act(*one)[0], together[1][i], rtol=1e-4, atol=1e-5)
+
+
+def test_saliency_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="no token that counts"):
+        saliency(torch.rand(1, 1, 1, 2, 4), torch.zeros(1, 2, dtype=torch.bool))
+
+
+def test_saliency_carries_no_gradient():
+    attention = torch.rand(1, 1, 1, 2, 4, requires_grad=True)
+    assert not saliency(attention, torch.ones(1, 2, dtype=torch.bool)).requires_grad
+
+
+# ---------------------------------------------------------------- mask
+
+
+@given(st.integers(2, 300), st.integers(1, 99), st.integers(0, 10**6))
+def test_exactly_the_ceiling_is_masked_in_every_sample(n, percent, seed):
+    scores = torch.zeros(3, n)  # all equal: ties must not change the count
+    k = -(-percent * n // 100)  # the ceiling in whole numbers
+    for source in (AttentionMask(percent / 100), RandomMask(percent / 100)):
+        mask = source(scores, (3, n), generator(seed, "mask"))
+        assert mask.sum(1).tolist() == [k] * 3
+
+
+def test_published_counts():
+    assert [masked_count(0.25, n) for n in (49, 196, 256)] == [13, 49, 64]
+
+
+@given(st.integers(4, 64), st.integers(0, 10**6))
+def test_attention_mask_takes_the_highest_scores(n, seed):
+    scores = torch.rand(2, n, generator=torch.Generator().manual_seed(seed))
+    mask = AttentionMask()(scores, (2, n), generator(0, "mask"))
+    for row, chosen in zip(scores.numpy(), mask.numpy(), strict=True):
+        assert row[chosen].min() >= row[~chosen].max()
+
+
+def test_random_mask_is_uniform_and_ignores_saliency():
+    n, draws = 8, 4000
+    masks = RandomMask()(torch.arange(float(n)).repeat(draws, 1), (draws, n), generator(0, "mask"))
+    expected = masked_count(0.25, n) / n
+    error = 4 * math.sqrt(expected * (1 - expected) / draws)
+    assert (masks.float().mean(0) - expected).abs().max() < error
+    assert torch.equal(masks, RandomMask()(None, (draws, n), generator(0, "mask")))
+
+
+def test_attention_mask_never_degrades_silently():
+    with pytest.raises(ValueError, match="no attention"):
+        AttentionMask()(None, (1, 4), generator(0, "mask"))
+    with pytest.raises(ValueError, match="not finite"):
+        AttentionMask()(torch.full((1, 4), torch.nan), (1, 4), generator(0, "mask"))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
+def test_fraction_outside_is_refused(fraction):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        masked_count(fraction, 10)
+
+
+# ---------------------------------------------------------------- decoder
+
+
+@given(st.sampled_from([4, 8]), st.integers(1, 4), st.integers(1, 4))
+def test_patchify_is_row_major_and_invertible(patch, rows, columns):
+    size = (2, 3, rows * patch, columns * patch)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(rows))
+    patches = patchify(images, patch)
+    assert patches.shape == (2, rows * columns, 3 * patch * patch)
+    assert torch.equal(unpatchify(patches, (rows, columns), patch), images)
+    last = images[:, :, -patch:, -patch:].permute(0, 2, 3, 1).reshape(2, -1).float() / 127.5 - 1
+    torch.testing.assert_close(patches[:, -1], last)
+
+
+def test_two_masked_positions_get_different_predictions():
+    policy, batch = tiny_policy(), random_batch()
+    patches = policy.features(batch).patches
+    mask = torch.zeros(patches.shape[:2], dtype=torch.bool)
+    mask[:, [2, 9]] = True
+    picture = policy.reconstructor.picture(patches, mask)
+    assert (picture[:, 2] - picture[:, 9]).abs().max() > 1e-3
+    policy.reconstructor.positions.zero_()  # the naive build: without positions they are the same
+    naive = policy.reconstructor.picture(patches, mask)
+    torch.testing.assert_close(naive[:, 2], naive[:, 9])
+
+
+def test_positions_are_distinct():
+    table = position_table((7, 7), 32)
+    distance = torch.cdist(table, table) + torch.eye(49) * 10
+    assert distance.min() > 0.1
+
+
+def test_decoder_reads_nothing_under_the_mask():
+    policy, batch = tiny_policy(), random_batch()
+    patches = policy.features(batch).patches.detach()
+    mask = RandomMask()(None, patches.shape[:2], generator(0, "mask"))
+    poisoned = torch.where(mask[..., None], torch.full_like(patches, 1e3), patches)
+    assert torch.equal(policy.reconstructor.picture(patches, mask), policy.reconstructor.picture(poisoned, mask))
+
+
+@pytest.mark.parametrize("norm_pixels", [False, True])
+def test_reconstruction_loss_equals_numpy_and_counts_only_masked_patches(norm_pixels):
+    head = replace(HEAD, norm_pixels=norm_pixels)
+    policy, batch = tiny_policy(head), random_batch()
+    patches = policy.features(batch).patches.detach()
+    mask = RandomMask()(None, patches.shape[:2], generator(1, "mask"))
+    target = patchify(batch.images, TINY.patch)
+    predicted = policy.reconstructor.picture(patches, mask).numpy()
+    wanted = target.numpy()
+    if norm_pixels:
+        mean, variance = wanted.mean(-1, keepdims=True), wanted.var(-1, ddof=1, keepdims=True)
+        wanted = (wanted - mean) / np.sqrt(variance + 1e-6)
+    chosen = mask.numpy()
+    expected = np.mean((predicted[chosen] - wanted[chosen]) ** 2)
+    found = policy.reconstructor.loss(patches, mask, target, generator(0, "noise"))
+    np.testing.assert_allclose(found.item(), expected, rtol=1e-5)
+    other = torch.where(mask[..., None], target, target + 5)  # pixels outside the mask do not matter
+    assert policy.reconstructor.loss(patches, mask, other, generator(0, "noise")) == found
+
+
+def test_published_decoder_size():
+    with seeded(0, "decoder"):
+        module = MAEDecoder().build(2048, (14, 14), 16)
+    blocks = 4 * (12 * 256**2 + 13 * 256)  # attention 4 d^2 + mlp 8 d^2, biases 9 d, two norms 4 d
+    rest = (2048 * 256 + 256) + 256 + 2 * 256 + (256 * 768 + 768)
+    assert sum(p.numel() for p in module.parameters()) == blocks + rest
+
+
+# ---------------------------------------------------------------- actions
+
+
+@given(st.lists(st.floats(-0.9, 0.9), min_size=6, max_size=6), st.booleans(), st.sampled_from([0.0, 4.0]))
+def test_bins_roundtrip_within_half_a_bin(values, closed, spread):
+    low, high = (-0.95,) * 6 + (-1.0,), (0.97,) * 6 + (1.0,)
+    bins = ActionBins(low, high, spread=spread, decision="argmax")
+    action = torch.tensor([*values, 1.0 if closed else -1.0])
+    back = bins.decide(bins.targets(action).clamp_min(1e-9).log()[None, None])[0, 0]
+    assert (back - action).abs()[:6].max() <= (0.97 + 0.95) / 256 / 2 + 1e-6
+    assert back[6] == action[6]
+
+
+def test_expectation_undoes_soft_labels():
+    action = torch.tensor([0.11, -0.2, 0.3, 0.0, 0.5, -0.6, 1.0])
+    back = BINS.decide(BINS.targets(action).clamp_min(1e-12).log()[None, None])[0, 0]
+    assert (back - action).abs().max() < 1e-3
+
+
+def test_targets_are_distributions_and_the_gripper_is_hard():
+    targets = BINS.targets(torch.rand(5, 2, 7) * 4 - 2)  # outside the range too
+    torch.testing.assert_close(targets.sum(-1), torch.ones(5, 2, 7))
+    assert set(targets[..., 6, :].argmax(-1).unique().tolist()) <= {0, 255}
+    assert targets[..., 6, :].max(-1).values.eq(1).all()
+
+
+def test_gripper_is_exactly_two_valued():
+    decided = BINS.decide(torch.randn(20, 8, 7, 256))[..., 6]
+    assert set(decided.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_action_loss_equals_numpy_and_skips_what_does_not_exist():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 7, 256, generator=draw)
+    targets = BINS.targets(torch.rand(2, 3, 7, generator=draw) * 2 - 1)
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    x = logits.double().numpy()
+    log_p = x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
+    per_step = -(targets.numpy() * log_p).sum(-1).mean(-1)
+    np.testing.assert_allclose(action_loss(logits, targets, valid), per_step[valid.numpy()].mean(), rtol=1e-5)
+    logits[~valid] = 1e4
+    np.testing.assert_allclose(action_loss(logits, targets, valid), per_step[valid.numpy()].mean(), rtol=1e-5)
+
+
+def test_one_hot_labels_are_plain_cross_entropy():
+    bins = replace(BINS, spread=0.0)
+    actions = torch.rand(4, 2, 7) * 2 - 1
+    logits = torch.randn(4, 2, 7, 256)
+    labels = bins.targets(actions).argmax(-1)
+    reference = torch.nn.functional.cross_entropy(logits.reshape(-1, 256), labels.reshape(-1))
+    torch.testing.assert_close(
+        action_loss(logits, bins.targets(actions), torch.ones(4, 2, dtype=torch.bool)), reference
+    )
+
+
+def test_bad_bins_are_refused():
+    with pytest.raises(ValueError, match="below its upper edge"):
+        ActionBins((0.0,) * 7, (0.0,) * 7)
+    still = ActionBins.from_quantiles(np.zeros(7), np.zeros(7))
+    assert still.low[6] == -1.0
+    assert still.high[6] == 1.0
+
+
+# ---------------------------------------------------------------- objective
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.5, 1.0])
+def test_total_is_action_plus_lambda_times_reconstruction(weight):
+    policy, batch = tiny_policy(), random_batch()
+    found = losses(policy, batch, Reconstruction(weight=weight), generator(0, "mask"))
+    torch.testing.assert_close(found.total, found.action + weight * found.reconstruction)
+    plain = losses(policy, batch, None, generator(0, "mask"))
+    torch.testing.assert_close(plain.total, found.action)  # decoder masking leaves the action loss alone
+
+
+# ---------------------------------------------------------------- randomness
+
+
+def test_streams_are_named_and_repeatable():
+    assert derive(0, "mask", 3) == derive(0, "mask", 3)
+    assert len({derive(s, n, t) for s in range(3) for n in ("mask", "data") for t in range(3)}) == 18
+    before = torch.random.get_rng_state()
+    with seeded(0, "weights"):
+        torch.rand(3)
+    assert torch.equal(before, torch.random.get_rng_state())
