@@ -244,8 +244,8 @@ class Episode:
         path: its file.
         demo: its group in the file, for example ``demo_0``.
         suite: LIBERO suite, None if the file does not say.
-        task: name of the task.
-        task_index: index of the task in its suite, None in files that are not ours.
+        task: index of the task in its suite, None in files that are not ours.
+        task_name: name of the task.
         instruction: what the robot was told.
         actions: float32 [T 7], labels.
         quality: render quality of the pictures.
@@ -269,8 +269,8 @@ class Episode:
     path: Path
     demo: str
     suite: str | None
-    task: str
-    task_index: int | None
+    task: int | None
+    task_name: str
     instruction: str
     actions: Float32[np.ndarray, "T 7"]
     quality: Quality
@@ -302,9 +302,9 @@ class Episode:
         Two starts of a wide placement, 2j and 2j + 1, are one scene with two targets.
         """
         if self.start_index is None:
-            return f"{self.task}/{self.demo}"
+            return f"{self.task_name}/{self.demo}"
         index = self.start_index // 2 if self.placement == "wide" else self.start_index
-        return f"{self.task}/{self.placement}/{self.split}/{index}"
+        return f"{self.task_name}/{self.placement}/{self.split}/{index}"
 
     @property
     def frame_steps(self) -> Int[np.ndarray, "F"]:
@@ -393,7 +393,7 @@ class Demonstrations:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, each once."""
-        return tuple(dict.fromkeys(episode.task for episode in self.episodes))
+        return tuple(dict.fromkeys(episode.task_name for episode in self.episodes))
 
     @property
     def starts(self) -> tuple[str, ...]:
@@ -409,7 +409,7 @@ class Demonstrations:
         digest = hashlib.sha256(f"{self.quality}/{self.image_size}/{self.frame_stride}".encode())
         for episode in self.episodes:
             digest.update(
-                f"\0{episode.task}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
+                f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
             with _opened(episode.path) as file:
@@ -432,7 +432,7 @@ class Demonstrations:
             raise UserError(f"the held-out share must lie between 0 and 1, not {held_out}")
         chosen: set[str] = set()
         for task in self.tasks:
-            scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task == task))
+            scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task_name == task))
             scenes.sort(key=lambda scene: hashlib.sha256(f"{seed}/{scene}".encode()).digest())
             chosen.update(scenes[: min(max(1, round(held_out * len(scenes))), len(scenes) - 1)])
         if not chosen:
@@ -521,8 +521,8 @@ def _read_header(path: Path, data: Any) -> dict[str, Any]:
         raise UserError(f"{path}: the attribute 'problem_info' is not valid JSON; {_REMEDY}") from None
     return {
         "suite": str(attributes.get("suite", parent)) or None,
-        "task": str(attributes.get("task_name", name)),
-        "task_index": _optional(int, attributes.get("task_index")),
+        "task": _optional(int, attributes.get("task_index")),
+        "task_name": str(attributes.get("task_name", name)),
         "instruction": " ".join(language) if isinstance(language, list) else language,
         "quality": _one_of(path, "quality", attributes.get("quality", "official"), Quality),
         "frame_stride": int(attributes.get("frame_stride", 1)),
@@ -634,8 +634,8 @@ def _find_files(folder: Path) -> list[Path]:
 
 
 def _of_tasks(episodes: Sequence[Episode], tasks: Sequence[str | int]) -> list[Episode]:
-    names = {e.task for e in episodes}
-    by_index = {e.task_index: e.task for e in episodes if e.task_index is not None}
+    names = {e.task_name for e in episodes}
+    by_index = {e.task: e.task_name for e in episodes if e.task is not None}
     wanted = set()
     for task in tasks:
         name = by_index.get(task) if isinstance(task, int) else task
@@ -643,4 +643,4 @@ def _of_tasks(episodes: Sequence[Episode], tasks: Sequence[str | int]) -> list[E
             known = names | {str(index) for index in by_index}
             raise unknown("task in these demonstrations", str(task), known)
         wanted.add(name)
-    return [e for e in episodes if e.task in wanted]
+    return [e for e in episodes if e.task_name in wanted]
