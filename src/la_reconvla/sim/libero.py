@@ -7,13 +7,14 @@ evaluated once a step.
 
 from __future__ import annotations
 
+import copy
 import ctypes.util
 import importlib
 import logging
 import os
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -24,6 +25,9 @@ from la_reconvla.sim.tasks import INSTALL_SIM, Task, load_task
 
 if TYPE_CHECKING:
     from la_reconvla.sim.renderer import Renderer
+
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's compiled module tells the type checker nothing.)
 
 AGENTVIEW, WRIST = "agentview", "robot0_eye_in_hand"
 SETTLING_STEPS = 10  # LIBERO drops its objects from 7-11 cm
@@ -63,12 +67,13 @@ class LiberoEnv:
         max_steps: int | None = None,
         allow_any_mujoco: bool = False,
     ) -> None:
-        if quality not in ("official", "fast"):
-            raise unknown("render quality", quality, ("official", "fast"))
+        if quality not in get_args(Quality):
+            raise unknown("render quality", quality, get_args(Quality))
         if image_size < 1:
             raise UserError(f"the image size must be positive, not {image_size}")
         prepare_simulator(allow_any_mujoco=allow_any_mujoco)
-        self.image_size, self.quality = image_size, quality
+        self.image_size = image_size
+        self.quality: Quality = quality
         self._with_wrist, self._with_proprio, self._limit = wrist, proprio, max_steps
         self._env: Any = None  # robosuite's environment of the current task
         self._task: Task | None = None
@@ -144,10 +149,11 @@ class LiberoEnv:
 
     def close(self) -> None:
         """Free the simulator and its OpenGL context. Closing twice does nothing; a later `reset` builds anew."""
-        self._close_renderer()
+        if self._renderer is not None:
+            self._renderer.close()
         if self._env is not None:
             self._env.close()
-        self._env = self._task = self._start = None
+        self._env = self._task = self._start = self._renderer = None
 
     def __enter__(self) -> LiberoEnv:
         return self
@@ -178,7 +184,7 @@ class LiberoEnv:
             UserError: for an unknown name.
         """
         owners = {name: self._geoms_of(name) for name in names}
-        shown = self._drawer().geoms(self._simulator().sim.data._data, AGENTVIEW)
+        shown = self._drawer().geoms(*self._physics(), AGENTVIEW)
         return {name: np.isin(shown, geoms) for name, geoms in owners.items()}
 
     def segmentation(self, names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
@@ -267,18 +273,23 @@ class LiberoEnv:
             raise UserError("the environment has no simulator yet: call reset(start) first")
         return self._env
 
+    def _physics(self) -> tuple[Any, Any]:
+        """MuJoCo's own model and data of the current simulation."""
+        sim = self._simulator().sim
+        return sim.model._model, sim.data._data
+
     def _build(self, task: Task) -> None:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self.close()
         wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
         self._env, self._task = wrapper.env, task
+        _compile_once(self._env)
 
     def _hard_reset(self, seed: int) -> None:
         """Reset with a bound: `ControlEnv.reset` swallows every exception and tries again for ever."""
         from robosuite.utils.errors import RandomizationError
 
-        self._close_renderer()
         self._env.seed(seed)
         for _ in range(RESET_ATTEMPTS):
             try:
@@ -295,8 +306,29 @@ class LiberoEnv:
         self._env.parsed_problem["goal_state"] = [list(predicate) for predicate in goal]
 
     def _control_step(self, action: Float[np.ndarray, "7"]) -> None:
-        self._env.timestep = 0  # robosuite ends an episode after 1000 steps; the limit is ours
-        self._env.step(action)
+        """One control step of 25 physics steps: what robosuite's `step` does, without what nobody reads.
+
+        In every physics step robosuite solves for the accelerations three times: in its loop, in its controller and in
+        `mj_step`. Each solution is the next one's first guess, so that leaving two of them out would change the last
+        digits. Positions and velocities do not move between the three, though: they are evaluated once here.
+        """
+        import mujoco
+
+        env, (model, data) = self._env, self._physics()
+
+        def solve_again() -> None:
+            mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 1)
+
+        env.sim.forward = solve_again  # for the controller
+        try:
+            for substep in range(int(env.control_timestep / env.model_timestep)):
+                mujoco.mj_step1(model, data)
+                solve_again()
+                env._pre_action(action, policy_step=substep == 0)
+                mujoco.mj_step2(model, data)
+        finally:
+            del env.sim.forward
+        env._post_process()
 
     def _over(self, stop_at_success: bool) -> bool:
         return self._steps >= self.max_steps or (self._success and stop_at_success)
@@ -305,16 +337,11 @@ class LiberoEnv:
         if self._renderer is None:
             from la_reconvla.sim.renderer import Renderer
 
-            self._renderer = Renderer(self._simulator().sim.model._model, self.image_size, self.quality)
+            self._renderer = Renderer(self._physics()[0], self.image_size, self.quality)
         return self._renderer
 
     def _view(self, camera: str) -> UInt8[np.ndarray, "H W 3"]:
-        return self._drawer().image(self._simulator().sim.data._data, camera)
-
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-        self._renderer = None
+        return self._drawer().image(*self._physics(), camera)
 
     def _geoms_of(self, name: str) -> list[int]:
         """Numbers of all geoms that belong to `name`, those of its moving parts included."""
@@ -330,14 +357,36 @@ class LiberoEnv:
         return [geom for geom, body in enumerate(model.geom_bodyid) if _inside(body, roots, model.body_parentid)]
 
 
+def _compile_once(env: Any) -> None:
+    """Let every reset of `env` start from a copy of the compiled model: compiling takes three quarters of a reset.
+
+    The scene's XML does not depend on the seed (what does is written into the model afterwards); if it ever should, the
+    model is compiled again.
+    """
+    import mujoco
+    from robosuite.utils.binding_utils import MjSim
+
+    compiled: dict[str, Any] = {}
+
+    def initialize_sim(xml_string: str | None = None) -> None:
+        xml = xml_string or env.model.get_xml()
+        if xml not in compiled:
+            compiled.clear()
+            compiled[xml] = mujoco.MjModel.from_xml_string(xml)
+        env.sim = MjSim(copy.copy(compiled[xml]))
+        env.sim.forward()
+        env.initialize_time(env.control_freq)
+
+    env._initialize_sim = initialize_sim
+
+
 def prepare_simulator(*, allow_any_mujoco: bool = False) -> None:
     """Import the simulator with a working OpenGL chosen and its chatter silenced.
 
     Raises:
         UserError: if its packages, an OpenGL library or the right MuJoCo are missing.
     """
-    if "mujoco" not in sys.modules:
-        _choose_opengl()
+    _choose_opengl()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
         mujoco = importlib.import_module("mujoco")
@@ -358,14 +407,14 @@ def check_mujoco(version: str) -> None:
     if not (3, 3) <= parts < (3, 3, 3):
         raise UserError(
             f'MuJoCo {version} is installed, LIBERO needs one from 3.3 to 3.3.2: pip install "mujoco>=3.3,<3.3.3" '
-            "(or allow_any_mujoco=True to go on regardless). Its physics drifts: from 3.4 objects slide where they should "
-            "rest and LIBERO-Spatial task 5 falls from 98 % to 12 % (RLinf PR 1496), from 3.3.3 the floor is drawn "
-            "darker (LIBERO PR 140)."
+            "(or allow_any_mujoco=True to go on regardless). Its physics drifts: from 3.4 objects slide where they "
+            "should rest and LIBERO-Spatial task 5 falls from 98 % to 12 % (RLinf PR 1496), from 3.3.3 the floor is "
+            "drawn darker (LIBERO PR 140)."
         )
 
 
 def _choose_opengl() -> None:
-    """MuJoCo reads MUJOCO_GL when it is imported: EGL if its library is there, OSMesa otherwise."""
+    """Set MUJOCO_GL, which MuJoCo and robosuite read when imported: EGL if its library is there, OSMesa otherwise."""
     if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
         return
     for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):

@@ -9,6 +9,8 @@ one is attached to its model when the first picture is wanted, so that a run tha
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 import mujoco
@@ -23,10 +25,11 @@ _MAX_GEOMS = 1000
 
 
 class Renderer:
-    """Draws one camera of one model at one size.
+    """Draws the cameras of one compiled model at one size.
 
-    `fast` leaves out reflections, shadows and multisampling. All three are set on this model's copy or on this scene,
-    never globally: renderers of different quality do not disturb each other.
+    Making one takes a second or two, in which meshes and textures are uploaded; it stays good for copies of its model,
+    so it is kept over resets. `fast` leaves out reflections, shadows and multisampling. All three are set on the model
+    or on the scene, never globally: renderers of different quality do not disturb each other.
 
     Args:
         model: the compiled model. Its offscreen size and, for `fast`, its sample count and shadow size are changed.
@@ -35,14 +38,13 @@ class Renderer:
     """
 
     def __init__(self, model: mujoco.MjModel, size: int, quality: Quality) -> None:
-        self._model, self._size = model, size
-        # These two are read when the context is made, not when a picture is drawn.
+        self._size = size
+        # These are read when the context is made, not when a picture is drawn.
         if quality == "fast":
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
-        model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
-        model.vis.global_.offheight = max(size, model.vis.global_.offheight)
-        self._gl: Any = mujoco.GLContext(size, size)
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._gl: Any = _gl_context(size)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -56,17 +58,17 @@ class Renderer:
         self._options.geomgroup[_COLLISION_GROUP] = 0
         self._options.geomgroup[_VISUAL_GROUP] = 1
 
-    def image(self, data: mujoco.MjData, camera: str) -> UInt8[np.ndarray, "H W 3"]:
+    def image(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """What `camera` sees, turned by 180 degrees as LIBERO's public data are."""
-        self._draw(data, camera)
+        self._draw(model, data, camera)
         return self._read()
 
-    def geoms(self, data: mujoco.MjData, camera: str) -> Int32[np.ndarray, "H W"]:
+    def geoms(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> Int32[np.ndarray, "H W"]:
         """Which geom each pixel of `image` shows: its number in the model, -1 for none. Turned as `image` is."""
         flags = self._scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
         try:
-            self._draw(data, camera)
+            self._draw(model, data, camera)
             pixels = self._read().astype(np.int32)
         finally:
             flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 0
@@ -86,11 +88,11 @@ class Renderer:
         self._gl.free()
         self._gl = None
 
-    def _draw(self, data: mujoco.MjData, camera: str) -> None:
+    def _draw(self, model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> None:
         self._gl.make_current()
-        self._camera.fixedcamid = self._model.camera(camera).id
+        self._camera.fixedcamid = model.camera(camera).id
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
+        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._scene)
         mujoco.mjr_render(mujoco.MjrRect(0, 0, self._size, self._size), self._scene, self._context)
 
     def _read(self) -> UInt8[np.ndarray, "H W 3"]:
@@ -99,3 +101,10 @@ class Renderer:
         # OpenGL's first row is the bottom one. LIBERO keeps the rows as they come, and OpenVLA and LeRobot turn them by
         # 180 degrees: that is upright, but a mirror image (left and right are exchanged; [::-1] alone would not be).
         return np.ascontiguousarray(pixels[::-1, ::-1])
+
+
+def _gl_context(size: int) -> Any:
+    """A context of the library that MUJOCO_GL names, whatever it was when MuJoCo was imported."""
+    library = os.environ.get("MUJOCO_GL", "").lower()
+    module = importlib.import_module(f"mujoco.{library}") if library in ("egl", "osmesa") else mujoco
+    return module.GLContext(size, size)
