@@ -78,7 +78,9 @@ def frames(pull: float, error: float, seeds: tuple[int, ...] = (0,), draw: int =
                 saliency = rng.random((5, 49)) + pull * coverage
                 for i, values in enumerate(grounding.measure(saliency, coverage).records()):
                     where = {"seed": seed, "task": task, "episode": f"demo_{episode}", "frame": i}
-                    records.append({**where, **values, "action_error": float(error + 0.01 * rng.random())})
+                    far = {f"destination_{name}": value for name, value in values.items()}
+                    extra = {"aid": 0.1 * pull, "action_error": float(error + 0.01 * rng.random())}
+                    records.append({**where, **values, **far, **extra})
     return records
 
 
@@ -137,6 +139,9 @@ def test_grounding_excludes_frames_without_the_target_and_counts_them() -> None:
     assert (c4.grounding.frames, c4.grounding.excluded) == (51, 9)
     assert c4.aos.chance < c4.aos.low < c4.aos.mean < c4.aos.high <= c4.aos.ceiling
     assert c4.grounding.aos == pytest.approx(c4.aos.mean)
+    assert c4.destination == c4.grounding
+    assert c4.aid is not None
+    assert c4.aid.mean == pytest.approx(0.1)
 
 
 def test_a_comparison_pairs_by_start_and_not_by_order() -> None:

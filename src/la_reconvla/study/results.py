@@ -4,9 +4,10 @@ Two kinds of records go in, both plain dicts as they stand in JSON lines:
 
 - **episodes**: ``seed``, ``task``, ``start_id``, ``success``, and where known the stages (`STAGES`) and
   ``smallest_distance`` (m). One a rollout. ``seed`` is None for what was not trained, such as blind replay.
-- **frames**: ``seed``, ``task``, ``episode``, ``frame`` and any of ``action_error`` and the fields of
-  `la_reconvla.study.grounding.Grounding`; None where not measured. One a held-out frame. Frames are averaged to
-  episodes before anything is compared, because frames of one episode are nearly copies of each other.
+- **frames**: ``seed``, ``task``, ``episode``, ``frame`` and any of ``action_error``, ``aid``, the fields of
+  `la_reconvla.study.grounding.Grounding` for the target and, with the prefix ``destination_``, for the destination;
+  None where not measured. One a held-out frame. Frames are averaged to episodes before anything is compared, because
+  frames of one episode are nearly copies of each other.
 
 The schema grows by adding; a reader ignores what it does not know.
 """
@@ -206,13 +207,26 @@ class Arm:
 
 @dataclass(frozen=True)
 class ConditionResult(Arm):
-    """An arm, its cells, and what they say together."""
+    """An arm, its cells, and what they say together.
+
+    Attributes:
+        cells: one for each seed.
+        tsr: task success rate.
+        aos: attention overlap with the target, beside chance and ceiling.
+        stages: how far episodes got.
+        grounding: all grounding metrics for the target.
+        destination: the same for where the target must go.
+        aid: 1 - cosine of the maps of one image under two instructions.
+        action_error: on held-out frames.
+    """
 
     cells: tuple[Cell, ...] = ()
     tsr: Rate | None = None
     aos: Overlap | None = None
     stages: Stages | None = None
     grounding: GroundingMeans | None = None
+    destination: GroundingMeans | None = None
+    aid: Measure | None = None
     action_error: Measure | None = None
 
 
@@ -500,6 +514,8 @@ def condition_summary(arm: Arm, evidence: Evidence) -> ConditionResult:
         aos=_overlap(evidence.frames),
         stages=_stages(evidence.episodes),
         grounding=_grounding(evidence.frames),
+        destination=_grounding(evidence.frames, "destination_"),
+        aid=measure(evidence.frames, "aid"),
         action_error=measure(evidence.frames, "action_error"),
     )
 
@@ -563,12 +579,12 @@ def _stages(episodes: Records) -> Stages | None:
     return Stages(**values) if any(v is not None for v in values.values()) else None
 
 
-def _grounding(frames: Records) -> GroundingMeans | None:
-    measured = [r for r in frames if "visible" in r]
+def _grounding(frames: Records, prefix: str = "") -> GroundingMeans | None:
+    measured = [r for r in frames if f"{prefix}visible" in r]
     if not measured:
         return None
-    visible = [r for r in measured if r["visible"]]
-    means = {name: _mean(visible, name) for name in ("patches", *OVERLAPS)}
+    visible = [r for r in measured if r[f"{prefix}visible"]]
+    means = {name: _mean(visible, prefix + name) for name in ("patches", *OVERLAPS)}
     return GroundingMeans(frames=len(visible), excluded=len(measured) - len(visible), **means)
 
 
