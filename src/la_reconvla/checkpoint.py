@@ -41,6 +41,7 @@ class PolicyConfig:
         bins: action bins, from the training data's quantiles.
         head: the reconstructor's size, None without one.
         quality: how the training frames were rendered; evaluation must render alike.
+        image_size: side of the rendered frames, before they are resized for the backbone.
         data_hash: hash of the demonstrations.
         train_starts: ids of the initial states that were trained on.
     """
@@ -52,6 +53,7 @@ class PolicyConfig:
     bins: ActionBins
     head: MAEDecoder | None
     quality: Quality
+    image_size: int
     data_hash: str
     train_starts: tuple[str, ...]
 

@@ -5,7 +5,7 @@ Trained policies and floors act through one interface, so that a floor differs f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -38,13 +38,13 @@ class Trained:
     Attributes:
         run: folder with ``config.json`` and ``model.safetensors``.
         view: ``true``; ``grey_image`` shows it a grey image; ``wrong_instruction`` tells it something else.
-        instructions: all instructions of the study; the wrong one is picked among them.
+        swaps: for the wrong instruction: (task, true instruction, what it is told instead), see `swapped`.
         threads: CPU threads of one forward pass.
     """
 
     run: Path
     view: View = "true"
-    instructions: tuple[str, ...] = ()
+    swaps: tuple[tuple[int, str, str], ...] = ()
     threads: int = 1
 
     def build(self) -> TrainedPolicy:
@@ -61,16 +61,24 @@ class Trained:
         return TrainedPolicy(*load_policy(self.run), self)
 
 
-def wrong_instruction(true: str, instructions: Sequence[str], key: str) -> str:
-    """Another instruction than `true`, picked by `key` alone, so that every condition is told the same wrong thing.
+def swapped(said: Iterable[tuple[int, str]]) -> tuple[tuple[int, str, str], ...]:
+    """For every (task, instruction) another instruction, the same for every condition.
+
+    Another one of the same task where there is one (the second bowl in the same scene), else one of another task.
 
     Raises:
-        UserError: if there is no other instruction.
+        UserError: if there is only one instruction altogether.
     """
-    others = sorted(set(instructions) - {true})
-    if not others:
+    pairs = sorted(set(said))
+    everything = sorted({instruction for _, instruction in pairs})
+    if len(everything) < 2:
         raise UserError("the wrong-instruction floor needs at least two instructions: add a task or wide placements")
-    return others[derive(0, f"wrong instruction/{key}") % len(others)]
+    result = []
+    for task, true in pairs:
+        here = [instruction for other, instruction in pairs if other == task]
+        choices = here if len(here) > 1 else everything
+        result.append((task, true, choices[(choices.index(true) + 1) % len(choices)]))
+    return tuple(result)
 
 
 class TrainedPolicy:
@@ -84,10 +92,19 @@ class TrainedPolicy:
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say."""
+        """Only the wrong-instruction floor looks at `start`, to know what not to say.
+
+        Raises:
+            UserError: if that floor was given no swap for this instruction.
+        """
         self._instruction = start.instruction
         if self.specification.view == "wrong_instruction":
-            self._instruction = wrong_instruction(start.instruction, self.specification.instructions, start.id)
+            swaps = {(task, true): wrong for task, true, wrong in self.specification.swaps}
+            if (start.task, start.instruction) not in swaps:
+                raise UserError(
+                    f"no wrong instruction is known for '{start.instruction}': it was not in the training data"
+                )
+            self._instruction = swaps[start.task, start.instruction]
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
         """One chunk from one forward pass."""
@@ -100,20 +117,23 @@ class TrainedPolicy:
     def _inputs(self, observation: Observation | None):
         import torch
 
+        from la_reconvla.data.samples import proprio_view, resize
+
         if observation is None:
             raise ValueError("a trained policy needs an observation")
+
+        size, kind = self.config.backbone.image_size, self.config.backbone.proprio
 
         def tensor(image: np.ndarray | None) -> torch.Tensor | None:
             if image is None:
                 return None
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            pixels = torch.from_numpy(resize(image[None], size)).permute(0, 3, 1, 2)
             grey = self.config.blind or self.specification.view == "grey_image"
             return torch.full_like(pixels, GREY) if grey else pixels
 
         proprio = None
-        if self.config.backbone.proprio != "none" and observation.proprio is not None:
-            part = slice(-1, None) if self.config.backbone.proprio == "gripper" else slice(None)
-            proprio = torch.from_numpy(observation.proprio[part].astype(np.float32))[None]
+        if kind != "none" and observation.proprio is not None:
+            proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind))
         wrist = tensor(observation.wrist) if self.config.backbone.wrist else None
         return tensor(observation.image), [self._instruction], wrist, proprio
 
@@ -182,10 +202,10 @@ class ReplayPolicy:
     def __init__(self, folder: Path):
         from la_reconvla.data.hdf5 import open_demonstrations
 
-        self._actions: dict[tuple[str, int, str], list[np.ndarray]] = {}
+        self._actions: dict[tuple[str | None, int | None, str | None], list[np.ndarray]] = {}
         for episode in open_demonstrations(folder).episodes:
             key = (episode.suite, episode.task, episode.target)
-            self._actions.setdefault(key, []).append(np.asarray(episode.actions))
+            self._actions.setdefault(key, []).append(episode.executed())
 
     def reset(self, start: Start, env: Env) -> None:
         """Pick a demonstration by the start's name.

@@ -109,7 +109,7 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
     """One episode from reset to success or the step limit.
 
     Returns:
-        The record: start_id, suite, task, placement, split, index, instruction, success, steps, seconds, stages and
+        The record: start_id, suite, task, placement, split, index, instruction, success, steps, seconds, the stages and
         the smallest distance (m) between gripper and target.
     """
     begun = time.perf_counter()
@@ -140,7 +140,7 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
         "success": bool(success),
         "steps": steps,
         "seconds": round(time.perf_counter() - begun, 3),
-        "stages": dict(stages.reached),
+        **stages.reached,
         "smallest_distance": round(float(stages.smallest_distance), 5),
     }
 

@@ -1,0 +1,201 @@
+"""``la-reconvla``: subcommands and nothing else. What they do lives in the rooms below.
+
+Imports are inside the functions, so that ``doctor`` works where half of the machine is broken.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal, Optional
+
+import tyro
+from rich.console import Console
+from rich.text import Text
+
+from la_reconvla.errors import UserError
+
+app = tyro.extras.SubcommandApp()
+Positional = tyro.conf.Positional
+Ints = Optional[tuple[int, ...]]  # noqa: UP045 (tyro reads it at run time on Python 3.10)
+Names = Optional[tuple[str, ...]]  # noqa: UP045
+
+
+@app.command
+def doctor(out: Path = Path(".")) -> None:
+    """Check this machine: OpenGL, MuJoCo, memory, disk. Each failing check names the command that repairs it.
+
+    Args:
+        out: folder that runs will be written to; its disk is checked.
+    """
+    from la_reconvla.sim.machine import check_machine, print_checks
+
+    checks = check_machine(out)
+    print_checks(checks)
+    if not all(check.ok for check in checks):
+        raise SystemExit(1)
+
+
+@app.command
+def collect(
+    out: Path,
+    suite: str = "libero_spatial",
+    tasks: tuple[int, ...] = (0, 1, 2),
+    demos: int = 50,
+    placement: Literal["official", "wide"] = "official",
+    quality: Literal["official", "fast"] = "official",
+    image_size: int = 128,
+    frame_stride: int = 1,
+    wrist: bool = True,
+    noise: float = 0.1,
+    workers: int = 0,
+    seed: int = 0,
+) -> None:
+    """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Stopped, it goes on by the same command.
+
+    Args:
+        out: folder to write to.
+        suite: LIBERO suite.
+        tasks: indices of its tasks.
+        demos: successful episodes a task.
+        placement: LIBERO's own initial states, or wide ones (objects moved, either bowl the target).
+        quality: render quality; training and evaluation refuse to mix them.
+        image_size: rows and columns of the frames.
+        frame_stride: control steps between frames; 1 is LIBERO's own layout.
+        wrist: also record the wrist camera.
+        noise: standard deviation of the action noise; labels stay clean.
+        workers: processes; 0 takes as many as cores and memory allow.
+        seed: of the noise.
+    """
+    from la_reconvla.sim.collect import CollectConfig
+    from la_reconvla.sim.collect import collect as run
+
+    run(
+        CollectConfig(
+            out=out,
+            suite=suite,
+            tasks=tasks,
+            demos=demos,
+            placement=placement,
+            quality=quality,
+            image_size=image_size,
+            frame_stride=frame_stride,
+            wrist=wrist,
+            noise=noise,
+            workers=workers,
+            seed=seed,
+        )
+    )
+
+
+@app.command
+def train(
+    demonstrations: Path,
+    out: Path,
+    condition: str = "C4",
+    seed: int = 0,
+    preset: str = "small",
+    steps: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Train one policy on a folder of demonstrations, LIBERO's own files included.
+
+    Args:
+        demonstrations: folder with ``*_demo.hdf5`` files.
+        out: run folder; a killed run goes on in it.
+        condition: arm, for example C1 or C4.
+        seed: of weights, batches and masks.
+        preset: where backbone, decoder and schedule come from.
+        steps: optimizer steps in place of the preset's.
+        device: auto, cpu, cuda or mps.
+    """
+    from la_reconvla.study.ablation import train_one
+
+    train_one(demonstrations, out, condition, seed, preset, steps, device)
+    print(out)
+
+
+@app.command
+def evaluate(
+    run: Positional[str],
+    episodes: int = 10,
+    suite: str = "libero_spatial",
+    tasks: tuple[int, ...] = (0, 1, 2),
+    placement: Literal["official", "wide"] = "wide",
+    workers: int = 0,
+    out: Path | None = None,
+    allow_any_mujoco: bool = False,
+) -> None:
+    """Roll a policy out in closed loop on starts that it was not trained on.
+
+    Args:
+        run: a run folder, or ``expert`` or ``random``.
+        episodes: starts of each task.
+        suite: LIBERO suite.
+        tasks: indices of its tasks.
+        placement: kind of starts.
+        workers: processes; 0 takes one a core.
+        out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
+        allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
+    """
+    from la_reconvla.study.evaluate import evaluate_one
+
+    evaluate_one(run, episodes, suite, tasks, placement, workers, out, allow_any_mujoco)
+
+
+@app.command
+def ablate(
+    preset: str = "quick",
+    out: Path | None = None,
+    seeds: Ints = None,
+    conditions: Names = None,
+    tasks: Ints = None,
+    demos: int | None = None,
+    steps: int | None = None,
+    episodes: int | None = None,
+    device: str | None = None,
+    workers: int = 0,
+) -> None:
+    """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
+
+    Args:
+        preset: smoke, quick or small.
+        out: study folder; ``runs/<preset>`` by default.
+        seeds: training seeds.
+        conditions: arms, for example C1 C2 C4.
+        tasks: indices of the suite's tasks.
+        demos: demonstrations a task.
+        steps: optimizer steps.
+        episodes: evaluation episodes a task.
+        device: auto, cpu, cuda or mps.
+        workers: processes; 0 takes one a core.
+    """
+    from la_reconvla.study.ablation import ablate as run
+
+    folder = run(preset, out, seeds, conditions, tasks, demos, steps, episodes, device, workers)
+    print(f"report: {folder / 'report.html'}")
+
+
+@app.command
+def report(study: Positional[Path]) -> None:
+    """Draw ``report.html`` again from a study's ``results.json``.
+
+    Args:
+        study: study folder.
+    """
+    from la_reconvla.study.report import write_report
+
+    print(write_report(study))
+
+
+def main() -> None:
+    """Entry point: a `UserError` is one line, Ctrl-C says how to go on."""
+    console = Console(stderr=True)
+    try:
+        app.cli(prog="la-reconvla", description="Does a policy act better when it reconstructs what its words look at?")
+    except UserError as error:
+        console.print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on where it was")
+        sys.exit(130)

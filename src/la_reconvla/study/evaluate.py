@@ -1,0 +1,212 @@
+"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line an episode on disk.
+
+A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+
+from la_reconvla.checkpoint import PolicyConfig
+from la_reconvla.contracts import PlacementKind, Split, Start
+from la_reconvla.errors import UserError
+from la_reconvla.progress import progress
+from la_reconvla.sim.placements import wide_starts
+from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
+from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
+from la_reconvla.sim.tasks import load_task, official_start, official_states
+from la_reconvla.storage import append_jsonl, locked, read_jsonl
+from la_reconvla.study.figures import overlay, write_video
+from la_reconvla.study.results import STAGES, rate
+
+EPISODES = "episodes.jsonl"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One policy to evaluate.
+
+    Attributes:
+        folder: where ``episodes.jsonl`` and ``videos/`` go.
+        label: what identifies the policy in its records: condition, seed, and the floor's id.
+        policy: what acts.
+        episodes: use the first so many starts; None for all.
+        films: keep videos of the first start of each task, and of so many more successes and failures.
+        grid: patch grid of the saliency, drawn over the videos.
+    """
+
+    folder: Path
+    label: dict[str, Any]
+    policy: Specification
+    episodes: int | None = None
+    films: bool = False
+    grid: tuple[int, int] | None = None
+
+
+def evaluation_starts(
+    suite: str,
+    tasks: Sequence[int],
+    placement: PlacementKind,
+    episodes: int,
+    *,
+    trained_on: frozenset[str] = frozenset(),
+    split: Split = "test",
+    cache: Path | None = None,
+) -> list[Start]:
+    """`episodes` starts of each task, interleaved by task, none of which was trained on.
+
+    Args:
+        suite: LIBERO suite.
+        tasks: indices of the tasks.
+        placement: ``official`` or ``wide``.
+        episodes: number for each task.
+        trained_on: ids of the training starts. An official state counts as trained on whatever its split is called.
+        split: split of wide placements; ``train`` evaluates on training placements, which is rarely what you want.
+        cache: where settled wide placements are kept.
+
+    Raises:
+        UserError: for unknown names, or if fewer official states are left than asked for.
+    """
+    per_task: list[list[Start]] = []
+    for index in tasks:
+        task = load_task(suite, index)
+        if placement == "wide":
+            starts = wide_starts(suite, index, split, range(episodes), cache)
+            starts = [start for start in starts if start.id not in trained_on]
+        else:
+            used = {start_id.rsplit("/", 2)[0] + start_id.rsplit("/", 1)[1] for start_id in trained_on}
+            free = [i for i in range(len(official_states(task)) - 1, -1, -1)]
+            free = [i for i in free if f"{suite}/{index}/official{i}" not in used]
+            starts = [official_start(task, i) for i in free[:episodes]]
+        if len(starts) < episodes:
+            raise UserError(
+                f"{suite} task {index}: {len(starts)} {placement} starts were not trained on, {episodes} are wanted: "
+                "ask for fewer episodes or evaluate on wide placements"
+            )
+        per_task.append(starts)
+    return [start for group in zip(*per_task, strict=True) for start in group]
+
+
+def settings_for(config: PolicyConfig, **changes: Any) -> EnvSettings:
+    """The environment as the policy's training data were rendered."""
+    backbone = config.backbone
+    settings = EnvSettings(
+        image_size=config.image_size,
+        wrist=backbone.wrist,
+        proprio=backbone.proprio != "none",
+        quality=config.quality,
+    )
+    if changes.get("quality", config.quality) != config.quality:
+        raise UserError(
+            f"the policy was trained on '{config.quality}' frames, not on '{changes['quality']}' ones: leave the render "
+            "quality out, or train on other data"
+        )
+    return replace(settings, **changes)
+
+
+def evaluate(
+    evaluations: Sequence[Evaluation],
+    starts: Sequence[Start],
+    settings: EnvSettings,
+    workers: int,
+    advance: Callable[[int, str], None] = lambda count, note: None,
+) -> None:
+    """Run all episodes that are not on disk yet.
+
+    Args:
+        evaluations: the policies.
+        starts: the initial states, the same for all of them.
+        settings: what the environment shows.
+        workers: processes, one simulator each.
+        advance: told of every finished episode.
+    """
+    jobs, by_folder = [], {evaluation.folder: evaluation for evaluation in evaluations}
+    for evaluation in evaluations:
+        done = {record["start_id"] for record in read_jsonl(evaluation.folder / EPISODES)}
+        filmed: set[int] = set()
+        for start in starts[: evaluation.episodes]:
+            film = evaluation.films and start.task not in filmed
+            filmed.add(start.task)
+            if start.id not in done:
+                jobs.append(
+                    Job(
+                        {**evaluation.label, "folder": str(evaluation.folder)}, evaluation.policy, start, settings, film
+                    )
+                )
+    jobs.sort(key=lambda job: job.start.task)  # a simulator is built anew for another task
+    for _, record, film in rollouts(jobs, workers):
+        folder = Path(record.pop("folder"))
+        if film is not None:
+            name = f"task{record['task']}_{record['index']}_{'success' if record['success'] else 'failure'}.mp4"
+            save_film(folder / "videos" / name, film, by_folder[folder].grid)
+            record["video"] = f"videos/{name}"
+        append_jsonl(folder / EPISODES, record)
+        advance(1, f"{record.get('condition') or record.get('floor')}: {'success' if record['success'] else 'failure'}")
+
+
+def pending(evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> int:
+    """How many episodes `evaluate` would run."""
+    total = 0
+    for evaluation in evaluations:
+        done = {record["start_id"] for record in read_jsonl(evaluation.folder / EPISODES)}
+        total += sum(start.id not in done for start in starts[: evaluation.episodes])
+    return total
+
+
+def save_film(path: Path, film: Film, grid: tuple[int, int] | None) -> None:
+    """Write a video; where the policy looked is drawn over the frames if it looked anywhere."""
+    frames = film.frames
+    if film.saliency and grid is not None:
+        frames = [overlay(frame, look, grid) for frame, look in zip(frames, film.saliency, strict=True)]
+    write_video(path, frames, fps=5)
+
+
+def default_workers() -> int:
+    """One simulator a core, as far as memory goes (2 GB each)."""
+    return max(1, min(psutil.cpu_count(logical=True) or 1, int(psutil.virtual_memory().available / 2e9)))
+
+
+def evaluate_one(
+    run: str,
+    episodes: int,
+    suite: str,
+    tasks: Sequence[int],
+    placement: PlacementKind,
+    workers: int,
+    out: Path | None,
+    allow_any_mujoco: bool = False,
+) -> Path:
+    """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
+    trained_on: frozenset[str] = frozenset()
+    if run in ("expert", "random"):
+        settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
+        policy: Specification = Scripted() if run == "expert" else Uniform()
+        folder = out or Path("runs") / run / f"{suite}-{placement}"
+        label, grid = {"condition": run, "seed": None}, None
+    else:
+        config = PolicyConfig.load(Path(run))
+        settings = settings_for(config, allow_any_mujoco=allow_any_mujoco)
+        policy, trained_on = Trained(Path(run).resolve()), frozenset(config.train_starts)
+        folder = out or Path(run) / f"{suite}-{placement}"
+        label = {"condition": config.condition, "seed": config.seed}
+        grid = (config.backbone.image_size // config.backbone.patch,) * 2
+    starts = evaluation_starts(suite, tasks, placement, episodes, trained_on=trained_on, cache=folder / "placements")
+    evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
+    with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
+        evaluate(evaluations, starts, settings, workers or default_workers(), bar.advance)
+    records = read_jsonl(folder / EPISODES)
+    console = Console(stderr=True)
+    if found := rate(records):
+        console.print(
+            f"{run}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
+            f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
+        )
+        reached = ", ".join(f"{name} {sum(r[name] for r in records)}" for name in STAGES)
+        console.print(f"stages: {reached}; all of it in {folder / EPISODES}")
+    return folder

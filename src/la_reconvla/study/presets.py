@@ -1,0 +1,123 @@
+"""What a study consists of, and the presets. Every number of a run is one of these fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.conditions import ARMS, NO_IMAGE
+from la_reconvla.contracts import PlacementKind, Quality
+from la_reconvla.errors import UserError, unknown
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """One study.
+
+    Attributes:
+        preset: name of the preset that it came from.
+        suite: LIBERO suite.
+        tasks: indices of its tasks.
+        placement: where demonstrations and evaluation starts come from.
+        also_official: evaluate on so many official initial states of each task too.
+        demos: demonstrations for each task, held-out ones included.
+        held_out: share of the scenes kept for held-out frames.
+        quality: render quality of everything.
+        frame_stride: control steps between recorded frames.
+        backbone: the policy's backbone; its image size is also the size that frames are rendered at.
+        head: size of the reconstruction decoder in every arm that has one.
+        train: how to train.
+        spread: standard deviation of the soft action labels in bins.
+        seeds: training seeds; each arm is trained once with each.
+        conditions: ids of the arms.
+        episodes: evaluation episodes for each task and trained policy.
+        floor_episodes: the same for floors and references.
+        floor_arm: arm whose policy is rolled out with a grey image and a wrong instruction.
+        frames: held-out frames on which action error and attention are measured.
+    """
+
+    preset: str = "custom"
+    suite: str = "libero_spatial"
+    tasks: tuple[int, ...] = (0, 1, 2)
+    placement: PlacementKind = "wide"
+    also_official: int = 0
+    demos: int = 50
+    held_out: float = 0.15
+    quality: Quality = "fast"
+    frame_stride: int = 2
+    backbone: SmallPaliGemma = field(default_factory=SmallPaliGemma)
+    head: MAEDecoder = field(default_factory=MAEDecoder)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    spread: float = 4.0
+    seeds: tuple[int, ...] = (0,)
+    conditions: tuple[str, ...] = tuple(arm.id for arm in ARMS)
+    episodes: int = 10
+    floor_episodes: int = 10
+    floor_arm: str = "C1"
+    frames: int = 300
+
+    def __post_init__(self):
+        for name in ("tasks", "seeds", "conditions"):
+            values = getattr(self, name)
+            if not values:
+                raise UserError(f"a study needs at least one of its {name}")
+            if len(set(values)) < len(values):
+                raise UserError(f"{name} are listed twice: {', '.join(map(str, values))}")
+        if NO_IMAGE.id in self.conditions:
+            raise UserError(f"'{NO_IMAGE.id}' is a floor and is always part of a study: leave it out of the conditions")
+
+
+PRESETS = {
+    preset.preset: preset
+    for preset in (
+        StudyConfig(
+            preset="smoke",
+            tasks=(0,),
+            demos=4,
+            held_out=0.4,
+            frame_stride=8,
+            backbone=SmallPaliGemma(image_size=56, patch=14, width=48, vision_layers=1),
+            head=MAEDecoder(depth=1, width=48, heads=4),
+            train=TrainConfig(steps=30, batch_size=8, warmup=5, save_every=10, check_every=10),
+            conditions=("C1", "C2", "C4"),
+            episodes=1,
+            floor_episodes=1,
+            frames=24,
+        ),
+        StudyConfig(
+            preset="quick",
+            tasks=(0, 1),
+            demos=24,
+            frame_stride=4,
+            head=MAEDecoder(depth=2, width=128, heads=4),
+            train=TrainConfig(steps=400, batch_size=32, warmup=40, learning_rate=1.5e-3),
+            episodes=4,
+            floor_episodes=4,
+        ),
+        StudyConfig(
+            preset="small",
+            tasks=(0, 1, 2),
+            also_official=10,
+            demos=50,
+            backbone=SmallPaliGemma(image_size=112, patch=8),
+            train=TrainConfig(steps=3000, batch_size=32),
+            seeds=(0, 1, 2),
+            episodes=20,
+            floor_episodes=20,
+            frames=600,
+        ),
+    )
+}
+
+
+def preset(name: str) -> StudyConfig:
+    """The preset of this name.
+
+    Raises:
+        UserError: if there is none, with near misses.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]
