@@ -1,0 +1,278 @@
+"""The report of a study: one HTML file that holds everything it shows, drawn from `results.json` and what that names.
+
+What is missing is said where it would have stood; nothing is fetched when the page is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+from la_reconvla.errors import UserError
+from la_reconvla.storage import atomic_write, read_jsonl
+from la_reconvla.study import figures
+from la_reconvla.study.figures import DARK, LIGHT, Run, Theme, data_uri
+from la_reconvla.study.results import (
+    FAMILY,
+    HEADLINE,
+    SAME_WITHIN,
+    STAGES,
+    Comparison,
+    ConditionResult,
+    Results,
+    read_results,
+)
+from la_reconvla.study.statistics import FEW_SEEDS
+
+RESULTS, REPORT = "results.json", "report.html"
+MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
+SHOWN_FLOORS = ("grey_image", "wrong_instruction")
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Draw ``report.html`` from ``results.json`` in `run_dir` and from the files that it names there.
+
+    Args:
+        run_dir: folder of a study.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: there are no valid results, or they name a file outside of the folder.
+    """
+    folder = Path(run_dir)
+    page = render(read_results(folder / RESULTS), folder)
+    with atomic_write(folder / REPORT) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return folder / REPORT
+
+
+def render(results: Results, folder: Path) -> str:
+    """The page as text. Arguments and errors as in `write_report`."""
+    shelf = _Shelf(folder)
+    runs, missing_curves = _runs(results, folder)
+    charts = {
+        "success": shelf.chart(lambda theme: figures.success_chart(results, theme)),
+        "stages": shelf.chart(lambda theme: figures.stage_chart(results, theme)),
+        "overlap": shelf.chart(lambda theme: figures.overlap_chart(results, theme)),
+        "curves": shelf.chart(lambda theme: figures.curves_chart(results, runs, theme)),
+    }
+    pictures = {
+        kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
+        for kind in ("attention", "reconstruction")
+    }
+    environment = Environment(
+        loader=PackageLoader("la_reconvla.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(
+        percent=percent, points=points, number=number, p=p_value, duration=duration, readable=figures.readable
+    )
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        study=results.study,
+        verdict=results.hypothesis(HEADLINE),
+        headline=headline(results),
+        comparison=results.comparison("C4", "C2", "tsr"),
+        family=[c for c in results.comparisons if c.p_holm is not None],
+        undone=[key for key in FAMILY if results.comparison(*key) is None],
+        floor_comparisons=[c for c in results.comparisons if c.p_holm is None and c.metric == "tsr"],
+        errors=[_error_row(results, c) for c in results.conditions if c.action_error],
+        tasks=sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
+        per_task=per_task,
+        stages=STAGES,
+        same_within=SAME_WITHIN,
+        charts=charts,
+        missing_curves=missing_curves,
+        pictures=pictures,
+        videos=[(v, shelf.file(v.path)) for v in results.videos],
+        limits=limits(results),
+    )
+
+
+# ---------------------------------------------------------------- embedding
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A file of the study as the page holds it: its ``data:`` address, or why it has none."""
+
+    uri: str | None
+    why: str = ""
+
+
+class _Shelf:
+    """Turns files and charts into ``data:`` addresses until the page is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.left = MAX_BYTES
+
+    def file(self, name: str) -> Embedded:
+        """A file of the study's folder."""
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder):
+            raise UserError(
+                f"{RESULTS} names {name}, which is outside of {self.folder}: only files of the study are shown"
+            )
+        if not path.is_file():
+            return Embedded(None, f"{name} is missing from the study's folder.")
+        uri_size = 4 * path.stat().st_size // 3
+        if uri_size > self.left:
+            return Embedded(None, f"{name} is left out to keep this page small; it lies in the study's folder.")
+        self.left -= uri_size
+        return Embedded(data_uri(path.read_bytes(), path.suffix))
+
+    def chart(self, draw: Callable[[Theme], bytes | None]) -> tuple[str, str] | None:
+        """A chart for a light and for a dark page; None if there is nothing to draw."""
+        light, dark = draw(LIGHT), draw(DARK)
+        if light is None or dark is None:
+            return None
+        addresses = data_uri(light, ".svg"), data_uri(dark, ".svg")
+        self.left -= sum(map(len, addresses))
+        return addresses
+
+
+def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:
+    """Training curves of all cells, and the names of those that are not there."""
+    runs, missing = [], []
+    for condition in results.conditions:
+        for cell in condition.cells:
+            if cell.metrics is not None and (folder / cell.metrics).is_file():
+                runs.append(Run(condition.id, cell.seed, read_jsonl(folder / cell.metrics)))
+            else:
+                missing.append(f"{condition.id} seed {cell.seed}")
+    return runs, missing
+
+
+# ---------------------------------------------------------------- words and numbers
+
+
+def headline(results: Results) -> str:
+    """The first line: what was found, for somebody who knows nothing of the study."""
+    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
+    word = judged.verdict.capitalize() if judged else "Inconclusive"
+    if found is None or found.agreement is None:
+        return (
+            f"{word}: whether a robot policy acts better when it learns to reconstruct what its instruction looks at "
+            "(C4) rather than random patches (C2) stays open, because this study did not evaluate both."
+        )
+    table, n = found.agreement, found.n
+    ours, theirs = table.both + table.only_a, table.both + table.only_b
+    ending = " That is not enough to say which is better." if word == "Inconclusive" else ""
+    return (
+        f"{word}: the robot policy that learned to reconstruct what its instruction looks at (C4) succeeded in {ours} "
+        f"of {n} episodes ({percent(ours / n)}), the one that learned to reconstruct random patches (C2) in {theirs} "
+        f"of the same {n} ({percent(theirs / n)}): a difference of {points(found.difference)} points, "
+        f"95 % interval {points(found.low)} to {points(found.high)}.{ending}"
+    )
+
+
+def percent(value: float | None) -> str:
+    """0.5 as "50 %"."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of rates in points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A number with a fixed count of digits."""
+    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """A p-value; tiny ones as a bound."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def per_task(condition: ConditionResult, task: str) -> str:
+    """Successes of one task over all seeds, as "7 / 18"."""
+    counts = [c.tsr.per_task[task] for c in condition.cells if c.tsr and task in c.tsr.per_task]
+    return f"{sum(c.successes for c in counts)} / {sum(c.episodes for c in counts)}" if counts else "–"
+
+
+def _error_row(results: Results, condition: ConditionResult) -> tuple[ConditionResult, list[Comparison | None]]:
+    """An arm with its action error against each of its own floors."""
+    return condition, [results.comparison(condition.id, floor, "action_error") for floor in SHOWN_FLOORS]
+
+
+def limits(results: Results) -> list[str]:
+    """What the study does not show, as far as its own numbers tell."""
+    said = []
+    seeds = min((len(c.cells) for c in results.conditions), default=0)
+    if seeds == 1:
+        said.append(
+            "Each arm was trained once. How much success varies between trainings of the same arm was not measured, "
+            "so a difference between arms may be luck."
+        )
+    elif seeds < FEW_SEEDS:
+        said.append(f"Each arm was trained {seeds} times; intervals over so few trainings are too narrow.")
+    said.extend(_weak_arms(results))
+    said.append("Attention maps are not causes: a map on the object does not prove that the action depends on it.")
+    said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
+    said.append(
+        "Only comparisons of the declared family are corrected for their number; intervals elsewhere stand alone."
+    )
+    said.append(
+        "The ReconVLA arm (diffusion reconstruction of an annotated crop) is not part of this study, so nothing here "
+        "compares with it."
+    )
+    return [*said, *results.study.limits]
+
+
+def _weak_arms(results: Results) -> list[str]:
+    """Arms that were not shown to succeed more often than each floor they were compared with."""
+    against = [c for c in results.comparisons if c.metric == "tsr" and c.p_holm is None]
+    if not against:
+        return ["Success stands beside no floor: what a policy reaches without the image was not measured."]
+    weak = [c for c in against if c.low <= 0]
+    if not weak:
+        return []
+    pairs = "; ".join(f"{c.a} and {figures.readable(c.b)}" for c in weak)
+    return [f"Success was not shown to be above these floors, so it says little about use of the image there: {pairs}."]
+
+
+# ---------------------------------------------------------------- terminal
+
+
+def terminal_summary(results: Results) -> RenderableType:
+    """The verdict with the tables of success and attention overlap, for `rich` to print."""
+    judged = results.hypothesis(HEADLINE)
+    colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
+    success = Table("arm", "successes", "rate", "95 % interval", title="Task success")
+    rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
+    rows += [(f"floor: {figures.readable(f.id)} {f.condition or ''}".strip(), f.tsr) for f in results.floors if f.tsr]
+    rows += [(f"reference: {r.id}", r.tsr) for r in results.references]
+    for name, rate in rows:
+        if rate is None:
+            success.add_row(name, "not evaluated", "", "")
+        else:
+            count, interval = f"{rate.successes} / {rate.episodes}", f"{percent(rate.low)} to {percent(rate.high)}"
+            success.add_row(name, count, percent(rate.rate), interval)
+    overlap = Table("arm", "AOS", "95 % interval", "chance", "ceiling", title="Attention overlap with the target")
+    for c in results.conditions:
+        if c.aos is None:
+            overlap.add_row(c.id, "not measured", "", "", "")
+        else:
+            interval = f"{number(c.aos.low)} to {number(c.aos.high)}"
+            overlap.add_row(c.id, number(c.aos.mean), interval, number(c.aos.chance), number(c.aos.ceiling))
+    return Group(Panel(headline(results), border_style=colour), success, overlap)

@@ -1,0 +1,361 @@
+"""The report of a drawn study: complete, self-contained, true to its results; and the figures in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from la_reconvla.errors import UserError
+from la_reconvla.study import figures, report
+from la_reconvla.study.results import Picture, Results, Study, Video, write_results
+from test_results import GRID, study_results
+
+SECTIONS = {
+    "asked", "success", "comparison", "stages", "action-error", "attention", "curves", "maps", "reconstructions",
+    "videos", "hypotheses", "limits", "facts",
+}  # fmt: skip
+HASHED = r"\b[mp][0-9a-f]{10}\b"  # ids that matplotlib derives from a style
+STUDY = Study(
+    preset="quick",
+    suite="libero_spatial",
+    placement="wide",
+    command="la-reconvla ablate --preset quick --seeds 0 1 2 <script>alert(1)</script>",
+    commit="0123abc",
+    data_hash="sha256:55aa",
+    started="2026-01-01T10:00:00",
+    finished="2026-01-01T10:14:10",
+    tasks={t: f"pick up the black bowl {t} and place it on the plate" for t in ("between", "drawer", "ramekin")},
+    versions={"la-reconvla": "0.1.0", "torch": "2.6.0", "mujoco": "3.3.0"},
+    hardware={"processor": "2 cores", "memory": "24 GiB"},
+    wall_seconds={"collect": 200.0, "train": 400.4, "evaluate": 3805.0},
+    settings={"patch_grid": "7 x 7", "masked": 13},
+    limits=("The policies are small and trained from scratch.",),
+)
+
+
+def scene(number: int, size: int = 112) -> np.ndarray:
+    """A drawn table with a dark bowl and a white plate."""
+    y, x = np.mgrid[:size, :size] / size
+    image = np.full((size, size, 3), (176, 150, 120), dtype=np.uint8)
+    for (cx, cy, r), colour in (
+        ((0.3 + 0.1 * (number % 4), 0.45, 0.10), (30, 30, 35)),
+        ((0.7, 0.65, 0.14), (235, 235, 235)),
+    ):
+        image[(x - cx) ** 2 + (y - cy) ** 2 < r * r] = colour
+    return image
+
+
+def write_study(folder: Path, results: Results) -> Path:
+    """A run folder as an ablation leaves it: results, curves, maps, reconstructions, videos."""
+    rng = np.random.default_rng(0)
+    names = [c.id for c in results.conditions]
+    images, frames = np.stack([scene(i) for i in range(3)]), 3
+    instructions = list(STUDY.tasks.values())[:frames]
+    maps = {name: rng.random((frames, 49)) ** (6 if name == "C4" else 2) for name in names}
+    masks = {name: scores >= np.sort(scores, 1)[:, [-13]] for name, scores in maps.items() if name != "C1"}
+    (folder / "maps").mkdir(parents=True)
+    (folder / "maps/attention.png").write_bytes(figures.attention_grid(images, instructions, maps, GRID, masks))
+    blurred = (images * 0.8 + 20).astype(np.uint8)
+    strip = figures.reconstruction_strip(images, masks["C4"], blurred, GRID, instructions)
+    (folder / "maps/reconstruction.png").write_bytes(strip)
+    film = [figures.overlay(scene(i), maps["C4"][0], GRID) for i in range(8)]
+    figures.write_video(folder / "videos/success.mp4", film)
+    conditions = []
+    for condition in results.conditions:
+        cells = []
+        for cell in condition.cells:
+            name = f"{condition.id}/seed{cell.seed}/metrics.jsonl"
+            (folder / name).parent.mkdir(parents=True)
+            lines = [
+                {"step": s, "action_loss": 3 * np.exp(-s / 100) + 0.1 * cell.seed + 1}
+                | ({"held_out_action_loss": 3 * np.exp(-s / 100) + 1.4} if s % 60 == 0 else {})
+                | ({"reconstruction_loss": 0.05 + 0.1 * np.exp(-s / 50)} if condition.reconstructor else {})
+                for s in range(0, 301, 20)
+            ]
+            (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+            cells.append(replace(cell, metrics=name))
+        conditions.append(replace(condition, cells=tuple(cells)))
+    full = replace(
+        results,
+        study=STUDY,
+        conditions=tuple(conditions),
+        pictures=(
+            Picture("maps/attention.png", "attention", "Three held-out frames, seed 0"),
+            Picture("maps/reconstruction.png", "reconstruction", "C4, seed 0"),
+        ),
+        videos=(Video("videos/success.mp4", "C4, seed 0, between", True),),
+    )
+    write_results(folder / "results.json", full)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_study(tmp_path_factory.mktemp("runs") / "study", study_results())
+    report.write_report(folder)
+    return folder
+
+
+class Page(HTMLParser):
+    """What a reader and a browser find in a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.sections: set[str] = set()
+        self.images_without_alt = 0
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "source", "br", "link"):
+            self.open.append(tag)
+        self.addresses += [
+            values[k] or "" for k in ("src", "href", "srcset", "poster", "data", "action") if k in values
+        ]
+        if tag == "section":
+            self.sections.add(values["id"] or "")
+        self.images_without_alt += tag == "img" and not values.get("alt")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + data
+
+
+def page(folder: Path) -> tuple[Page, str]:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_the_page_is_whole_and_holds_everything_itself(study: Path) -> None:
+    found, text = page(study)
+    assert found.open == []
+    assert found.sections == SECTIONS
+    assert found.images_without_alt == 0
+    assert all(a.startswith(("data:", "#")) for a in found.addresses)
+    assert {a[1:] for a in found.addresses if a.startswith("#")} == SECTIONS
+    assert "script" not in found.tags
+    assert "http" not in text.replace("data:image/svg+xml", "")
+    assert "url(" not in text
+    assert "@import" not in text
+    assert len(text) < 15_000_000
+
+
+def test_the_first_line_is_the_verdict_with_its_numbers(study: Path) -> None:
+    found, _ = page(study)
+    results = report.read_results(study / "results.json")
+    comparison, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis("C4>C2")
+    assert comparison is not None
+    assert comparison.agreement is not None
+    assert judged is not None
+    line = found.texts["h1"]
+    assert line.startswith(judged.verdict.capitalize() + ":")
+    table = comparison.agreement
+    assert f"succeeded in {table.both + table.only_a} of {table.n} episodes" in line
+    assert f"in {table.both + table.only_b} of the same {table.n}" in line
+    assert f"{100 * comparison.difference:+.1f} points" in line
+    assert found.tags.index("h1") < min(found.tags.index(tag) for tag in ("p", "table", "h2", "nav"))
+
+
+def test_every_number_of_the_tables_is_that_of_the_results(study: Path) -> None:
+    _, text = page(study)
+    results = report.read_results(study / "results.json")
+    for condition in results.conditions:
+        assert condition.tsr is not None
+        assert condition.aos is not None
+        assert f"{condition.tsr.successes} / {condition.tsr.episodes}" in text
+        assert f"{condition.aos.chance:.3f}" in text
+        assert f"{condition.aos.ceiling:.3f}" in text
+    for hypothesis in results.hypotheses:
+        assert f'<span class="word {hypothesis.verdict}">' in text
+    for fact in ("0123abc", "sha256:55aa", "mujoco 3.3.0", "1 h 3 min", "6 min 40 s", "trained from scratch"):
+        assert fact in text
+
+
+def test_text_from_the_results_is_escaped(study: Path) -> None:
+    _, text = page(study)
+    assert "&lt;script&gt;alert(1)" in text
+
+
+def test_embedded_files_are_the_files(study: Path) -> None:
+    found, _ = page(study)
+    for name, kind in (("maps/attention.png", "image/png"), ("videos/success.mp4", "video/mp4")):
+        encoded = base64.b64encode((study / name).read_bytes()).decode()
+        assert f"data:{kind};base64,{encoded}" in found.addresses
+
+
+def test_equal_results_give_an_equal_page(study: Path) -> None:
+    before = (study / "report.html").read_bytes()
+    report.write_report(study)
+    assert (study / "report.html").read_bytes() == before
+
+
+def bare() -> Results:
+    full = study_results(seeds=(0,))
+    conditions = tuple(
+        replace(
+            c, tsr=None, aos=None, stages=None, grounding=None, destination=None, aid=None, action_error=None, cells=()
+        )
+        for c in full.conditions
+    )
+    return Results(schema=1, study=Study(preset="smoke"), conditions=conditions)
+
+
+def test_missing_parts_are_said(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.json", bare())
+    report.write_report(tmp_path)
+    found, text = page(tmp_path)
+    assert found.sections == SECTIONS
+    assert found.texts["h1"].startswith("Inconclusive:")
+    assert "stays open" in found.texts["h1"]
+    for sentence in (
+        "No policy was rolled out", "No floor was rolled out", "No stages were recorded", "No training curves",
+        "Action errors were not measured", "Attention overlap was not measured", "No attention maps", "No videos",
+        "No reconstructions", "No hypothesis was judged", "not recorded", "beside no floor",
+        "C4 and C2 were not both evaluated",
+    ):  # fmt: skip
+        assert sentence in text
+
+
+def test_one_seed_is_said_in_the_first_lines(tmp_path: Path) -> None:
+    write_results(tmp_path / "results.json", study_results(seeds=(0,)))
+    report.write_report(tmp_path)
+    found, text = page(tmp_path)
+    assert found.texts["h1"].startswith("Inconclusive:")
+    assert "not enough to say which is better" in found.texts["h1"]
+    assert text.index("One training seed") < text.index("What was asked")
+    assert "No curves for C1 seed 0" in text
+
+
+def test_lost_and_large_files_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "large.png").write_bytes(b"0" * 3000)
+    pictures = (Picture("maps/gone.png", "attention"), Picture("large.png", "reconstruction"))
+    write_results(tmp_path / "results.json", replace(bare(), pictures=pictures))
+    monkeypatch.setattr(report, "MAX_BYTES", 2000)
+    report.write_report(tmp_path)
+    _, text = page(tmp_path)
+    assert "maps/gone.png is missing" in text
+    assert "large.png is left out" in text
+
+
+def test_files_outside_of_the_study_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"x")
+    folder = tmp_path / "study"
+    write_results(folder / "results.json", replace(bare(), pictures=(Picture("../secret.png", "attention"),)))
+    with pytest.raises(UserError, match="outside"):
+        report.write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_terminal_shows_the_same_verdict() -> None:
+    results = study_results()
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.terminal_summary(results))
+    text = console.export_text()
+    flat = " ".join(text.replace("│", " ").split())
+    assert report.headline(results) in flat
+    c4 = results.conditions[-1]
+    assert c4.tsr is not None
+    assert f"{c4.tsr.successes} / {c4.tsr.episodes}" in text
+    assert "floor: blind replay" in text
+    assert "reference: expert" in text
+
+
+# ---------------------------------------------------------------- figures
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), height=st.integers(9, 40), width=st.integers(9, 40))
+def test_overlay_heats_the_patch_that_was_looked_at(rows: int, columns: int, height: int, width: int) -> None:
+    """Also where the grid does not divide the image: the hottest pixels are exactly the patch of the highest score."""
+    image = np.full((height, width, 3), 100, dtype=np.uint8)
+    hot = (rows * columns) // 2
+    saliency = np.zeros(rows * columns)
+    saliency[hot] = 0.7
+    found = figures.overlay(image, saliency, (rows, columns))
+    assert found.shape == image.shape
+    assert found.dtype == np.uint8
+    r, c = np.mgrid[:height, :width]
+    inside = (r * rows // height == hot // columns) & (c * columns // width == hot % columns)
+    if rows * columns > 1:
+        assert (found[inside].sum(-1).min() > found[~inside].sum(-1)).all()
+
+
+def test_overlay_refuses_another_grid() -> None:
+    with pytest.raises(UserError, match="grid"):
+        figures.overlay(np.zeros((8, 8, 3), np.uint8), np.zeros(9), (2, 2))
+    with pytest.raises(UserError, match="float"):
+        figures.overlay(np.zeros((8, 8, 3)), np.zeros(4), (2, 2))  # type: ignore[arg-type]
+
+
+def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:
+    """Odd sides too; frames come back in order, up to compression."""
+    film = [np.full((33, 47, 3), 20 * i, dtype=np.uint8) for i in range(10)]
+    figures.write_video(tmp_path / "film.mp4", iter(film), fps=5)
+    reader = imageio_ffmpeg.read_frames(str(tmp_path / "film.mp4"))
+    facts = next(reader)
+    assert facts["codec"] == "h264"
+    assert facts["pix_fmt"].startswith("yuv420p")
+    assert facts["fps"] == 5
+    shown = [float(np.frombuffer(frame, np.uint8).mean()) for frame in reader]
+    assert shown == pytest.approx([20 * i for i in range(10)], abs=4)
+    assert figures.video_data_uri(tmp_path / "film.mp4").startswith("data:video/mp4;base64,")
+
+
+@pytest.mark.parametrize(
+    "film", [[], [np.zeros((4, 4, 3))], [np.zeros((4, 4, 3), np.uint8), np.zeros((6, 4, 3), np.uint8)]]
+)
+def test_videos_of_nothing_are_refused(tmp_path: Path, film: list[np.ndarray]) -> None:
+    with pytest.raises(UserError, match="at least one frame"):
+        figures.write_video(tmp_path / "film.mp4", film)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reconstruction_shows_predictions_only_under_the_mask() -> None:
+    """The third picture is the original outside of the masked patches, whatever the decoder painted there."""
+    image = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((1, 4), dtype=bool)
+    mask[0, 3] = True
+    red = np.full_like(image, (255, 0, 0))
+    drawn = np.asarray(Image.open(io.BytesIO(figures.reconstruction_strip(image, mask, red, (2, 2)))).convert("RGB"))
+    red_pixels = (drawn[..., 0] > 250) & (drawn[..., 1] < 5)
+    black_pixels = drawn.sum(-1) < 5
+    rows, columns = np.nonzero(red_pixels)
+    assert red_pixels.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # one rectangle
+    assert black_pixels.sum() / red_pixels.sum() == pytest.approx(4 + 3 + 3, rel=0.1)  # all, three and three quarters
+
+
+def test_light_and_dark_charts_differ_only_in_ink() -> None:
+    results = study_results()
+    light, dark = figures.success_chart(results), figures.success_chart(results, figures.DARK)
+    assert light is not None
+    assert dark is not None
+    changed = re.sub(HASHED, "", dark.decode())
+    for old, new in ((figures.DARK.ink, figures.LIGHT.ink), (figures.DARK.faint, figures.LIGHT.faint)):
+        changed = changed.replace(old, new)
+    assert changed == re.sub(HASHED, "", light.decode())
+
+
+def test_unknown_files_are_not_embedded() -> None:
+    with pytest.raises(UserError, match="cannot embed"):
+        figures.data_uri(b"", ".pkl")
