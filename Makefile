@@ -1,0 +1,51 @@
+# Two commands:   make demo   the four-condition experiment, small, on the real simulator, with a report
+#                 make test   style, types, import rules and all tests
+# Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="-m 'not sim'", RUN="--seeds 0 1".
+
+PYTHON ?= python3
+VENV   ?= .venv
+PRESET ?= quick
+BIN    := $(VENV)/bin
+GPU    := $(shell command -v nvidia-smi)
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup
+
+# $(call step,words,command): says what begins, runs it, says how long it took.
+step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
+pip  = $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input install
+
+help:
+	@sed -n 's/^# \?//; 1,3p' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.sim
+	$(call step,checking this machine,$(BIN)/la-reconvla doctor)
+	$(call step,the experiment: preset $(PRESET),$(BIN)/la-reconvla ablate --preset $(PRESET) $(RUN))
+
+test: setup
+	$(call step,style,$(BIN)/ruff check && $(BIN)/ruff format --check)
+	$(call step,types,$(BIN)/basedpyright)
+	$(call step,import rules,$(BIN)/lint-imports)
+	$(call step,tests,$(BIN)/pytest $(PYTEST))
+
+setup: $(VENV)/.dev
+
+# A stamp file for each set of packages: a second call installs nothing unless the requirements changed.
+$(VENV)/.sim: $(VENV)/.torch
+	$(call step,installing the package with the simulator,$(pip) -c $(VENV)/constraints.txt -e '.[sim]')
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch
+	$(call step,installing the package with the simulator and the development tools,$(pip) -c $(VENV)/constraints.txt -e '.[dev]')
+	@touch $(VENV)/.sim $@
+
+# Without a GPU the pinned torch goes first and alone: where pip knows a CPU build of that version it is taken, the
+# range in pyproject.toml is then satisfied, and no gigabytes of CUDA libraries follow. With a GPU the newest torch in
+# the range is taken, which brings its own CUDA, so the pin of torch (and of nothing else) is dropped.
+$(VENV)/.torch: pyproject.toml constraints.txt
+	$(call step,creating $(VENV) with $(PYTHON),$(PYTHON) -m venv $(VENV))
+	@$(if $(GPU),grep -v '^torch==',cat) constraints.txt > $(VENV)/constraints.txt
+	$(if $(GPU),,$(call step,installing torch without a GPU,$(pip) "$$(grep '^torch==' constraints.txt)"))
+	@touch $@
