@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from la_reconvla.conditions import ARMS
+from la_reconvla.conditions import ARMS, C1, C2, C4
 from la_reconvla.errors import UserError
 from la_reconvla.study import grounding
 from la_reconvla.study.results import (
@@ -95,10 +95,9 @@ def evidence(rate: float, pull: float, error: float, seeds: tuple[int, ...]) -> 
 
 @cache
 def study_results(c4: float = 0.75, seeds: tuple[int, ...] = (0, 1, 2), pull: float = 1.0) -> Results:
-    """A study of C1-C4 in which C4 succeeds in about `c4` and C2 in half of the episodes."""
-    rates = {"C1": 0.4, "C2": 0.5, "C3-0.1": 0.5, "C3-1.0": 0.55, "C4": c4}
-    pulls = {"C4": pull, "C3-0.1": 0.4, "C3-1.0": pull}
-    arms = [(Arm.of(c), evidence(rates[c.id], pulls.get(c.id, 0.0), 0.10, seeds)) for c in ARMS]
+    """A study of C1, C2 and C4 in which C4 succeeds in about `c4` and C2 in half of the episodes."""
+    truth = ((C1, 0.4, 0.0), (C2, 0.5, 0.0), (C4, c4, pull))
+    arms = [(Arm.of(condition), evidence(rate, pulled, 0.10, seeds)) for condition, rate, pulled in truth]
     floors = [FloorEvidence("blind_replay", episodes=episodes(0.03, (None,)))]
     for arm, _ in arms:
         floors.append(FloorEvidence("grey_image", arm.id, episodes(0.05, seeds), frames(0, 0.2, seeds, draw=1)))
@@ -260,14 +259,14 @@ def test_nobody_succeeding_is_said() -> None:
 
 
 def test_missing_arms_are_said() -> None:
-    results = build(Study(preset="quick"), [(Arm.of(ARMS[0]), evidence(0.5, 0, 0.1, (0,)))])
+    results = build(Study(preset="quick"), [(Arm.of(C1), evidence(0.5, 0, 0.1, (0,)))])
     assert results.comparisons == ()
     assert {h.verdict for h in results.hypotheses} == {"inconclusive"}
     assert "not part of this study" in results.hypotheses[0].because
 
 
 def test_a_policy_that_ignores_the_image_is_found_out() -> None:
-    arm, same = Arm.of(ARMS[0]), evidence(0.5, 0, 0.1, (0, 1))
+    arm, same = Arm.of(C1), evidence(0.5, 0, 0.1, (0, 1))
     floor = FloorEvidence(
         "grey_image", "C1", frames=[{**r, "action_error": r["action_error"] - 0.05} for r in same.frames]
     )

@@ -140,11 +140,12 @@ def overlap_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
         left.plot([], [], color=theme.ink, linestyle="--", label="chance")
         left.plot([], [], color=theme.ink, linestyle="-", label="ceiling")
         _rows(left, [c for c, _, _ in arms])
-        left.set_xlabel("AOS: IoU of the top 25 % of patches")
-        right.set_xlabel("AOS with k = g: as many as the target has")
+        left.set_xlabel("AOS: top 25 % of patches")
+        right.set_xlabel("AOS, k = g: as many as the target")
         for axes in (left, right):
             axes.set_xlim(left=0)
-            axes.grid(axis="x")
+            axes.grid(visible=True, axis="x")
+            axes.tick_params(axis="y", length=0)
             axes.set_axisbelow(True)
         figure.legend(loc="outside upper left", ncols=2)
 
@@ -163,7 +164,7 @@ def _tick(axes: Axes, row: int, value: float, colour: str, style: str) -> None:
 def _rows(axes: Axes, conditions: Sequence[ConditionResult]) -> None:
     axes.set_yticks(range(len(conditions)), [f"{c.id}  {c.name}" for c in conditions])
     axes.set_ylim(len(conditions) - 0.45, -0.55)
-    axes.grid(axis="x")
+    axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
 
@@ -284,9 +285,9 @@ def attention_grid(
     for i, strip in enumerate(figure.subfigures(rows, 1, squeeze=False)[:, 0]):
         strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
         cells = strip.subplots(1, columns, squeeze=False)[0]
-        _show(cells[0], images[i], "image" if i == 0 else "")
+        _show(cells[0], images[i], "image")
         for axes, (name, scores) in zip(cells[1:], maps.items(), strict=True):
-            _show(axes, overlay(images[i], scores[i], grid), name if i == 0 else "")
+            _show(axes, overlay(images[i], scores[i], grid), name)
             if masks and name in masks:
                 axes.add_collection(_outline(masks[name][i].reshape(grid), images[i].shape[:2]))
     return _png(figure)
@@ -319,7 +320,7 @@ def reconstruction_strip(
             ("prediction in the masked patches", np.where(hidden, predictions[i], images[i])),
         )
         for axes, (title, picture) in zip(strip.subplots(1, 3), shown, strict=True):
-            _show(axes, picture, title if i == 0 else "")
+            _show(axes, picture, title)
     return _png(figure)
 
 

@@ -26,6 +26,7 @@ from la_reconvla.study.results import (
     Comparison,
     ConditionResult,
     Results,
+    in_words,
     read_results,
 )
 from la_reconvla.study.statistics import FEW_SEEDS
@@ -80,6 +81,7 @@ def render(results: Results, folder: Path) -> str:
         study=results.study,
         verdict=results.hypothesis(HEADLINE),
         headline=headline(results),
+        reason=reason(results),
         comparison=results.comparison("C4", "C2", "tsr"),
         family=[c for c in results.comparisons if c.p_holm is not None],
         undone=[key for key in FAMILY if results.comparison(*key) is None],
@@ -173,6 +175,13 @@ def headline(results: Results) -> str:
         f"of the same {n} ({percent(theirs / n)}): a difference of {points(found.difference)} points, "
         f"95 % interval {points(found.low)} to {points(found.high)}.{ending}"
     )
+
+
+def reason(results: Results) -> str:
+    """What the first line leaves unsaid: why the data cannot decide, and what the interval does not cover."""
+    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
+    said = judged.because if judged else ""
+    return f"{said.removeprefix(in_words(found))} {found.note}".strip() if found else said
 
 
 def percent(value: float | None) -> str:

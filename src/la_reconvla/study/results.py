@@ -743,14 +743,17 @@ def _together(judged: Sequence[Judgement]) -> Judgement:
 
 def in_words(c: Comparison) -> str:
     """The comparison as a sentence with its numbers."""
-    p = f"p = {c.p:.3f}" if c.p_holm is None else f"p = {c.p_holm:.3f} after Holm's correction"
+    value = c.p if c.p_holm is None else c.p_holm
+    p = ("p < 0.001" if value < 0.001 else f"p = {value:.3f}") + (
+        "" if c.p_holm is None else " after Holm's correction"
+    )
     if c.agreement is not None:
         ours, theirs = c.agreement.both + c.agreement.only_a, c.agreement.both + c.agreement.only_b
         return (
             f"{c.a} succeeded in {ours} and {c.b.replace('_', ' ')} in {theirs} of the same {c.n} episodes: "
             f"{100 * c.difference:+.1f} points (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p})."
         )
-    metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ")
+    metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ").capitalize()
     return (
         f"{metric} of {c.a} minus {c.b.replace('_', ' ')}: {c.difference:+.3f} "
         f"(95 % interval {c.low:+.3f} to {c.high:+.3f}, {p}, {c.n} episodes)."
