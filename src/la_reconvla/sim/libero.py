@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 AGENTVIEW, WRIST = "agentview", "robot0_eye_in_hand"
 SETTLING_STEPS = 10  # LIBERO drops its objects from 7-11 cm
 RESET_ATTEMPTS = 10
-INSTALL_OPENGL = "sudo apt-get install -y libegl1 libgl1 libopengl0"
+# Mesa's drivers come with these. OSMesa, should a kernel not allow EGL, is libosmesa6.
+INSTALL_OPENGL = "sudo apt-get update && sudo apt-get install -y libegl1 libgl1 libopengl0"
+if hasattr(os, "geteuid") and os.geteuid() == 0:
+    INSTALL_OPENGL = INSTALL_OPENGL.replace("sudo ", "")
 # Bodies of the robot carry these prefixes; as names they stand for all bodies that do.
 ROBOT_PARTS = {"gripper": ("gripper0_",), "robot": ("robot0_", "gripper0_", "mount0_")}
 _NO_OP = np.array([0.0] * 6 + [GRIPPER_OPEN])

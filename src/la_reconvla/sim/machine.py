@@ -1,0 +1,236 @@
+"""What a machine must have, checked before anything long begins. Each failing check names the command for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from la_reconvla.errors import UserError
+from la_reconvla.sim.libero import INSTALL_OPENGL, check_mujoco
+from la_reconvla.sim.tasks import INSTALL_SIM, load_suite, official_states, resources
+
+GB = 1e9
+PROCESS_MEMORY = 2.0 * GB  # a simulator process takes 1.4 GB, up to 2 with its cameras
+MIN_MEMORY = 2 * PROCESS_MEMORY  # two of them, or one beside the training
+MIN_DISK = 3.0 * GB
+OLDEST_PYTHON = (3, 10)
+RENDER_TIMEOUT = 120  # seconds
+
+# Draws a red ball and fails unless the middle of the picture is red. Run in a process of its own: a broken driver
+# ends the process that loads it.
+_DRAW = """
+import mujoco
+from la_reconvla.sim.renderer import Renderer
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><camera name="eye" pos="0 0 3"/>'
+    '<geom size="1" group="1" rgba="1 0 0 1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = Renderer(model, 32, "official")
+red, green, blue = renderer.image(model, data, "eye")[16, 16].tolist()
+renderer.close()
+assert red > green + 50, f"a red ball was drawn in the colour {red, green, blue}"
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that a machine must have.
+
+    Attributes:
+        name: what was checked.
+        ok: whether it will do.
+        found: what is there, or what is wrong with it.
+        repair: the command that repairs it; empty where nothing is broken.
+    """
+
+    name: str
+    ok: bool
+    found: str
+    repair: str = ""
+
+
+def check_machine(out_dir: Path | str = ".") -> list[Check]:
+    """Check everything that collecting, training and evaluating need; takes a few seconds.
+
+    Args:
+        out_dir: folder that runs will be written to; it need not exist yet.
+    """
+    checks: tuple[Callable[[], Check], ...] = (
+        _python,
+        _torch,
+        _mujoco,
+        _libero,
+        _opengl,
+        _memory,
+        lambda: _disk(Path(out_dir)),
+        _cores,
+        _ffmpeg,
+        _gpu,
+    )
+    return [check() for check in checks]
+
+
+def print_checks(checks: list[Check], console: Console | None = None) -> None:
+    """Print `checks` as a table, and below it the commands that repair what is missing."""
+    console = console or Console()
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "check", "found"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
+        table.add_row(mark, check.name, escape(check.found))
+    console.print(table)
+    broken = [check for check in checks if not check.ok]
+    for check in broken:
+        console.print(f"\n[bold]{check.name}[/]: repair with")
+        console.print(f"  {check.repair}", markup=False, highlight=False, soft_wrap=True)
+    if not broken:
+        console.print("\n[green]this machine is ready[/]")
+
+
+# ---------------------------------------------------------------- one function a check
+
+
+def _python() -> Check:
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    repair = f"python{oldest} -m venv .venv"
+    return _check("Python", sys.version_info >= OLDEST_PYTHON, platform.python_version(), repair)
+
+
+def _torch() -> Check:
+    version = _version("torch")
+    return _check("PyTorch", version is not None, version or "not installed", "pip install torch")
+
+
+def _mujoco() -> Check:
+    version = _version("mujoco")
+    if version is None:
+        return Check("MuJoCo", False, "not installed", INSTALL_SIM)
+    try:
+        check_mujoco(version)
+    except UserError as error:
+        return Check("MuJoCo", False, str(error), 'pip install "mujoco>=3.3,<3.3.3"')
+    return Check("MuJoCo", True, version)
+
+
+def _libero() -> Check:
+    reinstall = INSTALL_SIM.replace("install", "install --force-reinstall", 1)
+    try:
+        tasks = load_suite("libero_spatial")
+        states = sum(len(official_states(task)) for task in tasks)
+        files = sum(1 for path in resources("assets").rglob("*.xml"))
+    except (UserError, ImportError) as error:
+        return Check("LIBERO", False, str(error), INSTALL_SIM)
+    found = f"{len(tasks)} spatial tasks, {states} initial states, {files} models"
+    return _check("LIBERO", files > 0, found, reinstall)
+
+
+def _opengl() -> Check:
+    if _version("mujoco") is None:
+        return Check("OpenGL", False, "cannot be tried without MuJoCo", INSTALL_SIM)
+    chosen = os.environ.get("MUJOCO_GL", "").lower()
+    errors = {library: _drawing_error(library) for library in ([chosen] if chosen else ["egl"])}
+    if not any(errors.values()):
+        return Check("OpenGL", True, f"renders through {next(iter(errors))}")
+    for library in {"egl", "osmesa"} - set(errors):
+        if _drawing_error(library) is None:
+            found = f"renders through {library}, not through {next(iter(errors))}"
+            return Check("OpenGL", False, found, f"export MUJOCO_GL={library}")
+    return Check("OpenGL", False, "; ".join(f"{library}: {error}" for library, error in errors.items()), INSTALL_OPENGL)
+
+
+def _memory() -> Check:
+    free = min(psutil.virtual_memory().available, _container_memory())
+    found = f"{free / GB:.1f} GB free, enough for {int(free // PROCESS_MEMORY)} simulator processes"
+    return _check("memory", free >= MIN_MEMORY, found, "ps aux --sort=-rss | head  # and end what is not needed")
+
+
+def _disk(out_dir: Path) -> Check:
+    folder = next(path for path in (out_dir.resolve(), *out_dir.resolve().parents) if path.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return Check("disk", False, f"{folder} cannot be written to", "la-reconvla doctor --out FOLDER")
+    free = shutil.disk_usage(folder).free
+    found = f"{free / GB:.1f} GB free in {folder}"
+    return _check("disk", free >= MIN_DISK, found, f"du -xh -d 1 {folder} | sort -h  # and delete what is not needed")
+
+
+def _cores() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Check(
+        "CPU cores", True, f"{usable}" if usable > 1 else "1: runs take twice as long as the times given for 2"
+    )
+
+
+def _ffmpeg() -> Check:
+    repair = "pip install --force-reinstall imageio-ffmpeg"
+    try:
+        from imageio_ffmpeg import get_ffmpeg_exe
+
+        done = subprocess.run([get_ffmpeg_exe(), "-version"], capture_output=True, text=True, check=True, timeout=30)
+    except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
+        return Check("ffmpeg", False, str(error), repair)
+    return Check("ffmpeg", True, done.stdout.split(" Copyright")[0])
+
+
+def _gpu() -> Check:
+    """Never a failure: everything but the published size runs without one."""
+    try:
+        import torch
+    except ImportError:
+        return Check("GPU", True, "cannot be tried without PyTorch")
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / GB
+        return Check("GPU", True, f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB")
+    unused = shutil.which("nvidia-smi") is not None
+    return Check("GPU", True, "there is one, but this PyTorch was built without CUDA" if unused else "none, not needed")
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def _check(name: str, ok: bool, found: str, repair: str) -> Check:
+    return Check(name, ok, found, "" if ok else repair)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _drawing_error(library: str) -> str | None:
+    """What goes wrong when a picture is drawn through `library` (``egl`` or ``osmesa``); None if nothing does."""
+    environment = {**os.environ, "MUJOCO_GL": library}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _DRAW], env=environment, capture_output=True, text=True, timeout=RENDER_TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        return f"no picture after {RENDER_TIMEOUT} s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the process ended with {done.returncode}"
+
+
+def _container_memory() -> float:
+    """Bytes that the container's limit still allows; infinite without one. psutil sees the host's memory only."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float("inf")
