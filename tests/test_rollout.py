@@ -1,0 +1,185 @@
+"""Rollouts against a toy simulator whose answers are known, and the evaluation's bookkeeping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from la_reconvla.contracts import Observation, Outcome, Pose, Start
+from la_reconvla.errors import UserError
+from la_reconvla.sim.policies import Uniform, swapped
+from la_reconvla.sim.rollout import Film, run_episode
+from la_reconvla.study import evaluate as evaluation
+
+
+def start(index: int = 0, task: int = 0, placement: str = "wide", target: str = "bowl_1") -> Start:
+    return Start("toy", task, placement, "test", index, 0, np.zeros(1), "move the bowl", target, "plate_1")
+
+
+@dataclass
+class ToyEnv:
+    """The hand moves by 10 cm an action; a closed hand within 5 cm of an object carries it; success on the plate."""
+
+    limit: int = 30
+    rendered: int = 0
+    positions: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.task = SimpleNamespace(objects=("bowl_1", "bowl_2", "plate_1"), instance=lambda name: name)
+
+    def reset(self, start):
+        self.steps = 0
+        self.positions = {
+            "gripper": np.array([0.0, 0.0, 0.3]),
+            "bowl_1": np.array([0.5, 0.0, 0.0]),
+            "bowl_2": np.array([0.0, 0.5, 0.0]),
+            "plate_1": np.array([0.5, 0.5, 0.0]),
+        }
+        self.target = start.target
+
+    def step(self, chunk):
+        for action in chunk:
+            self.steps += 1
+            hand = self.positions["gripper"]
+            held = [
+                name
+                for name in ("bowl_1", "bowl_2")
+                if action[6] > 0 and np.linalg.norm(self.positions[name] - hand) < 0.05
+            ]
+            for name in ("gripper", *held):
+                self.positions[name] = self.positions[name] + 0.1 * action[:3]
+        success = bool(np.linalg.norm((self.positions[self.target] - self.positions["plate_1"])[:2]) < 0.05)
+        return Outcome(len(chunk), success, success or self.steps >= self.limit)
+
+    def observe(self):
+        self.rendered += 1
+        return Observation(np.zeros((4, 4, 3), np.uint8), "move the bowl")
+
+    def poses(self):
+        return {name: Pose(p, np.array([0, 0, 0, 1.0])) for name, p in self.positions.items()}
+
+
+@dataclass
+class Script:
+    """Plays given moves, then stands still; asks for pictures if `sees`."""
+
+    moves: list
+    sees: bool = False
+    name = "script"
+
+    def reset(self, start, env):
+        self.left = list(self.moves)
+
+    def act(self, observation):
+        assert (observation is not None) == self.sees
+        move = self.left.pop(0) if self.left else ((0, 0, 0), 1)
+        return np.array([[*move[0], 0, 0, 0, move[1]]], dtype=float)
+
+
+DOWN, UP, RIGHT, BACK = (0, 0, -1), (0, 0, 1), (1, 0, 0), (0, 1, 0)
+
+
+def fetch(sideways, carry):
+    return [(sideways, -1)] * 5 + [(DOWN, -1)] * 3 + [(UP, 1)] * 2 + [(carry, 1)] * 5
+
+
+def test_a_solved_episode_reaches_every_stage_and_stops():
+    record = run_episode(ToyEnv(), Script(fetch(RIGHT, BACK)), start())
+    stages = ("approached", "grasped", "lifted", "placed", "success")
+    assert all(record[stage] for stage in stages)
+    assert not record["distractor_approached"]
+    assert record["steps"] == 15
+    assert record["smallest_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_carrying_the_twin_counts_as_the_distractor_and_nothing_else():
+    record = run_episode(ToyEnv(), Script(fetch(BACK, RIGHT)), start())
+    assert record["distractor_approached"]
+    assert not any(record[stage] for stage in ("approached", "grasped", "lifted", "placed", "success"))
+    assert record["steps"] == 30
+
+
+def test_the_same_moves_succeed_when_the_twin_is_asked_for():
+    assert run_episode(ToyEnv(), Script(fetch(BACK, RIGHT)), start(target="bowl_2"))["success"]
+
+
+def test_pushing_without_lifting_is_not_a_grasp():
+    record = run_episode(ToyEnv(), Script([(RIGHT, -1)] * 5 + [(DOWN, -1)] * 3 + [(BACK, 1)] * 5), start())
+    assert record["success"]  # the simulator's own check has the last word
+    assert record["approached"]
+    assert not record["grasped"]
+    assert not record["placed"]
+
+
+def test_nothing_is_rendered_for_those_who_do_not_look():
+    env = ToyEnv()
+    run_episode(env, Script([]), start())
+    assert env.rendered == 0
+    run_episode(env, Script([], sees=True), start())
+    assert env.rendered == 30
+    film = Film()
+    run_episode(env, Script([]), start(), film)
+    assert len(film.frames) == 30
+
+
+def test_the_random_policy_is_repeatable_and_bounded():
+    one, two = Uniform(0).build(), Uniform(0).build()
+    for policy in (one, two):
+        policy.reset(start(3), ToyEnv())
+    a, b = one.act(None), two.act(None)
+    np.testing.assert_array_equal(a, b)
+    assert np.abs(a).max() <= 1
+    assert abs(a[0, 6]) == 1
+    two.reset(start(4), ToyEnv())
+    assert not np.array_equal(a, two.act(None))
+
+
+def test_swaps_prefer_the_other_instruction_of_the_same_scene():
+    said = [(0, "left bowl"), (0, "right bowl"), (1, "cheese"), (0, "left bowl")]
+    assert swapped(said) == ((0, "left bowl", "right bowl"), (0, "right bowl", "left bowl"), (1, "cheese", "left bowl"))
+    with pytest.raises(UserError, match="at least two instructions"):
+        swapped([(0, "left bowl")])
+
+
+# ---------------------------------------------------------------- bookkeeping
+
+
+@pytest.fixture
+def fake_rollouts(monkeypatch):
+    ran = []
+
+    def rollouts(jobs, workers):
+        for job in jobs:
+            ran.append((job.label["condition"], job.start.id))
+            yield job, {**job.label, "start_id": job.start.id, "task": job.start.task, "success": True}, None
+
+    monkeypatch.setattr(evaluation, "rollouts", rollouts)
+    return ran
+
+
+def test_an_evaluation_goes_on_where_it_was_and_pairs_starts(tmp_path, fake_rollouts):
+    starts = [start(i, task=i % 2) for i in range(6)]
+    arms = [evaluation.Evaluation(tmp_path / id, {"condition": id, "seed": 0}, Uniform()) for id in ("C1", "C4")]
+    few = evaluation.Evaluation(tmp_path / "floor", {"condition": "floor", "seed": None}, Uniform(), episodes=2)
+    evaluation.evaluate(arms[:1], starts[:3], None, 1)
+    assert evaluation.pending([*arms, few], starts) == 3 + 6 + 2
+    evaluation.evaluate([*arms, few], starts, None, 1)
+    assert len(fake_rollouts) == len(set(fake_rollouts)) == 6 + 6 + 2
+    files = [evaluation.read_jsonl(arm.folder / evaluation.EPISODES) for arm in arms]
+    assert {r["start_id"] for r in files[0]} == {r["start_id"] for r in files[1]} == {s.id for s in starts}
+    assert evaluation.pending([*arms, few], starts) == 0
+    evaluation.evaluate(arms, starts, None, 1)
+    assert len(fake_rollouts) == 14
+
+
+@pytest.mark.sim
+def test_official_evaluation_uses_other_states_than_training():
+    used = frozenset(f"libero_spatial/0/official/train/{i}" for i in (49, 48, 3))
+    starts = evaluation.evaluation_starts("libero_spatial", [0], "official", 4, trained_on=used)
+    assert [s.index for s in starts] == [47, 46, 45, 44]
+    used = frozenset(f"libero_spatial/0/official/train/{i}" for i in range(48))
+    with pytest.raises(UserError, match="2 official starts were not trained on, 4 are wanted"):
+        evaluation.evaluation_starts("libero_spatial", [0], "official", 4, trained_on=used)
