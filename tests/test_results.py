@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import cache
 from pathlib import Path
@@ -70,17 +71,16 @@ def frames(pull: float, error: float, seeds: tuple[int, ...] = (0,), draw: int =
     records = []
     for seed in seeds:
         rng = np.random.default_rng([seed, draw])
-        for task in TASKS:
-            for episode in range(4):
-                coverage = np.zeros((5, 49))
-                for i in range(5):
-                    coverage[i, rng.integers(0, 47) + np.arange(2)] = 0.0 if (episode * 5 + i) % 7 == 0 else 0.6
-                saliency = rng.random((5, 49)) + pull * coverage
-                for i, values in enumerate(grounding.measure(saliency, coverage).records()):
-                    where = {"seed": seed, "task": task, "episode": f"demo_{episode}", "frame": i}
-                    far = {f"destination_{name}": value for name, value in values.items()}
-                    extra = {"aid": 0.1 * pull, "action_error": float(error + 0.01 * rng.random())}
-                    records.append({**where, **values, **far, **extra})
+        where = list(itertools.product(TASKS, range(4), range(5)))
+        coverage = np.zeros((len(where), 49))
+        for i in range(len(where)):
+            coverage[i, rng.integers(0, 47) + np.arange(2)] = 0.0 if i % 7 == 0 else 0.6
+        measured = grounding.measure(rng.random(coverage.shape) + pull * coverage, coverage).records()
+        for (task, episode, frame), values in zip(where, measured, strict=True):
+            key = {"seed": seed, "task": task, "episode": f"demo_{episode}", "frame": frame}
+            far = {f"destination_{name}": value for name, value in values.items()}
+            extra = {"aid": 0.1 * pull, "action_error": float(error + 0.01 * rng.random())}
+            records.append({**key, **values, **far, **extra})
     return records
 
 

@@ -1,4 +1,4 @@
-"""Figures and videos of a study. Charts are SVG, drawn for a light or a dark page; pictures of images are PNG.
+"""Figures and videos of a study. Charts are SVG; pictures of images are PNG.
 
 Nothing here touches matplotlib's global state, and equal input gives equal bytes.
 """
@@ -31,16 +31,8 @@ COLOURS = ("#8a8f98", "#e69f00", "#56b4e9", "#3b7dd8", "#009e73", "#cc79a7", "#d
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Ink of a page; backgrounds stay transparent."""
-
-    ink: str
-    faint: str
-
-
-LIGHT = Theme(ink="#1d2430", faint="#c9ced6")
-DARK = Theme(ink="#e4e8ee", faint="#464e5a")
+INK, FAINT = "#1d2430", "#c9ced6"  # of charts on a light page; their backgrounds are transparent
+DARK = {INK: "#e4e8ee", FAINT: "#464e5a"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class Run:
     records: Sequence[Mapping[str, Any]]
 
 
-def _svg(draw: Callable[[Figure], None], theme: Theme, size: tuple[float, float]) -> bytes:
+def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
     """A chart of `size` (inches) as SVG; text is drawn as paths, so that it looks alike everywhere."""
     style: dict[Any, Any] = {
         "svg.hashsalt": "la-reconvla",
@@ -60,13 +52,13 @@ def _svg(draw: Callable[[Figure], None], theme: Theme, size: tuple[float, float]
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.edgecolor": theme.faint,
-        "axes.labelcolor": theme.ink,
-        "text.color": theme.ink,
-        "xtick.color": theme.ink,
-        "ytick.color": theme.ink,
+        "axes.edgecolor": FAINT,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
         "axes.facecolor": "none",
-        "grid.color": theme.faint,
+        "grid.color": FAINT,
         "grid.linewidth": 0.5,
         "legend.frameon": False,
     }
@@ -76,6 +68,13 @@ def _svg(draw: Callable[[Figure], None], theme: Theme, size: tuple[float, float]
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
+
+
+def for_dark_page(svg: bytes) -> bytes:
+    """A chart in light ink."""
+    for light, dark in DARK.items():
+        svg = svg.replace(light.encode(), dark.encode())
+    return svg
 
 
 def colours(results: Results) -> dict[str, str]:
@@ -91,7 +90,7 @@ def readable(name: str) -> str:
 # ---------------------------------------------------------------- charts
 
 
-def success_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
+def success_chart(results: Results) -> bytes | None:
     """Task success rate of each arm with its Wilson interval, floors as lines; None if nothing was rolled out."""
     arms = [(c, c.tsr) for c in results.conditions if c.tsr]
     if not arms:
@@ -103,13 +102,13 @@ def success_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
             _bar(axes, row, rate.rate, rate.low, rate.high, colours(results)[condition.id])
             for floor in results.floors:
                 if floor.condition == condition.id and floor.tsr:
-                    _tick(axes, row, floor.tsr.rate, theme.ink, ":")
+                    _tick(axes, row, floor.tsr.rate, INK, ":")
         shared = [(f.id, f.tsr.rate) for f in results.floors if f.tsr and f.condition is None]
         for dashes, (name, value) in zip(("--", "-.", ":"), shared, strict=False):
-            axes.axvline(value, color=theme.ink, linewidth=1, linestyle=dashes, label=f"{readable(name)} {value:.0%}")
+            axes.axvline(value, color=INK, linewidth=1, linestyle=dashes, label=f"{readable(name)} {value:.0%}")
         own = sorted({readable(f.id) for f in results.floors if f.tsr and f.condition})
         if own:
-            axes.plot([], [], color=theme.ink, linestyle=":", label=f"the arm's own floor: {', '.join(own)}")
+            axes.plot([], [], color=INK, linestyle=":", label=f"the arm's own floor: {', '.join(own)}")
         _rows(axes, [c for c, _ in arms])
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
@@ -117,10 +116,10 @@ def success_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
         if shared or own:
             figure.legend(loc="outside upper left", ncols=2)
 
-    return _svg(draw, theme, (7, 0.9 + 0.42 * len(arms)))
+    return _svg(draw, (7, 0.9 + 0.42 * len(arms)))
 
 
-def overlap_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
+def overlap_chart(results: Results) -> bytes | None:
     """AOS of each arm between its chance level and its ceiling, and its k = g variant; None if not measured."""
     arms = [(c, c.aos, c.grounding) for c in results.conditions if c.aos and c.grounding]
     if not arms:
@@ -131,14 +130,14 @@ def overlap_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
         for row, (condition, aos, means) in enumerate(arms):
             colour = colours(results)[condition.id]
             _bar(left, row, aos.mean, aos.low, aos.high, colour)
-            _tick(left, row, aos.chance, theme.ink, "--")
-            _tick(left, row, aos.ceiling, theme.ink, "-")
+            _tick(left, row, aos.chance, INK, "--")
+            _tick(left, row, aos.ceiling, INK, "-")
             if means.aos_g is not None and means.aos_g_chance is not None:
                 right.barh(row, means.aos_g, color=colour, height=0.62)
-                _tick(right, row, means.aos_g_chance, theme.ink, "--")
-                _tick(right, row, 1.0, theme.ink, "-")
-        left.plot([], [], color=theme.ink, linestyle="--", label="chance")
-        left.plot([], [], color=theme.ink, linestyle="-", label="ceiling")
+                _tick(right, row, means.aos_g_chance, INK, "--")
+                _tick(right, row, 1.0, INK, "-")
+        left.plot([], [], color=INK, linestyle="--", label="chance")
+        left.plot([], [], color=INK, linestyle="-", label="ceiling")
         _rows(left, [c for c, _, _ in arms])
         left.set_xlabel("AOS: top 25 % of patches")
         right.set_xlabel("AOS, k = g: as many as the target")
@@ -149,12 +148,12 @@ def overlap_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
             axes.set_axisbelow(True)
         figure.legend(loc="outside upper left", ncols=2)
 
-    return _svg(draw, theme, (7, 0.95 + 0.42 * len(arms)))
+    return _svg(draw, (7, 0.95 + 0.42 * len(arms)))
 
 
 def _bar(axes: Axes, row: int, value: float, low: float, high: float, colour: str) -> None:
     axes.barh(row, value, color=colour, height=0.62)
-    axes.plot([low, high], [row, row], color=mpl.rcParams["text.color"], linewidth=1.6, solid_capstyle="butt")
+    axes.plot([low, high], [row, row], color=INK, linewidth=1.6, solid_capstyle="butt")
 
 
 def _tick(axes: Axes, row: int, value: float, colour: str, style: str) -> None:
@@ -169,7 +168,7 @@ def _rows(axes: Axes, conditions: Sequence[ConditionResult]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def stage_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
+def stage_chart(results: Results) -> bytes | None:
     """How far episodes of each arm got, from approaching the target to success; None if no stages were recorded."""
     steps = ("approached", "grasped", "lifted", "placed")
     lines = [
@@ -192,10 +191,10 @@ def stage_chart(results: Results, theme: Theme = LIGHT) -> bytes | None:
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=len(lines))
 
-    return _svg(draw, theme, (7, 3))
+    return _svg(draw, (7, 3))
 
 
-def curves_chart(results: Results, runs: Sequence[Run], theme: Theme = LIGHT) -> bytes | None:
+def curves_chart(results: Results, runs: Sequence[Run]) -> bytes | None:
     """Action and reconstruction loss over training steps, one line a cell; None if there is nothing to draw.
 
     Reads ``step``, ``action_loss``, ``held_out_action_loss`` (dashed) and ``reconstruction_loss`` of each record.
@@ -215,15 +214,15 @@ def curves_chart(results: Results, runs: Sequence[Run], theme: Theme = LIGHT) ->
                     label = None if run.condition in named or not points else run.condition
                     named |= {label} if label else set()
                     x, y = zip(*points, strict=True) if points else ((), ())
-                    colour = colours(results).get(run.condition, theme.ink)
+                    colour = colours(results).get(run.condition, INK)
                     axes.plot(x, y, linestyle=style, linewidth=1.2, color=colour, label=label)
             axes.set_title(readable(keys[0]), fontsize=9)
             axes.set_xlabel("training step")
             axes.grid(axis="y")
-        row[0].plot([], [], color=theme.ink, linestyle="--", label="held out")
+        row[0].plot([], [], color=INK, linestyle="--", label="held out")
         figure.legend(loc="outside upper left", ncols=len(named) + 1)
 
-    return _svg(draw, theme, (7, 2.9))
+    return _svg(draw, (7, 2.9))
 
 
 # ---------------------------------------------------------------- pictures

@@ -5,7 +5,6 @@ What is missing is said where it would have stood; nothing is fetched when the p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from rich.table import Table
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study import figures
-from la_reconvla.study.figures import DARK, LIGHT, Run, Theme, data_uri
+from la_reconvla.study.figures import Run, data_uri
 from la_reconvla.study.results import (
     FAMILY,
     HEADLINE,
@@ -60,10 +59,10 @@ def render(results: Results, folder: Path) -> str:
     shelf = _Shelf(folder)
     runs, missing_curves = _runs(results, folder)
     charts = {
-        "success": shelf.chart(lambda theme: figures.success_chart(results, theme)),
-        "stages": shelf.chart(lambda theme: figures.stage_chart(results, theme)),
-        "overlap": shelf.chart(lambda theme: figures.overlap_chart(results, theme)),
-        "curves": shelf.chart(lambda theme: figures.curves_chart(results, runs, theme)),
+        "success": shelf.chart(figures.success_chart(results)),
+        "stages": shelf.chart(figures.stage_chart(results)),
+        "overlap": shelf.chart(figures.overlap_chart(results)),
+        "curves": shelf.chart(figures.curves_chart(results, runs)),
     }
     pictures = {
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
@@ -132,12 +131,11 @@ class _Shelf:
         self.left -= uri_size
         return Embedded(data_uri(path.read_bytes(), path.suffix))
 
-    def chart(self, draw: Callable[[Theme], bytes | None]) -> tuple[str, str] | None:
-        """A chart for a light and for a dark page; None if there is nothing to draw."""
-        light, dark = draw(LIGHT), draw(DARK)
-        if light is None or dark is None:
+    def chart(self, svg: bytes | None) -> tuple[str, str] | None:
+        """A chart for a light and for a dark page; None if there is none."""
+        if svg is None:
             return None
-        addresses = data_uri(light, ".svg"), data_uri(dark, ".svg")
+        addresses = data_uri(svg, ".svg"), data_uri(figures.for_dark_page(svg), ".svg")
         self.left -= sum(map(len, addresses))
         return addresses
 
