@@ -124,6 +124,9 @@ class ToyStudio:
     def header(self, config: CollectConfig, task: int) -> FileHeader:
         return make_header(task, size=4, stride=config.frame_stride)
 
+    def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
+        """Nothing to make."""
+
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         size = config.scene_episodes
         return [self.start(config, task, number * size + part) for part in range(size)]

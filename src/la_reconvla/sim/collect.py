@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -47,6 +48,7 @@ CONFIG, SUMMARY = "collection.json", "summary.json"
 TRAINING_STATES = 30  # of LIBERO's 50 official states a task; the last 20 stay for tests
 PROCESS_MEMORY = 2.0e9  # bytes a simulator with cameras takes
 TYPICAL_STEPS = 120  # of an episode; for the estimate of space
+SPARE = 1.2  # scenes prepared for each one needed
 GIVE_UP = (10, 0.25)  # a task is given up after this many failed scenes, if no larger share than this has succeeded
 
 
@@ -203,6 +205,10 @@ class Studio(Protocol):
         """What the file of a task says about it; raises `UserError` for an unknown suite or task."""
         ...
 
+    def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
+        """Make the first `scenes` scenes of a task, if that is cheaper than one by one."""
+        ...
+
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         """The starts of scene `number`."""
         ...
@@ -243,16 +249,24 @@ class LiberoStudio:
             frame_stride=config.frame_stride,
         )
 
+    def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
+        """Wide scenes are made in a simulator of their own, which takes longer to build than a scene to make."""
+        if config.placement == "wide":
+            self._wide(config, task, range(2 * scenes))
+
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         """An official state, used again when all training states were used, or the two starts of a wide scene."""
-        if config.placement == "official":
-            from la_reconvla.sim.tasks import load_task, official_start
+        if config.placement == "wide":
+            return self._wide(config, task, range(2 * number, 2 * number + 2))
+        from la_reconvla.sim.tasks import load_task, official_start
 
-            state = number % config.official_states
-            return (official_start(load_task(config.suite, task), state, split=config.split),)
+        state = number % config.official_states
+        return (official_start(load_task(config.suite, task), state, split=config.split),)
+
+    def _wide(self, config: CollectConfig, task: int, indices: range) -> Sequence[Start]:
         from la_reconvla.sim.placements import wide_starts
 
-        return wide_starts(config.suite, task, config.split, (2 * number, 2 * number + 1))
+        return wide_starts(config.suite, task, config.split, indices, cache=config.out / SHARDS / "placements")
 
     def env(self, config: CollectConfig) -> RecordableEnv:
         """A `LiberoEnv`."""
@@ -411,8 +425,18 @@ def _record_all(config: CollectConfig, studio: Studio, headers: dict[int, FileHe
     with progress("Collecting", total=total, unit="episodes", done=done) as bar:
         if done < total:
             with _pool(config, studio, headers, total - done) as (pool, workers):
+                _prepare(ledgers, pool, bar)
                 _run(config, ledgers, pool, workers, bar)
     _finish(config, headers, ledgers, (time.monotonic() - begun) / 60)
+
+
+def _prepare(ledgers: Sequence[_Ledger], pool: ProcessPoolExecutor, bar: Bar) -> None:
+    """Make the scenes that are needed, and some more in place of those that will fail."""
+    unfinished = [ledger for ledger in ledgers if ledger.successes < ledger.needed]
+    bar.advance(0, "preparing scenes")
+    jobs = [(pool.submit(_prepare_scenes, led.task, math.ceil(SPARE * led.needed)), led.task) for led in unfinished]
+    for job, task in jobs:
+        _result(job, f"preparing the scenes of task {task}")
 
 
 def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExecutor, workers: int, bar: Bar) -> None:
@@ -428,7 +452,7 @@ def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExe
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             ledger, number = running.pop(future)
             ledger.running.discard(number)
-            failure = _result(future, ledger.task, number)
+            failure = _result(future, f"scene {number} of task {ledger.task}")
             ledger.solved[number] = failure is None
             failed = sum(len(led.solved) - led.successes for led in ledgers)
             bar.advance(0 if failure else config.scene_episodes, f"task {ledger.task}; {failed} scenes failed")
@@ -439,7 +463,7 @@ def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExe
                 )
 
 
-def _result(future: Future[str | None], task: int, number: int) -> str | None:
+def _result(future: Future[Any], what: str) -> Any:
     try:
         return future.result()
     except (UserError, KeyboardInterrupt):
@@ -450,7 +474,7 @@ def _result(future: Future[str | None], task: int, number: int) -> str | None:
             "run the same command again with fewer workers"
         ) from error
     except Exception as error:
-        raise UserError(f"scene {number} of task {task} failed in its worker: {error!r}") from error
+        raise UserError(f"{what} failed in its worker: {error!r}; this is a defect, please report it") from error
 
 
 @contextlib.contextmanager
@@ -497,6 +521,11 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _prepare_scenes(task: int, scenes: int) -> None:
+    assert _worker is not None, "runs in a worker process"
+    _worker.studio.prepare(_worker.config, task, scenes)
 
 
 def _record_scene(task: int, number: int) -> str | None:
