@@ -15,7 +15,7 @@ SHELL       := bash
 
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
-pip  = $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input install
+pip  = $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 
 help:
 	@sed -n 's/^# \?//; 1,3p' $(firstword $(MAKEFILE_LIST))

@@ -1,0 +1,344 @@
+"""Training: what a kill, a seed, an arm, a blind eye and a diverging loss do to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, load_file, save_file
+
+from helpers import HEAD, TINY, random_batch
+from la_reconvla.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy, load_tensors, save_tensors
+from la_reconvla.conditions import C1, C4, CONDITIONS, NO_IMAGE, Condition
+from la_reconvla.data.hdf5 import open_demonstrations, write_file
+from la_reconvla.data.samples import Samples
+from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.storage import read_jsonl
+from la_reconvla.train import METRICS, STATE, TrainConfig, pick_device, pick_precision, train
+from test_hdf5 import make_header, make_recording
+
+SHORT = TrainConfig(steps=4, batch_size=4, warmup=2, log_every=1, save_every=2, check_every=2, device="cpu")
+KILLED = dataclasses.replace(SHORT, steps=60, log_every=3, save_every=7, check_every=30)
+
+
+def write_demonstrations(folder: Path, episodes: int = 4, pictures: int = 0) -> Path:
+    """Random demonstrations; `pictures` changes the frames and nothing else."""
+    recordings = []
+    for index in range(episodes):
+        recording = make_recording(index, size=TINY.image_size, wrist=False)
+        frames = np.random.default_rng((pictures, index)).integers(0, 256, recording.frames.shape, dtype=np.uint8)
+        recordings.append(dataclasses.replace(recording, frames=frames))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "task_demo.hdf5", make_header(size=TINY.image_size), recordings)
+    return folder
+
+
+def train_tiny(
+    demonstrations: Path,
+    out: Path,
+    condition: Condition = C4,
+    seed: int = 0,
+    config: TrainConfig = SHORT,
+    ticker: Any = None,
+    held_out: float = 0.25,
+    spread: float = 4.0,
+) -> Path:
+    """Train the tiny policy; the same call goes on with a run that was stopped."""
+    parts = open_demonstrations(demonstrations).divide(held_out)
+    training, rest = (Samples(part, TINY.image_size, TINY.chunk) for part in parts)
+    condition = condition.with_head(HEAD)
+    policy = PolicyConfig.of(
+        condition,
+        seed=seed,
+        backbone=TINY,
+        bins=ActionBins.from_quantiles(*training.quantiles(), spread=spread),
+        quality=training.demonstrations.quality,
+        image_size=training.demonstrations.image_size,
+        data_hash=training.demonstrations.hash,
+        train_starts=training.demonstrations.starts,
+    )
+    return train(condition, policy, config, training, rest, out, ticker)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demonstrations(tmp_path_factory.mktemp("demonstrations"))
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(run / WEIGHTS).items()}
+
+
+def numbers(run: Path) -> list[dict[str, Any]]:
+    """The log without the speed, the one number that may differ between two equal runs."""
+    return [{k: v for k, v in line.items() if k != "samples_per_second"} for line in read_jsonl(run / METRICS)]
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAt:
+    """A ticker that ends the training after some steps, as an interrupt would."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None:
+        if note is not None:  # the first call only reports what had been done before
+            self.left -= 1
+        if self.left == 0:
+            raise Stop
+
+
+# ---------------------------------------------------------------- killed and resumed
+
+
+CHILD = "import sys; from pathlib import Path; import test_train as t; import torch; torch.set_num_threads(1); "
+CHILD += "t.train_tiny(Path(sys.argv[1]), Path(sys.argv[2]), config=t.KILLED)"
+
+
+def start_child(demonstrations: Path, out: Path) -> subprocess.Popen:
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(here), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(demonstrations), str(out)], env=environment)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_at_the_same_bits(demonstrations: Path, tmp_path: Path) -> None:
+    child = start_child(demonstrations, tmp_path / "killed")
+    reached = 0
+    while child.poll() is None and reached < 24:  # past several saved states, and not at one
+        time.sleep(0.005)
+        reached = max((line["step"] for line in read_jsonl(tmp_path / "killed" / METRICS)), default=0)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / WEIGHTS).exists(), "the run was over before it could be killed"
+
+    assert start_child(demonstrations, tmp_path / "killed").wait() == 0
+    train_tiny(demonstrations, tmp_path / "undisturbed", config=KILLED)
+    assert weights(tmp_path / "killed") == weights(tmp_path / "undisturbed")
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "undisturbed")
+    steps = [line["step"] for line in numbers(tmp_path / "killed")]
+    assert steps == [0, *range(3, 61, 3)]
+    assert not (tmp_path / "killed" / STATE).exists(), "the state is of no use any more"
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_four_steps_are_two_and_two(demonstrations: Path, tmp_path: Path, stop: int) -> None:
+    whole = train_tiny(demonstrations, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "halves", ticker=StopAt(stop))
+    assert weights(train_tiny(demonstrations, tmp_path / "halves")) == weights(whole)
+    assert numbers(tmp_path / "halves") == numbers(whole)
+
+
+def test_the_saved_state_holds_the_optimizer(demonstrations: Path, tmp_path: Path) -> None:
+    """Without its moments the same two steps lead elsewhere, so the test above can fail."""
+    whole = train_tiny(demonstrations, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "halves", ticker=StopAt(3))
+    path = tmp_path / "halves" / STATE
+    tensors, facts = load_tensors(path)
+    save_tensors(path, {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}, **facts)
+    assert weights(train_tiny(demonstrations, tmp_path / "halves")) != weights(whole)
+
+
+def test_a_finished_run_is_left_alone(demonstrations: Path, tmp_path: Path) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    train_tiny(demonstrations, tmp_path / "run")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+# ---------------------------------------------------------------- pairing
+
+
+def test_all_arms_of_a_seed_start_alike_and_see_the_same_batches(demonstrations: Path, tmp_path: Path) -> None:
+    short = dataclasses.replace(SHORT, steps=2)
+    logs = {
+        (arm.id, seed): read_jsonl(train_tiny(demonstrations, tmp_path / f"{arm.id}{seed}", arm, seed, short) / METRICS)
+        for arm in CONDITIONS.values()
+        for seed in ((0, 1) if arm is C1 else (0,))
+    }
+    starts = {key: json.dumps(lines[0]["start"], sort_keys=True) for key, lines in logs.items()}
+    batches = {key: [line["batches"] for line in lines[1:]] for key, lines in logs.items()}
+    for arm in CONDITIONS:
+        assert starts[arm, 0] == starts["C1", 0]
+        assert batches[arm, 0] == batches["C1", 0]
+    assert starts["C1", 1] != starts["C1", 0]
+    assert all(one != other for one, other in zip(batches["C1", 1], batches["C1", 0], strict=True))
+
+
+def test_a_blind_arm_never_sees_a_pixel(demonstrations: Path, tmp_path: Path) -> None:
+    other = write_demonstrations(tmp_path / "other", pictures=1)
+    for arm, same in ((NO_IMAGE, True), (C1, False)):
+        one = train_tiny(demonstrations, tmp_path / f"{arm.id}-one", arm)
+        two = train_tiny(other, tmp_path / f"{arm.id}-two", arm)
+        assert (weights(one) == weights(two)) is same
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_a_small_set_is_learned_by_heart(tmp_path: Path) -> None:
+    folder = write_demonstrations(tmp_path / "demonstrations")
+    config = dataclasses.replace(SHORT, steps=120, batch_size=12, warmup=10, learning_rate=3e-3, save_every=1000)
+    config = dataclasses.replace(config, log_every=50, check_every=1000)
+    run = train_tiny(folder, tmp_path / "run", config=config, spread=1.0)
+    lines = read_jsonl(run / METRICS)[1:]
+    assert lines[-1]["action_loss"] < math.log(256) / 2, "before learning, every one of 256 bins is as likely"
+    assert lines[-1]["reconstruction_loss"] < lines[0]["reconstruction_loss"]
+
+    training, _ = open_demonstrations(folder).divide(0.25)
+    batch = Samples(training, TINY.image_size, TINY.chunk).batch(np.arange(12))
+    policy, _ = load_policy(run)
+    error = (policy.act(batch.images, batch.instructions) - batch.actions).abs()[batch.valid]
+    assert error.mean() < 0.1, "a random policy's is about 0.6"
+
+
+@given(
+    steps=st.integers(2, 5000),
+    share=st.floats(0, 0.9),
+    peak=st.floats(1e-5, 1e-1),
+)
+def test_the_rate_rises_in_a_line_and_falls_as_a_cosine(steps: int, share: float, peak: float) -> None:
+    warmup = int(share * steps)
+    config = TrainConfig(steps=steps, warmup=warmup, learning_rate=peak)
+    ramp, fall = np.arange(warmup), np.arange(warmup, steps)
+    expected = np.concatenate(
+        [
+            peak * (ramp + 1) / max(1, warmup),
+            peak * (0.505 + 0.495 * np.cos(np.pi * (fall - warmup) / (steps - warmup))),
+        ]
+    )
+    np.testing.assert_allclose([config.rate(step) for step in range(steps)], expected, rtol=1e-9)
+    assert config.rate(steps) == pytest.approx(0.01 * peak), "it would end at a hundredth"
+
+
+def test_the_rate_of_the_log_is_the_rate_used(demonstrations: Path, tmp_path: Path) -> None:
+    lines = read_jsonl(train_tiny(demonstrations, tmp_path / "run", C1) / METRICS)[1:]
+    assert [line["learning_rate"] for line in lines] == [SHORT.rate(step) for step in range(4)]
+    frozen = dataclasses.replace(SHORT, learning_rate=0.0)
+    run = train_tiny(demonstrations, tmp_path / "frozen", C1, config=frozen)
+    fresh = PolicyConfig.load(run).build().state_dict()
+    assert weights(run) == {name: tensor.numpy().tobytes() for name, tensor in fresh.items()}
+
+
+def test_half_precision_trains_too(demonstrations: Path, tmp_path: Path) -> None:
+    half = dataclasses.replace(SHORT, precision="bf16")
+    lines = read_jsonl(train_tiny(demonstrations, tmp_path / "half", config=half) / METRICS)[1:]
+    full = read_jsonl(train_tiny(demonstrations, tmp_path / "full") / METRICS)[1:]
+    assert lines[0]["loss"] != full[0]["loss"]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in full], rel=0.05)
+
+
+def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert pick_precision("auto", gpu) is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert pick_precision("auto", gpu) is torch.float16, "a T4 has no bf16 of its own"
+    assert pick_precision("auto", cpu) is torch.float32
+    assert [pick_precision(name, gpu) for name in ("fp32", "bf16", "fp16")] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+    ]
+
+
+def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="'toaster' is not usable here.*--device cpu"):
+        pick_device("toaster")
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize("arm", [C1, C4], ids=lambda arm: arm.id)
+def test_a_diverging_loss_ends_the_run(demonstrations: Path, tmp_path: Path, arm: Condition) -> None:
+    config = dataclasses.replace(SHORT, learning_rate=1e30, warmup=0)
+    with pytest.raises(UserError, match="lower the learning rate"):
+        train_tiny(demonstrations, tmp_path / "run", arm, config=config)
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def test_too_few_samples(demonstrations: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="12 samples are fewer than one batch of 1000"):
+        train_tiny(demonstrations, tmp_path / "run", config=dataclasses.replace(SHORT, batch_size=1000))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [({"seed": 1}, "seed"), ({"condition": C1}, "condition, head"), ({"spread": 2.0}, "bins")],
+)
+def test_a_folder_of_another_configuration_is_refused(
+    demonstrations: Path, tmp_path: Path, other: dict[str, Any], named: str
+) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=rf"another configuration \(different: {named}\)"):
+        train_tiny(demonstrations, tmp_path / "run", **other)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_of_another_schedule_is_refused(demonstrations: Path, tmp_path: Path) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run")
+    with pytest.raises(UserError, match=r"another configuration \(different: .*steps"):
+        train_tiny(demonstrations, tmp_path / "run", config=dataclasses.replace(SHORT, steps=6))
+    assert read_jsonl(run / METRICS)[-1]["step"] == 4
+
+
+def test_a_saved_policy_acts_as_it_did(demonstrations: Path, tmp_path: Path) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run")
+    policy = PolicyConfig.load(run).build().eval()
+    batch = random_batch()
+    untrained = policy.act(batch.images, batch.instructions)
+    policy.load_state_dict(load_file(run / WEIGHTS))
+    loaded, config = load_policy(run)
+    assert config.condition == "C4"
+    assert not loaded.training
+    acted = loaded.act(batch.images, batch.instructions)
+    assert torch.equal(acted, policy.act(batch.images, batch.instructions))
+    assert not torch.equal(acted, untrained)
+
+
+def test_damaged_runs_are_named(demonstrations: Path, tmp_path: Path) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run")
+    path = run / WEIGHTS
+    whole = path.read_bytes()
+    tensors = load(whole)  # `load_file` would map the very file that is damaged below
+
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        load_policy(run)
+    save_file({**tensors, "head.logits.bias": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"head\.logits\.bias is \[3\], expected \[1792\]"):
+        load_policy(run)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "head.logits.bias"}, path)
+    with pytest.raises(UserError, match=r"head\.logits\.bias is missing"):
+        load_policy(run)
+    path.unlink()
+    with pytest.raises(UserError, match="train this run first"):
+        load_policy(run)
+    (run / CONFIG).write_text((run / CONFIG).read_text()[:-20])
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        load_policy(run)
