@@ -40,7 +40,7 @@ STUDY = Study(
     versions={"la-reconvla": "0.1.0", "torch": "2.6.0", "mujoco": "3.3.0"},
     hardware={"processor": "2 cores", "memory": "24 GiB"},
     wall_seconds={"collect": 200.0, "train": 400.4, "evaluate": 3805.0},
-    settings={"patch_grid": "7 x 7", "masked": 13},
+    settings={"patch_grid": "7 x 7", "masked": 13, "config": {"train": {"steps": 300}}},
     limits=("The policies are small and trained from scratch.",),
 )
 
@@ -188,7 +188,15 @@ def test_every_number_of_the_tables_is_that_of_the_results(study: Path) -> None:
         assert f"{condition.aos.ceiling:.3f}" in text
     for hypothesis in results.hypotheses:
         assert f'<span class="word {hypothesis.verdict}">' in text
-    for fact in ("0123abc", "sha256:55aa", "mujoco 3.3.0", "1 h 3 min", "6 min 40 s", "trained from scratch"):
+    for fact in (
+        "0123abc",
+        "sha256:55aa",
+        "mujoco 3.3.0",
+        "1 h 3 min",
+        "6 min 40 s",
+        "trained from scratch",
+        '"steps": 300',
+    ):
         assert fact in text
 
 

@@ -32,7 +32,11 @@ from la_reconvla.study.statistics import FEW_SEEDS
 
 RESULTS, REPORT = "results.json", "report.html"
 MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
-SHOWN_FLOORS = ("grey_image", "wrong_instruction")
+ERROR_FLOORS = {
+    "grey_image": "with a grey image",
+    "wrong_instruction": "with a wrong instruction",
+    "no_image": "of a policy trained without image",
+}
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -86,6 +90,7 @@ def render(results: Results, folder: Path) -> str:
         undone=[key for key in FAMILY if results.comparison(*key) is None],
         floor_comparisons=[c for c in results.comparisons if c.p_holm is None and c.metric == "tsr"],
         errors=[_error_row(results, c) for c in results.conditions if c.action_error],
+        error_floors=ERROR_FLOORS,
         tasks=sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
         per_task=per_task,
         stages=STAGES,
@@ -218,8 +223,8 @@ def per_task(condition: ConditionResult, task: str) -> str:
 
 
 def _error_row(results: Results, condition: ConditionResult) -> tuple[ConditionResult, list[Comparison | None]]:
-    """An arm with its action error against each of its own floors."""
-    return condition, [results.comparison(condition.id, floor, "action_error") for floor in SHOWN_FLOORS]
+    """An arm with its action error against each floor."""
+    return condition, [results.comparison(condition.id, floor, "action_error") for floor in ERROR_FLOORS]
 
 
 def limits(results: Results) -> list[str]:
