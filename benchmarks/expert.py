@@ -81,6 +81,10 @@ def demonstration(env: LiberoEnv, suite: str, task: int, placement: str, index: 
 def main() -> None:
     arguments = _parser().parse_args()
     low, high = (int(number) for number in arguments.states.split("-"))
+    if arguments.placement == "wide":  # all at once: making scenes needs a simulator of its own
+        for task in arguments.tasks:
+            wide_starts(arguments.suite, task, "test", range(low, high + 1), arguments.cache)
+            wide_starts(arguments.suite, task, "train", range(2 * DEMONSTRATIONS * arguments.replay), arguments.cache)
     done = {record["id"] for record in read_jsonl(arguments.out)}
     work = [(task, index) for task in arguments.tasks for index in range(low, high + 1)]
     shares = [(arguments, work[i :: arguments.workers], done) for i in range(arguments.workers)]

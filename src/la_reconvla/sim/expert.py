@@ -33,7 +33,7 @@ SAFE_GAP = 0.010  # gaps to obstacles below this count against a grasp (m)
 PREFERRED_ANGLE = np.pi / 2  # world direction from the bowl's axis to the grasped rim point (rad)
 
 SHOULDER = np.array([-0.66, 0.0, 1.245])  # of the Panda on LIBERO's table (m)
-FOLDED, ARM_REACH = 0.31, 0.69  # shoulder to wrist: nearer or farther than this the arm moves badly (m)
+FOLDED, ARM_REACH = 0.31, 0.68  # shoulder to wrist: nearer or farther than this the arm moves badly (m)
 WRIST = np.array([0.088, 0.21])  # wrist before and above the point between the fingers, hand pointing down (m)
 
 ORDER = ("wait", "hover", "descend", "close", "lift", "carry", "lower", "open", "retreat", "finished")
@@ -162,7 +162,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
         lowered = bowl.position[2] + RIM_HEIGHT - rim[2]
         turned = abs(Grasp(angle, 0, 0, 0).yaw)
         apart = abs((angle - PREFERRED_ANGLE + np.pi) % (2 * np.pi) - np.pi)
-        cost = 100 * shortfall + 40 * strain + 25 * lowered + 0.8 * turned + 0.3 * apart
+        cost = 100 * shortfall + 80 * strain + 25 * lowered + 0.8 * turned + 0.3 * apart
         return Grasp(angle, cost, shortfall, strain)
 
     return sorted((grasp(angle) for angle in np.deg2rad(np.arange(-180, 180, 15))), key=lambda g: g.cost)
