@@ -265,7 +265,7 @@ def test_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(UserError, match="'toaster' is not usable here.*--device cpu"):
+    with pytest.raises(UserError, match=r"'toaster' is not usable here.*--device cpu"):
         pick_device("toaster")
 
 

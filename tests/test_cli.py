@@ -1,0 +1,260 @@
+"""The command line: what is wrong is said in one message, before long work, and nothing on the disk has changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from la_reconvla import cli
+from la_reconvla.checkpoint import WEIGHTS
+from la_reconvla.data.hdf5 import write_file
+from la_reconvla.storage import read_jsonl
+from la_reconvla.train import METRICS
+from test_hdf5 import make_header, make_recording
+
+COMMANDS = ("doctor", "collect", "train", "evaluate", "ablate", "report")
+CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+CHILD += "from la_reconvla.cli import main; main()"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Calls the command line in this process; gives its exit code and what it said, line breaks taken out."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["la-reconvla", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+    return call
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demonstrations")
+    recordings = [make_recording(index, length=12, size=16, wrist=False) for index in range(4)]
+    write_file(folder / "pick_demo.hdf5", make_header(size=16), recordings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from la_reconvla.study.ablation import train_one
+
+    return train_one(demonstrations, tmp_path_factory.mktemp("trained") / "run", "C4", 0, "smoke", 2, "cpu")
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A run of two steps that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def no_long_work(*_: object, **__: object) -> None:
+    pytest.fail("long work began before the input was checked")
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command(run, command: str) -> None:
+    code, said = run(command, "--help")
+    assert code == 0
+    assert f"usage: la-reconvla {command}" in said
+
+
+def test_every_command_is_listed(run) -> None:
+    code, said = run("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert f"• {command} " in said
+
+
+@pytest.mark.parametrize("arguments", [["trian"], [], ["train"], ["ablate", "--seeds", "one"], ["report"]])
+def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
+    code, said = run(*arguments)
+    assert code == 2
+    assert "la-reconvla" in said
+
+
+# ---------------------------------------------------------------- unknown names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("ablate --preset quik", "unknown preset 'quik': did you mean quick? known: quick, small, smoke"),
+        ("ablate --preset smoke --conditions C1 C5", "unknown condition 'C5': did you mean C4 or"),
+        ("ablate --preset smoke --conditions C1 C1", "conditions are listed twice: C1, C1"),
+        ("ablate --preset smoke --conditions no-image", "'no-image' is a floor"),
+        ("ablate --preset smoke --seeds 0 0", "seeds are listed twice: 0, 0"),
+        ("ablate --preset smoke --tasks 10", "unknown task 10 of libero_spatial: choose a number from 0 to 9"),
+        ("ablate --preset smoke --demos 3", "ask for an even number, not 3"),
+        ("ablate --preset smoke --demos 0", "demos must be at least 1"),
+        ("ablate --preset smoke --steps 0", "steps must be at least 1"),
+        ("ablate --preset smoke --episodes 0", "episodes must be at least 1"),
+        ("ablate --preset smoke --device toaster", "device 'toaster' is not usable here"),
+        ("collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
+        ("collect --tasks 3 10", "unknown task 10"),
+        ("collect --demos 0", "demos must be at least 1"),
+    ],
+)
+def test_a_study_that_cannot_be(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.sim.collect._record_all", no_long_work)
+    code, said = run(*arguments.split(), "--out", tmp_path / "out")
+    assert said.startswith("error: ")
+    assert message in said
+    assert code == 2
+    assert not everything(tmp_path), "a folder that nothing fits into afterwards"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--condition", "c4", "unknown condition 'c4': did you mean"),
+        ("--preset", "smal", "unknown preset 'smal': did you mean small"),
+        ("--device", "toaster", "device 'toaster' is not usable here"),
+        ("--steps", "0", "steps must be at least 1"),
+    ],
+)
+def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, option, value, message) -> None:
+    options = {"--demonstrations": demonstrations, "--out": tmp_path / "run", "--preset": "smoke", option: value}
+    code, said = run("train", *(word for pair in options.items() for word in pair))
+    assert said.startswith("error: ")
+    assert message in said
+    assert code == 2
+    assert not everything(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate nowhere", "nowhere/config.json: no such file"),
+        ("evaluate expert --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
+        ("evaluate random --tasks 10 --placement official", "unknown task 10"),
+        ("evaluate random --episodes 0 --placement official", "episodes must be at least 1"),
+        ("report nowhere", "nowhere/results.json: no such file"),
+        ("train --demonstrations nowhere --out run", "nowhere: no such folder; make one with `la-reconvla collect"),
+    ],
+)
+def test_what_is_not_there(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = run(*arguments.split())
+    assert said.startswith("error: ")
+    assert message in said
+    assert code == 2
+    assert not everything(tmp_path)
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def test_demonstrations_cut_short(run, demonstrations: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demonstrations" / "pick_demo.hdf5"
+    path.parent.mkdir()
+    whole = next(demonstrations.iterdir()).read_bytes()
+    for content, message in ((whole[: len(whole) // 2], "truncated or damaged"), (b"PK hello", "not an HDF5 file")):
+        path.write_bytes(content)
+        code, said = run("train", "--demonstrations", path.parent, "--out", tmp_path / "run", "--preset", "smoke")
+        assert said.startswith(f"error: {path}")
+        assert message in said
+        assert code == 2
+        assert list(everything(tmp_path)) == [path]
+
+
+def test_a_run_of_another_configuration(run, demonstrations: Path, finished: Path) -> None:
+    before = everything(finished)
+    options = ("--demonstrations", demonstrations, "--out", finished, "--preset", "smoke", "--steps", 2)
+    for other in (("--condition", "C1"), ("--seed", 1)):
+        code, said = run("train", *options, *other)
+        assert said.startswith("error: ")
+        assert "holds a run of another configuration" in said
+        assert code == 2
+    code, _ = run("train", *options)
+    assert code == 0
+    assert {path: data for path, data in everything(finished).items() if path in before} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "shape", "missing", "config"])
+def test_a_damaged_run_is_not_evaluated(
+    run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.study.evaluate.evaluation_starts", no_long_work)
+    path = finished / WEIGHTS
+    data = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(data[:-100])
+        expected = "model.safetensors is damaged"
+    elif damage == "shape":
+        save_file({**load(data), "head.logits.bias": torch.zeros(5)}, path)
+        expected = "head.logits.bias is [5], expected [1792]"
+    elif damage == "missing":
+        path.unlink()
+        expected = "model.safetensors does not exist: train this run first"
+    else:
+        (finished / "config.json").write_text("{}")
+        expected = "is not the configuration of a policy of this version"
+    before = everything(tmp_path)
+    code, said = run("evaluate", finished)
+    assert said.startswith("error: ")
+    assert expected in said
+    assert code == 2
+    assert everything(tmp_path) == before
+
+
+def test_a_damaged_results_file(run, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 7}')
+    code, said = run("report", tmp_path)
+    assert "schema 7 is not 1" in said
+    assert code == 2
+    assert [path.name for path in everything(tmp_path)] == ["results.json"]
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(run, demonstrations: Path, tmp_path: Path) -> None:
+    options = ["train", "--demonstrations", str(demonstrations), "--out", str(tmp_path / "run"), "--preset", "smoke"]
+    options += ["--steps", "60", "--device", "cpu"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while child.poll() is None and not any(line["step"] >= 20 for line in read_jsonl(tmp_path / "run" / METRICS)):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate()
+    assert child.returncode == 130
+    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+    code, _ = run(*options)
+    assert code == 0
+    assert (tmp_path / "run" / WEIGHTS).exists()
+    assert [line["step"] for line in read_jsonl(tmp_path / "run" / METRICS)] == [0, 10, 20, 30, 40, 50, 60]
