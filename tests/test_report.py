@@ -20,7 +20,7 @@ from rich.console import Console
 
 from la_reconvla.errors import UserError
 from la_reconvla.study import figures, report
-from la_reconvla.study.results import Picture, Results, Study, Video, write_results
+from la_reconvla.study.results import Elsewhere, Picture, Rate, Results, Study, Video, write_results
 from test_results import GRID, study_results
 
 SECTIONS = {
@@ -365,3 +365,12 @@ def test_charts_are_readable_on_a_dark_page() -> None:
 def test_unknown_files_are_not_embedded() -> None:
     with pytest.raises(UserError, match="cannot embed"):
         figures.data_uri(b"", ".pkl")
+
+
+def test_success_on_other_starts_stands_apart(tmp_path: Path) -> None:
+    other = Elsewhere("official", "C1 grey_image", Rate(0.25, 0.1, 0.5, 3, 12))
+    write_results(tmp_path / "results.json", replace(bare(), elsewhere=(other,)))
+    report.write_report(tmp_path)
+    _, text = page(tmp_path)
+    assert "on official initial states" in text
+    assert "C1 grey image" in text

@@ -171,7 +171,7 @@ class Ablation:
         with progress("Rollouts", total=count, unit="episodes", console=self.console) as bar:
             evaluate(evaluations, starts, settings, self.workers, bar.advance)
         if self.config.also_official:
-            official = [e for e in self._official() if e.episodes != 0]
+            official = self._official()
             starts = self._starts("official")
             with progress("Official states", pending(official, starts), "episodes", console=self.console) as bar:
                 evaluate(official, starts, settings, self.workers, bar.advance)
@@ -263,8 +263,22 @@ class Ablation:
         floors.append(FloorEvidence("blind_replay", None, read_jsonl(self.folder / "floors/blind_replay" / EPISODES)))
         references = {name: read_jsonl(self.folder / "references" / name / EPISODES) for name in ("expert", "random")}
         return build(
-            self._study(), arms, floors, references, pictures=list(self._pictures()), videos=list(self._videos())
+            self._study(),
+            arms,
+            floors,
+            references,
+            elsewhere=self._elsewhere(),
+            pictures=list(self._pictures()),
+            videos=list(self._videos()),
         )
+
+    def _elsewhere(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """Episodes on official states; seeds of one policy together."""
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for e in self._official() if self.config.also_official else ():
+            label = " ".join(str(e.label[key]) for key in ("condition", "floor") if e.label.get(key))
+            found.setdefault(("official", label), []).extend(read_jsonl(e.folder / EPISODES))
+        return found
 
     def _evidence(self, cells: Sequence[Cell]) -> Evidence:
         return Evidence(

@@ -274,6 +274,7 @@ def terminal_summary(results: Results) -> RenderableType:
     rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
     rows += [(f"floor: {figures.readable(f.id)} {f.condition or ''}".strip(), f.tsr) for f in results.floors if f.tsr]
     rows += [(f"reference: {r.id}", r.tsr) for r in results.references]
+    rows += [(f"{e.placement} states: {figures.readable(e.label)}", e.tsr) for e in results.elsewhere]
     for name, rate in rows:
         if rate is None:
             success.add_row(name, "not evaluated", "", "")

@@ -249,6 +249,15 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Success of one policy on other starts than the study's own, for example LIBERO's official ones."""
+
+    placement: str
+    label: str
+    tsr: Rate
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A paired difference a - b.
 
@@ -326,6 +335,7 @@ class Results:
     conditions: tuple[ConditionResult, ...]
     floors: tuple[Floor, ...] = ()
     references: tuple[Reference, ...] = ()
+    elsewhere: tuple[Elsewhere, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
     pictures: tuple[Picture, ...] = ()
@@ -594,6 +604,7 @@ def build(
     floors: Sequence[FloorEvidence] = (),
     references: Mapping[str, Records] | None = None,
     *,
+    elsewhere: Mapping[tuple[str, str], Records] | None = None,
     pictures: Iterable[Picture] = (),
     videos: Iterable[Video] = (),
     family: Sequence[tuple[str, str, str]] = FAMILY,
@@ -605,6 +616,7 @@ def build(
         arms: each condition with what was measured of it.
         floors: what was measured without image, with a grey one, with a wrong instruction, or by blind replay.
         references: episodes of the scripted expert, of a random policy.
+        elsewhere: episodes on other starts, by (placement, label).
         pictures: for the report.
         videos: for the report.
         family: comparisons (a, b, metric) declared beforehand; those whose data exist are made and Holm-corrected.
@@ -618,6 +630,11 @@ def build(
         conditions=tuple(condition_summary(arm, found) for arm, found in arms),
         floors=tuple(Floor(f.id, f.condition, rate(f.episodes), measure(f.frames, "action_error")) for f in floors),
         references=tuple(Reference(name, found) for name, found in rates.items() if found is not None),
+        elsewhere=tuple(
+            Elsewhere(placement, label, found)
+            for (placement, label), episodes in (elsewhere or {}).items()
+            if (found := rate(episodes)) is not None
+        ),
         comparisons=comparisons,
         hypotheses=tuple(judge(comparisons)),
         pictures=tuple(pictures),
