@@ -25,7 +25,7 @@ demo: $(VENV)/.sim
 	$(call step,the experiment: preset $(PRESET),$(BIN)/la-reconvla ablate --preset $(PRESET) $(RUN))
 
 test: setup
-	$(call step,style,$(BIN)/ruff check && $(BIN)/ruff format --check)
+	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)
 	$(call step,types,$(BIN)/basedpyright)
 	$(call step,import rules,$(BIN)/lint-imports)
 	$(call step,tests,$(BIN)/pytest $(PYTEST))
