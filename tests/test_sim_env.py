@@ -282,6 +282,9 @@ def test_masks_and_their_map_are_two_forms_of_one_thing(env):
         assert masks[name].dtype == bool
         assert np.array_equal(segmentation == i + 1, masks[name])
         assert masks[name].sum() > 50
+    table = env.masks(("main_table_plate_region",))["main_table_plate_region"]  # stands for the table
+    assert table.mean() > 0.2
+    assert not (table & (segmentation > 0)).any()
     assert masks["gripper"].any()
     assert (masks["robot"] >= masks["gripper"]).all()
     assert masks["robot"].sum() > masks["gripper"].sum()

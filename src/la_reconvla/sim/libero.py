@@ -7,7 +7,6 @@ evaluated once a step.
 
 from __future__ import annotations
 
-import copy
 import ctypes.util
 import importlib
 import logging
@@ -38,6 +37,7 @@ if hasattr(os, "geteuid") and os.geteuid() == 0:
     INSTALL_OPENGL = INSTALL_OPENGL.replace("sudo ", "")
 # Bodies of the robot carry these prefixes; as names they stand for all bodies that do.
 ROBOT_PARTS = {"gripper": ("gripper0_",), "robot": ("robot0_", "gripper0_", "mount0_")}
+TABLE = "table"  # body of ``main_table``, ``kitchen_table`` and so on in scenes that have none of that name
 _NO_OP = np.array([0.0] * 6 + [GRIPPER_OPEN])
 
 
@@ -349,38 +349,48 @@ class LiberoEnv:
     def _geoms_of(self, name: str) -> list[int]:
         """Numbers of all geoms that belong to `name`, those of its moving parts included."""
         model = self._simulator().sim.model
-        if name in ROBOT_PARTS:
-            roots = {i for i, body in enumerate(model.body_names) if body.startswith(ROBOT_PARTS[name])}
-        else:
-            instance = self.task.instance(name)
-            bodies = self._simulator().obj_body_id
-            if instance not in bodies:
-                raise unknown("object with a body", name, (*bodies, *ROBOT_PARTS))
+        bodies = self._simulator().obj_body_id
+        instance = name if name in ROBOT_PARTS else self.task.instance(name)
+        if instance in bodies:
             roots = {bodies[instance]}
+        else:  # a part of the robot, or the table or floor, for which LIBERO keeps no body
+            prefixes = ROBOT_PARTS.get(instance, (instance,))
+            roots = {i for i, body in enumerate(model.body_names) if body.startswith(prefixes)}
+            roots = roots or {model.body_name2id(TABLE)}
         return [geom for geom, body in enumerate(model.geom_bodyid) if _inside(body, roots, model.body_parentid)]
 
 
 def _compile_once(env: Any) -> None:
-    """Let every reset of `env` start from a copy of the compiled model: compiling takes three quarters of a reset.
+    """Let every reset of `env` start from one compiled model: compiling takes three quarters of a reset.
 
-    The scene's XML does not depend on the seed (what does is written into the model afterwards); if it ever should, the
-    model is compiled again.
+    The scene's XML does not depend on the seed; what does is written into the model afterwards. So the model is put
+    back to what was compiled (a copy of it would cost 0.3 GB). Should the XML ever change, it is compiled again.
     """
     import mujoco
     from robosuite.utils.binding_utils import MjSim
 
-    compiled: dict[str, Any] = {}
+    source, model, fields = "", None, {}
 
     def initialize_sim(xml_string: str | None = None) -> None:
+        nonlocal source, model, fields
         xml = xml_string or env.model.get_xml()
-        if xml not in compiled:
-            compiled.clear()
-            compiled[xml] = mujoco.MjModel.from_xml_string(xml)
-        env.sim = MjSim(copy.copy(compiled[xml]))
+        if xml != source:
+            source, model = xml, mujoco.MjModel.from_xml_string(xml)
+            fields = {name: getattr(model, name).copy() for name in dir(model) if _may_change(model, name)}
+        for name, value in fields.items():
+            getattr(model, name)[...] = value
+        env.sim = MjSim(model)
         env.sim.forward()
         env.initialize_time(env.control_freq)
 
     env._initialize_sim = initialize_sim
+
+
+def _may_change(model: Any, name: str) -> bool:
+    """Whether `name` is an array of numbers of `model` other than its meshes and textures, which nothing writes to."""
+    return not name.startswith(("_", "bvh_", "mesh_", "tex_", "hfield_", "skin_")) and isinstance(
+        getattr(model, name), np.ndarray
+    )
 
 
 def prepare_simulator(*, allow_any_mujoco: bool = False) -> None:
