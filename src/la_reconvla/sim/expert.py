@@ -1,8 +1,9 @@
 """A scripted expert that sees the simulator's poses: it puts a bowl on the plate, for any state of LIBERO-Spatial.
 
 The arm takes the bowl by its rim from above, one finger inside and one outside, and goes through the phases of
-`ORDER`. Every action is computed from the poses of that very moment, so that noise added to the *executed* action is
-corrected by the next one; the action that `Expert.act` returns is the clean label.
+`ORDER` (``wait`` only before a second try, until the bowl has come to rest). Every action is computed from the poses
+of that very moment, so that noise added to the *executed* action is corrected by the next one; the action that
+`Expert.act` returns is the clean label.
 
 Demonstrations should be unimodal: among grasps that are equally free of obstacles the expert always takes the one at
 `PREFERRED_ANGLE`, and deviates from it only as far as obstacles or the arm's reach force it to.
@@ -51,11 +52,13 @@ RETREAT = 0.08  # above where the bowl was let go (m)
 
 
 @runtime_checkable
-class PrivilegedEnv(Env, Protocol):
-    """An `Env` that also lends out its physics, as `sim.model` and `sim.data` of MuJoCo."""
+class PrivilegedEnv(Protocol):
+    """What the expert needs of an environment: poses, and the physics as `sim.model` and `sim.data`."""
 
     @property
     def sim(self) -> Any: ...
+
+    def poses(self) -> dict[str, Pose]: ...
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,13 @@ def obstacles(model: Any, ignored: tuple[str, ...]) -> Bool[np.ndarray, "g"]:
 def clearance(
     points: Float[np.ndarray, "m 3"], model: Any, data: Any, among: Bool[np.ndarray, "g"]
 ) -> Float[np.ndarray, "m"]:
-    """Distance (m) of each point to the nearest box around a geom; negative inside. Boxes turn with their geoms."""
+    """Distance (m) of points to the nearest box around a geom; negative inside. Boxes turn with their geoms."""
     rotations = data.geom_xmat[among].reshape(-1, 3, 3)
     local = np.einsum("gmi,gij->gmj", points[None] - data.geom_xpos[among][:, None], rotations)
     boxes = model.geom_aabb[among][:, None]
     beyond = np.abs(local - boxes[..., :3]) - boxes[..., 3:]
     distance = np.linalg.norm(np.maximum(beyond, 0), axis=-1) + np.minimum(beyond.max(axis=-1), 0)
-    return distance.min(axis=0)
+    return distance.min(axis=0, initial=np.inf)
 
 
 def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp]:
@@ -211,14 +214,18 @@ class Expert:
     sees = False
 
     def reset(self, start: Start, env: Env) -> None:
-        """A new episode begins in `env`, which must have been reset to `start` and lend out its physics."""
+        """A new episode begins in `env`, which must have been reset to `start`.
+
+        Raises:
+            UserError: if `env` is no simulator whose physics the expert can look at.
+        """
         if not isinstance(env, PrivilegedEnv):
             raise UserError("the expert needs the simulator's physics: give it a LiberoEnv")
         self._env, self._target, self._destination = env, start.target, start.destination
         self.replanned = False
         self._attempt = 0
         self._plan()
-        self._enter("wait")
+        self._enter("hover")
 
     @property
     def finished(self) -> bool:
@@ -238,7 +245,6 @@ class Expert:
     def _plan(self) -> None:
         grasps = distinct(rank_grasps(self._env, self._target, self._destination))
         self.grasp = grasps[min(self._attempt, len(grasps) - 1)]
-        self._stood = self._env.poses()[self._target].position.copy()
 
     def _look(self) -> View:
         poses = self._env.poses()
@@ -250,32 +256,32 @@ class Expert:
     def _enter(self, phase: str) -> None:
         self.phase, self._steps = phase, 0
 
-    def _retry(self) -> None:
+    def _retry(self, view: View) -> None:
         self.replanned = True
         self._attempt += 1
-        self._plan()
-        self._enter("hover")
+        self._was = view.bowl
+        self._enter("wait")
 
     def _advance(self, view: View) -> None:
         """Go on to the next phase when this one has reached its end, or back to the start when the bowl was lost."""
         lost = self.phase in ("carry", "lower") and np.linalg.norm(view.hand - view.rim) > 0.07
-        missed = self.phase == "lift" and self._ended(view) and view.bowl[2] < self._stood[2] + 0.010
+        missed = self.phase == "lift" and self._ended(view) and view.bowl[2] < self._began.bowl[2] + 0.010
         astray = self.phase == "retreat" and self._ended(view) and np.linalg.norm(view.to_place) > 0.03
         if lost or missed or astray:
-            self._retry()
+            self._retry(view)
         elif self._ended(view):
             self._enter(ORDER[ORDER.index(self.phase) + 1])
             self._began = view
             if self.phase == "hover":
-                self._plan()  # the bowl stands still now
+                self._plan()
 
     def _ended(self, view: View) -> bool:
         if self._steps >= PATIENCE.get(self.phase, np.inf):
             return True
         match self.phase:
             case "wait":
-                still = np.linalg.norm(view.bowl - self._stood) < 5e-4
-                self._stood = view.bowl.copy()
+                still = np.linalg.norm(view.bowl - self._was) < 5e-4
+                self._was = view.bowl
                 return bool(still)
             case "hover":
                 turned = (self.grasp.orientation * view.orientation.inv()).magnitude()

@@ -1,0 +1,217 @@
+"""The scripted expert: its geometry against MuJoCo and drawn cases, its phases on a toy, its successes in LIBERO."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+pytest.importorskip("libero", reason="needs the sim extra")
+
+import mujoco
+
+from la_reconvla.contracts import Pose, Start
+from la_reconvla.errors import UserError
+from la_reconvla.sim import expert as module
+from la_reconvla.sim.expert import ORDER, PREFERRED_ANGLE, Expert, Grasp, clearance, distinct, rank_grasps, rim_point
+from la_reconvla.sim.libero import LiberoEnv
+from la_reconvla.sim.tasks import load_task, official_start
+
+angles = st.floats(-np.pi, np.pi)
+UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
+BOWL, PLATE = np.array([-0.05, 0.05, 0.90]), np.array([0.05, 0.20, 0.902])
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def test_the_rim_of_an_upright_bowl_is_a_level_circle_around_its_axis():
+    bowl = Pose(BOWL, UPRIGHT)
+    assert rim_point(bowl, 0.0) == pytest.approx(BOWL + np.array([0.0465, 0, 0.052]))
+    assert rim_point(bowl, np.pi / 2) == pytest.approx(BOWL + np.array([0, 0.0465, 0.052]))
+
+
+@given(angles, st.floats(-1.0, 1.0), st.floats(-1.0, 1.0))
+def test_the_rim_tilts_with_the_bowl(angle, roll, pitch):
+    turn = Rotation.from_euler("xy", [roll, pitch])
+    arm = rim_point(Pose(BOWL, turn.as_quat()), angle) - BOWL
+    local = turn.inv().apply(arm)
+    assert local[2] == pytest.approx(0.052)
+    assert np.hypot(local[0], local[1]) == pytest.approx(0.0465)
+    assert np.cross(turn.apply([0, 0, 1]), [np.cos(angle), np.sin(angle), 0]) @ arm == pytest.approx(0, abs=1e-9)
+
+
+@given(angles)
+def test_a_grasp_lays_the_fingers_along_the_radius_with_the_smaller_turn(angle):
+    grasp = Grasp(angle, 0, 0, 0)
+    assert -np.pi / 2 - 1e-9 <= grasp.yaw <= np.pi / 2 + 1e-9
+    fingers = grasp.orientation.apply([0, 1, 0])  # the Panda's fingers move along the hand's y axis
+    assert abs(fingers @ [np.cos(angle), np.sin(angle), 0]) == pytest.approx(1)
+    assert grasp.orientation.apply([0, 0, 1]) == pytest.approx([0, 0, -1])
+
+
+def test_clearance_is_mujocos_own_distance_to_turned_boxes():
+    rng = np.random.default_rng(0)
+    boxes = "".join(
+        f'<body name="thing_{i}" pos="{" ".join(map(str, rng.uniform(-0.3, 0.3, 3)))}" '
+        f'euler="{" ".join(map(str, rng.uniform(-180, 180, 3)))}">'
+        f'<geom type="box" size="{" ".join(map(str, rng.uniform(0.02, 0.1, 3)))}"/></body>'
+        for i in range(4)
+    )
+    probe = '<body name="probe" mocap="true"><geom type="sphere" size="0.001"/></body>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{boxes}{probe}</worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    points = rng.uniform(-0.5, 0.5, (40, 3))
+    expected = []
+    for point in points:
+        data.mocap_pos[0] = point
+        mujoco.mj_forward(model, data)
+        expected.append(min(mujoco.mj_geomDistance(model, data, 4, box, 10.0, None) for box in range(4)) + 0.001)
+    free = np.array(expected) > 0.002  # inside a box MuJoCo measures penetration, which is another thing
+    found = clearance(points, model, data, np.arange(5) < 4)
+    assert free.sum() > 30
+    assert found[free] == pytest.approx(np.array(expected)[free], abs=1e-6)
+    assert (found[~free] < 0.003).all()
+
+
+def test_distinct_grasps_are_kept_best_first_and_apart():
+    grasps = [Grasp(np.deg2rad(angle), cost, 0, 0) for cost, angle in enumerate([90, 75, 120, 135, -170, 175])]
+    assert [round(np.rad2deg(grasp.angle)) for grasp in distinct(grasps)] == [90, 135, -170]
+
+
+# ---------------------------------------------------------------- phases, on a toy
+
+
+class Toy:
+    """A hand that goes where it is told, and a bowl that follows it once its rim has been held long enough."""
+
+    SPEED, GRIP_STEPS = 0.013, 6
+
+    def __init__(self, obstacle: str = "", let_go_at: int | None = None) -> None:
+        xml = f'<mujoco><worldbody><geom type="plane" size="1 1 .1"/>{obstacle}</worldbody></mujoco>'
+        model = mujoco.MjModel.from_xml_string(xml)
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        self.sim = SimpleNamespace(model=SimpleNamespace(_model=model), data=SimpleNamespace(_data=data))
+        self.hand, self.turn = np.array([-0.21, 0.0, 1.17]), Rotation.from_matrix(np.diag([1.0, -1.0, -1.0]))
+        self.bowl, self.let_go_at = BOWL.copy(), let_go_at
+        self.held, self.steps = 0, 0
+
+    def poses(self) -> dict[str, Pose]:
+        hand = Pose(self.hand.copy(), self.turn.as_quat())
+        return {"gripper": hand, "bowl": Pose(self.bowl.copy(), UPRIGHT), "plate": Pose(PLATE, UPRIGHT)}
+
+    def move(self, action: np.ndarray, angle: float) -> None:
+        step = self.SPEED * action[:3]
+        rim = rim_point(self.poses()["bowl"], angle)
+        near = np.linalg.norm((rim - self.hand)[:2]) < 0.01 and 0.015 < rim[2] - self.hand[2] < 0.035
+        self.held = self.held + 1 if action[6] > 0 and near and self.steps != self.let_go_at else 0
+        if self.held > self.GRIP_STEPS:
+            self.bowl += step
+        elif action[6] < 0:
+            floor = PLATE[2] if np.linalg.norm((self.bowl - PLATE)[:2]) < 0.08 else BOWL[2]
+            self.bowl[2] = floor
+        self.hand += step
+        self.turn = Rotation.from_rotvec(0.1 * action[3:6]) * self.turn
+        self.steps += 1
+
+
+def run(toy: Toy, noise: float = 0.0) -> tuple[Expert, list[str]]:
+    expert, rng, phases = Expert(), np.random.default_rng(0), []
+    expert.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+    while not expert.finished and len(phases) < 220:
+        action = expert.act()
+        assert action.shape == (1, 7)
+        assert np.abs(action).max() <= 1
+        phases.append(expert.phase)
+        toy.move(action[0] + noise * np.append(rng.standard_normal(6), 0), expert.grasp.angle)
+    return expert, phases
+
+
+def visited(phases: list[str]) -> tuple[str, ...]:
+    return tuple(phase for i, phase in enumerate(phases) if i == 0 or phases[i - 1] != phase)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.15])
+def test_one_pass_through_the_phases_puts_the_bowl_on_the_plate(noise):
+    toy = Toy()
+    expert, phases = run(toy, noise)
+    assert visited(phases) == tuple(phase for phase in ORDER if phase in phases)
+    assert {"hover", "descend", "close", "lift", "carry", "lower", "open", "retreat", "finished"} <= set(phases)
+    assert expert.finished
+    assert not expert.replanned
+    assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
+    assert toy.hand[2] > toy.bowl[2] + 0.08
+
+
+def test_a_dropped_bowl_is_grasped_again_from_another_side_and_owned_up_to():
+    toy = Toy(let_go_at=42)
+    first = Expert()
+    first.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+    expert, phases = run(toy)
+    assert phases[42] in ("lift", "carry")
+    assert expert.replanned
+    assert phases.count("finished") == 1
+    assert np.cos(expert.grasp.angle - first.grasp.angle) < np.cos(np.deg2rad(39))
+    assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
+
+
+def test_actions_turn_smoothly_and_the_gripper_has_two_values():
+    toy = Toy()
+    expert = Expert()
+    expert.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+    actions = []
+    while not expert.finished:
+        actions.append(expert.act()[0])
+        toy.move(actions[-1], expert.grasp.angle)
+    gripper = np.array(actions)[:, 6]
+    assert set(gripper) == {-1.0, 1.0}
+    assert sum(a != b for a, b in pairwise(gripper)) == 2  # closes once, opens once
+
+
+def test_without_obstacles_the_grasp_is_always_the_preferred_one():
+    assert rank_grasps(Toy(), "bowl", "plate")[0].angle == pytest.approx(PREFERRED_ANGLE)  # type: ignore[arg-type]
+
+
+def test_an_obstacle_where_a_finger_would_go_turns_the_grasp_away():
+    beside = BOWL + np.array([0, 0.10, 0.05])  # where the outer finger of the preferred grasp would be
+    box = f'<body name="box" pos="{beside[0]} {beside[1]} {beside[2]}"><geom type="box" size=".02 .02 .05"/></body>'
+    best, *_ = ranked = rank_grasps(Toy(box), "bowl", "plate")  # type: ignore[arg-type]
+    blocked = next(grasp for grasp in ranked if grasp.angle == pytest.approx(PREFERRED_ANGLE))
+    assert blocked.shortfall > 0.02
+    assert best.shortfall < 0.005
+    assert abs(best.angle - PREFERRED_ANGLE) > np.deg2rad(15)
+
+
+def test_an_environment_without_physics_is_refused():
+    with pytest.raises(UserError, match="LiberoEnv"):
+        Expert().reset(SimpleNamespace(target="a", destination="b"), SimpleNamespace(poses=dict))  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- in LIBERO
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("task", [0, 5])
+def test_the_expert_solves_official_states_and_withdraws(task):
+    start: Start = official_start(load_task("libero_spatial", task), 7)
+    with LiberoEnv() as env:
+        env.reset(start)
+        expert = Expert()
+        expert.reset(start, env)
+        rng, steps = np.random.default_rng(0), 0
+        while not expert.finished and steps < env.max_steps:
+            disturbance = np.append(0.05 * rng.standard_normal(6), 0)
+            env.step(expert.act() + disturbance, stop_at_success=False)
+            steps += 1
+        assert env.success()
+        assert expert.finished
+        assert steps < 130
+        poses = env.poses()
+        assert np.linalg.norm(poses[start.target].position - poses["gripper"].position) > 0.08
+        assert module.rim_point(poses[start.target], 0.0)[2] == pytest.approx(PLATE[2] + 0.056, abs=0.01)
