@@ -132,7 +132,7 @@ def plain_libero(start: Start, image_size: int) -> Arm:
 def report(arms: dict[str, dict[str, float]], pictures: dict[str, float]) -> None:
     plain = arms["plain"]
     table = Table(title=f"medians; ours in chunks of {CHUNK}")
-    for column in ("", "steps/s", "times plain", "reset s", "episodes/min", "times plain", "ms a picture"):
+    for column in ("", "steps/s", "times plain", "reset s", "ep./min", "times plain", "ms/picture"):
         table.add_column(column, justify="right")
     for name, arm in arms.items():
         arm["step_ratio"] = arm["steps_per_second"] / plain["steps_per_second"]
