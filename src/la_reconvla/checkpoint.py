@@ -105,7 +105,8 @@ class PolicyConfig:
         raw = read_json(folder / CONFIG)
         try:
             raw["backbone"] = SmallPaliGemma(**raw["backbone"])
-            raw["bins"] = ActionBins(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw["bins"].items()})
+            low, high = raw["bins"].pop("low"), raw["bins"].pop("high")
+            raw["bins"] = ActionBins(tuple(low), tuple(high), **raw["bins"])
             raw["head"] = MAEDecoder(**raw["head"]) if raw["head"] else None
             raw["train_starts"] = tuple(raw["train_starts"])
             return cls(**raw)
@@ -174,10 +175,11 @@ def load_policy(folder: Path | str) -> tuple[Policy, PolicyConfig]:
     return policy.eval(), config
 
 
-def weights_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over names and bytes of all parameters and buffers, in order."""
+def weights_hash(policy: torch.nn.Module, part: str) -> str:
+    """SHA-256 over names and bytes of the parameters and buffers below `part`, in order."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in policy.state_dict().items():
+        if name.startswith(f"{part}."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

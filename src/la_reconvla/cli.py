@@ -70,7 +70,7 @@ def collect(
     from la_reconvla.sim.collect import CollectConfig
     from la_reconvla.sim.collect import collect as run
 
-    run(
+    summary = run(
         CollectConfig(
             out=out,
             suite=suite,
@@ -86,6 +86,7 @@ def collect(
             seed=seed,
         )
     )
+    print(summary)
 
 
 @app.command

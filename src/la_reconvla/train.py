@@ -108,11 +108,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
     """The batch on `device`; a blind arm's images are replaced by grey before anything can see them."""
-    moved = {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for key, value in vars(batch).items()
-    }
-    batch = Batch(**moved)
+    batch = replace(batch, **{key: value.to(device) for key, value in vars(batch).items() if isinstance(value, Tensor)})
     if blind:
         batch = replace(batch, images=torch.full_like(batch.images, GREY))
         if batch.wrist is not None:
@@ -166,7 +162,7 @@ def train(
     dtype = pick_precision(config.precision, device)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     policy = policy_config.build().to(device).train()
-    start_hash = {"weights": weights_hash(policy.backbone), "head": weights_hash(policy.head)}
+    start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     first, seen = _resume(folder, policy, optimizer, scaler)

@@ -12,6 +12,7 @@ two threads do not disturb each other.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -86,12 +87,11 @@ def sdpa_with_rows(
     **kwargs,
 ) -> tuple[Tensor, None]:
     """The library's own SDPA forward; a probe passed with the call also reads its rows in its layers."""
-    if probe is not None and module.layer_idx in probe.layers:
+    layer: Any = module.layer_idx
+    if probe is not None and layer in probe.layers:
         with torch.no_grad():
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            probe.weights[module.layer_idx] = attention_rows(
-                query, key, attention_mask, scaling, probe.rows, probe.columns
-            )
+            probe.weights[layer] = attention_rows(query, key, attention_mask, scaling, probe.rows, probe.columns)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

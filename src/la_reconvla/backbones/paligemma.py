@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import repeat
@@ -78,11 +78,16 @@ class SmallPaliGemma:
         if self.chunk < 1:
             raise UserError(f"chunk must be at least 1, got {self.chunk}")
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size // self.patch, self.image_size // self.patch
+
     def build(self) -> PaliGemmaBackbone:
         """The backbone with fresh weights from torch's global generator (see `randomness.seeded`)."""
         tokenizer = Tokenizer.from_file(str(TOKENIZER))
         n = (self.image_size // self.patch) ** 2
-        config = PaliGemmaConfig(
+        config: Any = PaliGemmaConfig(
             vision_config=SiglipVisionConfig(
                 image_size=self.image_size,
                 patch_size=self.patch,
@@ -104,7 +109,7 @@ class SmallPaliGemma:
                 eos_token_id=EOS,
                 bos_token_id=BOS,
             ).to_dict(),
-            image_token_id=IMAGE,
+            image_token_index=IMAGE,  # the configuration's name for image_token_id
             projection_dim=self.width,
             hidden_size=self.width,
         )
@@ -120,7 +125,7 @@ class SmallPaliGemma:
 
 
 @torch.no_grad()
-def scale_by_fan_in(model: nn.Module) -> None:
+def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
     """Redraw all weights with standard deviation 1/sqrt(fan-in).
 
     The library's fixed 0.02 assumes widths of thousands: at width 128 the signal shrinks by four in every layer and the
@@ -133,7 +138,7 @@ def scale_by_fan_in(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
-    positions = model.model.vision_tower.embeddings.position_embedding
+    positions: Any = model.model.vision_tower.embeddings.position_embedding
     nn.init.normal_(positions.weight, std=0.5)
 
 
@@ -148,12 +153,13 @@ class PaliGemmaBackbone(nn.Module):
 
     def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: SmallPaliGemma):
         super().__init__()
-        model.lm_head = nn.Identity()  # actions have their own head; tied weights stay in the embedding
+        del model.lm_head  # actions have their own head; tied weights stay in the embedding
         model.model.language_model.set_attn_implementation(IMPLEMENTATION)
         self.model = model.model
         self.tokenizer = tokenizer
         self.config = config
-        text, vision = model.config.text_config, model.config.vision_config
+        text: Any = model.config.text_config
+        vision: Any = model.config.vision_config
         self.width: int = text.hidden_size
         self.patch_size: int = vision.patch_size
         side = vision.image_size // vision.patch_size
@@ -197,7 +203,8 @@ class PaliGemmaBackbone(nn.Module):
             patch = self.patch_size
             cover = repeat(hidden, "b (r c) -> b 1 (r p) (c q)", r=self.grid[0], p=patch, q=patch)
             pixels = pixels.masked_fill(cover, 0.0)
-        return self.model.get_image_features(pixels).pooler_output
+        features: Any = self.model.get_image_features(pixels)
+        return features.pooler_output
 
     def forward(
         self,

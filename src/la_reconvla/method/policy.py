@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from la_reconvla.contracts import Backbone, Batch, Features
+from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor
 from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.method.saliency import saliency
 
@@ -20,7 +20,10 @@ class Policy(nn.Module):
         reconstructor: the training-only head, or None. Deleting it changes no bit of `act`.
     """
 
-    def __init__(self, backbone: Backbone, bins: ActionBins, reconstructor: nn.Module | None = None):
+    backbone: Backbone
+    reconstructor: Reconstructor | None
+
+    def __init__(self, backbone: Backbone, bins: ActionBins, reconstructor: Reconstructor | None = None):
         super().__init__()
         self.backbone = backbone
         self.bins = bins

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def saliency(attention: Float[Tensor, "b l h t n"], rows: Bool[Tensor, "b t"]) -> Float[Tensor, "b n"]:
+def saliency(attention: Float[Tensor, "b l h t n"] | None, rows: Bool[Tensor, "b t"] | None) -> Float[Tensor, "b n"]:
     """Average the attention that the instruction pays to each image patch.
 
     Args:
@@ -27,8 +27,11 @@ def saliency(attention: Float[Tensor, "b l h t n"], rows: Bool[Tensor, "b t"]) -
         at most 1.
 
     Raises:
-        ValueError: if a sample has no counted row; a mask made of nothing must never pass silently.
+        ValueError: if there is no attention, or a sample has no counted row; a mask made of nothing must never pass
+            silently.
     """
+    if attention is None or rows is None:
+        raise ValueError("the backbone returned no attention: ask it for the probe's rows")
     if not bool(rows.any(dim=1).all()):
         raise ValueError("an instruction has no token that counts: saliency would be made of nothing")
     per_row = attention.detach().float().mean(dim=(1, 2))  # [b t n]

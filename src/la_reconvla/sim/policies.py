@@ -124,9 +124,7 @@ class TrainedPolicy:
 
         size, kind = self.config.backbone.image_size, self.config.backbone.proprio
 
-        def tensor(image: np.ndarray | None) -> torch.Tensor | None:
-            if image is None:
-                return None
+        def tensor(image: np.ndarray) -> torch.Tensor:
             pixels = torch.from_numpy(resize(image[None], size)).permute(0, 3, 1, 2)
             grey = self.config.blind or self.specification.view == "grey_image"
             return torch.full_like(pixels, GREY) if grey else pixels
@@ -134,7 +132,7 @@ class TrainedPolicy:
         proprio = None
         if kind != "none" and observation.proprio is not None:
             proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind))
-        wrist = tensor(observation.wrist) if self.config.backbone.wrist else None
+        wrist = None if observation.wrist is None or not self.config.backbone.wrist else tensor(observation.wrist)
         return tensor(observation.image), [self._instruction], wrist, proprio
 
 

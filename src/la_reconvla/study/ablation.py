@@ -25,7 +25,7 @@ from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import unpatchify
-from la_reconvla.method.mask import AttentionMask
+from la_reconvla.method.mask import AttentionMask, masked_count
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
 from la_reconvla.sim.collect import CollectConfig, collect
@@ -213,15 +213,13 @@ class Ablation:
 
     def _evaluations(self) -> list[Evaluation]:
         c = self.config
-        grid = (c.backbone.image_size // c.backbone.patch,) * 2
         many, few = c.episodes * len(c.tasks), c.floor_episodes * len(c.tasks)
         result = []
         for cell in self.cells:
             label = {"condition": cell.condition.id, "seed": cell.seed}
-            floor = cell.condition is NO_IMAGE
-            result.append(
-                Evaluation(cell.folder, label, Trained(cell.folder), few if floor else many, films=not floor, grid=grid)
-            )
+            count = few if cell.condition is NO_IMAGE else many
+            films = cell.condition is not NO_IMAGE
+            result.append(Evaluation(cell.folder, label, Trained(cell.folder), count, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
                 for view in ("grey_image", "wrong_instruction"):
                     policy = Trained(cell.folder, view, self._swaps())
@@ -292,7 +290,7 @@ class Ablation:
         c, begun = self.config, read_json(self.folder / "study.json")
         demonstrations = open_demonstrations(self.demonstrations)
         training, held_out = demonstrations.divide(c.held_out)
-        grid = c.backbone.image_size // c.backbone.patch
+        rows, columns = c.backbone.grid
         return Study(
             preset=c.preset,
             command=begun["command"],
@@ -309,7 +307,7 @@ class Ablation:
             settings={
                 "demonstrations": len(training.episodes),
                 "held-out demonstrations": len(held_out.episodes),
-                "patches": f"{grid} x {grid}, {int(np.ceil(0.25 * grid * grid))} masked",
+                "patches": f"{rows} x {columns}, {masked_count(0.25, rows * columns)} masked",
                 "training": f"{c.train.steps} steps of {c.train.batch_size}",
                 "actions in a chunk": c.backbone.chunk,
                 "render quality": c.quality,
@@ -343,9 +341,9 @@ class Ablation:
             looks = policy.look(batch.images, batch.instructions, batch.wrist, batch.proprio)
             maps[cell.condition.id] = looks.numpy()
             extra = cell.condition.reconstruction
-            if extra is None:
+            if extra is None or policy.reconstructor is None:
                 continue
-            mask = extra.mask(looks, tuple(looks.shape), generator(seed, "picture"))
+            mask = extra.mask(looks, (looks.shape[0], looks.shape[1]), generator(seed, "picture"))
             if isinstance(extra.mask, AttentionMask):
                 masks[cell.condition.id] = mask.numpy()
             with torch.no_grad():

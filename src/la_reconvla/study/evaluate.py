@@ -104,8 +104,8 @@ def settings_for(config: PolicyConfig, **changes: Any) -> EnvSettings:
     )
     if changes.get("quality", config.quality) != config.quality:
         raise UserError(
-            f"the policy was trained on '{config.quality}' frames, not on '{changes['quality']}' ones: leave the render "
-            "quality out, or train on other data"
+            f"the policy was trained on '{config.quality}' frames, not on '{changes['quality']}' ones: leave the "
+            "render quality out, or train on other data"
         )
     return replace(settings, **changes)
 
@@ -195,7 +195,7 @@ def evaluate_one(
         policy, trained_on = Trained(Path(run).resolve()), frozenset(config.train_starts)
         folder = out or Path(run) / f"{suite}-{placement}"
         label = {"condition": config.condition, "seed": config.seed}
-        grid = (config.backbone.image_size // config.backbone.patch,) * 2
+        grid = config.backbone.grid
     starts = evaluation_starts(suite, tasks, placement, episodes, trained_on=trained_on, cache=folder / "placements")
     evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
     with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
