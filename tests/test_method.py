@@ -102,7 +102,7 @@ def test_random_mask_is_uniform_and_ignores_saliency():
 def test_attention_mask_never_degrades_silently():
     with pytest.raises(ValueError, match="no attention"):
         AttentionMask()(None, (1, 4), generator(0, "mask"))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         AttentionMask()(torch.full((1, 4), torch.nan), (1, 4), generator(0, "mask"))
 
 

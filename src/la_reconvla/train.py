@@ -179,10 +179,13 @@ def train(
         batch = to_device(samples.batch(indices), device, condition.blind)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
-        with autocast:
-            loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step))
-        if not math.isfinite(value := loss.total.item()):
-            raise UserError(f"the loss is {value} at step {step}: lower the learning rate or check the data")
+        try:
+            with autocast:
+                loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step))
+            if not math.isfinite(value := loss.total.item()):
+                raise FloatingPointError(f"the loss is {value}")
+        except FloatingPointError as error:
+            raise UserError(f"{error} at step {step}: lower the learning rate or check the data") from error
         scaler.scale(loss.total).backward()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip)

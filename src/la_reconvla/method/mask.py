@@ -41,11 +41,16 @@ class AttentionMask:
     def __call__(
         self, saliency: Float[Tensor, "b n"] | None, shape: tuple[int, int], generator: torch.Generator
     ) -> Bool[Tensor, "b n"]:
-        """Raises ValueError without saliency: an attention arm never degrades to something else in silence."""
+        """An attention arm never degrades to something else in silence.
+
+        Raises:
+            ValueError: without saliency.
+            FloatingPointError: if it is not finite.
+        """
         if saliency is None:
             raise ValueError("the attention mask needs saliency, but the backbone returned no attention")
         if not torch.isfinite(saliency).all():
-            raise ValueError("saliency is not finite: the attention has overflowed or the weights have diverged")
+            raise FloatingPointError("the saliency is not finite: the attention has overflowed or the weights diverged")
         return top(saliency, masked_count(self.fraction, shape[1]))
 
 
