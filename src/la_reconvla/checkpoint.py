@@ -83,17 +83,7 @@ class PolicyConfig:
         Raises:
             UserError: if the folder holds a run of another configuration.
         """
-        path = folder / CONFIG
-        mine = json.loads(json.dumps(dataclasses.asdict(self)))
-        if path.exists():
-            theirs = read_json(path)
-            if differing := sorted(key for key in mine if mine[key] != theirs.get(key)):
-                raise UserError(
-                    f"{folder} holds a run of another configuration (different: {', '.join(differing)}): "
-                    "choose another folder or delete that one"
-                )
-            return
-        write_json(path, mine)
+        claim(folder / CONFIG, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, folder: Path) -> PolicyConfig:
@@ -114,6 +104,24 @@ class PolicyConfig:
             raise UserError(
                 f"{folder / CONFIG} is not the configuration of a policy of this version ({error}): train it again"
             ) from error
+
+
+def claim(path: Path, values: dict[str, Any]) -> None:
+    """Write what a run is, or check that what is there says the same.
+
+    Raises:
+        UserError: if the folder holds a run of another configuration.
+    """
+    mine = json.loads(json.dumps(values))
+    if not path.exists():
+        write_json(path, mine)
+        return
+    theirs = read_json(path)
+    if differing := sorted(key for key in mine if mine[key] != theirs.get(key)):
+        raise UserError(
+            f"{path.parent} holds a run of another configuration (different: {', '.join(differing)}): "
+            "choose another folder or delete that one"
+        )
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:

@@ -195,7 +195,7 @@ def main() -> None:
     try:
         app.cli(prog="la-reconvla", description="Does a policy act better when it reconstructs what its words look at?")
     except UserError as error:
-        console.print(Text.assemble(("error: ", "bold red"), str(error)))
+        console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on where it was")

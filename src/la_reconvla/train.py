@@ -7,7 +7,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from la_reconvla.checkpoint import (
     WEIGHTS,
     PolicyConfig,
+    claim,
     load_tensors,
     restore,
     save_tensors,
@@ -33,7 +34,7 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import derive, generator
 from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
 
-METRICS, STATE = "metrics.jsonl", "state/latest.safetensors"
+METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
 GREY = 128
 
 
@@ -58,7 +59,7 @@ class TrainConfig:
 
     steps: int = 2000
     batch_size: int = 32
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -68,6 +69,17 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 200
     check_every: int = 200
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "threads", "log_every", "save_every", "check_every"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What decides the weights that come out; where it runs and how often it reports may change."""
+        free = ("device", "threads", "log_every", "save_every", "check_every")
+        return {key: value for key, value in asdict(self).items() if key not in free}
 
     def rate(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
@@ -154,11 +166,12 @@ def train(
     """
     if len(samples) < config.batch_size:
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
+    device, seed = pick_device(config.device), policy_config.seed
     policy_config.save(folder)
+    claim(folder / SCHEDULE, config.identity)
     if (folder / WEIGHTS).exists():
         return folder
     torch.set_num_threads(config.threads)
-    device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     policy = policy_config.build().to(device).train()

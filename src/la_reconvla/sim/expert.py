@@ -24,10 +24,8 @@ from scipy.spatial.transform import Rotation
 from la_reconvla.contracts import GRIPPER_CLOSED, GRIPPER_OPEN, Env, Observation, Pose, Start
 from la_reconvla.errors import UserError
 
-RIM_RADIUS, RIM_HEIGHT = (
-    0.0465,
-    0.052,
-)  # of the akita bowl: its wall where the fingers close, its rim over its origin (m)
+RIM_RADIUS = 0.0465  # of the akita bowl's wall, where the fingers close on it (m)
+RIM_HEIGHT = 0.052  # of the bowl's rim above its body's origin (m)
 DEPTH = 0.027  # the point between the fingers goes this far below the rim (m); deeper, they meet the sloping bottom
 FINGER_REACH = 0.05  # each open finger's distance from the point between them, with its thickness (m)
 SAFE_GAP = 0.010  # gaps to obstacles below this count against a grasp (m)

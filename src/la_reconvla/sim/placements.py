@@ -14,6 +14,18 @@ The wording is LIBERO's own: the instruction of that task of the suite in which 
 Every state is checked in the simulator as `LiberoEnv.reset` will set it up: nothing overlaps, slides, falls or tilts,
 both bowls and the plate can be reached by hand and seen by the camera, and both instructions still hold.
 
+What that leaves, by task of LIBERO-Spatial:
+
+======== =================================== ===========================================================
+tasks    targets                             what varies
+======== =================================== ===========================================================
+0 1 2 8  both on the table                   targets, plate and the rest over about 25 x 20 cm
+5        on the ramekin, on the cookies box  the same: what carries the bowls is moved
+6        on the table, on the stove          the same for the first; the second stays within 3 cm
+3        on the cookies box, on the cabinet  the same for the first; the second stays within 4 cm
+4 7 9    in the drawer, on stove or cabinet  targets stay within 1, 3 or 4 cm; the plate and the rest widely
+======== =================================== ===========================================================
+
 Draws are seeded by (suite, task, split, j), so that a start never depends on which others are asked for, and training
 and test starts come from different streams.
 """

@@ -50,7 +50,7 @@ from la_reconvla.study.results import (
     build,
     write_results,
 )
-from la_reconvla.train import METRICS, train
+from la_reconvla.train import METRICS, pick_device, train
 
 HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
@@ -82,6 +82,19 @@ class Ablation:
             Cell(arm, seed, folder / arm.id / f"seed{seed}") for seed in config.seeds for arm in (*arms, NO_IMAGE)
         ]
         self.arms = arms
+        self.collection = CollectConfig(
+            suite=config.suite,
+            tasks=config.tasks,
+            demos=config.demos,
+            out=self.demonstrations,
+            placement=config.placement,
+            quality=config.quality,
+            image_size=config.backbone.image_size,
+            frame_stride=config.frame_stride,
+            wrist=config.backbone.wrist,
+            workers=self.workers,
+        )
+        pick_device(config.train.device)
         self.console = Console(stderr=True)
 
     @property
@@ -131,21 +144,7 @@ class Ablation:
         write_json(path, times)
 
     def _collect(self) -> None:
-        c = self.config
-        collect(
-            CollectConfig(
-                suite=c.suite,
-                tasks=c.tasks,
-                demos=c.demos,
-                out=self.demonstrations,
-                placement=c.placement,
-                quality=c.quality,
-                image_size=c.backbone.image_size,
-                frame_stride=c.frame_stride,
-                wrist=c.backbone.wrist,
-                workers=self.workers,
-            )
-        )
+        collect(self.collection)
 
     def _divided(self) -> tuple[Demonstrations, Demonstrations]:
         return open_demonstrations(self.demonstrations).divide(self.config.held_out)
@@ -409,6 +408,7 @@ def train_one(
     config, arm = preset(preset_name), condition(condition_id)
     schedule = replace(config.train, device=device, **({} if steps is None else {"steps": steps}))
     config = replace(config, train=schedule)
+    pick_device(device)
     training, held_out = open_demonstrations(demonstrations).divide(config.held_out)
     with locked(out), progress("Training", total=schedule.steps, unit="steps") as bar:
         _receive((config, training, held_out), bar)

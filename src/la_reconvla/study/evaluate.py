@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 
-from la_reconvla.checkpoint import PolicyConfig
+from la_reconvla.checkpoint import PolicyConfig, load_policy
 from la_reconvla.contracts import PlacementKind, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
@@ -183,6 +183,8 @@ def evaluate_one(
     allow_any_mujoco: bool = False,
 ) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}")
     trained_on: frozenset[str] = frozenset()
     if run in ("expert", "random"):
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
@@ -190,7 +192,7 @@ def evaluate_one(
         folder = out or Path("runs") / run / f"{suite}-{placement}"
         label, grid = {"condition": run, "seed": None}, None
     else:
-        config = PolicyConfig.load(Path(run))
+        _, config = load_policy(run)  # a damaged run is found before the simulator starts
         settings = settings_for(config, allow_any_mujoco=allow_any_mujoco)
         policy, trained_on = Trained(Path(run).resolve()), frozenset(config.train_starts)
         folder = out or Path(run) / f"{suite}-{placement}"

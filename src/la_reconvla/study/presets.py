@@ -65,6 +65,9 @@ class StudyConfig:
                 raise UserError(f"a study needs at least one of its {name}")
             if len(set(values)) < len(values):
                 raise UserError(f"{name} are listed twice: {', '.join(map(str, values))}")
+        for name in ("demos", "episodes", "floor_episodes", "frames"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if NO_IMAGE.id in self.conditions:
             raise UserError(f"'{NO_IMAGE.id}' is a floor and is always part of a study: leave it out of the conditions")
 
@@ -91,18 +94,19 @@ PRESETS = {
             tasks=(0, 1),
             demos=24,
             frame_stride=4,
+            backbone=SmallPaliGemma(mlp=2),
             head=MAEDecoder(depth=2, width=128, heads=4),
-            train=TrainConfig(steps=400, batch_size=32, warmup=40, learning_rate=1.5e-3),
+            train=TrainConfig(steps=900, batch_size=16, warmup=40),
             episodes=4,
-            floor_episodes=4,
+            floor_episodes=2,
         ),
         StudyConfig(
             preset="small",
             tasks=(0, 1, 2),
             also_official=10,
             demos=50,
-            backbone=SmallPaliGemma(image_size=112, patch=8),
-            train=TrainConfig(steps=3000, batch_size=32),
+            backbone=SmallPaliGemma(patch=8, mlp=2),
+            train=TrainConfig(steps=6000, batch_size=16, save_every=500, check_every=500),
             seeds=(0, 1, 2),
             episodes=20,
             floor_episodes=20,
