@@ -11,18 +11,20 @@ Axes, everywhere in the package::
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 ACTION_DIM = 7  # OSC_POSE: three translations, three rotations, gripper; each in [-1, 1]
-PROPRIO_DIM = 8  # end effector position (m), orientation as axis-angle (rad), two finger positions (m)
+Proprioception = Literal["none", "gripper", "all"]  # nothing, the width between the fingers (m), or all eight:
+PROPRIO_WIDTH: dict[Proprioception, int] = {"none": 0, "gripper": 1, "all": 8}  # position, axis-angle, two fingers
 GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
 
 Quality = Literal["official", "fast"]  # `fast`: no reflections, shadows or multisampling
@@ -213,7 +215,14 @@ class MaskSource(Protocol):
         ...
 
     @property
-    def needs_attention(self) -> bool: ...
+    def needs_attention(self) -> bool:
+        """Whether `saliency` must be given."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """One word for tables, for example ``random``."""
+        ...
 
 
 class Reconstructor(Protocol):
@@ -254,11 +263,8 @@ class Backbone(Protocol):
 
 
 class Tracker(Protocol):
-    """Receives numbers while training."""
+    """Receives what is measured while training."""
 
-    def log(self, values: dict[str, float], step: int) -> None: ...
+    def log(self, values: Mapping[str, Any], step: int) -> None: ...
 
     def close(self) -> None: ...
-
-
-IntArray = Int[np.ndarray, "..."]

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +27,8 @@ from la_reconvla.checkpoint import (
     weights_hash,
 )
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import Batch
-from la_reconvla.data.samples import Samples, batch_indices
+from la_reconvla.contracts import Batch, Tracker
+from la_reconvla.data.samples import Samples, batch_indices, greyed
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
@@ -35,7 +36,6 @@ from la_reconvla.randomness import derive, generator
 from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
-GREY = 128
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
     """The batch on `device`; a blind arm's images are replaced by grey before anything can see them."""
     batch = replace(batch, **{key: value.to(device) for key, value in vars(batch).items() if isinstance(value, Tensor)})
-    if blind:
-        batch = replace(batch, images=torch.full_like(batch.images, GREY))
-        if batch.wrist is not None:
-            batch = replace(batch, wrist=torch.full_like(batch.wrist, GREY))
-    return batch
+    return greyed(batch) if blind else batch
 
 
 def optimizer_for(policy: Policy, config: TrainConfig) -> torch.optim.AdamW:
@@ -179,10 +175,12 @@ def train(
     optimizer = optimizer_for(policy, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     first, seen = _resume(folder, policy, optimizer, scaler)
-    tracker = Trackers(folder, first)
+    trackers: tuple[Tracker, ...] = (JsonLines(folder, first), TensorBoard(folder, first))
     clock, counted = time.perf_counter(), 0
     if first == 0:
-        tracker.log({"parameters": float(sum(p.numel() for p in policy.parameters()))}, 0, start=start_hash)
+        parameters = sum(p.numel() for p in policy.parameters())
+        for tracker in trackers:
+            tracker.log({"parameters": parameters, "start": start_hash}, 0)
     if ticker:
         ticker.advance(first)
 
@@ -220,14 +218,16 @@ def train(
                 values["reconstruction_loss"] = loss.reconstruction.item()
             if held_out is not None and (done % config.check_every == 0 or done == config.steps):
                 values["held_out_action_loss"] = held_out_loss(policy, held_out, device, condition.blind)
-            tracker.log(values, done, batches=seen[:16])
+            for tracker in trackers:
+                tracker.log({**values, "batches": seen[:16]}, done)
             clock, counted = time.perf_counter(), 0
         if done % config.save_every == 0 and done < config.steps:
             _save_state(folder, policy, optimizer, scaler, done, seen)
         if ticker:
             ticker.advance(1, note=f"{condition.id} seed {seed}: loss {loss.action.item():.3f}")
 
-    tracker.close()
+    for tracker in trackers:
+        tracker.close()
     save_tensors(folder / WEIGHTS, policy.state_dict(), steps=config.steps, batches=seen[:16])
     (folder / STATE).unlink(missing_ok=True)
     return folder
@@ -247,21 +247,34 @@ def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind:
     return float(np.average(values, weights=weights))
 
 
-class Trackers:
-    """``metrics.jsonl`` (always, the truth) and TensorBoard. Lines after `first`, left by a killed run, are dropped."""
+class JsonLines:
+    """``metrics.jsonl``: the truth. Lines after `first`, left by a killed run, are dropped."""
 
     def __init__(self, folder: Path, first: int):
         self.path = folder / METRICS
         kept = [line for line in read_jsonl(self.path) if first and line["step"] <= first]
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Append one line."""
+        append_jsonl(self.path, {"step": step, **values})
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+class TensorBoard:
+    """The numbers among the values, for TensorBoard."""
+
+    def __init__(self, folder: Path, first: int):
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
 
-    def log(self, values: dict[str, float], step: int, **facts: object) -> None:
-        """Append one line; numbers go to TensorBoard too."""
-        append_jsonl(self.path, {"step": step, **values, **facts})
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Add each number."""
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            if isinstance(value, float):
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import repeat
@@ -25,13 +25,11 @@ from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGe
 from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.contracts import Features
+from la_reconvla.contracts import PROPRIO_WIDTH, Features, Proprioception
 from la_reconvla.errors import UserError
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
 PAD, EOS, BOS, UNK, IMAGE = range(5)
-Proprioception = Literal["none", "gripper", "all"]
-PROPRIO_WIDTH: dict[Proprioception, int] = {"none": 0, "gripper": 1, "all": 8}
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,6 @@ class SmallPaliGemma:
     def build(self) -> PaliGemmaBackbone:
         """The backbone with fresh weights from torch's global generator (see `randomness.seeded`)."""
         tokenizer = Tokenizer.from_file(str(TOKENIZER))
-        n = (self.image_size // self.patch) ** 2
         config: Any = PaliGemmaConfig(
             vision_config=SiglipVisionConfig(
                 image_size=self.image_size,
@@ -113,7 +110,6 @@ class SmallPaliGemma:
             projection_dim=self.width,
             hidden_size=self.width,
         )
-        config.text_config.num_image_tokens = n
         level = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # a small vocabulary makes the library warn about its own defaults
         try:

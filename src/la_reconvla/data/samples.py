@@ -7,6 +7,7 @@ is held in memory, pictures as uint8 at the policy's own size, so that a batch i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,11 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
-from la_reconvla.contracts import ACTION_DIM, Batch
+from la_reconvla.contracts import ACTION_DIM, Batch, Proprioception
 from la_reconvla.data.hdf5 import Demonstrations, Episode
 from la_reconvla.errors import UserError, unknown
 
-Proprioception = Literal["none", "gripper", "all"]
+GREY = 128  # pixel value of an image that shows nothing
 ROLES = ("target", "destination")
 """Names that stand for another instance in each episode."""
 
@@ -175,6 +176,12 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.nda
     epochs = places // n
     orders = {epoch: np.random.default_rng((seed, int(epoch))).permutation(n) for epoch in np.unique(epochs)}
     return np.array([orders[e][p] for e, p in zip(epochs, places % n, strict=True)], dtype=np.int64)
+
+
+def greyed(batch: Batch) -> Batch:
+    """The same batch with every picture grey: what a blind arm and the grey-image floor are shown."""
+    wrist = None if batch.wrist is None else torch.full_like(batch.wrist, GREY)
+    return replace(batch, images=torch.full_like(batch.images, GREY), wrist=wrist)
 
 
 def pad_actions(actions: Float32[np.ndarray, "T 7"], chunk: int) -> Float32[np.ndarray, "T+c-1 7"]:

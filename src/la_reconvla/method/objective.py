@@ -17,10 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from la_reconvla.contracts import Batch, Losses
+from la_reconvla.contracts import Batch, Losses, MaskSource
 from la_reconvla.method.actions import action_loss
 from la_reconvla.method.decoder import MAEDecoder, patchify
-from la_reconvla.method.mask import AttentionMask, RandomMask
+from la_reconvla.method.mask import AttentionMask
 from la_reconvla.method.saliency import saliency
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Reconstruction:
         mask_at: where the masked pixels are removed, see the module's drawing.
     """
 
-    mask: AttentionMask | RandomMask = field(default_factory=AttentionMask)
+    mask: MaskSource = field(default_factory=AttentionMask)
     head: MAEDecoder = field(default_factory=MAEDecoder)
     weight: float = 0.5
     mask_at: Literal["decoder", "input"] = "decoder"

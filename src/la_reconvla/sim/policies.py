@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from la_reconvla.method.policy import Policy
 
 View = Literal["true", "grey_image", "wrong_instruction"]
-GREY = 128
 
 
 class Specification(Protocol):
@@ -117,7 +116,7 @@ class TrainedPolicy:
     def _inputs(self, observation: Observation | None):
         import torch
 
-        from la_reconvla.data.samples import proprio_view, resize
+        from la_reconvla.data.samples import GREY, proprio_view, resize
 
         if observation is None:
             raise ValueError("a trained policy needs an observation")

@@ -28,13 +28,13 @@ from la_reconvla.method.decoder import unpatchify
 from la_reconvla.method.mask import AttentionMask, masked_count
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
-from la_reconvla.sim.collect import CollectConfig, collect
+from la_reconvla.sim.collect import CollectConfig, collect, default_workers
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import locked, read_json, read_jsonl, write_json
 from la_reconvla.study import figures
-from la_reconvla.study.evaluate import EPISODES, Evaluation, default_workers, evaluate, evaluation_starts, pending
+from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluation_starts, pending
 from la_reconvla.study.facts import commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run, spread_indices
 from la_reconvla.study.presets import StudyConfig, preset

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
 from la_reconvla.checkpoint import PolicyConfig, load_policy
 from la_reconvla.contracts import PlacementKind, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
+from la_reconvla.sim.collect import default_workers
 from la_reconvla.sim.placements import wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
 from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
@@ -165,11 +165,6 @@ def save_film(path: Path, film: Film, grid: tuple[int, int] | None) -> None:
     if film.saliency and grid is not None:
         frames = [overlay(frame, look, grid) for frame, look in zip(frames, film.saliency, strict=True)]
     write_video(path, frames, fps=5)
-
-
-def default_workers() -> int:
-    """One simulator a core, as far as memory goes (2 GB each)."""
-    return max(1, min(psutil.cpu_count(logical=True) or 1, int(psutil.virtual_memory().available / 2e9)))
 
 
 def evaluate_one(

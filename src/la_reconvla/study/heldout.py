@@ -7,6 +7,7 @@ use what was taken away. Frames are the same for every condition and are paired 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from jaxtyping import Float, Int64
 
 from la_reconvla.checkpoint import load_policy
 from la_reconvla.contracts import Batch
-from la_reconvla.data.samples import Samples
+from la_reconvla.data.samples import Samples, greyed
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
-from la_reconvla.sim.policies import GREY, View
+from la_reconvla.sim.policies import View
 from la_reconvla.study import grounding
 
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
@@ -35,11 +36,10 @@ def spread_indices(samples: Samples, count: int) -> Int64[np.ndarray, "m"]:
 def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int, str], str]) -> Batch:
     """The batch as this view shows it."""
     if view == "grey_image":
-        wrist = None if batch.wrist is None else torch.full_like(batch.wrist, GREY)
-        return Batch(**{**vars(batch), "images": torch.full_like(batch.images, GREY), "wrist": wrist})
+        return greyed(batch)
     if view == "wrong_instruction":
         told = [swaps[task, text] for task, text in zip(tasks, batch.instructions, strict=True)]
-        return Batch(**{**vars(batch), "instructions": told})
+        return replace(batch, instructions=told)
     return batch
 
 
@@ -87,7 +87,7 @@ def measure_run(
     for part in np.array_split(indices, max(1, -(-len(indices) // batch_size))):
         batch = samples.batch(part)
         if config.blind:
-            batch = view_of(batch, "grey_image", [], {})
+            batch = greyed(batch)
         origins = [samples.origin(int(index)) for index in part]
         tasks = [episode.task or 0 for episode, _ in origins]
         keys = [
