@@ -23,8 +23,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -41,6 +39,7 @@ from jaxtyping import Float, UInt8
 from la_reconvla.contracts import ACTION_DIM, Env, PlacementKind, Quality, RolloutPolicy, Split, Start
 from la_reconvla.data.hdf5 import SHARDS, SUFFIX, FileHeader, Recording, merge_files, read_file, write_file
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.processes import become_worker
 from la_reconvla.progress import Bar, progress
 from la_reconvla.randomness import derive
 from la_reconvla.storage import locked, read_json, remove_unfinished, require_free_space, write_json
@@ -530,18 +529,9 @@ _worker: _Worker | None = None
 
 
 def _start_worker(config: CollectConfig, studio: Studio, headers: dict[int, FileHeader]) -> None:
-    """Workers leave Ctrl-C to their parent and do not outlive it, whatever ends it."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    become_worker()
     _worker = _Worker(config, studio, headers, studio.env(config), studio.expert())
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _prepare_scenes(task: int, scenes: int) -> None:

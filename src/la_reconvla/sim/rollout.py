@@ -13,10 +13,9 @@ placed       after it was lifted it came to lie within 6 cm of the destination's
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +24,7 @@ from jaxtyping import Float, UInt8
 
 from la_reconvla.contracts import Quality, RolloutPolicy, Start
 from la_reconvla.errors import UserError
+from la_reconvla.processes import worker_pool
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
 
@@ -169,20 +169,16 @@ def rollouts(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str,
     Raises:
         UserError: from a worker, or if a worker died.
     """
-    context = multiprocessing.get_context("spawn")  # a forked OpenGL context does not work
-    with ProcessPoolExecutor(max_workers=max(1, min(workers, len(jobs))), mp_context=context) as pool:
-        queue = iter(jobs)
+    if not jobs:
+        return
+    with worker_pool(max(1, min(workers, len(jobs)))) as pool:
         running: dict[Future, Job] = {}
-        try:
-            for job in queue:
-                running[pool.submit(_work, job)] = job
-                if len(running) >= 2 * workers:
-                    yield from _collect(running)
-            while running:
+        for job in jobs:
+            running[pool.submit(_work, job)] = job
+            if len(running) >= 2 * workers:
                 yield from _collect(running)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while running:
+            yield from _collect(running)
 
 
 def _collect(running: dict[Future, Job]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:

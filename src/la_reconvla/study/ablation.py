@@ -8,8 +8,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import unpatchify
 from la_reconvla.method.mask import AttentionMask, masked_count
+from la_reconvla.processes import worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
 from la_reconvla.sim.collect import CollectConfig, collect, default_workers
@@ -160,7 +160,7 @@ class Ablation:
             context = multiprocessing.get_context("spawn")
             ticker = bar.ticker(context)
             _shared = (self.config, training, held_out)
-            with _pool(self.workers, context, _receive, (_shared, ticker)) as pool:
+            with worker_pool(self.workers, _receive, (_shared, ticker)) as pool:
                 for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
                     future.result()
 
@@ -367,15 +367,6 @@ class Ablation:
 # ---------------------------------------------------------------- in worker processes
 
 _inherited: Any = None
-
-
-@contextmanager
-def _pool(workers: int, context, initializer, arguments) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=initializer, initargs=arguments)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _receive(shared, ticker) -> None:
