@@ -32,7 +32,7 @@ SAFE_GAP = 0.010  # gaps to obstacles below this count against a grasp (m)
 PREFERRED_ANGLE = np.pi / 2  # world direction from the bowl's axis to the grasped rim point (rad)
 
 SHOULDER = np.array([-0.66, 0.0, 1.245])  # of the Panda on LIBERO's table (m)
-FOLDED, ARM_REACH = 0.31, 0.68  # shoulder to wrist: nearer or farther than this the arm moves badly (m)
+FOLDED, ARM_REACH = 0.31, 0.685  # shoulder to wrist: nearer or farther than this the arm moves badly (m)
 WRIST = np.array([0.088, 0.21])  # wrist before and above the point between the fingers, hand pointing down (m)
 
 ORDER = ("wait", "hover", "descend", "close", "lift", "carry", "lower", "open", "retreat", "finished")
@@ -139,7 +139,7 @@ def clearance(
 def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp]:
     """Grasps of `target` at rim angles 15 degrees apart, best first.
 
-    The cost adds up what lacks to `SAFE_GAP` at the bowl and over the destination (dominant), how far the arm would
+    The cost adds up what lacks to `SAFE_GAP` at the bowl (dominant) and over the destination, how far the arm would
     have to stretch or fold, a low rim (of a tilted bowl), the hand's turn and the distance from `PREFERRED_ANGLE`.
     """
     model, data = _physics(env)
@@ -151,20 +151,18 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
     def grasp(angle: float) -> Grasp:
         rim, end = rim_point(bowl, angle), rim_point(placed, angle)
         below = np.array([0, 0, DEPTH])
-        gaps = np.concatenate(
-            [
-                clearance(hand_points(rim - below, angle), model, data, here),
-                clearance(hand_points(end - below, angle), model, data, there),
-            ]
+        lacks = (
+            SAFE_GAP - clearance(hand_points(point - below, angle), model, data, among)
+            for point, among in ((rim, here), (end, there))
         )
-        shortfall = float(np.maximum(SAFE_GAP - gaps, 0).sum())
+        shortfall, shortfall_there = (float(np.maximum(lack, 0).sum()) for lack in lacks)
         ways = rim - below, _above(rim, 0.03), end - below
         strain = max(0, *(max(stretch(way) - ARM_REACH, FOLDED - stretch(way)) for way in ways))
         lowered = bowl.position[2] + RIM_HEIGHT - rim[2]
         turned = abs(Grasp(angle, 0, 0, 0).yaw)
         apart = abs((angle - PREFERRED_ANGLE + np.pi) % (2 * np.pi) - np.pi)
-        cost = 100 * shortfall + 80 * strain + 25 * lowered + 0.8 * turned + 0.3 * apart
-        return Grasp(angle, cost, shortfall, strain)
+        cost = 100 * shortfall + 30 * shortfall_there + 80 * strain + 25 * lowered + 0.8 * turned + 0.8 * apart
+        return Grasp(angle, cost, shortfall + shortfall_there, strain)
 
     return sorted((grasp(angle) for angle in np.deg2rad(np.arange(-180, 180, 15))), key=lambda g: g.cost)
 
