@@ -44,7 +44,7 @@ BRAKING = 0.03  # full speed until this far from a goal (m); half of it overshoo
 EASE = 0.25  # share of full speed that lifting gains in each step
 TOUCHING = 0.013  # a bowl that hangs at a slant touches when its origin is this far above the plate's (m)
 HOVER = 0.055  # above the rim before going down (m)
-LIFT = 0.075  # above where the bowl stood before going sideways (m)
+LIFT, LIFT_OUT = 0.075, 0.11  # before going sideways, from the table and from furniture (out of a drawer) (m)
 CRUISE = 0.10  # bowl above the destination while carried from far (m)
 RETREAT = 0.08  # above where the bowl was let go (m)
 
@@ -285,7 +285,7 @@ class Expert:
             case "descend":
                 return view.offset < 0.010 and view.hand[2] - view.rim[2] + DEPTH < CLOSE_BEFORE
             case "lift":
-                return view.hand[2] > self._began.hand[2] + LIFT - 0.015
+                return view.hand[2] > self._goal(view)[2] - 0.015
             case "carry":
                 return float(np.linalg.norm(view.to_place)) < 0.012
             case "lower":
@@ -307,7 +307,7 @@ class Expert:
             case "close":
                 return np.array([*view.rim[:2], min(view.hand[2], view.rim[2] - DEPTH)])
             case "lift":
-                return _above(self._began.hand, LIFT)
+                return _above(self._began.hand, self._lift())
             case "carry":
                 return np.array([x, y, view.hand[2] + self._carried_height(view) - view.bowl[2]])
             case "lower":
@@ -315,6 +315,11 @@ class Expert:
             case "retreat":
                 return _above(self._began.hand, RETREAT)
         return self._began.hand
+
+    def _lift(self) -> float:
+        """How far to lift (m): farther from furniture than from the table, as far as the arm reaches."""
+        hand, raised = self._began.hand, self._began.bowl[2] - self._began.place[2]
+        return LIFT if raised < 0.1 else float(np.clip(highest_reach(hand) - hand[2], LIFT, LIFT_OUT))
 
     def _carried_height(self, view: View) -> float:
         """The bowl sinks from where it was lifted to `CRUISE` above the destination, and on over its last 8 cm."""
