@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
+from la_reconvla.backbones.paligemma import BOS, PAD
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, patchify, position_table, unpatchify
 from la_reconvla.method.mask import AttentionMask, RandomMask, masked_count
@@ -42,9 +43,14 @@ def test_padding_and_special_tokens_never_count():
 def test_the_backbone_counts_exactly_the_words():
     backbone = tiny_policy().backbone
     tokens, rows = backbone.encode(INSTRUCTIONS)
-    for i, text in enumerate(INSTRUCTIONS):
-        assert backbone.tokenizer.decode(tokens[i][rows[i]].tolist()).strip() == text
-    assert not rows[:, 0].any()  # begin of sequence
+    words = [backbone.tokenizer.encode(text, add_special_tokens=False).ids for text in INSTRUCTIONS]
+    newline = backbone.tokenizer.encode("\n", add_special_tokens=False).ids
+    assert rows.sum(1).tolist() == [len(ids) for ids in words]
+    for sequence, counted, ids in zip(tokens, rows, words, strict=True):
+        assert sequence[counted].tolist() == ids
+        text = [BOS, *ids, *newline]
+        assert sequence.tolist() == text + [PAD] * (len(sequence) - len(text))
+        assert not counted[[0, *range(1 + len(ids), len(sequence))]].any()  # begin of sequence, newline, padding
 
 
 def test_padding_a_batch_changes_no_saliency_and_no_action():

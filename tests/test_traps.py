@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, GemmaConfig, GemmaModel
 from transformers.masking_utils import sdpa_mask
 
 from helpers import HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
-from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.conditions import ARMS
+from la_reconvla.backbones import attention_probe
+from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe, sdpa_with_rows
+from la_reconvla.conditions import ARMS, C2_INPUT
+from la_reconvla.data.samples import batch_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import patchify
 from la_reconvla.method.mask import RandomMask
 from la_reconvla.method.objective import Reconstruction, losses
-from la_reconvla.randomness import generator
+from la_reconvla.randomness import derive, generator, seeded
 
 
 def test_the_instruction_changes_actions_features_and_saliency():
-    """A build that reads actions or patches before the language model cannot pass."""
+    """A build that reads actions or patches before the language model cannot pass.
+
+    Both instructions have the same number of tokens, so that no position moves. The action states are looked at too:
+    the actions alone could change through the head's own path from the instruction.
+    """
     policy, image = tiny_policy(), random_batch(1).images.repeat(2, 1, 1, 1)
-    assert (policy.act(image, INSTRUCTIONS[:2])[0] - policy.act(image, INSTRUCTIONS[:2])[1]).abs().max() > 1e-3
-    looks = policy.look(image, INSTRUCTIONS[:2])
-    assert (looks[0] - looks[1]).abs().max() > 1e-4
-    patches = policy.backbone(image, INSTRUCTIONS[:2]).patches
-    assert (patches[0] - patches[1]).abs().max() > 1e-3
+    said = ["pick up the left bowl", "pick up the right bowl"]
+    _, rows = policy.backbone.encode(said)
+    assert rows.sum(1).unique().numel() == 1
+    features, looks, acted = policy.backbone(image, said), policy.look(image, said), policy.act(image, said)
+    for name, pair, least in (
+        ("actions", acted, 1e-4),
+        ("action states", features.actions, 1e-2),
+        ("patches", features.patches, 1e-2),
+        ("saliency", looks, 1e-4),
+    ):
+        assert (pair[0] - pair[1]).abs().max() > least, name
 
 
 def test_actions_do_not_change_what_the_instruction_sees():
@@ -157,8 +172,10 @@ def eager_rows(policy, batch):
     return torch.stack(maps, 1), features
 
 
-def test_saliency_rows_equal_eager_attention():
-    policy, batch = tiny_policy(), random_batch()
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_saliency_rows_equal_eager_attention(kv_heads):
+    """Grouped queries, and padding: the instructions differ in length."""
+    policy, batch = tiny_policy(backbone=replace(TINY, kv_heads=kv_heads)), random_batch()
     fast = policy.features(batch, attention=True)
     full, slow = eager_rows(policy, batch)
     t = fast.rows.shape[1]
@@ -166,6 +183,98 @@ def test_saliency_rows_equal_eager_attention():
     picked = fast.rows[:, None, None, :, None].expand_as(expected)
     assert (fast.attention[picked] - expected[picked]).abs().max() < 1e-5
     torch.testing.assert_close(fast.actions, slow.actions, rtol=1e-4, atol=1e-5)
+
+
+def test_saliency_rows_in_half_precision_are_those_of_eager_attention():
+    policy, batch = tiny_policy(), random_batch()
+    exact = policy.features(batch, attention=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast = policy.features(batch, attention=True)
+        full, _ = eager_rows(policy, batch)
+    assert fast.attention.dtype == torch.float32
+    expected = full[:, -3:, :, 16 : 16 + fast.rows.shape[1], :16].float()
+    picked = fast.rows[:, None, None, :, None].expand_as(expected)
+    assert 0 < (fast.attention[picked] - exact.attention[picked]).abs().max() < 0.03  # half precision it was
+    assert (fast.attention[picked] - expected[picked]).abs().max() < 0.03
+    assert exact.attention[picked].max() > 0.2, "against which 0.03 is little"
+
+
+def causal_model() -> GemmaModel:
+    """The library's decoder, causal and with grouped queries."""
+    config = GemmaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.5,
+    )
+    with seeded(0, "weights"):
+        return GemmaModel(config).eval()
+
+
+@pytest.mark.parametrize("padding", [None, 0, 3])
+def test_rows_of_a_causal_model_equal_eager_attention(padding):
+    """Without padding the library gives the kernel no mask at all, only the word `causal`."""
+    model = causal_model()
+    tokens = torch.randint(5, 50, (2, 12), generator=generator(0, "tokens"))
+    mask = None if padding is None else torch.ones_like(tokens)
+    if padding:
+        mask[1, -padding:] = 0
+    rows = slice(4, 9)  # none of them padding
+    model.set_attn_implementation("eager")
+    expected = torch.stack(model(tokens, attention_mask=mask, output_attentions=True).attentions, 1)[:, :, :, rows]
+    for columns in (slice(0, 6), slice(0, 12)):
+        probe = AttentionProbe((0, 1, 2), rows, columns)
+        model.set_attn_implementation(IMPLEMENTATION)
+        model(tokens, attention_mask=mask, probe=probe)
+        assert (probe.stacked() - expected[..., columns]).abs().max() < 1e-5
+    assert expected[..., 9:].max() == 0, "the future is not seen"
+
+
+@pytest.mark.parametrize("causal", [False, True, None])
+def test_the_call_decides_on_causality_before_the_module(causal):
+    """As in the library's own kernel; the reference is its output on an identity of values, which is the weights."""
+    draw = generator(0, "qk")
+    query, key = (torch.randn(1, heads, 6, 6, generator=draw) for heads in (4, 2))
+    value = torch.eye(6).expand(1, 2, 6, 6)
+    module = SimpleNamespace(layer_idx=0, is_causal=not causal, num_key_value_groups=2)
+    for rows in (slice(0, 6), slice(5, 6)):
+        for queries in (6, 1):  # one query is a step of decoding, which sees everything
+            probe = AttentionProbe((0,), rows if queries == 6 else slice(0, 1), slice(0, 6))
+            asked = query[:, :, :queries]
+            out, _ = sdpa_with_rows(module, asked, key, value, None, probe, is_causal=causal)
+            expected = out.transpose(1, 2)[:, :, probe.rows]
+            torch.testing.assert_close(probe.weights[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+def test_rows_are_recorded_once_under_gradient_checkpointing(monkeypatch):
+    """Checkpointing runs every layer again in the backward pass; the rows are those of the first time."""
+    calls, compute = [], attention_probe.attention_rows
+    monkeypatch.setattr(attention_probe, "attention_rows", lambda *a: calls.append(1) or compute(*a))
+    policy, batch = tiny_policy().train(), random_batch()
+    plain = losses(policy, batch, Reconstruction(head=HEAD), generator(0, "mask"))
+    plain.total.backward()
+    gradients = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+    policy.zero_grad()
+    assert len(calls) == 3
+
+    policy.backbone.model.gradient_checkpointing_enable()
+    passes = []
+    attention = policy.backbone.model.language_model.layers[0].self_attn
+    hook = attention.register_forward_pre_hook(lambda *_: passes.append(1))
+    saved = losses(policy, batch, Reconstruction(head=HEAD), generator(0, "mask"))
+    saved.total.backward()
+    hook.remove()
+    assert len(passes) == 2, "the layer was run again"
+    assert len(calls) == 6
+    assert torch.equal(saved.saliency, plain.saliency)
+    assert torch.equal(saved.mask, plain.mask)
+    again = [p.grad for p in policy.parameters() if p.grad is not None]
+    torch.testing.assert_close(again, gradients)
 
 
 def test_the_probe_changes_no_bit_of_the_features():
@@ -198,8 +307,6 @@ def test_two_models_do_not_disturb_each_other():
 
 @pytest.mark.parametrize(("size", "patch", "n"), [(224, 14, 256), (224, 16, 196), (112, 16, 49)])
 def test_the_grid_is_the_backbones_own(size, patch, n):
-    from dataclasses import replace
-
     policy = tiny_policy(backbone=replace(TINY, image_size=size, patch=patch), head=None)
     images = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     assert policy.look(images, INSTRUCTIONS[:1]).shape == (1, n)
@@ -219,11 +326,30 @@ def test_act_never_calls_the_decoder_or_the_probe(monkeypatch):
     policy.act(batch.images, batch.instructions)
 
 
-def test_all_arms_of_a_seed_start_from_equal_weights_and_draw_masks_apart_from_data():
+def test_all_arms_of_a_seed_start_from_equal_weights():
     policies = [tiny_policy(arm.reconstruction and HEAD) for arm in ARMS]
     first = policies[0].state_dict()
     for policy in policies[1:]:
         assert all(torch.equal(value, policy.state_dict()[name]) for name, value in first.items())
+
+
+def test_drawing_masks_moves_no_other_stream():
+    """With one generator for all, an arm that draws a mask would see other batches than one that draws none."""
+    policy, batch = tiny_policy(), random_batch()
+    expected = [batch_indices(derive(0, "data"), step, 8, 20) for step in range(6)]
+    before = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002 (the stream that must not move)
+    for arm in (*ARMS, C2_INPUT):
+        drawn = []
+        for step in range(6):
+            found = losses(policy, batch, arm.with_head(HEAD).reconstruction, generator(0, "mask", step))
+            drawn.append(found.mask)
+            assert np.array_equal(batch_indices(derive(0, "data"), step, 8, 20), expected[step]), arm.id
+        if arm.reconstruction and isinstance(arm.reconstruction.mask, RandomMask):
+            assert any(not torch.equal(mask, drawn[0]) for mask in drawn), "masks were drawn"
+    after = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert before[1][2] == after[1][2]
+    assert np.array_equal(before[1][1], after[1][1])
 
 
 # ---------------------------------------------------------------- bad input
@@ -246,8 +372,6 @@ def test_bad_input_is_explained():
 
 
 def test_wrist_and_proprioception_are_used_when_asked_for():
-    from dataclasses import replace
-
     policy = tiny_policy(backbone=replace(TINY, wrist=True, proprio="gripper"), head=None)
     batch = random_batch(1)
     other = random_batch(1, seed=9).images

@@ -26,7 +26,9 @@ IMPLEMENTATION = "sdpa_with_rows"
 
 @dataclass
 class AttentionProbe:
-    """Asks for the attention weights of some rows over some columns in some layers.
+    """Asks for the attention weights of some rows over some columns in some layers, in one forward pass.
+
+    The first record of a layer stays: gradient checkpointing runs the layer once more in the backward pass.
 
     Attributes:
         layers: indices of the decoder layers to read.
@@ -61,17 +63,22 @@ def attention_rows(
     scaling: float,
     rows: slice,
     columns: slice,
+    causal: bool = False,
 ) -> Float[Tensor, "b h t n"]:
     """softmax(q k^T * scaling + mask) for `rows`, then `columns`; float32. g < h means grouped queries.
 
-    `mask` is bool (True = may attend) or additive, [b 1 s s], as SDPA takes it.
+    `mask` is bool (True = may attend) or additive, [b 1 s s], as SDPA takes it. `causal` counts where SDPA counts it:
+    without a mask and with more than one query.
     """
     picked = query[:, :, rows]
     b, h, t, e = picked.shape
     groups = key.shape[1]
     grouped = picked.reshape(b, groups, h // groups * t, e)
     logits = (grouped @ key.transpose(-1, -2)).view(b, h, t, -1).float() * scaling
-    if mask is not None:
+    if mask is None and causal and query.shape[2] > 1:
+        now, seen = (torch.arange(part.shape[2], device=query.device) for part in (query, key))
+        logits = logits.masked_fill(seen > now[rows, None], -torch.inf)
+    elif mask is not None:
         part = mask[:, :, rows]
         logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part.float()
     return logits.softmax(-1)[..., columns]
@@ -88,10 +95,15 @@ def sdpa_with_rows(
 ) -> tuple[Tensor, None]:
     """The library's own SDPA forward; a probe passed with the call also reads its rows in its layers."""
     layer: Any = module.layer_idx
-    if probe is not None and layer in probe.layers:
+    if probe is not None and layer in probe.layers and layer not in probe.weights:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        causal: Any = kwargs.get("is_causal")
+        if causal is None:  # the library's own order: the call, the module, True
+            causal = getattr(module, "is_causal", True)
         with torch.no_grad():
-            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            probe.weights[layer] = attention_rows(query, key, attention_mask, scaling, probe.rows, probe.columns)
+            probe.weights[layer] = attention_rows(
+                query, key, attention_mask, scaling, probe.rows, probe.columns, causal
+            )
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
