@@ -160,6 +160,22 @@ def test_a_folder_is_held_by_one_process_and_freed_by_its_death(tmp_path: Path) 
         pass
 
 
+@pytest.mark.parametrize("below", [".", "a/b"])
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, below: str) -> None:
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(UserError, match="a file is in the way"), locked(tmp_path / "runs" / below):
+        pass
+    with pytest.raises(UserError, match="a file is in the way"):
+        write_json(tmp_path / "runs" / below / "x.json", 1)
+    assert (tmp_path / "runs").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match="cannot be written"), locked(tmp_path):
+        pass
+
+
 def _tick(ticker: Ticker) -> None:
     for _ in range(5):
         ticker.advance(1, note="from far")
@@ -184,6 +200,54 @@ def test_progress_counts_what_other_processes_do(monkeypatch: pytest.MonkeyPatch
     lines = text.getvalue().splitlines()
     assert lines[-1].startswith("Working: 20/20, ")
     assert "from far" in lines[-1]
+
+
+TICKING_TO_DEATH = """
+import io, multiprocessing, time
+from rich.console import Console
+from la_reconvla.progress import progress
+
+def tick(ticker, times):
+    for _ in range(times):
+        ticker.advance(1, note="x" * 1000)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with progress("Working", total=10**12, unit="things", console=Console(file=io.StringIO())) as bar:
+        ticker = bar.ticker(context)
+        doomed = [context.Process(target=tick, args=(ticker, 10**9)) for _ in range(4)]
+        for process in doomed:
+            process.start()
+        while not bar._done:
+            time.sleep(0.01)
+        time.sleep(1)
+        for process in doomed:
+            process.kill()
+            process.join()
+        before = -1
+        while before < bar._done:  # until all that they wrote is counted
+            before = bar._done
+            time.sleep(0.5)
+        survivor = context.Process(target=tick, args=(ticker, 7))
+        survivor.start()
+        survivor.join()
+    print("counted", bar._done - before)
+"""
+
+
+def test_a_process_killed_while_it_reports_blocks_nobody(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TICKING_TO_DEATH)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "counted 7\n"
+
+
+def test_reports_to_a_bar_that_has_gone_are_dropped() -> None:
+    with progress("Working", total=2, unit="things", console=Console(file=io.StringIO())) as bar:
+        ticker = bar.ticker(multiprocessing.get_context("spawn"))
+        ticker.advance(2)
+    assert bar._done == 2  # what was reported in time is counted before the bar ends
+    ticker.advance(1)
 
 
 def test_progress_draws_a_bar_on_a_terminal() -> None:

@@ -11,10 +11,12 @@ Work in other processes reports through `Bar.ticker`, which pickles::
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -23,17 +25,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+LONGEST_NOTE = 60  # characters; a message must stay below the 512 bytes that POSIX writes to a pipe in one piece
+_END = b""
 
 
 @dataclass(frozen=True)
 class Ticker:
-    """The end of a progress bar that another process holds."""
+    """The end of a progress bar that another process holds.
 
-    queue: Any
+    A message is one write to a pipe, small enough for the operating system to make it whole or not at all. So there is
+    no lock, as a queue has one, that a process which is killed could take with it.
+    """
+
+    pipe: Connection
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
-        """Count `steps` more; `note` replaces the text behind the bar."""
-        self.queue.put((steps, note))
+        """Count `steps` more; `note` replaces the text behind the bar. Does nothing once the bar has gone."""
+        message = json.dumps((steps, note and note[:LONGEST_NOTE]), ensure_ascii=False).encode()
+        with contextlib.suppress(OSError):
+            self.pipe.send_bytes(message)
 
 
 class Bar:
@@ -44,7 +54,7 @@ class Bar:
         self._done, self._begun_with, self._started = done, done, time.monotonic()
         self._line_at, self._note = self._started, ""
         self._lock = threading.Lock()
-        self._queues: list[tuple[Any, threading.Thread]] = []
+        self._tickers: list[tuple[Connection, threading.Thread]] = []
         self._rich = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -85,21 +95,23 @@ class Bar:
         return f"{shown}, {_duration(max(0.0, self._total - self._done) / rate)} left"
 
     def ticker(self, context: BaseContext) -> Ticker:
-        """A handle for processes of `context`; may be used by any number of them."""
-        queue = context.Queue()
-        thread = threading.Thread(target=self._drain, args=(queue,), daemon=True)
+        """A handle for processes of `context`; may be used by any number of them, and by threads here."""
+        reader, writer = context.Pipe(duplex=False)
+        thread = threading.Thread(target=self._drain, args=(reader,), daemon=True)
         thread.start()
-        self._queues.append((queue, thread))
-        return Ticker(queue)
+        self._tickers.append((writer, thread))
+        return Ticker(writer)
 
-    def _drain(self, queue: Any) -> None:
-        while (message := queue.get()) is not None:
-            self.advance(*message)
+    def _drain(self, reader: Connection) -> None:
+        with reader:
+            while (message := reader.recv_bytes()) != _END:
+                self.advance(*json.loads(message))
 
     def _stop(self) -> None:
-        for queue, thread in self._queues:
-            queue.put(None)
+        for writer, thread in self._tickers:
+            writer.send_bytes(_END)
             thread.join(timeout=5)
+            writer.close()
         self._rich.stop()
 
 

@@ -135,16 +135,19 @@ def locked(folder: Path | str) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, however that ends.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, it is a file, or it cannot be written to.
     """
     folder = Path(folder)
     with _explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
         yield
 
 
@@ -163,8 +166,12 @@ def _explain_disk_errors(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: the disk is full; nothing was overwritten. Free some space and run the same command again"
             ) from error
-        if isinstance(error, PermissionError):
-            raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+        if isinstance(error, (PermissionError, IsADirectoryError)) or getattr(error, "errno", None) == errno.EROFS:
+            raise UserError(f"{path}: cannot be written ({error}); choose another folder") from error
+        if isinstance(error, (FileExistsError, NotADirectoryError)):
+            raise UserError(
+                f"{path}: a file is in the way ({error}); choose another folder, or move that file"
+            ) from error
         raise
 
 
