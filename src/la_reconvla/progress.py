@@ -96,7 +96,8 @@ class Bar:
 
     def ticker(self, context: BaseContext) -> Ticker:
         """A handle for processes of `context`; may be used by any number of them, and by threads here."""
-        reader, writer = context.Pipe(duplex=False)
+        ends: tuple[Any, Any] = context.Pipe(duplex=False)  # the type checker thinks of Windows, too
+        reader, writer = ends
         thread = threading.Thread(target=self._drain, args=(reader,), daemon=True)
         thread.start()
         self._tickers.append((writer, thread))
