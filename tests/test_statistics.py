@@ -73,18 +73,93 @@ def test_rates_without_sense_are_refused(successes: int, trials: int) -> None:
 # ---------------------------------------------------------------- bootstrap
 
 
-def test_bootstrap_resamples_seeds_tasks_and_episodes() -> None:
-    """Its variance is the sum of the three levels' variances, each over its own number of draws."""
+def crossed_variance(cube: np.ndarray) -> float:
+    """Exact variance of the mean of s drawn seeds, t drawn tasks and k drawn starts a task, all drawn for all seeds.
+
+    The square of that mean is a sum over pairs of its terms; a pair shares the seed drawn, the task drawn, the start
+    drawn or nothing, and its expectation is the mean square of what is shared.
+    """
+    s, t, k = cube.shape
+    pairs = (
+        s * (s - 1) * t * (t - 1) * k * k * cube.mean() ** 2
+        + s * (s - 1) * t * k * (k - 1) * (cube.mean((0, 2)) ** 2).mean()
+        + s * (s - 1) * t * k * (cube.mean(0) ** 2).mean()
+        + s * t * (t - 1) * k * k * (cube.mean((1, 2)) ** 2).mean()
+        + s * t * k * (k - 1) * (cube.mean(2) ** 2).mean()
+        + s * t * k * (cube**2).mean()
+    )
+    return pairs / cube.size**2 - cube.mean() ** 2
+
+
+@pytest.mark.parametrize("spread", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 1.0)])
+def test_bootstrap_draws_seeds_and_for_all_of_them_tasks_and_starts(spread: tuple[float, float, float]) -> None:
+    """Its variance is the exact one of the crossed draw, whichever of seeds, tasks and starts differ."""
     rng = np.random.default_rng(1)
     seeds, tasks = crossed(6, 5, 8)
-    values = rng.normal(size=6)[seeds] + rng.normal(size=(6, 5))[seeds, tasks] + rng.normal(size=seeds.size)
-    cube = values.reshape(6, 5, 8)
-    by_seed = cube.mean((1, 2)).var() / 6
-    by_task = cube.mean(2).var(1).mean() / (6 * 5)
-    by_episode = cube.var(2).mean() / (6 * 5 * 8)
+    starts = np.arange(seeds.size) % 8
+    of_seed, of_task, of_start = spread
+    values = (
+        of_seed * rng.normal(size=6)[seeds]
+        + of_task * rng.normal(size=5)[tasks]
+        + of_start * rng.normal(size=(5, 8))[tasks, starts]
+        + 0.3 * rng.normal(size=seeds.size)
+    )
     means = hierarchical_bootstrap(values, seeds, tasks, replicates=40_000)
     assert means.mean() == pytest.approx(values.mean(), abs=0.02)
-    assert means.var() == pytest.approx(by_seed + by_task + by_episode, rel=0.03)
+    assert means.var() == pytest.approx(crossed_variance(values.reshape(6, 5, 8)), rel=0.04)
+
+
+def test_bootstrap_of_one_seed_draws_tasks_and_episodes() -> None:
+    """With one seed nothing is crossed: the variance is that of tasks and that of episodes within them."""
+    cube = np.random.default_rng(4).normal(size=(5, 8)) + np.arange(5)[:, None]
+    _, tasks = crossed(1, 5, 8)
+    means = hierarchical_bootstrap(cube.ravel(), np.zeros(40), tasks, replicates=40_000)
+    assert means.var() == pytest.approx(cube.mean(1).var() / 5 + cube.var(1).mean() / 40, rel=0.04)
+
+
+def coverage_of_shared_starts(n_tasks: int, *, lined_up: bool, worlds: int = 200) -> float:
+    """How often the interval holds the true mean of three seeds on the same 20 strongly different starts a task."""
+    seeds, tasks = crossed(3, n_tasks, 20)
+    starts, rng = np.arange(seeds.size) % 20, np.random.default_rng(11)
+    covered = 0
+    for world in range(worlds):
+        values = rng.normal(size=(n_tasks, 20))[tasks, starts] + 0.3 * rng.normal(size=seeds.size)
+        if not lined_up:
+            values = rng.permuted(values.reshape(-1, 20), axis=1).ravel()
+        means = hierarchical_bootstrap(values, seeds, tasks, replicates=500, rng_seed=world)
+        low, high = np.quantile(means, [0.025, 0.975])
+        covered += low <= 0 <= high
+    return covered / worlds
+
+
+def test_starts_that_seeds_share_are_covered() -> None:
+    assert coverage_of_shared_starts(3, lined_up=True) >= 0.92
+
+
+def test_starts_in_another_order_under_each_seed_are_not_covered() -> None:
+    """Why the order of starts is part of the contract: out of line, one start counts as several."""
+    assert coverage_of_shared_starts(1, lined_up=True, worlds=400) >= 0.92
+    assert coverage_of_shared_starts(1, lined_up=False, worlds=400) <= 0.88
+
+
+def test_mcnemar_alone_would_count_a_start_once_a_seed() -> None:
+    """Starts that favour one arm under every seed: the true null is rejected as rarely as promised, not by McNemar."""
+    seeds, tasks = crossed(3, 3, 20)
+    starts, rng = np.arange(seeds.size) % 20, np.random.default_rng(12)
+    rejected = mcnemar = covered = 0
+    for world in range(200):
+        favour = rng.choice([-1, 0, 1], size=(3, 20))[tasks, starts]
+        luck = rng.random(seeds.size)
+        found = paired_successes(luck < 0.5 + 0.4 * favour, luck < 0.5 - 0.4 * favour, seeds, tasks, replicates=500,
+                                 rng_seed=world)  # fmt: skip
+        assert found.agreement is not None
+        only_a, only_b = found.agreement.only_a, found.agreement.only_b
+        mcnemar += min(1.0, 2 * binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)) < 0.05
+        rejected += found.p < 0.05
+        covered += found.interval.low <= 0 <= found.interval.high
+    assert rejected <= 0.08 * 200
+    assert covered >= 0.92 * 200
+    assert mcnemar >= 0.12 * 200
 
 
 def test_bootstrap_of_ragged_groups_stays_among_its_values() -> None:
@@ -95,14 +170,14 @@ def test_bootstrap_of_ragged_groups_stays_among_its_values() -> None:
     assert (means == 5.0).mean() == pytest.approx(0.25, abs=0.03)  # both draws are seed y
 
 
-def test_bootstrap_is_reproducible_and_blind_to_order() -> None:
+def test_bootstrap_is_reproducible_and_blind_to_the_order_of_seeds_and_tasks() -> None:
     rng = np.random.default_rng(2)
     seeds, tasks = crossed(2, 3, 7)
     values = rng.normal(size=seeds.size)
     first = hierarchical_bootstrap(values, seeds, tasks, rng_seed=5)
     assert np.array_equal(first, hierarchical_bootstrap(values, seeds, tasks, rng_seed=5))
     assert not np.array_equal(first, hierarchical_bootstrap(values, seeds, tasks, rng_seed=6))
-    mixed = rng.permutation(seeds.size)
+    mixed = np.argsort(rng.permutation(6)[2 * tasks + seeds], kind="stable")  # groups; starts within them stay
     other = hierarchical_bootstrap(values[mixed], seeds[mixed], tasks[mixed], rng_seed=5)
     assert np.quantile(other, [0.025, 0.975]) == pytest.approx(np.quantile(first, [0.025, 0.975]), abs=0.03)
 

@@ -1,8 +1,9 @@
 """What the counts allow us to say: intervals, paired differences, corrections and verdicts.
 
 Differences between two policies are **paired**: both were given the same starts (or shown the same frames), so each
-start is its own control. Intervals come from a hierarchical bootstrap that resamples seeds, then tasks, then episodes,
-because episodes of one seed share a network and episodes of one task share a scene.
+start is its own control. Intervals come from a bootstrap that resamples seeds, tasks and the starts of a task, because
+episodes of one seed share a network and episodes of one task share a scene. Every seed meets the same tasks and starts,
+so these are drawn once for all seeds: twenty starts under three seeds are not sixty independent starts.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _proportion(successes: int, trials: int, level: float, method: Literal["wils
     return Interval(float(found.low), float(found.high))
 
 
-# ---------------------------------------------------------------- hierarchical bootstrap
+# ---------------------------------------------------------------- bootstrap
 
 
 def hierarchical_bootstrap(
@@ -111,10 +112,14 @@ def hierarchical_bootstrap(
     replicates: int = REPLICATES,
     rng_seed: int = 0,
 ) -> Float[np.ndarray, "r"]:
-    """Bootstrap means of `values`, resampling seeds, then tasks within a seed, then episodes within a task.
+    """Bootstrap means of `values`, resampling seeds, and crossed with them tasks and the episodes of a task.
+
+    The "pigeonhole" bootstrap (Owen 2007, doi:10.1214/07-AOAS122): the tasks and starts of a replicate are drawn once
+    and used for every seed that is drawn. Its intervals are on the wide side where starts hardly matter.
 
     Args:
-        values: one finite value an episode, any unit.
+        values: one finite value an episode, any unit. Within each (seed, task) the starts stand in equal order: the
+            k-th episode of a task is the same start under every seed.
         seeds: training seed of each episode (labels of any hashable type).
         tasks: task of each episode.
         replicates: number of bootstrap samples.
@@ -141,10 +146,10 @@ def hierarchical_bootstrap(
     for begin in range(0, replicates, chunk):
         b = min(chunk, replicates - begin)
         s = rng.integers(n_seeds, size=(b, n_seeds, 1))
-        t = (rng.random((b, n_seeds, n_tasks)) * width[s]).astype(np.int64)
+        t = (rng.random((b, 1, n_tasks)) * width[s]).astype(np.int64)
         drawn = np.arange(n_tasks) < width[s]  # a seed with fewer tasks draws fewer
         size = np.where(drawn, count[s, t], 0)[..., None]
-        e = first[s, t][..., None] + (rng.random((b, n_seeds, n_tasks, deepest)) * size).astype(np.int64)
+        e = first[s, t][..., None] + (rng.random((b, 1, n_tasks, deepest)) * size).astype(np.int64)
         kept = np.arange(deepest) < size
         means[begin : begin + b] = np.where(kept, values[np.where(kept, e, 0)], 0.0).sum((1, 2, 3)) / kept.sum(
             (1, 2, 3)
@@ -180,13 +185,19 @@ def mean_interval(
     *,
     rng_seed: int = 0,
 ) -> Interval:
-    """95 % hierarchical bootstrap interval of a mean. Arguments and errors as in `hierarchical_bootstrap`."""
+    """95 % bootstrap interval of a mean. Arguments and errors as in `hierarchical_bootstrap`."""
     return _percentiles(hierarchical_bootstrap(values, seeds, tasks, rng_seed=rng_seed), LEVEL)
 
 
 def _percentiles(means: Float[np.ndarray, "r"], level: float) -> Interval:
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def _two_sided(means: Float[np.ndarray, "r"]) -> float:
+    """p of "the mean is zero": twice the share of bootstrap means on the far side of zero."""
+    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (means.size + 1))
 
 
 # ---------------------------------------------------------------- paired differences
@@ -203,12 +214,14 @@ def paired_successes(
 ) -> Difference:
     """Difference of two success rates over the same starts.
 
-    p is the exact McNemar test on the discordant pairs. The interval is the hull of the hierarchical bootstrap and of
-    Newcombe's score interval for paired proportions (1998, doi:10.1002/(SICI)1097-0258(19981130)17:22<2635), since the
-    bootstrap alone collapses to a point when all pairs agree.
+    p is the exact McNemar test on the discordant pairs. It takes pairs for independent, but one start under several
+    seeds is not: with more than one seed p is never below that of the bootstrap. The interval is the hull of the
+    bootstrap and of Newcombe's score interval for paired proportions (1998,
+    doi:10.1002/(SICI)1097-0258(19981130)17:22<2635), since the bootstrap alone collapses to a point when all pairs
+    agree.
 
     Args:
-        a: success of the first policy, one an episode.
+        a: success of the first policy, one an episode; order of starts as in `hierarchical_bootstrap`.
         b: success of the second policy in the same episodes.
         seeds: training seed of each episode.
         tasks: task of each episode.
@@ -226,11 +239,12 @@ def paired_successes(
     )
     table = Agreement(int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum()), int((~a & ~b).sum()))
     discordant = table.only_a + table.only_b
+    exact = float(binomtest(table.only_a, discordant).pvalue) if discordant else 1.0
     return Difference(
         estimate=(table.only_a - table.only_b) / table.n,
         interval=_percentiles(means, LEVEL).hull(newcombe_paired(table, LEVEL)),
         tost=_percentiles(means, 0.90).hull(newcombe_paired(table, 0.90)),
-        p=float(binomtest(table.only_a, discordant).pvalue) if discordant else 1.0,
+        p=exact if len(set(seeds)) == 1 else max(exact, _two_sided(means)),
         n=table.n,
         note=_note(seeds, tasks),
         agreement=table,
@@ -275,12 +289,11 @@ def paired_means(
     if a.shape != b.shape:
         raise UserError(f"paired means need equal lengths, got {a.shape} and {b.shape}")
     means = hierarchical_bootstrap(a - b, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     return Difference(
         estimate=float((a - b).mean()),
         interval=_percentiles(means, LEVEL),
         tost=_percentiles(means, 0.90),
-        p=min(1.0, 2 * (tail + 1) / (means.size + 1)),
+        p=_two_sided(means),
         n=int(a.size),
         note=_note(seeds, tasks),
     )
