@@ -200,6 +200,32 @@ def test_every_number_of_the_tables_is_that_of_the_results(study: Path) -> None:
         assert fact in text
 
 
+def test_stages_are_compared_and_marked_as_exploratory(study: Path) -> None:
+    _, text = page(study)
+    stages = text[text.index('<section id="stages">') : text.index('<section id="action-error">')]
+    results = report.read_results(study / "results.json")
+    assert "Exploratory, not corrected for multiplicity" in stages
+    for other in ("C2", "C1"):
+        lifted = results.comparison("C4", other, "lifted")
+        distance = results.comparison("C4", other, "smallest_distance")
+        assert lifted is not None
+        assert distance is not None
+        assert f"<td>{other}</td><td>lifted</td>" in stages
+        assert f"{report.points(lifted.difference)} points" in stages
+        assert f"{report.number(100 * distance.difference, 1, True)} cm" in stages
+    floors = text[text.index("Each arm minus its floors") : text.index('<section id="comparison">')]
+    assert "<td>C2</td>" not in floors
+    assert "<td>no image</td>" in floors
+
+
+def test_scenes_shared_by_two_episodes_are_said(study: Path, tmp_path: Path) -> None:
+    _, text = page(study)
+    assert "Two starts, and two held-out episodes, share each scene" in text
+    write_results(tmp_path / "results.json", bare())
+    report.write_report(tmp_path)
+    assert "share each scene" not in page(tmp_path)[1]
+
+
 def test_text_from_the_results_is_escaped(study: Path) -> None:
     _, text = page(study)
     assert "&lt;script&gt;alert(1)" in text

@@ -17,7 +17,6 @@ from la_reconvla.errors import UserError
 from la_reconvla.study import grounding
 from la_reconvla.study.results import (
     HEADLINE,
-    Agreement,
     Arm,
     Comparison,
     Evidence,
@@ -28,9 +27,12 @@ from la_reconvla.study.results import (
     by_episode,
     comparison,
     judge,
+    measure,
+    rate,
     read_results,
     write_results,
 )
+from la_reconvla.study.statistics import wilson
 
 TASKS = ("between", "ramekin", "drawer")
 GRID = (7, 7)
@@ -102,6 +104,7 @@ def study_results(c4: float = 0.75, seeds: tuple[int, ...] = (0, 1, 2), pull: fl
     for arm, _ in arms:
         floors.append(FloorEvidence("grey_image", arm.id, episodes(0.05, seeds), frames(0, 0.2, seeds, draw=1)))
         floors.append(FloorEvidence("wrong_instruction", arm.id, frames=frames(0, 0.15, seeds, draw=1)))
+    floors.append(FloorEvidence("no_image", None, episodes(0.05, seeds), frames(0, 0.18, seeds, draw=2)))
     return build(
         Study(preset="quick", tasks={t: f"pick up the black bowl {t} and place it on the plate" for t in TASKS}),
         arms,
@@ -201,6 +204,51 @@ def test_holm_runs_over_the_declared_family_only() -> None:
     assert smallest.p_holm == pytest.approx(min(1.0, 4 * smallest.p))
 
 
+def test_stages_are_compared_without_correction() -> None:
+    results = study_results()
+    corrected = {(c.a, c.b, c.metric) for c in results.comparisons if c.p_holm is not None}
+    for other, metric in itertools.product(("C2", "C1"), ("approached", "grasped", "lifted", "smallest_distance")):
+        found = results.comparison("C4", other, metric)
+        assert found is not None
+        assert found.n == 108
+        assert ("C4", other, metric) not in corrected
+    lifted = results.comparison("C4", "C2", "lifted")
+    _, c2, c4 = (c.stages for c in results.conditions)
+    assert lifted is not None
+    assert (c4 and c4.lifted, c2 and c2.lifted) == pytest.approx((lifted.a_mean, lifted.b_mean))
+    assert {c.b for c in results.against_floors("tsr")} == {"blind_replay", "grey_image", "no_image"}
+
+
+def test_a_declared_stage_is_not_exploratory_as_well() -> None:
+    arms = [(Arm.of(condition), evidence(0.5, 0, 0.1, (0,))) for condition in (C2, C4)]
+    results = build(Study(preset="quick"), arms, family=[("C4", "C2", "grasped")])
+    found = [c for c in results.comparisons if c.metric == "grasped"]
+    assert [c.p_holm is None for c in found] == [False]
+
+
+def test_the_interval_of_a_rate_knows_that_seeds_share_starts() -> None:
+    """A start that always succeeds under every seed is one success, not three."""
+    once = [{**r, "success": r["start_id"][-1] in "01234"} for r in episodes(0.5, (0,), starts=10)]
+    thrice = [{**r, "seed": seed} for seed in (0, 1, 2) for r in once]
+    one, three = rate(once), rate(thrice[::-1])
+    pooled = wilson(45, 90)
+    assert one is not None
+    assert three is not None
+    assert (one.low, one.high) == (wilson(15, 30).low, wilson(15, 30).high)
+    assert (three.rate, three.successes, three.episodes) == (0.5, 45, 90)
+    assert three.high - three.low > 1.4 * (pooled.high - pooled.low)
+
+
+def test_the_order_of_records_does_not_matter() -> None:
+    """Starts are lined up across seeds before they are drawn, whatever the order in which they were evaluated."""
+    records = frames(0, 0.1, (0, 1))
+    shuffled = [records[i] for i in np.random.default_rng(0).permutation(len(records))]
+    straight, other = measure(records, "action_error"), measure(shuffled, "action_error")
+    assert straight is not None
+    assert other is not None
+    assert (other.low, other.high) == pytest.approx((straight.low, straight.high), rel=1e-12)
+
+
 # ---------------------------------------------------------------- verdicts
 
 
@@ -235,27 +283,49 @@ def test_one_seed_decides_nothing_about_arms() -> None:
     assert word(results, "image") == "supported"  # a claim about this very policy
 
 
-def headline(agreement: Agreement, low: float, high: float, equivalence: Any) -> tuple[str, str]:
-    n = agreement.n
-    a, b = (agreement.both + agreement.only_a) / n, (agreement.both + agreement.only_b) / n
-    found = judge([Comparison("C4", "C2", "tsr", a - b, low, high, 0.8, 0.8, n, a, b, 0, 3, agreement, equivalence)])[0]
-    return found.verdict, found.because
+def outcomes(successes: int, episodes: int = 180, seeds: int = 3) -> list[dict[str, Any]]:
+    """`successes` of `episodes`, spread evenly over seeds, tasks and starts."""
+    return [
+        {"seed": i % seeds, "task": TASKS[i // seeds % 3], "start_id": i // (3 * seeds), "success": i < successes}
+        for i in range(episodes)
+    ]
 
 
-def test_a_tie_within_five_points_refutes() -> None:
-    assert headline(Agreement(900, 20, 20, 60), -0.03, 0.03, "equivalent")[0] == "refuted"
+def headline(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> tuple[str, str, Comparison]:
+    compared = comparison("C4", "C2", a, b)
+    found = judge([compared])[0]
+    return found.verdict, found.because, compared
+
+
+@pytest.mark.parametrize("successes", [90, 20, 160])
+def test_a_tie_within_five_points_refutes(successes: int) -> None:
+    verdict, because, compared = headline(outcomes(successes), outcomes(successes))
+    assert compared.equivalence == "equivalent"
+    assert verdict == "refuted"
+    assert "equal within 5 points" in because
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "why"),
+    [
+        (0, 0, "Neither policy ever succeeded"),
+        (1, 0, "at the floor or ceiling"),
+        (2, 2, "at the floor or ceiling"),
+        (180, 180, "at the floor or ceiling"),
+        (178, 180, "at the floor or ceiling"),
+    ],
+)
+def test_a_tie_at_the_floor_or_the_ceiling_refutes_nothing(ours: int, theirs: int, why: str) -> None:
+    verdict, because, compared = headline(outcomes(ours), outcomes(theirs))
+    assert compared.equivalence == "equivalent"  # which is why it needs its own rule
+    assert verdict == "inconclusive"
+    assert why in because
 
 
 def test_a_study_that_is_too_small_says_what_would_be_needed() -> None:
-    verdict, because = headline(Agreement(6, 3, 2, 7), -0.2, 0.3, "undecided")
+    verdict, because, _ = headline(outcomes(9, 18), outcomes(8, 18))
     assert verdict == "inconclusive"
     assert "independent episodes an arm are needed" in because
-
-
-def test_nobody_succeeding_is_said() -> None:
-    verdict, because = headline(Agreement(0, 0, 0, 18), -0.18, 0.18, "undecided")
-    assert verdict == "inconclusive"
-    assert "Neither policy ever succeeded" in because
 
 
 def test_missing_arms_are_said() -> None:
@@ -271,6 +341,19 @@ def test_a_policy_that_ignores_the_image_is_found_out() -> None:
         "grey_image", "C1", frames=[{**r, "action_error": r["action_error"] - 0.05} for r in same.frames]
     )
     assert word(build(Study(preset="quick"), [(arm, same)], [floor]), "image") == "refuted"
+
+
+@pytest.mark.parametrize(("blind_error", "expected"), [(0.2, "supported"), (0.05, "refuted"), (None, "inconclusive")])
+def test_use_of_the_image_is_judged_against_a_policy_without_one_too(blind_error: float | None, expected: str) -> None:
+    """Bad actions under a grey image may only mean that grey is foreign to a policy trained on images."""
+    floors = [FloorEvidence("grey_image", "C1", frames=frames(0, 0.2, (0, 1), draw=1))]
+    if blind_error is not None:
+        floors.append(FloorEvidence("no_image", None, frames=frames(0, blind_error, (0, 1), draw=1)))
+    results = build(Study(preset="quick"), [(Arm.of(C1), evidence(0.5, 0, 0.1, (0, 1)))], floors)
+    found = results.hypothesis("image")
+    assert found is not None
+    assert found.verdict == expected
+    assert ("no image is not part of this study" in found.because) == (blind_error is None)
 
 
 # ---------------------------------------------------------------- the file

@@ -18,6 +18,7 @@ from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study import figures
 from la_reconvla.study.figures import Run, data_uri
 from la_reconvla.study.results import (
+    EXPLORATORY,
     FAMILY,
     HEADLINE,
     SAME_WITHIN,
@@ -88,7 +89,8 @@ def render(results: Results, folder: Path) -> str:
         comparison=results.comparison("C4", "C2", "tsr"),
         family=[c for c in results.comparisons if c.p_holm is not None],
         undone=[key for key in FAMILY if results.comparison(*key) is None],
-        floor_comparisons=[c for c in results.comparisons if c.p_holm is None and c.metric == "tsr"],
+        exploratory=[c for c in map(lambda key: results.comparison(*key), EXPLORATORY) if c and c.p_holm is None],
+        floor_comparisons=results.against_floors("tsr"),
         errors=[_error_row(results, c) for c in results.conditions if c.action_error],
         error_floors=ERROR_FLOORS,
         tasks=sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
@@ -238,6 +240,11 @@ def limits(results: Results) -> list[str]:
         )
     elif seeds < FEW_SEEDS:
         said.append(f"Each arm was trained {seeds} times; intervals over so few trainings are too narrow.")
+    if results.study.placement == "wide":
+        said.append(
+            "Two starts, and two held-out episodes, share each scene and its image, one for either bowl. Intervals "
+            "count the two as independent and are therefore somewhat too narrow."
+        )
     said.extend(_weak_arms(results))
     said.append("Attention maps are not causes: a map on the object does not prove that the action depends on it.")
     said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
@@ -253,7 +260,7 @@ def limits(results: Results) -> list[str]:
 
 def _weak_arms(results: Results) -> list[str]:
     """Arms that were not shown to succeed more often than each floor they were compared with."""
-    against = [c for c in results.comparisons if c.metric == "tsr" and c.p_holm is None]
+    against = results.against_floors("tsr")
     if not against:
         return ["Success stands beside no floor: what a policy reaches without the image was not measured."]
     weak = [c for c in against if c.low <= 0]

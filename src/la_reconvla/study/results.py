@@ -37,6 +37,12 @@ EPISODE_METRICS = {"tsr": "success", "smallest_distance": "smallest_distance"} |
 SAME_WITHIN = 0.05  # success rates closer than this count as equal: five points
 FAMILY = (("C4", "C2", "tsr"), ("C4", "C1", "tsr"), ("C4", "C2", "aos"), ("C4", "C1", "aos"))
 """Comparisons declared before the data were seen; Holm's correction runs over these."""
+EXPLORATORY = tuple(
+    ("C4", other, metric)
+    for metric in ("approached", "grasped", "lifted", "smallest_distance")
+    for other in ("C2", "C1")
+)
+"""Comparisons of how far episodes got, outside of the declared family and not corrected for their number."""
 
 FloorId = Literal["blind_replay", "no_image", "grey_image", "wrong_instruction"]
 Record = Mapping[str, Any]
@@ -105,7 +111,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Rate:
-    """A success rate with its Wilson 95 % interval."""
+    """A success rate with its Wilson 95 % interval, widened to the bootstrap's where several seeds share the starts."""
 
     rate: float
     low: float
@@ -116,7 +122,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean with its hierarchical bootstrap 95 % interval; `n` episodes."""
+    """A mean with its bootstrap 95 % interval; `n` episodes."""
 
     mean: float
     low: float
@@ -349,6 +355,10 @@ class Results:
         """The comparison of `a` with `b`."""
         return next((c for c in self.comparisons if (c.a, c.b, c.metric) == (a, b, metric)), None)
 
+    def against_floors(self, metric: str) -> list[Comparison]:
+        """The comparisons of arms with floors, by `metric`."""
+        return [c for c in self.comparisons if c.b in get_args(FloorId) and c.metric == metric]
+
 
 # ---------------------------------------------------------------- reading and writing
 
@@ -446,6 +456,8 @@ Key = tuple[Any, str, str]
 def by_episode(records: Records, metric: str) -> dict[Key, float]:
     """One value of `metric` for each (seed, task, episode), frames averaged, what was not measured left out.
 
+    Sorted by start within each seed and task, as the bootstrap over starts wants it.
+
     Raises:
         UserError: a record lacks a key, or an episode metric occurs twice for one episode.
     """
@@ -461,7 +473,7 @@ def by_episode(records: Records, metric: str) -> dict[Key, float]:
     if metric in EPISODE_METRICS and any(len(v) > 1 for v in values.values()):
         twice = next(key for key, v in values.items() if len(v) > 1)
         raise UserError(f"episode (seed, task, start) = {twice} is recorded twice: remove one line from its episodes")
-    return {key: float(np.mean(v)) for key, v in values.items()}
+    return {key: float(np.mean(values[key])) for key in sorted(values, key=str)}
 
 
 def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: str = "tsr") -> Comparison:
@@ -481,7 +493,7 @@ def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: s
     """
     ours, theirs = by_episode(a_records, metric), by_episode(b_records, metric)
     partner = {key: key if key in theirs else (None, *key[1:]) for key in ours}
-    pairs = sorted((key for key, other in partner.items() if other in theirs), key=str)
+    pairs = [key for key, other in partner.items() if other in theirs]
     if not pairs:
         raise UserError(
             f"{a} and {b} have no (seed, task, start) in common for {metric}: evaluate both on the same starts"
@@ -545,12 +557,20 @@ def _cell(seed: int, evidence: Evidence) -> Cell:
 
 
 def rate(episodes: Records) -> Rate | None:
-    """Success rate with its Wilson interval; None without episodes."""
-    successes = list(by_episode(episodes, "tsr").values())
-    if not successes:
+    """Success rate with its interval; None without episodes.
+
+    Wilson's interval takes episodes for independent. Seeds share their starts, so with more than one the interval is
+    the hull of Wilson's and the bootstrap's.
+    """
+    values = by_episode(episodes, "tsr")
+    if not values:
         return None
-    interval = statistics.wilson(int(sum(successes)), len(successes))
-    return Rate(float(np.mean(successes)), interval.low, interval.high, int(sum(successes)), len(successes))
+    successes, n = int(sum(values.values())), len(values)
+    interval, seeds = statistics.wilson(successes, n), [key[0] for key in values]
+    if len(set(seeds)) > 1:
+        tasks = [key[1] for key in values]
+        interval = interval.hull(statistics.mean_interval(np.array(list(values.values())), seeds, tasks))
+    return Rate(successes / n, interval.low, interval.high, successes, n)
 
 
 def _tally(episodes: Records) -> Tally | None:
@@ -622,7 +642,11 @@ def build(
         family: comparisons (a, b, metric) declared beforehand; those whose data exist are made and Holm-corrected.
     """
     evidence = {arm.id: found for arm, found in arms}
-    comparisons = (*_family(evidence, family), *_against_floors(evidence, floors))
+    comparisons = (
+        *_family(evidence, family),
+        *_compared(evidence, [key for key in EXPLORATORY if key not in family]),
+        *_against_floors(evidence, floors),
+    )
     rates = {name: rate(episodes) for name, episodes in (references or {}).items()}
     return Results(
         schema=SCHEMA,
@@ -644,14 +668,19 @@ def build(
 
 def _family(evidence: Mapping[str, Evidence], family: Sequence[tuple[str, str, str]]) -> list[Comparison]:
     """The declared comparisons whose data exist, corrected together."""
-    made = [
+    made = _compared(evidence, family)
+    return [replace(c, p_holm=p) for c, p in zip(made, statistics.holm([c.p for c in made]), strict=True)]
+
+
+def _compared(evidence: Mapping[str, Evidence], keys: Sequence[tuple[str, str, str]]) -> list[Comparison]:
+    """The comparisons (a, b, metric) of two arms whose data exist."""
+    return [
         comparison(a, b, _records(evidence[a], metric), _records(evidence[b], metric), metric)
-        for a, b, metric in family
+        for a, b, metric in keys
         if a in evidence
         and b in evidence
         and _both(_records(evidence[a], metric), _records(evidence[b], metric), metric)
     ]
-    return [replace(c, p_holm=p) for c, p in zip(made, statistics.holm([c.p for c in made]), strict=True)]
 
 
 def _against_floors(evidence: Mapping[str, Evidence], floors: Sequence[FloorEvidence]) -> list[Comparison]:
@@ -682,7 +711,8 @@ CLAIMS = {
     "H2": "C4 is three to five times faster than ReconVLA.",
     "H3": "Attention rests more on the task's object under C4 than under C1 and C2.",
     "H4": "Under changed wording, objects and suites C4 loses less than the ReconVLA arm.",
-    "image": "The policies use the image: their action error is lower than with a grey image.",
+    "image": "The policies use the image: their action error is lower than with a grey image and than that of a policy "
+    "trained without images.",
     "words": "The policies use the words: their action error is lower than under a wrong instruction.",
 }
 NOT_COMPARED = "The data for this comparison are not part of this study."
@@ -703,7 +733,8 @@ def judge(comparisons: Sequence[Comparison]) -> list[Hypothesis]:
         "H2": ("inconclusive", NO_RECONVLA),
         "H3": _together([_judge_arms(c) for c in grounding]),
         "H4": ("inconclusive", NO_RECONVLA),
-        "image": _judge_floor(comparisons, "grey_image"),
+        # A grey image is foreign to a policy trained on images; one trained without images is the fairer floor.
+        "image": _judge_floor(comparisons, "grey_image", "no_image"),
         "words": _judge_floor(comparisons, "wrong_instruction"),
     }
     return [Hypothesis(id, verdict, because, CLAIMS[id]) for id, (verdict, because) in judged.items()]
@@ -713,14 +744,20 @@ Judgement = tuple[Verdict, str]
 
 
 def _judge_headline(c: Comparison | None) -> Judgement:
-    """C4 against C2 on success. A tie within `SAME_WITHIN` refutes: then the auxiliary task did it, not grounding."""
+    """C4 against C2 on success. A tie within `SAME_WITHIN` refutes: then the auxiliary task did it, not grounding.
+
+    A tie of policies that (nearly) always fail or (nearly) always succeed refutes nothing: there all policies tie.
+    """
     word, because = _judge_arms(c)
     if c is None or c.agreement is None or word != "inconclusive":
         return word, because
-    if c.equivalence == "equivalent" and c.seeds > 1:
-        return "refuted", f"{because} The two are equal within {100 * SAME_WITHIN:.0f} points."
     if c.agreement.neither == c.n:
         return word, f"{because} Neither policy ever succeeded, so success cannot tell them apart."
+    rates = [(c.agreement.both + only) / c.n for only in (c.agreement.only_a, c.agreement.only_b)]
+    if max(rates) < SAME_WITHIN or min(rates) > 1 - SAME_WITHIN:
+        return word, f"{because} Both are at the floor or ceiling, where five points say nothing."
+    if c.equivalence == "equivalent" and c.seeds > 1:
+        return "refuted", f"{because} The two are equal within {100 * SAME_WITHIN:.0f} points."
     if c.a_mean is not None and c.b_mean is not None and c.a_mean != c.b_mean:
         needed = statistics.rollouts_needed(c.a_mean, c.b_mean)
         because += (
@@ -739,12 +776,15 @@ def _judge_arms(c: Comparison | None) -> Judgement:
     return word, in_words(c)
 
 
-def _judge_floor(comparisons: Sequence[Comparison], floor: str) -> Judgement:
-    """Action error below a floor in every arm. A claim about these very policies, so one seed will do."""
-    against = [c for c in comparisons if c.b == floor and c.metric == "action_error"]
-    if not against:
-        return "inconclusive", NOT_COMPARED
-    return _together([(statistics.verdict(Interval(c.low, c.high), "below"), in_words(c)) for c in against])
+def _judge_floor(comparisons: Sequence[Comparison], *floors: FloorId) -> Judgement:
+    """Action error below each floor in every arm. A claim about these very policies, so one seed will do."""
+    judged: list[Judgement] = []
+    for floor in floors:
+        against = [c for c in comparisons if c.b == floor and c.metric == "action_error"]
+        judged.extend((statistics.verdict(Interval(c.low, c.high), "below"), in_words(c)) for c in against)
+        if not against:
+            judged.append(("inconclusive", f"The floor {floor.replace('_', ' ')} is not part of this study."))
+    return _together(judged)
 
 
 def _together(judged: Sequence[Judgement]) -> Judgement:
