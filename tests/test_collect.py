@@ -118,6 +118,12 @@ class ToyStudio:
     limit: int = 100
     wrist: bool = False
     preparing: float = 0.0
+    unfit: str = ""
+    broken: str = ""
+
+    def check(self, config: CollectConfig) -> None:
+        if self.unfit:
+            raise UserError(self.unfit)
 
     def seconds(self, index: int) -> float:
         return self.slow * (1 + index * 7 % 3)
@@ -147,6 +153,8 @@ class ToyStudio:
         )
 
     def env(self, config: CollectConfig) -> Any:
+        if self.broken:
+            raise UserError(self.broken)
         return ToyEnv(self)
 
     def expert(self) -> Any:
@@ -345,6 +353,43 @@ def test_a_dead_worker_is_explained_and_costs_nothing(tmp_path: Path) -> None:
         collect(toy_config(tmp_path, workers=1), ToyStudio(crash=3))
     assert len(list(tmp_path.glob("shards/*/*.hdf5"))) == 3
     assert collect(toy_config(tmp_path), ToyStudio()).episodes == 8
+
+
+def test_a_machine_that_cannot_record_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="install OpenGL"):
+        collect(toy_config(tmp_path / "out"), ToyStudio(unfit="install OpenGL"))
+    assert not (tmp_path / "out").exists()
+    summary = collect(toy_config(tmp_path / "out"), ToyStudio())
+    assert collect(toy_config(tmp_path / "out"), ToyStudio(unfit="a finished one needs no OpenGL")) == summary
+
+
+def test_what_a_worker_misses_is_said_in_its_own_words(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^OpenGL broke after the check$"):
+        collect(toy_config(tmp_path), ToyStudio(broken="OpenGL broke after the check"))
+    assert collect(toy_config(tmp_path), ToyStudio()).episodes == 8
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_any_mujoco_is_allowed_everywhere_or_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    from la_reconvla.sim import libero, machine, placements
+
+    asked: list[bool] = []
+
+    def note(*_: Any, allow_any_mujoco: bool, **__: Any) -> list[Start]:
+        asked.append(allow_any_mujoco)
+        return []
+
+    monkeypatch.setattr(machine, "require_simulator", note)
+    monkeypatch.setattr(libero, "LiberoEnv", note)
+    monkeypatch.setattr(placements, "wide_starts", note)
+    studio, config = LiberoStudio(), CollectConfig(tmp_path, placement="wide", allow_any_mujoco=allowed)
+    studio.check(config)
+    studio.env(config)
+    studio.prepare(config, 0, 1)
+    studio.scene(config, 0, 0)
+    assert asked == [allowed] * 4
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -214,6 +215,17 @@ def test_starts_come_in_pairs_and_are_the_same_every_time_however_they_are_asked
     assert summary["apart_median"] == pytest.approx(
         np.linalg.norm((target_position(fresh[0]) - target_position(fresh[1]))[:2])
     )
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_any_mujoco_reaches_the_simulator_that_makes_scenes(monkeypatch, allowed):
+    monkeypatch.setattr("mujoco.__version__", "3.4.0")
+    monkeypatch.setattr("la_reconvla.sim.placements._Workshop", lambda *_: Mock(make=lambda *_: np.zeros(3)))
+    if allowed:
+        assert len(wide_starts(SPATIAL, 1, "test", [0, 1], allow_any_mujoco=True)) == 2
+    else:
+        with pytest.raises(UserError, match=r"MuJoCo 3\.4\.0 is installed"):
+            wide_starts(SPATIAL, 1, "test", [0, 1])
 
 
 @pytest.mark.sim

@@ -382,7 +382,7 @@ def test_the_opengl_that_is_there_is_chosen(monkeypatch, libraries, chosen):
     monkeypatch.setattr(ctypes.util, "find_library", lambda name: name if name in libraries else None)
     if chosen is None:
         with pytest.raises(UserError, match="apt-get install"):
-            libero_module._choose_opengl()
+            libero_module.choose_opengl()
     else:
-        libero_module._choose_opengl()
+        libero_module.choose_opengl()
         assert libero_module.os.environ["MUJOCO_GL"] == chosen

@@ -17,6 +17,7 @@ holds depends on its configuration alone, not on the number of workers or on whe
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import multiprocessing
@@ -205,6 +206,10 @@ class Studio(Protocol):
         """What the file of a task says about it; raises `UserError` for an unknown suite or task."""
         ...
 
+    def check(self, config: CollectConfig) -> None:
+        """Make sure that this machine can record, before anything is written; raises `UserError` if it cannot."""
+        ...
+
     def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
         """Make the first `scenes` scenes of a task, if that is cheaper than one by one."""
         ...
@@ -249,6 +254,12 @@ class LiberoStudio:
             frame_stride=config.frame_stride,
         )
 
+    def check(self, config: CollectConfig) -> None:
+        """The simulator can be imported, and draws."""
+        from la_reconvla.sim.machine import require_simulator
+
+        require_simulator(allow_any_mujoco=config.allow_any_mujoco)
+
     def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
         """Wide scenes are made in a simulator of their own, which takes longer to build than a scene to make."""
         if config.placement == "wide":
@@ -266,7 +277,14 @@ class LiberoStudio:
     def _wide(self, config: CollectConfig, task: int, indices: range) -> Sequence[Start]:
         from la_reconvla.sim.placements import wide_starts
 
-        return wide_starts(config.suite, task, config.split, indices, cache=config.out / SHARDS / "placements")
+        return wide_starts(
+            config.suite,
+            task,
+            config.split,
+            indices,
+            cache=config.out / SHARDS / "placements",
+            allow_any_mujoco=config.allow_any_mujoco,
+        )
 
     def env(self, config: CollectConfig) -> RecordableEnv:
         """A `LiberoEnv`."""
@@ -310,6 +328,8 @@ def collect(config: CollectConfig, studio: Studio | None = None) -> Summary:
     """
     studio = studio or LiberoStudio()
     headers = {task: studio.header(config, task) for task in config.tasks}
+    if not (config.out / SUMMARY).exists():
+        studio.check(config)
     with locked(config.out):
         _claim(config)
         if not (config.out / SUMMARY).exists():
@@ -516,13 +536,23 @@ def default_workers() -> int:
 
 @dataclass(eq=False)
 class _Worker:
-    """What a worker process keeps from one scene to the next."""
+    """What a worker process keeps from one scene to the next.
+
+    The simulator is made by the first job that needs it: what goes wrong in a job reaches the parent in words, what
+    goes wrong while a worker starts only breaks the pool.
+    """
 
     config: CollectConfig
     studio: Studio
     headers: dict[int, FileHeader]
-    env: RecordableEnv
-    expert: ScriptedExpert
+
+    @functools.cached_property
+    def env(self) -> RecordableEnv:
+        return self.studio.env(self.config)
+
+    @functools.cached_property
+    def expert(self) -> ScriptedExpert:
+        return self.studio.expert()
 
 
 _worker: _Worker | None = None
@@ -531,7 +561,7 @@ _worker: _Worker | None = None
 def _start_worker(config: CollectConfig, studio: Studio, headers: dict[int, FileHeader]) -> None:
     global _worker
     become_worker()
-    _worker = _Worker(config, studio, headers, studio.env(config), studio.expert())
+    _worker = _Worker(config, studio, headers)
 
 
 def _prepare_scenes(task: int, scenes: int) -> None:

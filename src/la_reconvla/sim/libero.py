@@ -397,17 +397,25 @@ def prepare_simulator(*, allow_any_mujoco: bool = False) -> None:
     """Import the simulator with a working OpenGL chosen and its chatter silenced.
 
     Raises:
-        UserError: if its packages, an OpenGL library or the right MuJoCo are missing.
+        UserError: if its packages, a working OpenGL library or the right MuJoCo are missing.
     """
-    _choose_opengl()
+    choose_opengl()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
         mujoco = importlib.import_module("mujoco")
         importlib.import_module("libero.libero.envs")
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(f"the simulator cannot be imported ({error}): {INSTALL_SIM}") from error
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # a library or a device that does not load
+        raise no_opengl(error) from error
     if not allow_any_mujoco:
         check_mujoco(mujoco.__version__)
+
+
+def no_opengl(reason: object) -> UserError:
+    """`UserError` for an OpenGL that does not draw, with the command that repairs it."""
+    library = os.environ.get("MUJOCO_GL") or "no library"
+    return UserError(f"OpenGL does not draw (MUJOCO_GL: {library}; {reason}); repair it with: {INSTALL_OPENGL}")
 
 
 def check_mujoco(version: str) -> None:
@@ -426,8 +434,12 @@ def check_mujoco(version: str) -> None:
         )
 
 
-def _choose_opengl() -> None:
-    """Set MUJOCO_GL, which MuJoCo and robosuite read when imported: EGL if its library is there, OSMesa otherwise."""
+def choose_opengl() -> None:
+    """Set MUJOCO_GL, which MuJoCo and robosuite read when imported: EGL if its library is there, OSMesa otherwise.
+
+    Raises:
+        UserError: if there is neither.
+    """
     if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
         return
     for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):

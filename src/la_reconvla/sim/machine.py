@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from la_reconvla.errors import UserError
-from la_reconvla.sim.libero import INSTALL_OPENGL, check_mujoco
+from la_reconvla.sim.libero import INSTALL_OPENGL, check_mujoco, choose_opengl, prepare_simulator
 from la_reconvla.sim.tasks import INSTALL_SIM, load_suite, official_states, resources
 
 GB = 1e9
@@ -31,14 +31,20 @@ RENDER_TIMEOUT = 120  # seconds
 # Draws a red ball and fails unless the middle of the picture is red. Run in a process of its own: a broken driver
 # ends the process that loads it.
 _DRAW = """
+import sys
 import mujoco
+from la_reconvla.errors import UserError
 from la_reconvla.sim.renderer import Renderer
 model = mujoco.MjModel.from_xml_string(
     '<mujoco><worldbody><light pos="0 0 3"/><camera name="eye" pos="0 0 3"/>'
     '<geom size="1" group="1" rgba="1 0 0 1"/></worldbody></mujoco>')
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
-renderer = Renderer(model, 32, "official")
+try:
+    renderer = Renderer(model, 32, "official")
+except UserError as error:
+    print(repr(error.__cause__))  # not as an exit message: what half a context complains of would follow it
+    sys.exit(1)
 red, green, blue = renderer.image(model, data, "eye")[16, 16].tolist()
 renderer.close()
 assert red > green + 50, f"a red ball was drawn in the colour {red, green, blue}"
@@ -81,6 +87,26 @@ def check_machine(out_dir: Path | str = ".") -> list[Check]:
         _gpu,
     )
     return [check() for check in checks]
+
+
+def require_simulator(*, allow_any_mujoco: bool = False) -> None:
+    """Make sure that the simulator runs and draws here, before anything long begins; takes a few seconds.
+
+    A picture is drawn in a process of its own, as a broken driver may end the process that loads it.
+
+    Args:
+        allow_any_mujoco: accept a MuJoCo with which scores are not comparable.
+
+    Raises:
+        UserError: it does not; the message ends with the command that repairs it.
+    """
+    version = _version("mujoco")
+    if version is not None and not allow_any_mujoco:
+        check_mujoco(version)
+    drawing = _opengl()
+    if not drawing.ok:
+        raise UserError(f"{drawing.name}: {drawing.found}; repair it with: {drawing.repair}")
+    prepare_simulator(allow_any_mujoco=allow_any_mujoco)
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
@@ -141,15 +167,19 @@ def _libero() -> Check:
 def _opengl() -> Check:
     if _version("mujoco") is None:
         return Check("OpenGL", False, "cannot be tried without MuJoCo", INSTALL_SIM)
-    chosen = os.environ.get("MUJOCO_GL", "").lower()
-    errors = {library: _drawing_error(library) for library in ([chosen] if chosen else ["egl"])}
-    if not any(errors.values()):
-        return Check("OpenGL", True, f"renders through {next(iter(errors))}")
-    for library in {"egl", "osmesa"} - set(errors):
+    try:
+        choose_opengl()
+    except UserError:
+        return Check("OpenGL", False, "neither EGL nor OSMesa is installed", INSTALL_OPENGL)
+    chosen = os.environ.get("MUJOCO_GL", "").lower() or "egl"
+    error = _drawing_error(chosen)
+    if error is None:
+        return Check("OpenGL", True, f"renders through {chosen}")
+    for library in {"egl", "osmesa"} - {chosen}:
         if _drawing_error(library) is None:
-            found = f"renders through {library}, not through {next(iter(errors))}"
+            found = f"renders through {library}, not through {chosen}"
             return Check("OpenGL", False, found, f"export MUJOCO_GL={library}")
-    return Check("OpenGL", False, "; ".join(f"{library}: {error}" for library, error in errors.items()), INSTALL_OPENGL)
+    return Check("OpenGL", False, f"{chosen} does not draw ({error})", INSTALL_OPENGL)
 
 
 def _memory() -> Check:
@@ -223,7 +253,7 @@ def _drawing_error(library: str) -> str | None:
         return f"no picture after {RENDER_TIMEOUT} s"
     if done.returncode == 0:
         return None
-    lines = done.stderr.strip().splitlines()
+    lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[-1] if lines else f"the process ended with {done.returncode}"
 
 

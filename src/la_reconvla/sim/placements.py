@@ -130,7 +130,14 @@ def official_start(suite: str, task: int, init_id: int, split: Split) -> Start:
 
 
 def wide_starts(
-    suite: str, task: int, split: Split, indices: Iterable[int], cache: Path | None = None, wide: Wide | None = None
+    suite: str,
+    task: int,
+    split: Split,
+    indices: Iterable[int],
+    cache: Path | None = None,
+    wide: Wide | None = None,
+    *,
+    allow_any_mujoco: bool = False,
 ) -> list[Start]:
     """Starts with objects moved about; equal arguments give bit-equal starts.
 
@@ -141,6 +148,7 @@ def wide_starts(
         indices: which starts, in the order wanted. 2j has the first bowl of scene j as its target, 2j + 1 the second.
         cache: folder in which scenes are kept, by all that they depend on; a scene takes about a second to make.
         wide: how far to move things; `Wide()` if None.
+        allow_any_mujoco: make them with whatever MuJoCo is installed; they are kept apart in the cache.
 
     Raises:
         UserError: if the suite, task, split or an index is unknown, the task is not about one of two bowls of one
@@ -153,7 +161,7 @@ def wide_starts(
         raise UserError(f"starts are numbered from 0: there is no start {min(indices)}")
     scene_task = load_task(suite, task)
     wording = instructions(scene_task)
-    states = _scenes(scene_task, split, sorted({index // 2 for index in indices}), cache, parameters)
+    states = _scenes(scene_task, split, sorted({index // 2 for index in indices}), cache, parameters, allow_any_mujoco)
     targets = list(wording)
     return [
         Start(
@@ -288,14 +296,14 @@ def target_position(start: Start) -> Float[np.ndarray, "3"]:
 
 
 def _scenes(
-    task: Task, split: Split, scenes: list[int], cache: Path | None, wide: Wide
+    task: Task, split: Split, scenes: list[int], cache: Path | None, wide: Wide, allow_any_mujoco: bool
 ) -> dict[int, Float[np.ndarray, "s"]]:
     """States of `scenes`, from the cache where it has them."""
     path = None if cache is None else Path(cache) / f"{task.suite}-{task.index}-{split}-{_key(task, wide)}.npz"
     known = _read(path) if path is not None and path.exists() else {}
     missing = [scene for scene in scenes if scene not in known]
     if missing:
-        with LiberoEnv(max_steps=np.iinfo(np.int64).max) as env:
+        with LiberoEnv(max_steps=np.iinfo(np.int64).max, allow_any_mujoco=allow_any_mujoco) as env:
             workshop = _Workshop(task, env, wide)
             for scene in missing:
                 known[scene] = workshop.make(split, scene)

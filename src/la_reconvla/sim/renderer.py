@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from la_reconvla.contracts import Quality
+from la_reconvla.sim.libero import no_opengl
 
 # LIBERO draws group 1, the visual geoms, and not group 0, the collision geoms.
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1
@@ -35,6 +36,9 @@ class Renderer:
         model: the compiled model. Its offscreen size and, for `fast`, its sample count and shadow size are changed.
         size: rows and columns of the square image.
         quality: `official` draws what LIBERO draws, bit for bit.
+
+    Raises:
+        UserError: OpenGL does not work here; the message names the command that repairs it.
     """
 
     def __init__(self, model: mujoco.MjModel, size: int, quality: Quality) -> None:
@@ -44,9 +48,12 @@ class Renderer:
             model.vis.quality.offsamples = 0
             model.vis.quality.shadowsize = 0
         model.vis.global_.offwidth = model.vis.global_.offheight = size
-        self._gl: Any = _gl_context(size)
-        self._gl.make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        try:
+            self._gl: Any = _gl_context(size)
+            self._gl.make_current()
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
+        except Exception as error:  # MuJoCo, PyOpenGL and ctypes have errors of their own, with no class in common
+            raise no_opengl(repr(error)) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         if quality == "fast":
