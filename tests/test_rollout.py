@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from la_reconvla.contracts import Observation, Outcome, Pose, Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim.policies import Uniform, swapped
-from la_reconvla.sim.rollout import Film, run_episode
+from la_reconvla.sim.rollout import EnvSettings, Film, run_episode
 from la_reconvla.study import evaluate as evaluation
 
 
@@ -164,15 +164,30 @@ def test_an_evaluation_goes_on_where_it_was_and_pairs_starts(tmp_path, fake_roll
     starts = [start(i, task=i % 2) for i in range(6)]
     arms = [evaluation.Evaluation(tmp_path / id, {"condition": id, "seed": 0}, Uniform()) for id in ("C1", "C4")]
     few = evaluation.Evaluation(tmp_path / "floor", {"condition": "floor", "seed": None}, Uniform(), episodes=2)
-    evaluation.evaluate(arms[:1], starts[:3], None, 1)
+    evaluation.evaluate(arms[:1], starts[:3], EnvSettings(), 1)
     assert evaluation.pending([*arms, few], starts) == 3 + 6 + 2
-    evaluation.evaluate([*arms, few], starts, None, 1)
+    evaluation.evaluate([*arms, few], starts, EnvSettings(), 1)
     assert len(fake_rollouts) == len(set(fake_rollouts)) == 6 + 6 + 2
     files = [evaluation.read_jsonl(arm.folder / evaluation.EPISODES) for arm in arms]
     assert {r["start_id"] for r in files[0]} == {r["start_id"] for r in files[1]} == {s.id for s in starts}
     assert evaluation.pending([*arms, few], starts) == 0
-    evaluation.evaluate(arms, starts, None, 1)
+    evaluation.evaluate(arms, starts, EnvSettings(), 1)
     assert len(fake_rollouts) == 14
+
+
+def test_episodes_of_another_policy_or_setting_are_never_counted(tmp_path, fake_rollouts):
+    starts = [start(i) for i in range(2)]
+    one = evaluation.Evaluation(tmp_path, {"condition": "random", "seed": None}, Uniform(0))
+    evaluation.evaluate([one], starts, EnvSettings(), 1)
+    before = (tmp_path / evaluation.EPISODES).read_bytes()
+    for other, settings in (
+        (replace(one, policy=Uniform(1)), EnvSettings()),
+        (replace(one, label={"condition": "C4", "seed": 0}), EnvSettings()),
+        (one, EnvSettings(quality="fast")),
+    ):
+        with pytest.raises(UserError, match="another configuration"):
+            evaluation.evaluate([other], starts, settings, 1)
+    assert (tmp_path / evaluation.EPISODES).read_bytes() == before
 
 
 @pytest.mark.sim

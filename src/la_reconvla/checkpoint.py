@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import Quality
+from la_reconvla.contracts import PROPRIO_WIDTH, Quality
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
@@ -191,3 +192,32 @@ def weights_hash(policy: torch.nn.Module, part: str) -> str:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: train this run first, or finish it by the same command")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def dry_run(policy: Policy, instructions: Iterable[str]) -> None:
+    """Act once on every instruction, so that one that is too long is found before long work.
+
+    Raises:
+        UserError: from the backbone.
+    """
+    backbone: Any = policy.backbone
+    told = sorted(set(instructions))
+    rows, columns = backbone.grid
+    images = torch.zeros(len(told), 3, rows * backbone.patch_size, columns * backbone.patch_size, dtype=torch.uint8)
+    device = next(policy.parameters()).device
+    wrist = images if backbone.config.wrist else None
+    width = PROPRIO_WIDTH[backbone.config.proprio]
+    proprio = torch.zeros(len(told), width, device=device) if width else None
+    policy.act(images.to(device), told, None if wrist is None else wrist.to(device), proprio)

@@ -19,6 +19,7 @@ app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
 Ints = Optional[tuple[int, ...]]  # noqa: UP045 (tyro reads it at run time on Python 3.10)
 Names = Optional[tuple[str, ...]]  # noqa: UP045
+Proprio = Optional[Literal["none", "gripper", "all"]]  # noqa: UP045
 
 
 @app.command
@@ -97,7 +98,14 @@ def train(
     seed: int = 0,
     preset: str = "small",
     steps: int | None = None,
-    device: str = "auto",
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    device: str | None = None,
+    chunk: int | None = None,
+    proprio: Proprio = None,
+    wrist: bool | None = None,
+    max_tokens: int | None = None,
+    norm_pixels: bool | None = None,
 ) -> None:
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
@@ -106,13 +114,31 @@ def train(
         out: run folder; a killed run goes on in it.
         condition: arm, for example C1 or C4.
         seed: of weights, batches and masks.
-        preset: where backbone, decoder and schedule come from.
-        steps: optimizer steps in place of the preset's.
+        preset: where backbone, decoder and schedule come from; the options below replace single numbers.
+        steps: optimizer steps.
+        batch_size: samples a step.
+        learning_rate: peak of the schedule.
         device: auto, cpu, cuda or mps.
+        chunk: actions decoded and executed at once; 1 is the published setting.
+        proprio: robot state: none (published), the gripper's width, or all of it.
+        wrist: use the wrist camera too.
+        max_tokens: longest instruction in tokens.
+        norm_pixels: reconstruct pixels normalised in each patch.
     """
     from la_reconvla.study.ablation import train_one
 
-    train_one(demonstrations, out, condition, seed, preset, steps, device)
+    changes = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "device": device,
+        "chunk": chunk,
+        "proprio": proprio,
+        "wrist": wrist,
+        "max_tokens": max_tokens,
+        "norm_pixels": norm_pixels,
+    }
+    train_one(demonstrations, out, condition, seed, preset, changes)
     print(out)
 
 
@@ -121,7 +147,7 @@ def evaluate(
     run: Positional[str],
     episodes: int = 10,
     suite: str = "libero_spatial",
-    tasks: tuple[int, ...] = (0, 1, 2),
+    tasks: Ints = None,
     placement: Literal["official", "wide"] = "wide",
     workers: int = 0,
     out: Path | None = None,
@@ -133,7 +159,7 @@ def evaluate(
         run: a run folder, or ``expert`` or ``random``.
         episodes: starts of each task.
         suite: LIBERO suite.
-        tasks: indices of its tasks.
+        tasks: indices of its tasks; by default those that the policy was trained on.
         placement: kind of starts.
         workers: processes; 0 takes one a core.
         out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
@@ -154,26 +180,47 @@ def ablate(
     demos: int | None = None,
     steps: int | None = None,
     episodes: int | None = None,
+    chunk: int | None = None,
+    proprio: Proprio = None,
+    wrist: bool | None = None,
+    norm_pixels: bool | None = None,
     device: str | None = None,
     workers: int = 0,
 ) -> None:
     """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
 
     Args:
-        preset: smoke, quick or small.
+        preset: smoke, quick or small; the options below replace single numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
-        seeds: training seeds.
-        conditions: arms, for example C1 C2 C4.
+        seeds: training seeds; more may join a finished study.
+        conditions: arms, for example C1 C2 C4; more may join a finished study.
         tasks: indices of the suite's tasks.
         demos: demonstrations a task.
         steps: optimizer steps.
-        episodes: evaluation episodes a task.
-        device: auto, cpu, cuda or mps.
+        episodes: evaluation episodes a task; more may join a finished study.
+        chunk: actions decoded and executed at once; 1 is the published setting.
+        proprio: robot state: none (published), the gripper's width, or all of it.
+        wrist: use the wrist camera too.
+        norm_pixels: reconstruct pixels normalised in each patch.
+        device: of the training: auto, cpu, cuda or mps.
         workers: processes; 0 takes one a core.
     """
     from la_reconvla.study.ablation import ablate as run
 
-    folder = run(preset, out, seeds, conditions, tasks, demos, steps, episodes, device, workers)
+    changes = {
+        "seeds": seeds,
+        "conditions": conditions,
+        "tasks": tasks,
+        "demos": demos,
+        "steps": steps,
+        "episodes": episodes,
+        "chunk": chunk,
+        "proprio": proprio,
+        "wrist": wrist,
+        "norm_pixels": norm_pixels,
+        "device": device,
+    }
+    folder = run(preset, out, workers, changes)
     print(f"report: {folder / 'report.html'}")
 
 

@@ -21,6 +21,7 @@ from la_reconvla.checkpoint import (
     WEIGHTS,
     PolicyConfig,
     claim,
+    dry_run,
     load_tensors,
     restore,
     save_tensors,
@@ -164,13 +165,16 @@ def train(
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
     device, seed = pick_device(config.device), policy_config.seed
     policy_config.save(folder)
-    claim(folder / SCHEDULE, config.identity)
+    dtype = pick_precision(config.precision, device)
+    # repr, because the fields of two kinds of mask may be equal
+    arm = {"precision": str(dtype), "reconstruction": repr(condition.reconstruction)}
+    claim(folder / SCHEDULE, {**config.identity, **arm})
     if (folder / WEIGHTS).exists():
         return folder
     torch.set_num_threads(config.threads)
-    dtype = pick_precision(config.precision, device)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     policy = policy_config.build().to(device).train()
+    dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -29,6 +29,10 @@ class Specification(Protocol):
 
     def build(self) -> RolloutPolicy: ...
 
+    def identity(self) -> dict[str, Any]:
+        """What decides how it acts, as JSON: episodes of another identity must not be counted as its own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -45,6 +49,12 @@ class Trained:
     view: View = "true"
     swaps: tuple[tuple[int, str, str], ...] = ()
     threads: int = 1
+
+    def identity(self) -> dict[str, Any]:
+        """The weights themselves, and what they are shown."""
+        from la_reconvla.checkpoint import WEIGHTS, file_hash
+
+        return {"weights": file_hash(self.run / WEIGHTS), "view": self.view, "swaps": self.swaps}
 
     def build(self) -> TrainedPolicy:
         """Load the weights.
@@ -139,6 +149,10 @@ class TrainedPolicy:
 class Scripted:
     """The scripted expert, which sees the simulator's state."""
 
+    def identity(self) -> dict[str, Any]:
+        """There is one expert."""
+        return {"scripted": True}
+
     def build(self) -> RolloutPolicy:
         """A fresh expert."""
         from la_reconvla.sim.expert import Expert
@@ -151,6 +165,10 @@ class Uniform:
     """Uniformly random actions: what chance achieves."""
 
     seed: int = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Its seed."""
+        return {"uniform": self.seed}
 
     def build(self) -> UniformPolicy:
         """A policy whose actions depend on (seed, start) only."""
@@ -185,6 +203,12 @@ class Replay:
     """
 
     demonstrations: Path
+
+    def identity(self) -> dict[str, Any]:
+        """The demonstrations' content."""
+        from la_reconvla.data.hdf5 import open_demonstrations
+
+        return {"replay": open_demonstrations(self.demonstrations).hash}
 
     def build(self) -> ReplayPolicy:
         """Read the actions; frames are not loaded."""

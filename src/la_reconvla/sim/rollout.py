@@ -145,21 +145,27 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
     }
 
 
-# One simulator and the policies of a worker process live as long as it does; a new setting replaces the old simulator.
+# A worker process keeps one simulator and one policy; another setting or specification replaces them.
 _env: tuple[EnvSettings, LiberoEnv] | None = None
-_policies: dict[Any, RolloutPolicy] = {}
+_policy: tuple[Specification, RolloutPolicy] | None = None
 
 
 def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
-    global _env
+    global _env, _policy
     if _env is None or _env[0] != job.settings:
         if _env is not None:
             _env[1].close()
         _env = (job.settings, job.settings.build())
-    if job.policy not in _policies:
-        _policies[job.policy] = job.policy.build()
+    if _policy is None or _policy[0] != job.policy:
+        _policy = (job.policy, job.policy.build())
+    policy = _policy[1]
+    if isinstance(policy, TrainedPolicy) and policy.config.quality != job.settings.quality:
+        raise UserError(
+            f"{job.policy} was trained on '{policy.config.quality}' frames, not on '{job.settings.quality}' ones: "
+            "evaluate with the render quality of its training data"
+        )
     film = Film() if job.film else None
-    record = run_episode(_env[1], _policies[job.policy], job.start, film)
+    record = run_episode(_env[1], policy, job.start, film)
     return {**job.label, **record}, film
 
 

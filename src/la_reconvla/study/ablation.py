@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, load_policy
+from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, file_hash, load_policy
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples
@@ -32,7 +34,7 @@ from la_reconvla.sim.collect import CollectConfig, collect, default_workers
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
-from la_reconvla.storage import locked, read_json, read_jsonl, write_json
+from la_reconvla.storage import atomic_write, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures
 from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluation_starts, pending
 from la_reconvla.study.facts import commit, hardware, versions
@@ -54,6 +56,8 @@ from la_reconvla.train import METRICS, pick_device, train
 
 HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
+CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
+GROWS = ("seeds", "conditions", "episodes", "floor_episodes", "also_official", "floor_arm")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Ablation:
             UserError: with the way out, before long work where that is possible.
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         with locked(self.folder):
             self._claim(started)
             self._timed("collection", self._collect)
@@ -124,45 +129,69 @@ class Ablation:
     # ------------------------------------------------------------ parts
 
     def _claim(self, started: str) -> None:
-        path, mine = self.folder / "study.json", json.loads(json.dumps(asdict(self.config)))
-        if path.exists():
-            theirs = read_json(path)["config"]
-            if differing := sorted(key for key in mine if mine[key] != theirs.get(key)):
-                raise UserError(
-                    f"{self.folder} holds a study of another configuration (different: {', '.join(differing)}): "
-                    "choose another --out, or delete that folder"
-                )
-            return
-        write_json(path, {"config": mine, "started": started, "command": " ".join(sys.argv), "commit": commit()})
+        """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
+        config = json.loads(json.dumps(asdict(self.config)))
+        config["train"] = json.loads(json.dumps(self.config.train.identity))
+        grown = {key: config.pop(key) for key in GROWS}
+        mine = {"config": config, "versions": versions()}
+        path, now = self.folder / "study.json", commit()
+        before = (
+            read_json(path) if path.exists() else {**mine, "started": started, "commits": [], "hardware": hardware()}
+        )
+        differing = [key for key in config if config[key] != before["config"].get(key)]
+        differing += [f"version of {k}" for k, v in mine["versions"].items() if before["versions"].get(k) != v]
+        if differing:
+            raise UserError(
+                f"{self.folder} holds a study of another configuration (different: {', '.join(differing)}): "
+                "choose another --out, or delete that folder"
+            )
+        commits = [*before["commits"], *([] if now in before["commits"] else [now])]
+        write_json(path, {**before, "size": grown, "commits": commits, "command": " ".join(sys.argv)})
 
     def _timed(self, name: str, part: Callable[[], None]) -> None:
         begun = time.perf_counter()
-        part()
-        path = self.folder / "times.json"
-        times = read_json(path) if path.exists() else {}
-        times[name] = round(times.get(name, 0.0) + time.perf_counter() - begun, 1)  # a resumed part adds up
-        write_json(path, times)
+        try:
+            part()
+        finally:  # a part that is interrupted and resumed adds up
+            path = self.folder / "times.json"
+            times = read_json(path) if path.exists() else {}
+            write_json(path, {**times, name: round(times.get(name, 0.0) + time.perf_counter() - begun, 1)})
 
     def _collect(self) -> None:
         collect(self.collection)
 
+    @functools.cached_property
+    def _opened(self) -> Demonstrations:
+        return open_demonstrations(self.demonstrations)
+
+    @functools.cached_property
     def _divided(self) -> tuple[Demonstrations, Demonstrations]:
-        return open_demonstrations(self.demonstrations).divide(self.config.held_out)
+        return self._opened.divide(self.config.held_out)
 
     def _train(self) -> None:
-        training, held_out = self._divided()
-        todo = [cell for cell in self.cells if not (cell.folder / WEIGHTS).exists()]
+        training, held_out = self._divided
+        todo = []
+        for cell in self.cells:
+            if not (cell.folder / WEIGHTS).exists():
+                todo.append(cell)
+            elif PolicyConfig.load(cell.folder).data_hash != training.hash:
+                raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
+        if not todo:
+            return
         todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
-        steps = self.config.train.steps
-        with progress("Training", total=len(todo) * steps, unit="steps", console=self.console) as bar:
-            if not todo:
-                return
-            context = multiprocessing.get_context("spawn")
-            ticker = bar.ticker(context)
-            _shared = (self.config, training, held_out)
-            with worker_pool(self.workers, _receive, (_shared, ticker)) as pool:
-                for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
-                    future.result()
+        total = len(todo) * self.config.train.steps
+        with progress("Training", total=total, unit="steps", console=self.console) as bar:
+            ticker = bar.ticker(multiprocessing.get_context("spawn"))
+            shared = (self.config, training, held_out, ticker)
+            with worker_pool(self.workers, _receive, shared) as pool:
+                try:
+                    for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
+                        future.result()
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        "a training process died, most likely for lack of memory: run the same command with fewer "
+                        "--workers, it goes on where it was"
+                    ) from error
 
     def _evaluate(self) -> None:
         evaluations, starts, settings = self._evaluations(), self._starts(), self._settings()
@@ -176,19 +205,24 @@ class Ablation:
                 evaluate(official, starts, settings, self.workers, bar.advance)
 
     def _measure(self) -> None:
-        todo = [cell for cell in self.cells if not (cell.folder / HELD_OUT).exists()]
+        def stale(cell: Cell) -> bool:
+            path = cell.folder / HELD_OUT
+            return not path.exists() or read_json(path).get("weights") != file_hash(cell.folder / WEIGHTS)
+
+        todo = [cell for cell in self.cells if stale(cell)]
         with progress("Held-out frames", total=len(todo), unit="policies", console=self.console) as bar:
             samples = self._held_out_samples()
             indices = spread_indices(samples, self.config.frames)
             for cell in todo:
-                write_json(cell.folder / HELD_OUT, measure_run(cell.folder, samples, indices, self._swaps()))
+                records = measure_run(cell.folder, samples, indices, self._swaps)
+                write_json(cell.folder / HELD_OUT, {"weights": file_hash(cell.folder / WEIGHTS), **records})
                 bar.advance(note=cell.condition.id)
 
     # ------------------------------------------------------------ what they need
 
     def _held_out_samples(self) -> Samples:
         b = self.config.backbone
-        return Samples(self._divided()[1], b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio)
+        return Samples(self._divided[1], b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio)
 
     def _settings(self) -> EnvSettings:
         c = self.config
@@ -202,12 +236,13 @@ class Ablation:
             c.tasks,
             "official" if official else c.placement,
             c.also_official if official else max(c.episodes, c.floor_episodes),
-            trained_on=frozenset(open_demonstrations(self.demonstrations).starts),
+            trained_on=frozenset(self._opened.starts),
             cache=self.folder / "placements",
         )
 
-    def _swaps(self):
-        said = {(e.task or 0, e.instruction) for e in open_demonstrations(self.demonstrations).episodes}
+    @functools.cached_property
+    def _swaps(self) -> tuple[tuple[int, str, str], ...]:
+        said = {(e.task or 0, e.instruction) for e in self._opened.episodes}
         return swapped(said | {(start.task, start.instruction) for start in self._starts()})
 
     def _evaluations(self) -> list[Evaluation]:
@@ -221,7 +256,7 @@ class Ablation:
             result.append(Evaluation(cell.folder, label, Trained(cell.folder), count, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
                 for view in ("grey_image", "wrong_instruction"):
-                    policy = Trained(cell.folder, view, self._swaps())
+                    policy = Trained(cell.folder, view, self._swaps)
                     folder = self.folder / "floors" / view / f"seed{cell.seed}"
                     result.append(Evaluation(folder, {**label, "floor": view}, policy, few))
         alone = {"seed": None, "condition": None}
@@ -287,21 +322,20 @@ class Ablation:
 
     def _study(self) -> Study:
         c, begun = self.config, read_json(self.folder / "study.json")
-        demonstrations = open_demonstrations(self.demonstrations)
-        training, held_out = demonstrations.divide(c.held_out)
+        training, held_out = self._divided
         rows, columns = c.backbone.grid
         return Study(
             preset=c.preset,
             command=begun["command"],
-            commit=begun["commit"],
-            data_hash=demonstrations.hash,
+            commit=", ".join(begun["commits"]),
+            data_hash=self._opened.hash,
             started=begun["started"],
             finished=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
             suite=c.suite,
             placement=c.placement,
             tasks={str(task.index): task.instruction for task in self.tasks},
-            versions=versions(),
-            hardware=hardware(),
+            versions=begun["versions"],
+            hardware=begun["hardware"],
             wall_seconds=read_json(self.folder / "times.json"),
             settings={
                 "demonstrations": len(training.episodes),
@@ -353,14 +387,11 @@ class Ablation:
             )
             yield self._save(f"maps/reconstruction_{cell.condition.id}.png", strip, "reconstruction", cell.condition)
         path = self.folder / "maps/attention.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(figures.attention_grid(images, batch.instructions, maps, grid, masks))
+        _write(path, figures.attention_grid(images, batch.instructions, maps, grid, masks))
         yield Picture("maps/attention.png", "attention", f"Attention on held-out frames, seed {seed}")
 
     def _save(self, name: str, data: bytes, kind, arm: Condition) -> Picture:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        _write(self.folder / name, data)
         return Picture(name, kind, f"{arm.id}, {arm.name}: image, what the decoder was shown, prediction")
 
 
@@ -369,16 +400,23 @@ class Ablation:
 _inherited: Any = None
 
 
-def _receive(shared, ticker) -> None:
+def _receive(config: StudyConfig, training: Demonstrations, held_out: Demonstrations, ticker: Any) -> None:
     global _inherited
-    config, training, held_out = shared
+    _inherited = (config, training, held_out, ticker)
+
+
+@functools.cache
+def _samples() -> tuple[Samples, Samples]:
+    """Read once in each process, with the first cell, so that a damaged picture is that cell's error."""
+    config, *parts, _ = _inherited
     b = config.backbone
-    data = [Samples(part, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio) for part in (training, held_out)]
-    _inherited = (config, *data, ticker)
+    first, second = (Samples(part, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio) for part in parts)
+    return first, second
 
 
 def _train_cell(cell: Cell) -> None:
-    config, samples, held_out, ticker = _inherited
+    config, _, _, ticker = _inherited
+    samples, held_out = _samples()
     policy = PolicyConfig.of(
         cell.condition,
         seed=cell.seed,
@@ -393,46 +431,29 @@ def _train_cell(cell: Cell) -> None:
 
 
 def train_one(
-    demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, steps: int | None, device: str
+    demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
-    config, arm = preset(preset_name), condition(condition_id)
-    schedule = replace(config.train, device=device, **({} if steps is None else {"steps": steps}))
-    config = replace(config, train=schedule)
-    pick_device(device)
+    config, arm = preset(preset_name).changed(**changes), condition(condition_id)
+    pick_device(config.train.device)
     training, held_out = open_demonstrations(demonstrations).divide(config.held_out)
-    with locked(out), progress("Training", total=schedule.steps, unit="steps") as bar:
-        _receive((config, training, held_out), bar)
+    with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
+        _samples.cache_clear()
+        _receive(config, training, held_out, bar)
         _train_cell(Cell(arm.with_head(config.head), seed, out))
     return out
 
 
-def ablate(
-    preset_name: str,
-    out: Path | None,
-    seeds: Sequence[int] | None = None,
-    conditions: Sequence[str] | None = None,
-    tasks: Sequence[int] | None = None,
-    demos: int | None = None,
-    steps: int | None = None,
-    episodes: int | None = None,
-    device: str | None = None,
-    workers: int = 0,
-) -> Path:
+def ablate(preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any]) -> Path:
     """Run a preset with some of its fields replaced; see the command ``ablate``. Returns the study's folder."""
-    config = preset(preset_name)
-    schedule = {key: value for key, value in (("steps", steps), ("device", device)) if value is not None}
-    changes: dict[str, Any] = {"train": replace(config.train, **schedule)} if schedule else {}
-    for key, value in (("seeds", seeds), ("conditions", conditions), ("tasks", tasks)):
-        if value is not None:
-            changes[key] = tuple(value)
-    if demos is not None:
-        changes["demos"] = demos
-    if episodes is not None:
-        changes |= {"episodes": episodes, "floor_episodes": min(episodes, config.floor_episodes)}
     folder = out or Path("runs") / preset_name
-    Ablation(replace(config, **changes), folder, workers or default_workers()).run()
+    Ablation(preset(preset_name).changed(**changes), folder, workers or default_workers()).run()
     return folder
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _training_facts(folder: Path) -> dict[str, Any]:

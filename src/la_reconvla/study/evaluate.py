@@ -6,18 +6,19 @@ A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from la_reconvla.checkpoint import PolicyConfig, load_policy
+from la_reconvla.checkpoint import PolicyConfig, claim, dry_run, load_policy
 from la_reconvla.contracts import PlacementKind, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
-from la_reconvla.sim.placements import wide_starts
+from la_reconvla.sim.placements import SCHEME, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
 from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import load_task, official_start, official_states
@@ -26,6 +27,7 @@ from la_reconvla.study.figures import overlay, write_video
 from la_reconvla.study.results import STAGES, rate
 
 EPISODES = "episodes.jsonl"
+FILMS = 2  # videos of either outcome, beside the first start of each task
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Evaluation:
         label: what identifies the policy in its records: condition, seed, and the floor's id.
         policy: what acts.
         episodes: use the first so many starts; None for all.
-        films: keep videos of the first start of each task, and of so many more successes and failures.
+        films: keep videos of the first start of each task, and of up to two successes and two failures.
         grid: patch grid of the saliency, drawn over the videos.
     """
 
@@ -93,21 +95,15 @@ def evaluation_starts(
     return [start for group in zip(*per_task, strict=True) for start in group]
 
 
-def settings_for(config: PolicyConfig, **changes: Any) -> EnvSettings:
+def settings_for(config: PolicyConfig, allow_any_mujoco: bool = False) -> EnvSettings:
     """The environment as the policy's training data were rendered."""
-    backbone = config.backbone
-    settings = EnvSettings(
+    return EnvSettings(
         image_size=config.image_size,
-        wrist=backbone.wrist,
-        proprio=backbone.proprio != "none",
+        wrist=config.backbone.wrist,
+        proprio=config.backbone.proprio != "none",
         quality=config.quality,
+        allow_any_mujoco=allow_any_mujoco,
     )
-    if changes.get("quality", config.quality) != config.quality:
-        raise UserError(
-            f"the policy was trained on '{config.quality}' frames, not on '{changes['quality']}' ones: leave the "
-            "render quality out, or train on other data"
-        )
-    return replace(settings, **changes)
 
 
 def evaluate(
@@ -126,37 +122,45 @@ def evaluate(
         workers: processes, one simulator each.
         advance: told of every finished episode.
     """
-    jobs, by_folder = [], {evaluation.folder: evaluation for evaluation in evaluations}
+    by_folder = {evaluation.folder: evaluation for evaluation in evaluations}
+    jobs, first = [], {start.task: start.id for start in reversed(starts)}
     for evaluation in evaluations:
-        done = {record["start_id"] for record in read_jsonl(evaluation.folder / EPISODES)}
-        filmed: set[int] = set()
-        for start in starts[: evaluation.episodes]:
-            film = evaluation.films and start.task not in filmed
-            filmed.add(start.task)
-            if start.id not in done:
-                jobs.append(
-                    Job(
-                        {**evaluation.label, "folder": str(evaluation.folder)}, evaluation.policy, start, settings, film
-                    )
-                )
-    jobs.sort(key=lambda job: job.start.task)  # a simulator is built anew for another task
-    for _, record, film in rollouts(jobs, workers):
-        folder = Path(record.pop("folder"))
+        claim(evaluation.folder / "evaluation.json", _identity(evaluation, settings))
+        label = {**evaluation.label, "folder": str(evaluation.folder)}
+        jobs += [
+            Job(label, evaluation.policy, start, settings, evaluation.films) for start in _missing(evaluation, starts)
+        ]
+    jobs.sort(key=lambda job: (job.start.task, job.label["folder"]))  # another task means another simulator
+    for job, record, film in rollouts(jobs, workers):
+        folder, outcome = Path(record.pop("folder")), "success" if record["success"] else "failure"
         if film is not None:
-            name = f"task{record['task']}_{record['index']}_{'success' if record['success'] else 'failure'}.mp4"
-            save_film(folder / "videos" / name, film, by_folder[folder].grid)
-            record["video"] = f"videos/{name}"
+            kept = list((folder / "videos").glob(f"*_{outcome}.mp4"))
+            if job.start.id == first[job.start.task] or len(kept) < FILMS:
+                record["video"] = f"videos/task{job.start.task}_{job.start.index}_{outcome}.mp4"
+                save_film(folder / record["video"], film, by_folder[folder].grid)
         append_jsonl(folder / EPISODES, record)
-        advance(1, f"{record.get('condition') or record.get('floor')}: {'success' if record['success'] else 'failure'}")
+        advance(1, f"{record.get('condition') or record.get('floor')}: {outcome}")
+
+
+def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
+    """What all episodes of one file have in common."""
+    return {
+        "label": evaluation.label,
+        "policy": evaluation.policy.identity(),
+        "settings": asdict(settings),
+        "mujoco": version("mujoco"),
+        "placements": SCHEME,
+    }
+
+
+def _missing(evaluation: Evaluation, starts: Sequence[Start]) -> list[Start]:
+    done = {record["start_id"] for record in read_jsonl(evaluation.folder / EPISODES)}
+    return [start for start in starts[: evaluation.episodes] if start.id not in done]
 
 
 def pending(evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> int:
     """How many episodes `evaluate` would run."""
-    total = 0
-    for evaluation in evaluations:
-        done = {record["start_id"] for record in read_jsonl(evaluation.folder / EPISODES)}
-        total += sum(start.id not in done for start in starts[: evaluation.episodes])
-    return total
+    return sum(len(_missing(evaluation, starts)) for evaluation in evaluations)
 
 
 def save_film(path: Path, film: Film, grid: tuple[int, int] | None) -> None:
@@ -171,7 +175,7 @@ def evaluate_one(
     run: str,
     episodes: int,
     suite: str,
-    tasks: Sequence[int],
+    tasks: Sequence[int] | None,
     placement: PlacementKind,
     workers: int,
     out: Path | None,
@@ -181,23 +185,37 @@ def evaluate_one(
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}")
     trained_on: frozenset[str] = frozenset()
+    trained = None
     if run in ("expert", "random"):
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         folder = out or Path("runs") / run / f"{suite}-{placement}"
         label, grid = {"condition": run, "seed": None}, None
     else:
-        _, config = load_policy(run)  # a damaged run is found before the simulator starts
-        settings = settings_for(config, allow_any_mujoco=allow_any_mujoco)
+        trained, config = load_policy(run)  # a damaged run is found before the simulator starts
+        settings = settings_for(config, allow_any_mujoco)
         policy, trained_on = Trained(Path(run).resolve()), frozenset(config.train_starts)
         folder = out or Path(run) / f"{suite}-{placement}"
         label = {"condition": config.condition, "seed": config.seed}
         grid = config.backbone.grid
-    starts = evaluation_starts(suite, tasks, placement, episodes, trained_on=trained_on, cache=folder / "placements")
+        if not trained_on:
+            Console(stderr=True).print("the training data do not name their initial states: none can be left out")
+    learned = {int(id.split("/")[1]) for id in trained_on if id.startswith(f"{suite}/")}
+    starts = evaluation_starts(
+        suite,
+        tasks or sorted(learned) or (0, 1, 2),
+        placement,
+        episodes,
+        trained_on=trained_on,
+        cache=folder / "placements",
+    )
+    if trained is not None:
+        dry_run(trained, [start.instruction for start in starts])
     evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
     with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, settings, workers or default_workers(), bar.advance)
-    records = read_jsonl(folder / EPISODES)
+    asked = {start.id for start in starts}
+    records = [record for record in read_jsonl(folder / EPISODES) if record["start_id"] in asked]
     console = Console(stderr=True)
     if found := rate(records):
         console.print(

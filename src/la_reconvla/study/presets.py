@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.conditions import ARMS, NO_IMAGE
@@ -70,6 +71,27 @@ class StudyConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if NO_IMAGE.id in self.conditions:
             raise UserError(f"'{NO_IMAGE.id}' is a floor and is always part of a study: leave it out of the conditions")
+
+    def changed(self, **changes: Any) -> StudyConfig:
+        """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
+
+        None changes nothing. Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is
+        replaced by the last arm.
+
+        Raises:
+            UserError: from the parts, for values that do not fit.
+        """
+        given = {name: value for name, value in changes.items() if value is not None}
+        parts = {}
+        for part in ("backbone", "head", "train"):
+            own = getattr(self, part)
+            mine = {f.name: given.pop(f.name) for f in fields(own) if f.name in given}
+            parts[part] = replace(own, **mine)
+        if "episodes" in given:
+            given.setdefault("floor_episodes", min(given["episodes"], self.floor_episodes))
+        if self.floor_arm not in (arms := given.get("conditions", self.conditions)):
+            given.setdefault("floor_arm", arms[-1])
+        return replace(self, **given, **parts)
 
 
 PRESETS = {
