@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,27 @@ def test_merging_keeps_every_bit(tmp_path: Path) -> None:
         (lambda d: _replace(d, "obs/agentview_rgb", np.zeros((5, 16, 16, 3))), "not uint8"),
         (lambda d: _replace(d, "obs/agentview_rgb", np.zeros((5, 16, 12, 3), np.uint8)), "not uint8 of shape"),
         (lambda d: _replace(d, "obs/agentview_rgb", np.zeros((5, 16, 16), np.uint8)), "not uint8 of shape"),
+        (lambda d: _replace(d, "obs/eye_in_hand_rgb", np.full((5, 16, 16, 3), np.nan)), "eye_in_hand_rgb.*not uint8"),
+        (lambda d: _replace(d, "obs/eye_in_hand_rgb", np.zeros((5, 16, 16), np.uint8)), "eye_in_hand_rgb.*not uint8"),
+        (lambda d: d.parent.attrs.update({"task_index": "three"}), "'task_index' is 'three', not of the kind int"),
+        (lambda d: d.parent.attrs.update({"task_index": 1.5}), "'task_index'.*not of the kind int"),
+        (lambda d: d.parent.attrs.update({"frame_stride": 0}), "frame stride is 0"),
+        (lambda d: d.attrs.update({"start_index": [1, 2]}), "'start_index'.*not of the kind int"),
+        (lambda d: d.attrs.update({"noise": np.nan}), "'noise'.*not of the kind float"),
+        (lambda d: d.attrs.update({"instruction": 7}), "'instruction'.*not of the kind str"),
+        (lambda d: d.attrs.update({"split": "trian"}), "unknown split 'trian': did you mean train"),
+        (lambda d: d.create_group("instances"), "damaged"),
+        (lambda d: _annotate(d, np.zeros((4, 16, 16), np.uint8), '["a"]'), "5 rows of 'instances/map'"),
+        (lambda d: _annotate(d, np.zeros((5, 16, 16)), '["a"]'), "instance maps are float64"),
+        (
+            lambda d: _annotate(d, np.zeros((5, 8, 8), np.uint8), '["a"]'),
+            r"not uint8 of the pictures' size \(F, 16, 16\)",
+        ),
+        (lambda d: _annotate(d, np.zeros((5, 16, 16), np.uint8), None), "no list of 'names'"),
+        (lambda d: _annotate(d, np.zeros((5, 16, 16), np.uint8), "{"), "no list of 'names'"),
+        (lambda d: _annotate(d, np.zeros((5, 16, 16), np.uint8), "[1]"), "no list of 'names'"),
+        (lambda d: _replace(d, "obs", np.zeros(3)), "no obs/agentview_rgb"),
+        (lambda d: _replace(d.parent, "demo_0", np.zeros(3)), "demo_0 has no actions"),
         (lambda d: d.parent.attrs.update({"problem_info": "{}"}), "no instruction"),
         (lambda d: d.parent.attrs.update({"problem_info": "{"}), "not valid JSON"),
         (lambda d: d.parent.attrs.update({"quality": "fst"}), "unknown quality 'fst': did you mean fast"),
@@ -260,6 +282,12 @@ def test_damage_is_named(tmp_path: Path, edit: Any, message: str) -> None:
     assert "a_demo.hdf5" in str(caught.value)
 
 
+def _annotate(group: Any, maps: np.ndarray, names: str | None) -> None:
+    group["instances/map"] = maps
+    if names is not None:
+        group["instances"].attrs["names"] = names
+
+
 def _replace(group: Any, key: str, value: np.ndarray) -> None:
     del group[key]
     group[key] = value
@@ -271,6 +299,72 @@ def test_nan_robot_states_are_named(tmp_path: Path) -> None:
         file["data/demo_0/obs/ee_states"][0, 0] = np.nan
     with pytest.raises(UserError, match="robot states"):
         read_file(tmp_path / "a_demo.hdf5")[0].proprio()
+
+
+def test_robot_states_of_another_shape_are_named(tmp_path: Path) -> None:
+    make_official(tmp_path / "a_demo.hdf5")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        _replace(file["data/demo_0"], "obs/ee_states", np.zeros((5, 3)))
+    with pytest.raises(UserError, match=r"float64 \(5, 3\) and float64 \(5, 2\), not floats"):
+        read_file(tmp_path / "a_demo.hdf5")[0].proprio()
+
+
+def test_a_number_without_a_name_is_named(tmp_path: Path) -> None:
+    write_file(tmp_path / "a_demo.hdf5", make_header(), [make_recording()])
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        file["data/demo_0/instances/map"][2, 3, 3] = 9
+    with pytest.raises(UserError, match="uses the number 9, but there are 3 names"):
+        read_file(tmp_path / "a_demo.hdf5")[0].instances()
+
+
+def test_executed_actions_that_are_not_numbers_are_named(tmp_path: Path) -> None:
+    write_file(tmp_path / "a_demo.hdf5", make_header(), [make_recording()])
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        file["data/demo_0/executed_actions"][0, 0] = np.nan
+    with pytest.raises(UserError, match="NaN"):
+        read_file(tmp_path / "a_demo.hdf5")[0].executed()
+
+
+def read_everything(path: Path) -> None:
+    """What training, evaluation and merging read of a file."""
+    found = open_demonstrations(path)
+    assert len(found.hash) == 64
+    for episode in found.episodes:
+        length, pictures = len(episode.actions), len(episode.frame_steps)
+        size = episode.image_size
+        assert np.isfinite(episode.actions).all()
+        assert episode.frames().shape == (pictures, size, size, 3)
+        assert episode.proprio().shape == (length, 8)
+        assert episode.executed().shape == (length, 7)
+        assert len(episode.states()) == length
+        if episode.has_wrist:
+            assert episode.wrist().dtype == np.uint8
+        if episode.instance_names:
+            assert episode.instances().shape == (pictures, size, size)
+    merge_files([path], path.with_name("merged.hdf5"))
+
+
+@pytest.mark.parametrize("official", [False, True], ids=["ours", "official"])
+def test_damage_anywhere_is_an_explained_error_or_does_no_harm(tmp_path: Path, official: bool) -> None:
+    """A byte, a few bytes or a block, at random places of a small file and of the part that says where things are."""
+    path, rng = tmp_path / "a_demo.hdf5", np.random.default_rng(0)
+    if official:
+        make_official(path, demos=1, length=2, size=2)
+    else:
+        recording = replace(make_recording(length=2, size=2, stride=2), model_xml="<mujoco/>")
+        write_file(path, make_header(size=2, stride=2), [recording])
+    read_everything(path)
+    whole, explained = path.read_bytes(), 0
+    for _ in range(400):
+        content = bytearray(whole)
+        place, length = int(rng.integers(len(whole))), int(rng.choice([1, 1, 2, 8, 64]))
+        content[place : place + length] = rng.bytes(min(length, len(whole) - place))
+        path.write_bytes(content)
+        try:
+            read_everything(path)
+        except UserError:
+            explained += 1
+    assert explained > 20, "the damage hits nothing that is read"
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -327,9 +327,15 @@ class Episode:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or one that uses a number without a name.
         """
-        return self._turned("instances/map")
+        maps = self._turned("instances/map")
+        if maps.max() > len(self.instance_names):
+            raise UserError(
+                f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
+                f"{len(self.instance_names)} names; {_REMEDY}"
+            )
+        return maps
 
     def proprio(self) -> Float32[np.ndarray, "T 8"]:
         """End effector position (m), orientation (axis-angle, rad) and two finger positions (m), at every step.
@@ -338,16 +344,28 @@ class Episode:
             UserError: the file has none, or they are not finite.
         """
         parts = [self._array("obs/ee_states"), self._array("obs/gripper_states")]
+        length = len(self.actions)
+        if [part.shape for part in parts] != [(length, 6), (length, 2)] or any(p.dtype.kind != "f" for p in parts):
+            found = " and ".join(f"{part.dtype} {part.shape}" for part in parts)
+            raise UserError(
+                f"{self.path}: the robot states of {self.demo} are {found}, not floats of shapes "
+                f"({length}, 6) and ({length}, 2); {_REMEDY}"
+            )
         values = np.concatenate(parts, axis=1).astype(np.float32)
         if not np.isfinite(values).all():
             raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {_REMEDY}")
         return values
 
     def executed(self) -> Float32[np.ndarray, "T 7"]:
-        """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours."""
+        """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
+
+        Raises:
+            UserError: they are not finite or outside [-1, 1].
+        """
         with _opened(self.path) as file:
             group = file["data"][self.demo]
-            return np.asarray(group["executed_actions" if "executed_actions" in group else "actions"], np.float32)
+            name = "executed_actions" if "executed_actions" in group else "actions"
+            return _checked_actions(f"{self.path}: {self.demo}", group[name])
 
     def states(self) -> Float[np.ndarray, "T s"]:
         """Flattened MuJoCo state before each action.
@@ -362,7 +380,7 @@ class Episode:
             group = file["data"][self.demo]
             if key not in group:
                 raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
-            return group[key][()]
+            return np.asarray(group[key][()])
 
     def _turned(self, key: str) -> np.ndarray:
         rows, columns = self.turn
@@ -469,7 +487,8 @@ def read_file(path: Path | str) -> list[Episode]:
 
     Raises:
         UserError: the file is missing, truncated, not HDF5 or not of this layout; keys are missing; lengths disagree;
-            actions are not finite or outside [-1, 1]; pictures are not square uint8.
+            actions are not finite or outside [-1, 1]; pictures or instance maps are not square uint8; attributes
+            are of the wrong kind.
     """
     path = Path(path)
     with _opened(path) as file:
@@ -484,6 +503,8 @@ def read_file(path: Path | str) -> list[Episode]:
 
 
 _REMEDY = "collect or download the file again"
+# What HDF5, h5py and numpy raise where a damaged file says that something is elsewhere, larger or of another kind.
+_DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 
 
 @contextlib.contextmanager
@@ -493,7 +514,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except OSError as error:
+    except _DAMAGE as error:
         reason = "not an HDF5 file" if "signature not found" in str(error) else f"truncated or damaged ({error})"
         raise UserError(f"{path}: {reason}; {_REMEDY}") from error
 
@@ -512,7 +533,7 @@ def _in_order(data: Any) -> list[str]:
 
 def _read_header(path: Path, data: Any) -> dict[str, Any]:
     """What the episodes of a file share, as fields of `Episode` (`instruction` as the fallback)."""
-    attributes = dict(data.attrs)
+    attributes, where = dict(data.attrs), str(path)
     parent = Path(str(attributes.get("bddl_file_name", ""))).parent.name
     name = path.name.removesuffix(".hdf5").removesuffix("_demo")
     try:
@@ -521,11 +542,11 @@ def _read_header(path: Path, data: Any) -> dict[str, Any]:
         raise UserError(f"{path}: the attribute 'problem_info' is not valid JSON; {_REMEDY}") from None
     return {
         "suite": str(attributes.get("suite", parent)) or None,
-        "task": _optional(int, attributes.get("task_index")),
+        "task": _attribute(where, attributes, "task_index", int),
         "task_name": str(attributes.get("task_name", name)),
         "instruction": " ".join(language) if isinstance(language, list) else language,
         "quality": _one_of(path, "quality", attributes.get("quality", "official"), Quality),
-        "frame_stride": int(attributes.get("frame_stride", 1)),
+        "frame_stride": _frame_stride(where, attributes),
         "turn": _turn(path, attributes.get("macros_image_convention", "opengl")),
     }
 
@@ -544,39 +565,73 @@ def _one_of(path: Path, kind: str, value: Any, literal: Any) -> Any:
     return str(value)
 
 
-def _optional(kind: Any, value: Any) -> Any:
-    return None if value is None else kind(value)
+def _frame_stride(where: str, attributes: dict[str, Any]) -> int:
+    stride = _attribute(where, attributes, "frame_stride", int)
+    if stride is not None and stride < 1:
+        raise UserError(f"{where}: the frame stride is {stride}, it must be at least 1; {_REMEDY}")
+    return stride or 1
+
+
+def _attribute(where: str, attributes: dict[str, Any], name: str, kind: type[int] | type[float] | type[str]) -> Any:
+    """The attribute as a `kind`, None if it is not there."""
+    value = attributes.get(name)
+    if value is None:
+        return None
+    accepted = {int: (int, np.integer), float: (int, float, np.number), str: (str,)}[kind]
+    if not isinstance(value, accepted) or (kind is float and not np.isfinite(value)):
+        raise UserError(f"{where}: the attribute '{name}' is {value!r}, not of the kind {kind.__name__}; {_REMEDY}")
+    return kind(value)
 
 
 def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> Episode:
     if missing := [key for key in _REQUIRED if key not in group]:
         raise UserError(f"{path}: {demo} has no {' and no '.join(missing)}; {_REMEDY}")
     attributes, where = dict(group.attrs), f"{path}: {demo}"
-    instruction = attributes.get("instruction", shared["instruction"])
+    read = functools.partial(_attribute, where, attributes)
+    instruction = read("instruction", str) or shared["instruction"]
     if not instruction:
         raise UserError(f"{where} has no instruction, and 'problem_info' has none either; {_REMEDY}")
     actions = _checked_actions(where, group["actions"])
     size = _check_lengths(where, group, len(actions), shared["frame_stride"])
-    names = json.loads(group["instances"].attrs["names"]) if "instances" in group else ()
+    names = _instance_names(where, group["instances"], size) if "instances" in group else ()
     return Episode(
         **{**shared, "instruction": str(instruction)},
         path=path,
         demo=demo,
         actions=actions,
         image_size=size,
-        instance_names=tuple(names),
+        instance_names=names,
         has_wrist="obs/eye_in_hand_rgb" in group,
-        target=_optional(str, attributes.get("target")),
-        destination=_optional(str, attributes.get("destination")),
-        start_id=_optional(str, attributes.get("start_id")),
-        placement=_optional(lambda v: _one_of(path, "placement", v, PlacementKind), attributes.get("placement")),
-        split=_optional(lambda v: _one_of(path, "split", v, Split), attributes.get("split")),
-        start_index=_optional(int, attributes.get("start_index")),
-        start_seed=_optional(int, attributes.get("start_seed")),
-        success_step=_optional(int, attributes.get("success_step")),
-        noise=_optional(float, attributes.get("noise")),
-        seed=_optional(int, attributes.get("seed")),
+        target=read("target", str),
+        destination=read("destination", str),
+        start_id=read("start_id", str),
+        placement=_one_of(path, "placement", attributes["placement"], PlacementKind)
+        if "placement" in attributes
+        else None,
+        split=_one_of(path, "split", attributes["split"], Split) if "split" in attributes else None,
+        start_index=read("start_index", int),
+        start_seed=read("start_seed", int),
+        success_step=read("success_step", int),
+        noise=read("noise", float),
+        seed=read("seed", int),
     )
+
+
+def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
+    """Check the instance maps, whose pictures have `size` rows and columns, and read what their numbers stand for."""
+    maps = group["map"]
+    if maps.dtype != np.uint8 or maps.shape[1:] != (size, size):
+        raise UserError(
+            f"{where}: the instance maps are {maps.dtype} {maps.shape}, not uint8 of the pictures' size "
+            f"(F, {size}, {size}); {_REMEDY}"
+        )
+    try:
+        names = json.loads(group.attrs["names"])
+    except (KeyError, ValueError, TypeError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: the instance maps have no list of 'names' for their numbers; {_REMEDY}")
+    return tuple(names)
 
 
 def _checked_actions(where: str, dataset: Any) -> Float32[np.ndarray, "T 7"]:
@@ -608,13 +663,14 @@ def _check_lengths(where: str, group: Any, length: int, stride: int) -> int:
                 f"{where}: {length} actions need {wanted} rows of '{key}' (frame stride {stride}), "
                 f"found {len(group[key])}; {_REMEDY}"
             )
-    frames = group["obs/agentview_rgb"]
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != frames.shape[2] or frames.shape[3] != 3:
-        raise UserError(
-            f"{where}: agentview_rgb is {frames.dtype} {frames.shape}, not uint8 of shape (F, H, H, 3); "
-            "store square RGB pictures with values 0 to 255"
-        )
-    return int(frames.shape[1])
+    for name in (name for name in group["obs"] if name.endswith("_rgb")):
+        pictures = group["obs"][name]
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (pictures.shape[1],) * 2 + (3,):
+            raise UserError(
+                f"{where}: {name} is {pictures.dtype} {pictures.shape}, not uint8 of shape (F, H, H, 3); "
+                "store square RGB pictures with values 0 to 255"
+            )
+    return int(group["obs/agentview_rgb"].shape[1])
 
 
 def _find_files(folder: Path) -> list[Path]:
