@@ -38,6 +38,8 @@ def test_padding_and_special_tokens_never_count():
     poisoned = attention.clone()
     poisoned[:, :, :, ~rows[0]] = 1e6
     assert torch.equal(saliency(attention, rows), saliency(poisoned, rows))
+    poisoned[:, :, :, ~rows[0]] = torch.nan
+    assert torch.equal(saliency(attention, rows), saliency(poisoned, rows))
 
 
 def test_the_backbone_counts_exactly_the_words():

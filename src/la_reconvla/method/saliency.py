@@ -35,5 +35,5 @@ def saliency(attention: Float[Tensor, "b l h t n"] | None, rows: Bool[Tensor, "b
     if not bool(rows.any(dim=1).all()):
         raise ValueError("an instruction has no token that counts: saliency would be made of nothing")
     per_row = attention.detach().float().mean(dim=(1, 2))  # [b t n]
-    weight = rows.to(per_row.dtype)
-    return (per_row * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
+    counted = per_row.masked_fill(~rows[..., None], 0.0)  # not a product: a padding row may be NaN
+    return counted.sum(1) / rows.sum(1, keepdim=True)
