@@ -351,7 +351,8 @@ class Episode:
                 f"{self.path}: the robot states of {self.demo} are {found}, not floats of shapes "
                 f"({length}, 6) and ({length}, 2); {_REMEDY}"
             )
-        values = np.concatenate(parts, axis=1).astype(np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+            values = np.concatenate(parts, axis=1).astype(np.float32)
         if not np.isfinite(values).all():
             raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {_REMEDY}")
         return values
@@ -637,7 +638,8 @@ def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
 def _checked_actions(where: str, dataset: Any) -> Float32[np.ndarray, "T 7"]:
     if dataset.ndim != 2 or dataset.shape[1] != ACTION_DIM or len(dataset) == 0 or dataset.dtype.kind not in "fi":
         raise UserError(f"{where}: actions are {dataset.dtype} {dataset.shape}, not numbers of shape (T, 7); {_REMEDY}")
-    actions = np.asarray(dataset[()], np.float32)
+    with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+        actions = np.asarray(dataset[()], np.float32)
     if not np.isfinite(actions).all():
         raise UserError(f"{where}: actions contain NaN or infinity; {_REMEDY}")
     if np.abs(actions).max() > 1 + _TOLERANCE:
