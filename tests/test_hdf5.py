@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -344,18 +346,10 @@ def read_everything(path: Path) -> None:
     merge_files([path], path.with_name("merged.hdf5"))
 
 
-@pytest.mark.parametrize("official", [False, True], ids=["ours", "official"])
-def test_damage_anywhere_is_an_explained_error_or_does_no_harm(tmp_path: Path, official: bool) -> None:
-    """A byte, a few bytes or a block, at random places of a small file and of the part that says where things are."""
-    path, rng = tmp_path / "a_demo.hdf5", np.random.default_rng(0)
-    if official:
-        make_official(path, demos=1, length=2, size=2)
-    else:
-        recording = replace(make_recording(length=2, size=2, stride=2), model_xml="<mujoco/>")
-        write_file(path, make_header(size=2, stride=2), [recording])
-    read_everything(path)
-    whole, explained = path.read_bytes(), 0
-    for _ in range(400):
+def read_damaged(path: Path, whole: bytes, rng: np.random.Generator, count: int) -> int:
+    """How many of `count` damaged copies are refused. Anything but a `UserError` comes through."""
+    refused = 0
+    for _ in range(count):
         content = bytearray(whole)
         place, length = int(rng.integers(len(whole))), int(rng.choice([1, 1, 2, 8, 64]))
         content[place : place + length] = rng.bytes(min(length, len(whole) - place))
@@ -363,8 +357,48 @@ def test_damage_anywhere_is_an_explained_error_or_does_no_harm(tmp_path: Path, o
         try:
             read_everything(path)
         except UserError:
-            explained += 1
-    assert explained > 20, "the damage hits nothing that is read"
+            refused += 1
+    return refused
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("official", [False, True], ids=["ours", "official"])
+def test_damage_anywhere_is_an_explained_error_or_does_no_harm(tmp_path: Path, official: bool) -> None:
+    """A byte, a few bytes or a block, at random places of a file that is small, so that much of it says what is where.
+
+    About one damage in some thousand ends the process inside the HDF5 library, which no program can answer: the reading
+    is done in forks, and such an end is let pass once.
+    """
+    path = tmp_path / "a_demo.hdf5"
+    if official:
+        make_official(path, demos=1, length=2, size=2)
+    else:
+        write_file(
+            path, make_header(size=2, stride=2), [replace(make_recording(length=2, size=2, stride=2), model_xml="")]
+        )
+    read_everything(path)
+    whole, ends = path.read_bytes(), []
+    for batch in range(8):
+        if (child := os.fork()) == 0:
+            refused = 255
+            try:
+                refused = read_damaged(path, whole, np.random.default_rng(batch), 40)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(refused)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert 255 not in ends, "an error that explains nothing, see above"
+    finished = [end for end in ends if end >= 0]
+    assert len(finished) >= len(ends) - 1
+    assert sum(finished) > 20, "the damage hits nothing that is read"
+
+
+def test_text_that_is_no_text_is_named(tmp_path: Path) -> None:
+    make_official(tmp_path / "a_demo.hdf5")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        file["data/demo_0"].attrs.create("instruction", b"put the b\xffwl away", dtype=h5py.string_dtype())
+    with pytest.raises(UserError, match=r"'instruction' is damaged \('put the b.udcffwl away'\)"):
+        read_file(tmp_path / "a_demo.hdf5")
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def _write_pictures(group: Any, name: str, pictures: UInt8[np.ndarray, "F H W ..
 
 def _write_totals(data: Any) -> None:
     data.attrs["num_demos"] = len(data)
-    data.attrs["total"] = int(sum(data[name].attrs["num_samples"] for name in data))
+    data.attrs["total"] = sum(len(data[name]["actions"]) for name in data)
 
 
 # ---------------------------------------------------------------- reading
@@ -535,16 +535,16 @@ def _in_order(data: Any) -> list[str]:
 def _read_header(path: Path, data: Any) -> dict[str, Any]:
     """What the episodes of a file share, as fields of `Episode` (`instruction` as the fallback)."""
     attributes, where = dict(data.attrs), str(path)
-    parent = Path(str(attributes.get("bddl_file_name", ""))).parent.name
+    parent = Path(_attribute(where, attributes, "bddl_file_name", str) or "").parent.name
     name = path.name.removesuffix(".hdf5").removesuffix("_demo")
     try:
         language = json.loads(attributes.get("problem_info", "{}")).get("language_instruction")
     except (ValueError, AttributeError):
         raise UserError(f"{path}: the attribute 'problem_info' is not valid JSON; {_REMEDY}") from None
     return {
-        "suite": str(attributes.get("suite", parent)) or None,
+        "suite": _attribute(where, attributes, "suite", str) or parent or None,
         "task": _attribute(where, attributes, "task_index", int),
-        "task_name": str(attributes.get("task_name", name)),
+        "task_name": _attribute(where, attributes, "task_name", str) or name,
         "instruction": " ".join(language) if isinstance(language, list) else language,
         "quality": _one_of(path, "quality", attributes.get("quality", "official"), Quality),
         "frame_stride": _frame_stride(where, attributes),
@@ -581,7 +581,16 @@ def _attribute(where: str, attributes: dict[str, Any], name: str, kind: type[int
     accepted = {int: (int, np.integer), float: (int, float, np.number), str: (str,)}[kind]
     if not isinstance(value, accepted) or (kind is float and not np.isfinite(value)):
         raise UserError(f"{where}: the attribute '{name}' is {value!r}, not of the kind {kind.__name__}; {_REMEDY}")
-    return kind(value)
+    return _text(where, name, value) if kind is str else kind(value)
+
+
+def _text(where: str, name: str, value: str) -> str:
+    """`value`, if it is UTF-8: h5py lets other bytes through as characters that cannot be written anywhere."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the text '{name}' is damaged ({value!a}); {_REMEDY}") from None
+    return value
 
 
 def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> Episode:
@@ -596,7 +605,7 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
     size = _check_lengths(where, group, len(actions), shared["frame_stride"])
     names = _instance_names(where, group["instances"], size) if "instances" in group else ()
     return Episode(
-        **{**shared, "instruction": str(instruction)},
+        **{**shared, "instruction": _text(where, "instruction", str(instruction))},
         path=path,
         demo=demo,
         actions=actions,
