@@ -59,7 +59,9 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from la_reconvla.study.ablation import train_one
 
-    return train_one(demonstrations, tmp_path_factory.mktemp("trained") / "run", "C4", 0, "smoke", {"steps": 2, "device": "cpu"})
+    return train_one(
+        demonstrations, tmp_path_factory.mktemp("trained") / "run", "C4", 0, "smoke", {"steps": 2, "device": "cpu"}
+    )
 
 
 @pytest.fixture

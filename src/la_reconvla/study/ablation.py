@@ -31,6 +31,7 @@ from la_reconvla.processes import worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
 from la_reconvla.sim.collect import CollectConfig, collect, default_workers
+from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
@@ -113,6 +114,7 @@ class Ablation:
             UserError: with the way out, before long work where that is possible.
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        require_simulator()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         with locked(self.folder):
             self._claim(started)

@@ -18,6 +18,7 @@ from la_reconvla.contracts import PlacementKind, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
+from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.placements import SCHEME, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
 from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
@@ -60,6 +61,7 @@ def evaluation_starts(
     trained_on: frozenset[str] = frozenset(),
     split: Split = "test",
     cache: Path | None = None,
+    allow_any_mujoco: bool = False,
 ) -> list[Start]:
     """`episodes` starts of each task, interleaved by task, none of which was trained on.
 
@@ -71,6 +73,7 @@ def evaluation_starts(
         trained_on: ids of the training starts. An official state counts as trained on whatever its split is called.
         split: split of wide placements; ``train`` evaluates on training placements, which is rarely what you want.
         cache: where settled wide placements are kept.
+        allow_any_mujoco: accept a MuJoCo whose physics is known to differ.
 
     Raises:
         UserError: for unknown names, or if fewer official states are left than asked for.
@@ -79,7 +82,7 @@ def evaluation_starts(
     for index in tasks:
         task = load_task(suite, index)
         if placement == "wide":
-            starts = wide_starts(suite, index, split, range(episodes), cache)
+            starts = wide_starts(suite, index, split, range(episodes), cache, allow_any_mujoco=allow_any_mujoco)
             starts = [start for start in starts if start.id not in trained_on]
         else:
             used = {start_id.rsplit("/", 2)[0] + start_id.rsplit("/", 1)[1] for start_id in trained_on}
@@ -200,6 +203,7 @@ def evaluate_one(
         grid = config.backbone.grid
         if not trained_on:
             Console(stderr=True).print("the training data do not name their initial states: none can be left out")
+    require_simulator(allow_any_mujoco=allow_any_mujoco)
     learned = {int(id.split("/")[1]) for id in trained_on if id.startswith(f"{suite}/")}
     starts = evaluation_starts(
         suite,
@@ -208,6 +212,7 @@ def evaluate_one(
         episodes,
         trained_on=trained_on,
         cache=folder / "placements",
+        allow_any_mujoco=allow_any_mujoco,
     )
     if trained is not None:
         dry_run(trained, [start.instruction for start in starts])
