@@ -209,8 +209,9 @@ def test_pairs_stay_pairs(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
 sys.path.insert(0, sys.argv[1])
 from test_collect import ToyStudio, collect, toy_config
 if __name__ == "__main__":
