@@ -223,8 +223,7 @@ class Ablation:
     # ------------------------------------------------------------ what they need
 
     def _held_out_samples(self) -> Samples:
-        b = self.config.backbone
-        return Samples(self._divided[1], b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio)
+        return _samples_of(self._divided[1], self.config)
 
     def _settings(self) -> EnvSettings:
         c = self.config
@@ -410,10 +409,14 @@ def _receive(config: StudyConfig, training: Demonstrations, held_out: Demonstrat
 @functools.cache
 def _samples() -> tuple[Samples, Samples]:
     """Read once in each process, with the first cell, so that a damaged picture is that cell's error."""
-    config, *parts, _ = _inherited
+    config, training, held_out, _ = _inherited
+    return _samples_of(training, config), _samples_of(held_out, config)
+
+
+def _samples_of(demonstrations: Demonstrations, config: StudyConfig) -> Samples:
+    """Demonstrations as the study's backbone takes them."""
     b = config.backbone
-    first, second = (Samples(part, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio) for part in parts)
-    return first, second
+    return Samples(demonstrations, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio)
 
 
 def _train_cell(cell: Cell) -> None:
