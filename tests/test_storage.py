@@ -26,6 +26,7 @@ from la_reconvla.progress import Ticker, progress
 from la_reconvla.storage import (
     append_jsonl,
     atomic_write,
+    claim,
     locked,
     read_json,
     read_jsonl,
@@ -45,6 +46,19 @@ def test_a_finished_write_replaces_the_file(tmp_path: Path) -> None:
         assert temporary.suffix == ".bin"
     assert path.read_bytes() == b"one"
     assert os.listdir(path.parent) == ["file.bin"]
+
+
+def test_a_claimed_folder_is_kept_for_its_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "config.json"
+    identity = {"rate": 0.1, "sizes": (1, 2), "model": {"width": 8, "deep": {"heads": 2}}}
+    first = claim(path, identity, begun="today")
+    assert first == {"rate": 0.1, "sizes": [1, 2], "model": {"width": 8, "deep": {"heads": 2}}, "begun": "today"}
+    assert claim(path, identity, begun="tomorrow")["begun"] == "today"
+    before = path.read_bytes()
+    other = {"rate": 0.2, "sizes": (1, 3), "model": {"width": 8, "deep": {"heads": 4}}, "new": None}
+    with pytest.raises(UserError, match=r"different: rate: 0.1, now 0.2, sizes, model.deep.heads: 2, now 4, new"):
+        claim(path, other)
+    assert path.read_bytes() == before
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:

@@ -1,9 +1,15 @@
-"""The smoke study on the real simulator, end to end."""
+"""The smoke study on the real simulator, end to end, stopped twice on its way."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,10 +19,40 @@ from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results
 
+CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+CHILD += "from la_reconvla.cli import main; main()"
+
+
+def stop(folder: Path, lines: str, stop_signal: signal.Signals) -> tuple[int, str]:
+    """Begin or continue the study, and send a signal when a file of this name has a line; what the command said."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, "ablate", "--preset", "smoke", "--out", str(folder), "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while child.poll() is None and not any(len(read_jsonl(path)) > 1 for path in folder.rglob(lines)):
+        time.sleep(0.05)
+    child.send_signal(stop_signal)
+    _, said = child.communicate(timeout=120)
+    return child.returncode, " ".join(said.split())
+
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def interrupted(tmp_path_factory):
+    """A study stopped by Ctrl-C while it trained, then killed while it rolled out: folder, and what Ctrl-C said."""
     folder = tmp_path_factory.mktemp("runs") / "smoke"
+    ctrl_c = stop(folder, "metrics.jsonl", signal.SIGINT)
+    assert not list(folder.rglob("episodes.jsonl"))
+    killed, _ = stop(folder, "floors/*/episodes.jsonl", signal.SIGKILL)
+    assert killed == -signal.SIGKILL
+    return folder, ctrl_c
+
+
+@pytest.fixture(scope="module")
+def study(interrupted):
+    folder, _ = interrupted
     Ablation(preset("smoke"), folder, workers=2).run()
     return folder
 
@@ -39,6 +75,30 @@ def test_the_smoke_study_leaves_everything_behind(study):
     assert references["random"].successes == 0
     assert results.study.data_hash
     assert "<html" in (study / "report.html").read_text(encoding="utf-8")[:300].lower()
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_stopped_study_goes_on(interrupted, study):
+    _, (code, said) = interrupted
+    assert code == 130
+    assert "the same command goes on where it was" in said
+    assert "Traceback" not in said
+    for path in study.rglob("episodes.jsonl"):
+        starts = [record["start_id"] for record in read_jsonl(path)]
+        assert len(starts) == len(set(starts)) == 1, f"{path} has an episode too many or too few"
+    for path in study.rglob("metrics.jsonl"):
+        assert [line["step"] for line in read_jsonl(path)] == [0, 10, 20, 30]
+    assert not list(study.rglob(".tmp-*")), "unfinished files"
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_official_states_stand_beside_the_wide_ones(study):
+    results = read_results(study / "results.json")
+    rows = {row.label: row for row in results.elsewhere}
+    assert {"C1", "C2", "C4", "no-image", "expert", "random"} <= set(rows)
+    assert all(row.placement == "official" and row.tsr.episodes == 1 for row in rows.values())
 
 
 @pytest.mark.sim
@@ -67,7 +127,7 @@ def test_a_finished_study_runs_nothing_again(study):
 @pytest.mark.slow
 def test_a_folder_of_another_study_is_refused(study):
     before = (study / "study.json").read_bytes()
-    with pytest.raises(UserError, match=r"another configuration \(different: demos\)"):
+    with pytest.raises(UserError, match=r"another configuration \(different: config.demos: 4, now 6\)"):
         Ablation(replace(preset("smoke"), demos=6), study, workers=1).run()
     assert (study / "study.json").read_bytes() == before
 

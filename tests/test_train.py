@@ -291,7 +291,11 @@ def test_too_few_samples(demonstrations: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("other", "named"),
-    [({"seed": 1}, "seed"), ({"condition": C1}, "condition, head"), ({"spread": 2.0}, "bins")],
+    [
+        ({"seed": 1}, "seed: 0, now 1"),
+        ({"condition": C1}, "condition: C4, now C1, head"),
+        ({"spread": 2.0}, "bins.spread: 4.0, now 2.0"),
+    ],
 )
 def test_a_folder_of_another_configuration_is_refused(
     demonstrations: Path, tmp_path: Path, other: dict[str, Any], named: str

@@ -25,7 +25,7 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import seeded
-from la_reconvla.storage import atomic_write, read_json, write_json
+from la_reconvla.storage import atomic_write, claim, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -105,24 +105,6 @@ class PolicyConfig:
             raise UserError(
                 f"{folder / CONFIG} is not the configuration of a policy of this version ({error}): train it again"
             ) from error
-
-
-def claim(path: Path, values: dict[str, Any]) -> None:
-    """Write what a run is, or check that what is there says the same.
-
-    Raises:
-        UserError: if the folder holds a run of another configuration.
-    """
-    mine = json.loads(json.dumps(values))
-    if not path.exists():
-        write_json(path, mine)
-        return
-    theirs = read_json(path)
-    if differing := sorted(key for key in mine if mine[key] != theirs.get(key)):
-        raise UserError(
-            f"{path.parent} holds a run of another configuration (different: {', '.join(differing)}): "
-            "choose another folder or delete that one"
-        )
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:

@@ -151,6 +151,7 @@ def evaluate(
     placement: Literal["official", "wide"] = "wide",
     workers: int = 0,
     out: Path | None = None,
+    device: str = "auto",
     allow_any_mujoco: bool = False,
 ) -> None:
     """Roll a policy out in closed loop on starts that it was not trained on.
@@ -163,11 +164,12 @@ def evaluate(
         placement: kind of starts.
         workers: processes; 0 takes one a core.
         out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
+        device: of the policy: auto, cpu, cuda or mps.
         allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
     """
     from la_reconvla.study.evaluate import evaluate_one
 
-    evaluate_one(run, episodes, suite, tasks, placement, workers, out, allow_any_mujoco)
+    evaluate_one(run, episodes, suite, tasks, placement, workers, out, allow_any_mujoco, device)
 
 
 @app.command
@@ -202,7 +204,7 @@ def ablate(
         proprio: robot state: none (published), the gripper's width, or all of it.
         wrist: use the wrist camera too.
         norm_pixels: reconstruct pixels normalised in each patch.
-        device: of the training: auto, cpu, cuda or mps.
+        device: of training and policies: auto, cpu, cuda or mps.
         workers: processes; 0 takes one a core.
     """
     from la_reconvla.study.ablation import ablate as run

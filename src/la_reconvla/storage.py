@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,44 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path}: no such file; check the folder's name, or run the step that writes it") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+
+
+def claim(path: Path | str, identity: Mapping[str, Any], **once: Any) -> dict[str, Any]:
+    """Make a folder this run's by writing what it is, or see that what stands there says the same.
+
+    Args:
+        path: the file that says what the folder holds.
+        identity: what decides the results; names and values, also nested.
+        **once: what is written beside it the first time and compared never.
+
+    Returns:
+        What stands in the file.
+
+    Raises:
+        UserError: if the folder holds a run of another configuration; the differing names are listed.
+    """
+    path, mine = Path(path), json.loads(json.dumps(_plain(identity)))
+    if not path.exists():
+        write_json(path, {**mine, **once})
+    theirs = read_json(path)
+    if differing := list(_differing(mine, theirs)):
+        listed = ", ".join(differing[:6]) + (", ..." if len(differing) > 6 else "")
+        raise UserError(
+            f"{path.parent} holds a run of another configuration (different: {listed}): "
+            "choose another folder or delete that one"
+        )
+    return theirs
+
+
+def _differing(mine: Mapping[str, Any], theirs: Any) -> Iterator[str]:
+    theirs = theirs if isinstance(theirs, dict) else {}
+    for key, value in mine.items():
+        before = theirs.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            yield from (f"{key}.{name}" for name in _differing(value, before))
+        elif key not in theirs or before != value:
+            simple = all(isinstance(v, str | int | float | bool | None) for v in (value, before))
+            yield f"{key}: {before}, now {value}" if simple and len(f"{before}{value}") < 60 else key
 
 
 def append_jsonl(path: Path | str, *records: Any) -> None:

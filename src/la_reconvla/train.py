@@ -20,7 +20,6 @@ from torch.utils.tensorboard import SummaryWriter
 from la_reconvla.checkpoint import (
     WEIGHTS,
     PolicyConfig,
-    claim,
     dry_run,
     load_tensors,
     restore,
@@ -34,7 +33,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import derive, generator
-from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
+from la_reconvla.storage import append_jsonl, atomic_write, claim, read_jsonl
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
 

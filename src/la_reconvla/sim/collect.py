@@ -43,7 +43,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.processes import become_worker
 from la_reconvla.progress import Bar, progress
 from la_reconvla.randomness import derive
-from la_reconvla.storage import locked, read_json, remove_unfinished, require_free_space, write_json
+from la_reconvla.storage import claim, locked, read_json, remove_unfinished, require_free_space, write_json
 
 CONFIG, SUMMARY = "collection.json", "summary.json"
 TRAINING_STATES = 30  # of LIBERO's 50 official states a task; the last 20 stay for tests
@@ -120,8 +120,7 @@ class CollectConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which episodes come out; what `collection.json` holds."""
-        plain = json.loads(json.dumps(asdict(self), default=str))
-        return {key: value for key, value in plain.items() if key not in ("out", "workers")}
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers")}
 
 
 @dataclass(frozen=True)
@@ -344,17 +343,11 @@ def collect(config: CollectConfig, studio: Studio | None = None) -> Summary:
 def _claim(config: CollectConfig) -> None:
     """Make the folder this configuration's, or see that it is."""
     path = config.out / CONFIG
-    if path.exists():
-        before, now = read_json(path), config.identity
-        if differing := [key for key in now if before.get(key) != now[key]]:
-            listed = ", ".join(f"{key} {before.get(key)} (now {now[key]})" for key in differing)
-            raise UserError(f"{config.out} was collected with other settings: {listed}; choose another folder")
-    elif others := sorted(p.name for p in config.out.glob(f"*{SUFFIX}")):
+    if not path.exists() and (others := sorted(p.name for p in config.out.glob(f"*{SUFFIX}"))):
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if not (config.out / SUMMARY).exists():
         require_free_space(config.out, _estimate(config))
-    if not path.exists():
-        write_json(path, {**config.identity, "versions": _versions()})
+    claim(path, config.identity, versions=_versions())
 
 
 def _versions() -> dict[str, str]:

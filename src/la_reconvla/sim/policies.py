@@ -43,12 +43,14 @@ class Trained:
         view: ``true``; ``grey_image`` shows it a grey image; ``wrong_instruction`` tells it something else.
         swaps: for the wrong instruction: (task, true instruction, what it is told instead), see `swapped`.
         threads: CPU threads of one forward pass.
+        device: where the policy runs; each worker process holds a copy of it there.
     """
 
     run: Path
     view: View = "true"
     swaps: tuple[tuple[int, str, str], ...] = ()
     threads: int = 1
+    device: str = "cpu"
 
     def identity(self) -> dict[str, Any]:
         """The weights themselves, and what they are shown."""
@@ -97,7 +99,7 @@ class TrainedPolicy:
 
     def __init__(self, policy: Policy, config: PolicyConfig, specification: Trained):
         self.name = config.condition
-        self.policy, self.config, self.specification = policy, config, specification
+        self.policy, self.config, self.specification = policy.to(specification.device), config, specification
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
@@ -132,15 +134,16 @@ class TrainedPolicy:
             raise ValueError("a trained policy needs an observation")
 
         size, kind = self.config.backbone.image_size, self.config.backbone.proprio
+        device = self.specification.device
 
         def tensor(image: np.ndarray) -> torch.Tensor:
             pixels = torch.from_numpy(resize(image[None], size)).permute(0, 3, 1, 2)
             grey = self.config.blind or self.specification.view == "grey_image"
-            return torch.full_like(pixels, GREY) if grey else pixels
+            return (torch.full_like(pixels, GREY) if grey else pixels).to(device)
 
         proprio = None
         if kind != "none" and observation.proprio is not None:
-            proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind))
+            proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind)).to(device)
         wrist = None if observation.wrist is None or not self.config.backbone.wrist else tensor(observation.wrist)
         return tensor(observation.image), [self._instruction], wrist, proprio
 

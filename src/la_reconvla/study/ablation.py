@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import json
 import multiprocessing
 import sys
 import time
@@ -35,9 +34,9 @@ from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
-from la_reconvla.storage import atomic_write, locked, read_json, read_jsonl, require_free_space, write_json
+from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures
-from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluation_starts, pending
+from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluation_starts, pending, settings_for
 from la_reconvla.study.facts import commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run, spread_indices
 from la_reconvla.study.presets import StudyConfig, preset
@@ -99,7 +98,7 @@ class Ablation:
             wrist=config.backbone.wrist,
             workers=self.workers,
         )
-        pick_device(config.train.device)
+        self.device = str(pick_device(config.train.device))
         self.console = Console(stderr=True)
 
     @property
@@ -132,23 +131,13 @@ class Ablation:
 
     def _claim(self, started: str) -> None:
         """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
-        config = json.loads(json.dumps(asdict(self.config)))
-        config["train"] = json.loads(json.dumps(self.config.train.identity))
-        grown = {key: config.pop(key) for key in GROWS}
-        mine = {"config": config, "versions": versions()}
+        config = {**asdict(self.config), "train": self.config.train.identity}
+        size = {key: config.pop(key) for key in GROWS}
         path, now = self.folder / "study.json", commit()
-        before = (
-            read_json(path) if path.exists() else {**mine, "started": started, "commits": [], "hardware": hardware()}
-        )
-        differing = [key for key in config if config[key] != before["config"].get(key)]
-        differing += [f"version of {k}" for k, v in mine["versions"].items() if before["versions"].get(k) != v]
-        if differing:
-            raise UserError(
-                f"{self.folder} holds a study of another configuration (different: {', '.join(differing)}): "
-                "choose another --out, or delete that folder"
-            )
-        commits = [*before["commits"], *([] if now in before["commits"] else [now])]
-        write_json(path, {**before, "size": grown, "commits": commits, "command": " ".join(sys.argv)})
+        identity = {"config": config, "versions": versions()}
+        begun = claim(path, identity, started=started, commits=[now], hardware=hardware())
+        commits = list(dict.fromkeys([*begun["commits"], now]))
+        write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
 
     def _timed(self, name: str, part: Callable[[], None]) -> None:
         begun = time.perf_counter()
@@ -196,7 +185,7 @@ class Ablation:
                     ) from error
 
     def _evaluate(self) -> None:
-        evaluations, starts, settings = self._evaluations(), self._starts(), self._settings()
+        evaluations, starts, settings = self._evaluations(), self._starts(), self._settings
         count = pending(evaluations, starts)
         with progress("Rollouts", total=count, unit="episodes", console=self.console) as bar:
             evaluate(evaluations, starts, settings, self.workers, bar.advance)
@@ -216,7 +205,7 @@ class Ablation:
             samples = self._held_out_samples()
             indices = spread_indices(samples, self.config.frames)
             for cell in todo:
-                records = measure_run(cell.folder, samples, indices, self._swaps)
+                records = measure_run(cell.folder, samples, indices, self._swaps, device=self.device)
                 write_json(cell.folder / HELD_OUT, {"weights": file_hash(cell.folder / WEIGHTS), **records})
                 bar.advance(note=cell.condition.id)
 
@@ -225,9 +214,9 @@ class Ablation:
     def _held_out_samples(self) -> Samples:
         return _samples_of(self._divided[1], self.config)
 
+    @property
     def _settings(self) -> EnvSettings:
-        c = self.config
-        return EnvSettings(c.backbone.image_size, c.backbone.wrist, c.backbone.proprio != "none", c.quality)
+        return settings_for(self.config.backbone, self.config.backbone.image_size, self.config.quality)
 
     def _starts(self, placement: str | None = None):
         c = self.config
@@ -254,10 +243,11 @@ class Ablation:
             label = {"condition": cell.condition.id, "seed": cell.seed}
             count = few if cell.condition is NO_IMAGE else many
             films = cell.condition is not NO_IMAGE
-            result.append(Evaluation(cell.folder, label, Trained(cell.folder), count, films, c.backbone.grid))
+            policy = Trained(cell.folder, device=self.device)
+            result.append(Evaluation(cell.folder, label, policy, count, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
                 for view in ("grey_image", "wrong_instruction"):
-                    policy = Trained(cell.folder, view, self._swaps)
+                    policy = Trained(cell.folder, view, self._swaps, device=self.device)
                     folder = self.folder / "floors" / view / f"seed{cell.seed}"
                     result.append(Evaluation(folder, {**label, "floor": view}, policy, few))
         alone = {"seed": None, "condition": None}

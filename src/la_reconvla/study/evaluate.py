@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from la_reconvla.checkpoint import PolicyConfig, claim, dry_run, load_policy
-from la_reconvla.contracts import PlacementKind, Split, Start
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.checkpoint import dry_run, load_policy
+from la_reconvla.contracts import PlacementKind, Quality, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
@@ -23,9 +24,10 @@ from la_reconvla.sim.placements import SCHEME, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
 from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import load_task, official_start, official_states
-from la_reconvla.storage import append_jsonl, locked, read_jsonl
+from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl
 from la_reconvla.study.figures import overlay, write_video
 from la_reconvla.study.results import STAGES, rate
+from la_reconvla.train import pick_device
 
 EPISODES = "episodes.jsonl"
 FILMS = 2  # videos of either outcome, beside the first start of each task
@@ -98,15 +100,11 @@ def evaluation_starts(
     return [start for group in zip(*per_task, strict=True) for start in group]
 
 
-def settings_for(config: PolicyConfig, allow_any_mujoco: bool = False) -> EnvSettings:
-    """The environment as the policy's training data were rendered."""
-    return EnvSettings(
-        image_size=config.image_size,
-        wrist=config.backbone.wrist,
-        proprio=config.backbone.proprio != "none",
-        quality=config.quality,
-        allow_any_mujoco=allow_any_mujoco,
-    )
+def settings_for(
+    backbone: SmallPaliGemma, image_size: int, quality: Quality, allow_any_mujoco: bool = False
+) -> EnvSettings:
+    """The environment that shows what `backbone` takes, rendered as the training data were."""
+    return EnvSettings(image_size, backbone.wrist, backbone.proprio != "none", quality, allow_any_mujoco)
 
 
 def evaluate(
@@ -183,6 +181,7 @@ def evaluate_one(
     workers: int,
     out: Path | None,
     allow_any_mujoco: bool = False,
+    device: str = "auto",
 ) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
     if episodes < 1:
@@ -196,8 +195,11 @@ def evaluate_one(
         label, grid = {"condition": run, "seed": None}, None
     else:
         trained, config = load_policy(run)  # a damaged run is found before the simulator starts
-        settings = settings_for(config, allow_any_mujoco)
-        policy, trained_on = Trained(Path(run).resolve()), frozenset(config.train_starts)
+        settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
+        policy, trained_on = (
+            Trained(Path(run).resolve(), device=str(pick_device(device))),
+            frozenset(config.train_starts),
+        )
         folder = out or Path(run) / f"{suite}-{placement}"
         label = {"condition": config.condition, "seed": config.seed}
         grid = config.backbone.grid

@@ -22,6 +22,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.policies import View
 from la_reconvla.study import grounding
+from la_reconvla.train import to_device
 
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
 VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
@@ -48,7 +49,7 @@ def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, "b"]:
     """See `UNIT`; steps past the end of an episode do not count."""
     acted = policy.act(batch.images, batch.instructions, batch.wrist, batch.proprio)
     error = (acted - batch.actions).abs()[..., :MOTION].mean(-1)
-    return ((error * batch.valid).sum(1) / batch.valid.sum(1)).numpy()
+    return ((error * batch.valid).sum(1) / batch.valid.sum(1)).cpu().numpy()
 
 
 def measure_run(
@@ -57,6 +58,7 @@ def measure_run(
     indices: Int64[np.ndarray, "m"],
     swaps: tuple[tuple[int, str, str], ...],
     batch_size: int = 32,
+    device: str = "cpu",
 ) -> dict[View, list[dict[str, Any]]]:
     """Records of one run on held-out frames.
 
@@ -66,6 +68,7 @@ def measure_run(
         indices: which of them.
         swaps: see `la_reconvla.sim.policies.swapped`.
         batch_size: samples a forward pass.
+        device: where the policy runs.
 
     Returns:
         For each view, one record a frame: seed, task, episode, frame and ``action_error``; under the true view also
@@ -77,6 +80,7 @@ def measure_run(
         UserError: if the run does not fit the samples.
     """
     policy, config = load_policy(run)
+    policy.to(device)
     if config.quality != samples.demonstrations.quality:
         raise UserError(
             f"{run} was trained on '{config.quality}' frames, the held-out ones are "
@@ -85,9 +89,7 @@ def measure_run(
     table = {(task, true): wrong for task, true, wrong in swaps}
     records: dict[View, list[dict[str, Any]]] = {view: [] for view in VIEWS}
     for part in np.array_split(indices, max(1, -(-len(indices) // batch_size))):
-        batch = samples.batch(part)
-        if config.blind:
-            batch = greyed(batch)
+        batch = to_device(samples.batch(part), torch.device(device), config.blind)
         origins = [samples.origin(int(index)) for index in part]
         tasks = [episode.task or 0 for episode, _ in origins]
         keys = [
@@ -111,7 +113,7 @@ def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, tabl
     looks = []
     for view in ("true", "wrong_instruction"):
         shown = view_of(batch, view, tasks, table)
-        looks.append(policy.look(shown.images, shown.instructions, shown.wrist, shown.proprio).numpy())
+        looks.append(policy.look(shown.images, shown.instructions, shown.wrist, shown.proprio).cpu().numpy())
     target = grounding.measure(looks[0], coverage[:, 0]).records()
     destination = grounding.measure(looks[0], coverage[:, 1]).records()
     aid = grounding.instruction_difference(*looks)

@@ -100,6 +100,7 @@ PRESETS = {
         StudyConfig(
             preset="smoke",
             tasks=(0,),
+            also_official=1,
             demos=4,
             held_out=0.4,
             frame_stride=8,
