@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from la_reconvla.errors import UserError
-from la_reconvla.study import figures, report
+from la_reconvla.study import figures, report, tables
 from la_reconvla.study.results import Elsewhere, Picture, Rate, Results, Study, Video, write_results
 from test_results import GRID, study_results
 
@@ -211,8 +211,8 @@ def test_stages_are_compared_and_marked_as_exploratory(study: Path) -> None:
         assert lifted is not None
         assert distance is not None
         assert f"<td>{other}</td><td>lifted</td>" in stages
-        assert f"{report.points(lifted.difference)} points" in stages
-        assert f"{report.number(100 * distance.difference, 1, True)} cm" in stages
+        assert f"{tables.points(lifted.difference)} points" in stages
+        assert f"{tables.number(100 * distance.difference, 1, True)} cm" in stages
     floors = text[text.index("Each arm minus its floors") : text.index('<section id="comparison">')]
     assert "<td>C2</td>" not in floors
     assert "<td>no image</td>" in floors
@@ -304,15 +304,36 @@ def test_files_outside_of_the_study_are_refused(tmp_path: Path) -> None:
 def test_the_terminal_shows_the_same_verdict() -> None:
     results = study_results()
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.terminal_summary(results))
+    console.print(tables.terminal_summary(results))
     text = console.export_text()
     flat = " ".join(text.replace("│", " ").split())
-    assert report.headline(results) in flat
+    assert tables.headline(results) in flat
     c4 = results.conditions[-1]
     assert c4.tsr is not None
     assert f"{c4.tsr.successes} / {c4.tsr.episodes}" in text
     assert "floor: blind replay" in text
     assert "reference: expert" in text
+
+
+def test_the_tables_as_text_hold_the_numbers_of_the_results(tmp_path: Path) -> None:
+    results = study_results()
+    write_results(tmp_path / "results.json", results)
+    report.write_report(tmp_path)
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in text.splitlines()}
+    for c in results.conditions:
+        assert c.tsr is not None
+        assert rows[f"{c.id}  {c.name}"][0] == f"{c.tsr.successes} / {c.tsr.episodes}"
+    assert tables.headline(results) in text
+    assert results.study.command in text
+    for hypothesis in results.hypotheses:
+        assert rows[hypothesis.id][0] == hypothesis.verdict
+    for table in text.split("## ")[1:]:
+        lines = table.splitlines()[2:]
+        assert len({line.count("|") for line in lines if line}) == 1, table
+    empty = tables.markdown(bare())
+    assert "not evaluated" in empty
+    assert "not measured" in empty
 
 
 # ---------------------------------------------------------------- figures

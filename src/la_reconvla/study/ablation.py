@@ -40,7 +40,7 @@ from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluatio
 from la_reconvla.study.facts import commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run, spread_indices
 from la_reconvla.study.presets import StudyConfig, preset
-from la_reconvla.study.report import terminal_summary, write_report
+from la_reconvla.study.report import write_report
 from la_reconvla.study.results import (
     Arm,
     Evidence,
@@ -52,6 +52,7 @@ from la_reconvla.study.results import (
     build,
     write_results,
 )
+from la_reconvla.study.tables import terminal_summary
 from la_reconvla.train import METRICS, pick_device, train
 
 HELD_OUT = "held_out.json"

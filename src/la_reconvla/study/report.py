@@ -1,6 +1,7 @@
 """The report of a study: one HTML file that holds everything it shows, drawn from `results.json` and what that names.
 
-What is missing is said where it would have stood; nothing is fetched when the page is opened.
+What is missing is said where it would have stood; nothing is fetched when the page is opened. ``tables.md`` beside it
+holds the numbers as text.
 """
 
 from __future__ import annotations
@@ -9,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, read_jsonl
@@ -26,12 +24,12 @@ from la_reconvla.study.results import (
     Comparison,
     ConditionResult,
     Results,
-    in_words,
     read_results,
 )
 from la_reconvla.study.statistics import FEW_SEEDS
+from la_reconvla.study.tables import duration, headline, markdown, number, p_value, percent, points, reason
 
-RESULTS, REPORT = "results.json", "report.html"
+RESULTS, REPORT, TABLES = "results.json", "report.html", "tables.md"
 MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
 ERROR_FLOORS = {
     "grey_image": "with a grey image",
@@ -41,7 +39,7 @@ ERROR_FLOORS = {
 
 
 def write_report(run_dir: Path | str) -> Path:
-    """Draw ``report.html`` from ``results.json`` in `run_dir` and from the files that it names there.
+    """Draw ``report.html`` and ``tables.md`` from ``results.json`` in `run_dir` and the files that it names there.
 
     Args:
         run_dir: folder of a study.
@@ -53,9 +51,10 @@ def write_report(run_dir: Path | str) -> Path:
         UserError: there are no valid results, or they name a file outside of the folder.
     """
     folder = Path(run_dir)
-    page = render(read_results(folder / RESULTS), folder)
-    with atomic_write(folder / REPORT) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    results = read_results(folder / RESULTS)
+    for name, text in ((REPORT, render(results, folder)), (TABLES, markdown(results))):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return folder / REPORT
 
 
@@ -162,62 +161,6 @@ def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:
 # ---------------------------------------------------------------- words and numbers
 
 
-def headline(results: Results) -> str:
-    """The first line: what was found, for somebody who knows nothing of the study."""
-    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
-    word = judged.verdict.capitalize() if judged else "Inconclusive"
-    if found is None or found.agreement is None:
-        return (
-            f"{word}: whether a robot policy acts better when it learns to reconstruct what its instruction looks at "
-            "(C4) rather than random patches (C2) stays open, because this study did not evaluate both."
-        )
-    table, n = found.agreement, found.n
-    ours, theirs = table.both + table.only_a, table.both + table.only_b
-    ending = " That is not enough to say which is better." if word == "Inconclusive" else ""
-    return (
-        f"{word}: the robot policy that learned to reconstruct what its instruction looks at (C4) succeeded in {ours} "
-        f"of {n} episodes ({percent(ours / n)}), the one that learned to reconstruct random patches (C2) in {theirs} "
-        f"of the same {n} ({percent(theirs / n)}): a difference of {points(found.difference)} points, "
-        f"95 % interval {points(found.low)} to {points(found.high)}.{ending}"
-    )
-
-
-def reason(results: Results) -> str:
-    """What the first line leaves unsaid: why the data cannot decide, and what the interval does not cover."""
-    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
-    said = judged.because if judged else ""
-    return f"{said.removeprefix(in_words(found))} {found.note}".strip() if found else said
-
-
-def percent(value: float | None) -> str:
-    """0.5 as "50 %"."""
-    return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def points(value: float | None) -> str:
-    """A difference of rates in points, with its sign."""
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
-
-
-def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
-    """A number with a fixed count of digits."""
-    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
-
-
-def p_value(value: float | None) -> str:
-    """A p-value; tiny ones as a bound."""
-    if value is None:
-        return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def per_task(condition: ConditionResult, task: str) -> str:
     """Successes of one task over all seeds, as "7 / 18"."""
     counts = [c.tsr.per_task[task] for c in condition.cells if c.tsr and task in c.tsr.per_task]
@@ -268,31 +211,3 @@ def _weak_arms(results: Results) -> list[str]:
         return []
     pairs = "; ".join(f"{c.a} and {figures.readable(c.b)}" for c in weak)
     return [f"Success was not shown to be above these floors, so it says little about use of the image there: {pairs}."]
-
-
-# ---------------------------------------------------------------- terminal
-
-
-def terminal_summary(results: Results) -> RenderableType:
-    """The verdict with the tables of success and attention overlap, for `rich` to print."""
-    judged = results.hypothesis(HEADLINE)
-    colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    success = Table("arm", "successes", "rate", "95 % interval", title="Task success")
-    rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
-    rows += [(f"floor: {figures.readable(f.id)} {f.condition or ''}".strip(), f.tsr) for f in results.floors if f.tsr]
-    rows += [(f"reference: {r.id}", r.tsr) for r in results.references]
-    rows += [(f"{e.placement} states: {figures.readable(e.label)}", e.tsr) for e in results.elsewhere]
-    for name, rate in rows:
-        if rate is None:
-            success.add_row(name, "not evaluated", "", "")
-        else:
-            count, interval = f"{rate.successes} / {rate.episodes}", f"{percent(rate.low)} to {percent(rate.high)}"
-            success.add_row(name, count, percent(rate.rate), interval)
-    overlap = Table("arm", "AOS", "95 % interval", "chance", "ceiling", title="Attention overlap with the target")
-    for c in results.conditions:
-        if c.aos is None:
-            overlap.add_row(c.id, "not measured", "", "", "")
-        else:
-            interval = f"{number(c.aos.low)} to {number(c.aos.high)}"
-            overlap.add_row(c.id, number(c.aos.mean), interval, number(c.aos.chance), number(c.aos.ceiling))
-    return Group(Panel(headline(results), border_style=colour), success, overlap)

@@ -1,0 +1,223 @@
+"""What a study's numbers say, as words and as tables: the terminal and ``tables.md`` show these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+from la_reconvla.study.results import HEADLINE, STAGES, Comparison, Measure, Rate, Results, in_words
+
+FLOORS = {
+    "grey_image": "grey image",
+    "wrong_instruction": "wrong instruction",
+    "no_image": "no image",
+    "blind_replay": "blind replay",
+}
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of strings."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def markdown(self) -> str:
+        """As Markdown, under its title."""
+        lines = [self.header, ("---",) * len(self.header), *self.rows]
+        return f"## {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def rich(self) -> Table:
+        """For a terminal."""
+        table = Table(*self.header, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def success_table(results: Results) -> TextTable:
+    """Success of every arm, floor and reference, also on other starts than the study's own."""
+    rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
+    rows += [(f"floor: {FLOORS[f.id]} {f.condition or ''}".strip(), f.tsr) for f in results.floors if f.tsr]
+    rows += [(f"reference: {r.id}", r.tsr) for r in results.references]
+    rows += [(f"{e.placement} states: {e.label.replace('_', ' ')}", e.tsr) for e in results.elsewhere]
+    header = ("arm", "successes", "rate", "95 % interval")
+    return TextTable("Task success", header, [(name, *_rate(rate)) for name, rate in rows])
+
+
+def stage_table(results: Results) -> TextTable:
+    """Share of episodes of each arm that reached each stage."""
+    rows = []
+    for c in results.conditions:
+        if c.stages is not None:
+            shares = (percent(getattr(c.stages, stage)) for stage in STAGES)
+            rows.append((c.id, *shares, number(c.stages.smallest_distance, 3)))
+    header = ("arm", *(stage.replace("_", " ") for stage in STAGES), "smallest distance (m)")
+    return TextTable("How far episodes got", header, rows)
+
+
+def error_table(results: Results) -> TextTable:
+    """Held-out action error of every arm and its difference to each floor."""
+    floors = ("grey_image", "wrong_instruction", "no_image")
+    rows = [
+        (c.id, _interval(c.action_error), *(_difference(results.comparison(c.id, f, "action_error")) for f in floors))
+        for c in results.conditions
+        if c.action_error is not None
+    ]
+    rows += [
+        ("floor: no image", _interval(f.action_error), *["–"] * len(floors))
+        for f in results.floors
+        if f.id == "no_image" and f.action_error is not None
+    ]
+    header = ("arm", "action error", *(f"minus {FLOORS[floor]}" for floor in floors))
+    return TextTable("Action error on held-out frames", header, rows)
+
+
+def overlap_table(results: Results) -> TextTable:
+    """Where the words look: overlap with the target beside what chance and a perfect map reach."""
+    rows = []
+    for c in results.conditions:
+        row = ("not measured", *["–"] * 6)
+        if c.aos is not None:
+            row = (
+                number(c.aos.mean),
+                f"{number(c.aos.low)} to {number(c.aos.high)}",
+                number(c.aos.chance),
+                number(c.aos.ceiling),
+            )
+            g = c.grounding
+            row += tuple(number(value) for value in (g.pointing, g.auroc, g.mass_over_area)) if g else ("–",) * 3
+        rows.append((c.id, *row))
+    header = ("arm", "AOS", "95 % interval", "chance", "ceiling", "pointing", "AUROC", "mass / area")
+    return TextTable("Attention overlap with the target", header, rows)
+
+
+def comparison_table(results: Results) -> TextTable:
+    """The declared family of paired comparisons."""
+    rows = [
+        (f"{c.a} - {c.b}", c.metric.replace("_", " "), _difference(c), p_value(c.p), p_value(c.p_holm), str(c.n))
+        for c in results.comparisons
+        if c.p_holm is not None
+    ]
+    return TextTable("Declared comparisons", ("arms", "of", "difference", "p", "p (Holm)", "pairs"), rows)
+
+
+def verdict_table(results: Results) -> TextTable:
+    """What each hypothesis came to."""
+    rows = [(h.id, h.verdict, h.claim) for h in results.hypotheses]
+    return TextTable("Hypotheses", ("hypothesis", "verdict", "claim"), rows)
+
+
+def markdown(results: Results) -> str:
+    """All of it as Markdown, with what ran, on what and how long."""
+    s = results.study
+    took = ", ".join(f"{part} {duration(seconds)}" for part, seconds in s.wall_seconds.items())
+    facts = {
+        "command": f"`{s.command}`",
+        "commit": s.commit,
+        "finished": s.finished,
+        "setting": ", ".join(f"{key} {value}" for key, value in s.settings.items() if key != "config"),
+        "machine": ", ".join(f"{key} {value}" for key, value in s.hardware.items()),
+        "versions": ", ".join(f"{key} {value}" for key, value in s.versions.items()),
+        "time": took,
+        "action error": s.action_error_unit,
+    }
+    parts = [f"# {s.preset}: {headline(results)}", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
+    tables = (success_table, stage_table, error_table, overlap_table, comparison_table, verdict_table)
+    return "\n\n".join([*parts, *(table(results).markdown() for table in tables)]) + "\n"
+
+
+def terminal_summary(results: Results) -> RenderableType:
+    """The verdict with the tables of success and attention overlap, for `rich` to print."""
+    judged = results.hypothesis(HEADLINE)
+    colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
+    return Group(
+        Panel(headline(results), border_style=colour), success_table(results).rich(), overlap_table(results).rich()
+    )
+
+
+def _rate(rate: Rate | None) -> tuple[str, str, str]:
+    if rate is None:
+        return "not evaluated", "", ""
+    return (
+        f"{rate.successes} / {rate.episodes}",
+        percent(rate.rate),
+        f"{percent(rate.low)} to {percent(rate.high)}",
+    )
+
+
+def _interval(measure: Measure | None) -> str:
+    return "–" if measure is None else f"{number(measure.mean)} ({number(measure.low)} to {number(measure.high)})"
+
+
+def _difference(found: Comparison | None) -> str:
+    if found is None:
+        return "–"
+    return f"{number(found.difference, sign=True)} ({number(found.low, sign=True)} to {number(found.high, sign=True)})"
+
+
+# ---------------------------------------------------------------- words and numbers
+
+
+def headline(results: Results) -> str:
+    """The first line: what was found, for somebody who knows nothing of the study."""
+    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
+    word = judged.verdict.capitalize() if judged else "Inconclusive"
+    if found is None or found.agreement is None:
+        return (
+            f"{word}: whether a robot policy acts better when it learns to reconstruct what its instruction looks at "
+            "(C4) rather than random patches (C2) stays open, because this study did not evaluate both."
+        )
+    table, n = found.agreement, found.n
+    ours, theirs = table.both + table.only_a, table.both + table.only_b
+    ending = " That is not enough to say which is better." if word == "Inconclusive" else ""
+    return (
+        f"{word}: the robot policy that learned to reconstruct what its instruction looks at (C4) succeeded in {ours} "
+        f"of {n} episodes ({percent(ours / n)}), the one that learned to reconstruct random patches (C2) in {theirs} "
+        f"of the same {n} ({percent(theirs / n)}): a difference of {points(found.difference)} points, "
+        f"95 % interval {points(found.low)} to {points(found.high)}.{ending}"
+    )
+
+
+def reason(results: Results) -> str:
+    """What the first line leaves unsaid: why the data cannot decide, and what the interval does not cover."""
+    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
+    said = judged.because if judged else ""
+    return f"{said.removeprefix(in_words(found))} {found.note}".strip() if found else said
+
+
+def percent(value: float | None) -> str:
+    """0.5 as "50 %"."""
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of rates in points, with its sign."""
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """A number with a fixed count of digits."""
+    return "–" if value is None else f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def p_value(value: float | None) -> str:
+    """A p-value; tiny ones as a bound."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
