@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.backbones.paligemma import SmallPaliGemma, whiten_patches
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, Quality
 from la_reconvla.errors import UserError
@@ -64,17 +65,22 @@ class PolicyConfig:
         head = condition.reconstruction.head if condition.reconstruction else None
         return cls(condition=condition.id, blind=condition.blind, head=head, **fields)
 
-    def build(self) -> Policy:
+    def build(self, images: UInt8[torch.Tensor, "m 3 H W"] | None = None) -> Policy:
         """A policy with fresh weights.
 
         Backbone and action head are drawn from one stream and the decoder from another, so that all arms of one seed
         start from equal weights, with or without a decoder.
+
+        Args:
+            images: training images that the patch embedding is fitted to; None where weights are loaded afterwards.
         """
         with seeded(self.seed, "weights"):
-            policy = Policy(self.backbone.build(), self.bins)
+            backbone = self.backbone.build()
+            if images is not None:
+                whiten_patches(backbone, images)
+            policy = Policy(backbone, self.bins)
         if self.head is not None:
             with seeded(self.seed, "decoder"):
-                backbone = policy.backbone
                 policy.reconstructor = self.head.build(backbone.width, backbone.grid, backbone.patch_size)
         return policy
 

@@ -28,7 +28,7 @@ from la_reconvla.checkpoint import (
 )
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch, Tracker
-from la_reconvla.data.samples import Samples, batch_indices, greyed
+from la_reconvla.data.samples import Samples, batch_indices, greyed, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
@@ -36,6 +36,7 @@ from la_reconvla.randomness import derive, generator
 from la_reconvla.storage import append_jsonl, atomic_write, claim, read_jsonl
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
+WHITENED = 256  # training images that the patch embedding starts from
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def train(
         return folder
     torch.set_num_threads(config.threads)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    policy = policy_config.build().to(device).train()
+    some = spread_indices(samples, WHITENED)
+    policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
     dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
@@ -240,7 +242,7 @@ def train(
 def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind: bool, count: int = 256) -> float:
     """Action loss on up to `count` evenly spaced held-out samples."""
     policy.eval()
-    chosen = np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64)
+    chosen = spread_indices(samples, count)
     values, weights = [], []
     for part in np.array_split(chosen, max(1, len(chosen) // 64)):
         batch = to_device(samples.batch(part), device, blind)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -136,6 +136,35 @@ def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
     positions: Any = model.model.vision_tower.embeddings.position_embedding
     nn.init.normal_(positions.weight, std=0.5)
+
+
+@torch.no_grad()
+def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"], floor: float = 1e-3) -> None:
+    """Start the patch embedding from the statistics of the training images (Coates and Ng, 2012).
+
+    Most of a patch is what it shows in every image: the table, the light. An embedding of random filters passes that on
+    and nearly drowns what differs. Here the filters are the principal components of the patches, each scaled to
+    unit variance and turned by a random rotation, and the position embedding takes away the mean of its position.
+
+    Args:
+        backbone: with fresh weights; its patch embedding and position embedding are changed in place.
+        images: some training images.
+        floor: added to all variances, as a share of the largest, so that noise is not blown up.
+    """
+    embeddings: Any = backbone.model.vision_tower.embeddings
+    weight: Tensor = embeddings.patch_embedding.weight
+    p, width = backbone.patch_size, weight.shape[0]
+    patches = rearrange(images.float() / 127.5 - 1.0, "m c (r p) (s q) -> m (r s) (c p q)", p=p, q=p)
+    mean = patches.mean(0)
+    centred = (patches - mean).flatten(0, 1)
+    variances, components = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
+    kept = min(width, len(variances))
+    variances, components = variances[-kept:].clamp_min(0), components[:, -kept:]
+    scale = (variances + floor * variances[-1].clamp_min(1e-6)).rsqrt() * math.sqrt(width / kept)
+    rotation = torch.linalg.qr(weight.flatten(1)[:, :kept]).Q
+    filters = rotation @ (components * scale).T
+    weight.copy_(filters.view_as(weight))
+    embeddings.position_embedding.weight.sub_(mean @ filters.T)
 
 
 class PaliGemmaBackbone(nn.Module):

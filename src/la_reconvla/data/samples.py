@@ -178,6 +178,11 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.nda
     return np.array([orders[e][p] for e, p in zip(epochs, places % n, strict=True)], dtype=np.int64)
 
 
+def spread_indices(samples: Samples, count: int) -> Int64[np.ndarray, "m"]:
+    """Up to `count` evenly spaced samples."""
+    return np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64)
+
+
 def greyed(batch: Batch) -> Batch:
     """The same batch with every picture grey: what a blind arm and the grey-image floor are shown."""
     wrist = None if batch.wrist is None else torch.full_like(batch.wrist, GREY)

@@ -21,7 +21,7 @@ from rich.console import Console
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, file_hash, load_policy
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
-from la_reconvla.data.samples import Samples
+from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import unpatchify
@@ -38,7 +38,7 @@ from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jso
 from la_reconvla.study import figures
 from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluation_starts, pending, settings_for
 from la_reconvla.study.facts import commit, hardware, versions
-from la_reconvla.study.heldout import UNIT, measure_run, spread_indices
+from la_reconvla.study.heldout import UNIT, measure_run
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
 from la_reconvla.study.results import (

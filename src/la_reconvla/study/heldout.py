@@ -29,11 +29,6 @@ VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
 MOTION = 6  # the gripper is two-valued; a late or early grasp would drown everything else
 
 
-def spread_indices(samples: Samples, count: int) -> Int64[np.ndarray, "m"]:
-    """Up to `count` evenly spaced samples."""
-    return np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64)
-
-
 def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int, str], str]) -> Batch:
     """The batch as this view shows it."""
     if view == "grey_image":
