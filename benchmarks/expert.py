@@ -28,7 +28,8 @@ from scipy.stats import binomtest
 from la_reconvla.contracts import Start
 from la_reconvla.sim.expert import Expert
 from la_reconvla.sim.libero import LiberoEnv
-from la_reconvla.sim.placements import official_start, placement_summary, wide_starts
+from la_reconvla.sim.placements import placement_summary, wide_starts
+from la_reconvla.sim.tasks import load_task, official_start
 from la_reconvla.storage import append_jsonl, read_jsonl
 
 DEMONSTRATIONS = 3
@@ -114,7 +115,7 @@ def _run(arguments: argparse.Namespace, share: list[tuple[int, int]], done: set[
 @lru_cache(maxsize=1024)
 def _start(suite: str, task: int, placement: str, split: Any, index: int, cache: Path) -> Start:
     if placement == "official":
-        return official_start(suite, task, index, split)
+        return official_start(load_task(suite, task), index, split=split)
     return wide_starts(suite, task, split, [index], cache)[0]
 
 

@@ -110,14 +110,16 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
         ("ablate --preset smoke --conditions no-image", "'no-image' is a floor"),
         ("ablate --preset smoke --seeds 0 0", "seeds are listed twice: 0, 0"),
         ("ablate --preset smoke --tasks 10", "unknown task 10 of libero_spatial: choose a number from 0 to 9"),
-        ("ablate --preset smoke --demos 3", "ask for an even number, not 3"),
+        ("ablate --preset smoke --demos 5", "ask for an even number, not 5"),
         ("ablate --preset smoke --demos 0", "demos must be at least 1"),
+        ("ablate --preset smoke --demos 2", "demos must be at least 4, not 2: two scenes of two"),
         ("ablate --preset smoke --steps 0", "steps must be at least 1"),
         ("ablate --preset smoke --episodes 0", "episodes must be at least 1"),
         ("ablate --preset smoke --device toaster", "device 'toaster' is not usable here"),
         ("collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("collect --tasks 3 10", "unknown task 10"),
         ("collect --demos 0", "demos must be at least 1"),
+        ("collect --suite libero_object --placement wide", "libero_object task 0 has no wide placements"),
     ],
 )
 def test_a_study_that_cannot_be(
@@ -223,6 +225,15 @@ def test_a_damaged_run_is_not_evaluated(
     assert expected in said
     assert code == 2
     assert everything(tmp_path) == before
+
+
+def test_the_tasks_to_evaluate_are_not_guessed(run, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("la_reconvla.study.evaluate.evaluation_starts", no_long_work)
+    before = everything(finished)
+    code, said = run("evaluate", finished, "--suite", "libero_object")
+    assert "does not say that it was trained on tasks of libero_object: name them with --tasks" in said
+    assert code == 2
+    assert everything(finished) == before
 
 
 def test_a_damaged_results_file(run, tmp_path: Path) -> None:

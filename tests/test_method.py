@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
-from la_reconvla.backbones.paligemma import BOS, PAD
+from la_reconvla.backbones.paligemma import BOS, PAD, whiten_patches
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, patchify, position_table, unpatchify
 from la_reconvla.method.mask import AttentionMask, RandomMask, masked_count
@@ -62,6 +63,33 @@ def test_padding_a_batch_changes_no_saliency_and_no_action():
         one = batch.images[i : i + 1], batch.instructions[i : i + 1]
         torch.testing.assert_close(policy.look(*one)[0], together[0][i], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(policy.act(*one)[0], together[1][i], rtol=1e-4, atol=1e-5)
+
+
+def test_patch_embeddings_start_whitened():
+    """Against numpy: inner products of embedded training patches are those of their whitened principal components."""
+    backbone = TINY.build()
+    embeddings: Any = backbone.model.vision_tower.embeddings
+    before = embeddings.position_embedding.weight.detach().numpy().copy()
+    shape = (80, 3, TINY.image_size, TINY.image_size)
+    noise = np.random.default_rng(0).normal(size=shape)
+    background = 40 * np.sin(np.arange(TINY.image_size))[None, None, :, None]
+    images = torch.from_numpy((128 + background + 10 * noise).clip(0, 255).astype(np.uint8))
+    whiten_patches(backbone, images)
+    with torch.no_grad():
+        embedded = embeddings(images.float() / 127.5 - 1).double().numpy()  # [m n d]
+    np.testing.assert_allclose(embedded.mean(0), before, atol=1e-4)  # what every image shows has gone
+
+    p, (rows, columns), d = TINY.patch, TINY.grid, TINY.width
+    pixels = images.numpy().astype(np.float64) / 127.5 - 1
+    patches = pixels.reshape(80, 3, rows, p, columns, p).transpose(0, 2, 4, 1, 3, 5).reshape(80, rows * columns, -1)
+    x = (patches - patches.mean(0)).reshape(80 * rows * columns, -1)
+    _, singular, components = np.linalg.svd(x / np.sqrt(len(x)), full_matrices=False)
+    kept = min(d, x.shape[1])
+    variances, components = singular[:kept] ** 2, components[:kept]
+    white = x @ components.T / np.sqrt(variances + 1e-3 * variances[0]) * np.sqrt(d / kept)
+    found = (embedded - before).reshape(len(x), d)
+    np.testing.assert_allclose(found[:50] @ found[:50].T, white[:50] @ white[:50].T, atol=0.02 * d)
+    assert 0.9 < found.var() < 1.01
 
 
 def test_saliency_of_nothing_is_refused():

@@ -23,7 +23,6 @@ from la_reconvla.sim.placements import (
     Relation,
     Wide,
     instructions,
-    official_start,
     placement_summary,
     propose,
     relation,
@@ -273,6 +272,6 @@ def test_a_damaged_cache_is_named(pair, cache):
 
 
 def test_official_starts_are_liberos():
-    start = official_start(SPATIAL, 8, 3, "test")
+    start = official_start(load_task(SPATIAL, 8), 3)
     assert (start.placement, start.split, start.index) == ("official", "test", 3)
     assert start.instruction == "pick the akita black bowl next to the plate and place it on the plate"

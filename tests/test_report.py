@@ -9,6 +9,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -218,9 +219,9 @@ def test_stages_are_compared_and_marked_as_exploratory(study: Path) -> None:
     assert "<td>no image</td>" in floors
 
 
-def test_scenes_shared_by_two_episodes_are_said(study: Path, tmp_path: Path) -> None:
+def test_scenes_shared_by_two_starts_are_said(study: Path, tmp_path: Path) -> None:
     _, text = page(study)
-    assert "Two starts, and two held-out episodes, share each scene" in text
+    assert "Two starts share each scene and its image" in text
     write_results(tmp_path / "results.json", bare())
     report.write_report(tmp_path)
     assert "share each scene" not in page(tmp_path)[1]
@@ -373,7 +374,22 @@ def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:
     assert facts["fps"] == 5
     shown = [float(np.frombuffer(frame, np.uint8).mean()) for frame in reader]
     assert shown == pytest.approx([20 * i for i in range(10)], abs=4)
-    assert figures.video_data_uri(tmp_path / "film.mp4").startswith("data:video/mp4;base64,")
+
+
+def test_a_video_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [np.full((32, 32, 3), value, dtype=np.uint8) for value in (0, 120, 240)]
+    monkeypatch.setattr(figures.imageio_ffmpeg, "count_frames_and_secs", lambda _: (2, 0.4))
+    with pytest.raises(UserError, match="cut short; is the disk full"):
+        figures.write_video(tmp_path / "film.mp4", frames)
+
+    def dying(*_: object, **__: object) -> Any:
+        yield
+        raise OSError("[Errno 32] Broken pipe")
+
+    monkeypatch.setattr(figures.imageio_ffmpeg, "write_frames", dying)
+    with pytest.raises(UserError, match="Broken pipe"):
+        figures.write_video(tmp_path / "film.mp4", frames)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from la_reconvla.study.results import (
     Results,
     Study,
     build,
-    by_episode,
+    by_unit,
     comparison,
     judge,
     measure,
@@ -79,7 +79,7 @@ def frames(pull: float, error: float, seeds: tuple[int, ...] = (0,), draw: int =
             coverage[i, rng.integers(0, 47) + np.arange(2)] = 0.0 if i % 7 == 0 else 0.6
         measured = grounding.measure(rng.random(coverage.shape) + pull * coverage, coverage).records()
         for (task, episode, frame), values in zip(where, measured, strict=True):
-            key = {"seed": seed, "task": task, "episode": f"demo_{episode}", "frame": frame}
+            key = {"seed": seed, "task": task, "scene": f"{task}/{episode}", "frame": frame}
             far = {f"destination_{name}": value for name, value in values.items()}
             extra = {"aid": 0.1 * pull, "action_error": float(error + 0.01 * rng.random())}
             records.append({**key, **values, **far, **extra})
@@ -159,7 +159,7 @@ def test_a_comparison_pairs_by_start_and_not_by_order() -> None:
     assert forward.difference == pytest.approx((wins - losses) / 36)
 
 
-def test_frames_are_averaged_to_episodes_before_they_are_compared() -> None:
+def test_frames_are_averaged_to_scenes_before_they_are_compared() -> None:
     """Copying a frame ten times must add no certainty."""
     a, b = frames(0, 0.1), frames(0, 0.1, draw=2)
     once = comparison("C4", "C1", a, b, "action_error")
@@ -188,9 +188,9 @@ def test_nothing_in_common_is_refused() -> None:
 def test_an_episode_recorded_twice_is_refused() -> None:
     records = episodes(0.5)
     with pytest.raises(UserError, match="recorded twice"):
-        by_episode([*records, records[3]], "tsr")
+        by_unit([*records, records[3]], "tsr")
     with pytest.raises(UserError, match="lacks start_id"):
-        by_episode([{"seed": 0, "task": "between", "success": True}], "tsr")
+        by_unit([{"seed": 0, "task": "between", "success": True}], "tsr")
 
 
 def test_holm_runs_over_the_declared_family_only() -> None:

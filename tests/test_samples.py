@@ -133,12 +133,6 @@ def test_quantiles_are_of_all_actions(demonstrations: Demonstrations) -> None:
     np.testing.assert_allclose(high, every[-1] - place * (every[-1] - every[-2]))
 
 
-def test_ids_name_frames_whatever_the_sampling(demonstrations: Demonstrations) -> None:
-    every, some = Samples(demonstrations, 8, 2), Samples(demonstrations, 4, 3, stride=4)
-    assert len(set(every.ids(np.arange(len(every))))) == len(every)
-    assert set(some.ids(np.arange(len(some)))) < set(every.ids(np.arange(len(every))))
-
-
 def test_resizing_is_antialiased_and_otherwise_leaves_pictures_alone() -> None:
     checkers = np.indices((1, 64, 64))[1:].sum(0) % 2 * 255
     pictures = np.repeat(checkers[..., None], 3, axis=-1).astype(np.uint8)

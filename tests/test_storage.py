@@ -24,13 +24,13 @@ from la_reconvla import progress as progress_module
 from la_reconvla.errors import UserError
 from la_reconvla.progress import Ticker, progress
 from la_reconvla.storage import (
+    TEMPORARY,
     append_jsonl,
     atomic_write,
     claim,
     locked,
     read_json,
     read_jsonl,
-    remove_unfinished,
     require_free_space,
     write_json,
 )
@@ -80,8 +80,12 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     assert len(os.listdir(tmp_path)) == 2
-    remove_unfinished(tmp_path)
-    assert os.listdir(tmp_path) == ["file"]
+    below = tmp_path / "state" / "deep"
+    below.mkdir(parents=True)
+    (below / f"{TEMPORARY}0123-file").write_text("half")
+    with locked(tmp_path):  # the next one to work here clears up
+        assert sorted(os.listdir(tmp_path)) == [".lock", "file", "state"]
+        assert not os.listdir(below)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "x"), RuntimeError("... error message = 'No space left on device'")])

@@ -51,6 +51,7 @@ def collect(
     noise: float = 0.1,
     workers: int = 0,
     seed: int = 0,
+    allow_any_mujoco: bool = False,
 ) -> None:
     """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Stopped, it goes on by the same command.
 
@@ -67,6 +68,7 @@ def collect(
         noise: standard deviation of the action noise; labels stay clean.
         workers: processes; 0 takes as many as cores and memory allow.
         seed: of the noise.
+        allow_any_mujoco: record with a MuJoCo whose physics is known to differ.
     """
     from la_reconvla.sim.collect import CollectConfig
     from la_reconvla.sim.collect import collect as run
@@ -85,6 +87,7 @@ def collect(
             noise=noise,
             workers=workers,
             seed=seed,
+            allow_any_mujoco=allow_any_mujoco,
         )
     )
     print(summary)
@@ -160,7 +163,7 @@ def evaluate(
         run: a run folder, or ``expert`` or ``random``.
         episodes: starts of each task.
         suite: LIBERO suite.
-        tasks: indices of its tasks; by default those that the policy was trained on.
+        tasks: indices of its tasks; by default those that the policy was trained on, for expert and random 0 to 2.
         placement: kind of starts.
         workers: processes; 0 takes one a core.
         out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.

@@ -12,7 +12,7 @@ Axes, everywhere in the package::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -202,7 +202,6 @@ class Losses:
     reconstruction: Float[Tensor, ""] | None = None
     saliency: Float[Tensor, "b n"] | None = None
     mask: Bool[Tensor, "b n"] | None = None
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 class MaskSource(Protocol):

@@ -23,7 +23,7 @@ import numpy as np
 from la_reconvla.errors import UserError
 
 TEMPORARY = ".tmp-"
-"""Prefix of unfinished files. A killed process leaves them behind; nothing reads them (`remove_unfinished`)."""
+"""Prefix of unfinished files. A killed process leaves them behind; nothing reads them, `locked` removes them."""
 
 
 @contextlib.contextmanager
@@ -172,6 +172,8 @@ def require_free_space(path: Path | str, size: int) -> None:
 def locked(folder: Path | str) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with the process, however that ends.
 
+    What killed writers left unfinished anywhere below is deleted.
+
     Raises:
         UserError: another process holds it, it is a file, or it cannot be written to.
     """
@@ -186,13 +188,9 @@ def locked(folder: Path | str) -> Iterator[None]:
             raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
         except OSError as error:
             raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
+        for path in folder.rglob(f"{TEMPORARY}*"):
+            path.unlink(missing_ok=True)
         yield
-
-
-def remove_unfinished(folder: Path | str) -> None:
-    """Delete what killed writers left in `folder` (call it while holding `locked`)."""
-    for path in Path(folder).glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -164,8 +164,11 @@ def train(
     if len(samples) < config.batch_size:
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
     device, seed = pick_device(config.device), policy_config.seed
-    policy_config.save(folder)
     dtype = pick_precision(config.precision, device)
+    some = spread_indices(samples, WHITENED)
+    policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
+    dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
+    policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
     arm = {"precision": str(dtype), "reconstruction": repr(condition.reconstruction)}
     claim(folder / SCHEDULE, {**config.identity, **arm})
@@ -173,9 +176,6 @@ def train(
         return folder
     torch.set_num_threads(config.threads)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-    some = spread_indices(samples, WHITENED)
-    policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
-    dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

@@ -18,7 +18,9 @@ Any reader of LIBERO's files reads ours. What we add lies beside it, where other
 **Pictures are stored upside down**, as LIBERO stores them (``macros_image_convention`` "opengl"); `Episode` turns
 them by 180 degrees, to the public convention of `contracts.Observation`. **Frame stride**: with ``frame_stride`` s,
 pictures exist at steps 0, s, 2s, ... only; files without the attribute have one at every step. In our files a picture
-shows the moment *before* the action of the same step; LIBERO's script stores the moment after it.
+shows the moment *before* the action of the same step. LIBERO's script stores what the observables hold after it, but
+robosuite samples them in the first of a control step's 25 physics steps: in effect the same moment. So picture t and
+action t belong together in both, as public training code takes them.
 """
 
 from __future__ import annotations

@@ -106,10 +106,6 @@ class Samples:
         """Episode and control step of a sample."""
         return self.demonstrations.episodes[self._episode[index]], int(self._step[index])
 
-    def ids(self, indices: Int64[np.ndarray, "b"]) -> list[str]:
-        """A name for each sample, equal in every `Samples` of the same data; pairs frames across conditions."""
-        return [f"{episode.name}/{step}" for episode, step in map(self.origin, indices)]
-
     def instance_patches(
         self, indices: Int64[np.ndarray, "b"], names: Sequence[str], grid: tuple[int, int]
     ) -> Float32[np.ndarray, "b names n"]:

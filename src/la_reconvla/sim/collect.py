@@ -43,7 +43,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.processes import become_worker
 from la_reconvla.progress import Bar, progress
 from la_reconvla.randomness import derive
-from la_reconvla.storage import claim, locked, read_json, remove_unfinished, require_free_space, write_json
+from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 
 CONFIG, SUMMARY = "collection.json", "summary.json"
 TRAINING_STATES = 30  # of LIBERO's 50 official states a task; the last 20 stay for tests
@@ -231,10 +231,13 @@ class LiberoStudio:
     """The real simulator and the scripted expert."""
 
     def header(self, config: CollectConfig, task: int) -> FileHeader:
-        """From the task's BDDL file."""
+        """From the task's BDDL file; a task without wide placements is found here, before anything is written."""
+        from la_reconvla.sim.placements import instructions
         from la_reconvla.sim.tasks import load_task
 
         found = load_task(config.suite, task)
+        if config.placement == "wide":
+            instructions(found)
         content = found.bddl.read_text()
         match = re.search(r"\(problem\s+(\w+)\)", content)
         problem = match.group(1) if match else ""
@@ -404,7 +407,6 @@ class _Ledger:
 def _ledger(config: CollectConfig, task: int) -> _Ledger:
     """What the folder says about a task."""
     folder = _shard(config.out, task, 0).parent
-    remove_unfinished(folder)
     ledger, size = _Ledger(task, config.demos // config.scene_episodes), config.scene_episodes
     done = {int(path.stem) for path in folder.glob("*.hdf5")}
     for path in folder.glob("*.json"):

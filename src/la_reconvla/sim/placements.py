@@ -120,15 +120,6 @@ class Relation:
         return distance <= self.limit and self.distance(other, layout) >= distance + CLEARLY
 
 
-def official_start(suite: str, task: int, init_id: int, split: Split) -> Start:
-    """LIBERO's own initial state number `init_id` (0-49), with the task's own instruction and target.
-
-    Raises:
-        UserError: if there is no such suite, task or state.
-    """
-    return tasks.official_start(load_task(suite, task), init_id, split=split)
-
-
 def wide_starts(
     suite: str,
     task: int,

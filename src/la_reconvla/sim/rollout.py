@@ -7,7 +7,7 @@ approached   the gripper came within 8 cm of the target
 distractor   it came within 8 cm of the target's twin (the second bowl) *before* the target, or never to the target
 grasped      the target rose by 1 cm while within 12 cm of the gripper
 lifted       it rose by 5 cm
-placed       after it was lifted it came to lie within 6 cm of the destination's centre, seen from above
+placed       after it was lifted it was over the destination: within 6 cm of its centre from above, at most 5 cm high
 ============ ==================================================================================================
 """
 
@@ -28,7 +28,8 @@ from la_reconvla.processes import worker_pool
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
 
-NEAR, HELD, RAISED, LIFTED, OVER = 0.08, 0.12, 0.01, 0.05, 0.06  # metres
+NEAR, HELD, RAISED, LIFTED, OVER, LOW = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05  # metres
+FILM_EVERY = 8  # control steps between frames of a film of a policy that needs no observation
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Stages:
         stage["grasped"] |= bool(rise > RAISED and distance < HELD)
         stage["lifted"] |= bool(stage["grasped"] and rise > LIFTED)
         if self._destination in poses:
-            over = np.linalg.norm((target - poses[self._destination].position)[:2]) < OVER
-            stage["placed"] |= bool(stage["lifted"] and over)
+            away = target - poses[self._destination].position
+            stage["placed"] |= bool(stage["lifted"] and np.linalg.norm(away[:2]) < OVER and away[2] < LOW)
 
 
 def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:
@@ -118,11 +119,12 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
     stages = Stages(env, start)
     steps, done, success = 0, False, False
     while not done:
-        observation = env.observe() if policy.sees or film is not None else None
-        if film is not None and observation is not None:
-            film.frames.append(observation.image)
+        now = film if policy.sees or steps % FILM_EVERY == 0 else None
+        observation = env.observe() if policy.sees or now is not None else None
+        if now is not None and observation is not None:
+            now.frames.append(observation.image)
             if isinstance(policy, TrainedPolicy):
-                film.saliency.append(policy.look(observation))
+                now.saliency.append(policy.look(observation))
         for action in np.asarray(policy.act(observation if policy.sees else None)):
             outcome = env.step(action[None])
             stages.look()

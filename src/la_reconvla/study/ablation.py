@@ -53,7 +53,7 @@ from la_reconvla.study.results import (
     write_results,
 )
 from la_reconvla.study.tables import terminal_summary
-from la_reconvla.train import METRICS, pick_device, train
+from la_reconvla.train import METRICS, pick_device, pick_precision, train
 
 HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
@@ -135,7 +135,9 @@ class Ablation:
         config = {**asdict(self.config), "train": self.config.train.identity}
         size = {key: config.pop(key) for key in GROWS}
         path, now = self.folder / "study.json", commit()
-        identity = {"config": config, "versions": versions()}
+        # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
+        precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
+        identity = {"config": config, "versions": versions(), "precision": precision}
         begun = claim(path, identity, started=started, commits=[now], hardware=hardware())
         commits = list(dict.fromkeys([*begun["commits"], now]))
         write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
@@ -249,7 +251,7 @@ class Ablation:
             if cell.condition.id == c.floor_arm:
                 for view in ("grey_image", "wrong_instruction"):
                     policy = Trained(cell.folder, view, self._swaps, device=self.device)
-                    folder = self.folder / "floors" / view / f"seed{cell.seed}"
+                    folder = self._floor(view, cell)
                     result.append(Evaluation(folder, {**label, "floor": view}, policy, few))
         alone = {"seed": None, "condition": None}
         floors, references = self.folder / "floors", self.folder / "references"
@@ -259,6 +261,21 @@ class Ablation:
             Evaluation(references / "expert", {**alone, "condition": "expert"}, Scripted(), few),
             Evaluation(references / "random", {**alone, "condition": "random"}, Uniform(), few),
         ]
+
+    def _floor(self, view: str, cell: Cell) -> Path:
+        return self.folder / "floors" / view / cell.condition.id / f"seed{cell.seed}"
+
+    @functools.cached_property
+    def _asked(self) -> dict[Path, set[str]]:
+        """Which starts each policy was to be evaluated on."""
+        runs = [(self._evaluations(), self._starts())]
+        if self.config.also_official:
+            runs.append((self._official(), self._starts("official")))
+        return {e.folder: {start.id for start in starts[: e.episodes]} for group, starts in runs for e in group}
+
+    def _episodes(self, folder: Path) -> list[dict[str, Any]]:
+        """Records of the starts that were asked for: another command may have begun more, for some arms only."""
+        return [record for record in read_jsonl(folder / EPISODES) if record["start_id"] in self._asked[folder]]
 
     def _official(self) -> list[Evaluation]:
         """The same policies and floors on official states, into a folder of their own."""
@@ -279,13 +296,12 @@ class Ablation:
                 frames = [r for cell in cells for r in read_json(cell.folder / HELD_OUT)[view]]
                 episodes = []
                 if arm.id == c.floor_arm:
-                    folders = [self.folder / "floors" / view / f"seed{cell.seed}" for cell in cells]
-                    episodes = [r for folder in folders for r in read_jsonl(folder / EPISODES)]
+                    episodes = [r for cell in cells for r in self._episodes(self._floor(view, cell))]
                 floors.append(FloorEvidence(view, arm.id, episodes, frames))
         blind = self._evidence([cell for cell in self.cells if cell.condition is NO_IMAGE])
         floors.append(FloorEvidence("no_image", None, blind.episodes, blind.frames))
-        floors.append(FloorEvidence("blind_replay", None, read_jsonl(self.folder / "floors/blind_replay" / EPISODES)))
-        references = {name: read_jsonl(self.folder / "references" / name / EPISODES) for name in ("expert", "random")}
+        floors.append(FloorEvidence("blind_replay", None, self._episodes(self.folder / "floors/blind_replay")))
+        references = {name: self._episodes(self.folder / "references" / name) for name in ("expert", "random")}
         return build(
             self._study(),
             arms,
@@ -301,12 +317,12 @@ class Ablation:
         found: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for e in self._official() if self.config.also_official else ():
             label = " ".join(str(e.label[key]) for key in ("condition", "floor") if e.label.get(key))
-            found.setdefault(("official", label), []).extend(read_jsonl(e.folder / EPISODES))
+            found.setdefault(("official", label), []).extend(self._episodes(e.folder))
         return found
 
     def _evidence(self, cells: Sequence[Cell]) -> Evidence:
         return Evidence(
-            episodes=[r for cell in cells for r in read_jsonl(cell.folder / EPISODES)],
+            episodes=[r for cell in cells for r in self._episodes(cell.folder)],
             frames=[r for cell in cells for r in read_json(cell.folder / HELD_OUT)["true"]],
             train={cell.seed: _training_facts(cell.folder) for cell in cells},
             metrics={cell.seed: str((cell.folder / METRICS).relative_to(self.folder)) for cell in cells},
@@ -344,7 +360,7 @@ class Ablation:
 
     def _videos(self) -> Iterator[Video]:
         for cell in self.cells:
-            for record in read_jsonl(cell.folder / EPISODES):
+            for record in self._episodes(cell.folder):
                 if "video" in record and cell.seed == self.config.seeds[0]:
                     path = (cell.folder / record["video"]).relative_to(self.folder)
                     caption = f"{cell.condition.id}: {record['instruction']}"

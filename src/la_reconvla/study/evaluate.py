@@ -24,13 +24,14 @@ from la_reconvla.sim.placements import SCHEME, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
 from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import load_task, official_start, official_states
-from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl
+from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
 from la_reconvla.study.figures import overlay, write_video
 from la_reconvla.study.results import STAGES, rate
 from la_reconvla.train import pick_device
 
 EPISODES = "episodes.jsonl"
 FILMS = 2  # videos of either outcome, beside the first start of each task
+SPACE = 100_000_000  # bytes of records and videos, generously
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,16 @@ def evaluate_one(
         grid = config.backbone.grid
         if not trained_on:
             Console(stderr=True).print("the training data do not name their initial states: none can be left out")
+    if tasks is None:
+        learned = sorted({int(id.split("/")[1]) for id in trained_on if id.startswith(f"{suite}/")})
+        if trained is not None and not learned:
+            raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
+        tasks = learned or (0, 1, 2)
+    require_free_space(folder, SPACE)
     require_simulator(allow_any_mujoco=allow_any_mujoco)
-    learned = {int(id.split("/")[1]) for id in trained_on if id.startswith(f"{suite}/")}
     starts = evaluation_starts(
         suite,
-        tasks or sorted(learned) or (0, 1, 2),
+        tasks,
         placement,
         episodes,
         trained_on=trained_on,

@@ -112,7 +112,7 @@ def success_chart(results: Results) -> bytes | None:
         _rows(axes, [c for c, _ in arms])
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-        axes.set_xlabel("task success rate, Wilson 95 % interval")
+        axes.set_xlabel("task success rate, 95 % interval")
         if shared or own:
             figure.legend(loc="outside upper left", ncols=2)
 
@@ -375,10 +375,15 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
             ffmpeg_log_level="error",
             output_params=["-preset", "veryfast", "-movflags", "+faststart", "-threads", "1"],
         )
-        writer.send(None)
-        for picture in pictures:
-            writer.send(picture)
-        writer.close()
+        try:
+            writer.send(None)
+            for picture in pictures:
+                writer.send(picture)
+            writer.close()
+        except OSError as error:  # ffmpeg has died; a broken pipe does not say of what
+            raise UserError(f"{path}: the video could not be written ({error}); is the disk full?") from error
+        if imageio_ffmpeg.count_frames_and_secs(str(temporary))[0] != len(pictures):
+            raise UserError(f"{path}: the video was cut short; is the disk full?")
 
 
 def data_uri(content: bytes, suffix: str) -> str:
@@ -390,8 +395,3 @@ def data_uri(content: bytes, suffix: str) -> str:
     if suffix not in MEDIA_TYPES:
         raise UserError(f"cannot embed a '{suffix}' file; known: {', '.join(MEDIA_TYPES)}")
     return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
-
-
-def video_data_uri(path: Path | str) -> str:
-    """A video file as a ``data:`` address."""
-    return data_uri(Path(path).read_bytes(), Path(path).suffix)

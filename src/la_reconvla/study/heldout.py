@@ -66,10 +66,10 @@ def measure_run(
         device: where the policy runs.
 
     Returns:
-        For each view, one record a frame: seed, task, episode, frame and ``action_error``; under the true view also
-        the fields of `la_reconvla.study.grounding.Grounding` for the target, those for the destination with the prefix
-        ``destination_``, and ``aid``, one minus the cosine with the map under the wrong instruction. Demonstrations
-        without instance masks (LIBERO's own files) yield no grounding fields.
+        For each view, one record a frame: seed, task, scene, episode, frame and ``action_error``; under the true view
+        also the fields of `la_reconvla.study.grounding.Grounding` for the target, those for the destination with the
+        prefix ``destination_``, and ``aid``, one minus the cosine with the map under the wrong instruction.
+        Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
 
     Raises:
         UserError: if the run does not fit the samples.
@@ -88,7 +88,7 @@ def measure_run(
         origins = [samples.origin(int(index)) for index in part]
         tasks = [episode.task or 0 for episode, _ in origins]
         keys = [
-            {"seed": config.seed, "task": task, "episode": episode.name, "frame": step}
+            {"seed": config.seed, "task": task, "scene": episode.scene, "episode": episode.name, "frame": step}
             for (episode, step), task in zip(origins, tasks, strict=True)
         ]
         for view in VIEWS:

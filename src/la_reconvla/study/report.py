@@ -185,8 +185,8 @@ def limits(results: Results) -> list[str]:
         said.append(f"Each arm was trained {seeds} times; intervals over so few trainings are too narrow.")
     if results.study.placement == "wide":
         said.append(
-            "Two starts, and two held-out episodes, share each scene and its image, one for either bowl. Intervals "
-            "count the two as independent and are therefore somewhat too narrow."
+            "Two starts share each scene and its image, one for either bowl. Intervals of success count the two as "
+            "independent and are therefore somewhat too narrow."
         )
     said.extend(_weak_arms(results))
     said.append("Attention maps are not causes: a map on the object does not prove that the action depends on it.")

@@ -122,7 +122,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean with its bootstrap 95 % interval; `n` episodes."""
+    """A mean with its bootstrap 95 % interval; `n` scenes."""
 
     mean: float
     low: float
@@ -276,7 +276,7 @@ class Comparison:
         high: upper end of the 95 % interval.
         p: two-sided p-value.
         p_holm: corrected over the declared family; None outside it.
-        n: number of paired episodes.
+        n: number of paired episodes, of held-out frames scenes.
         a_mean: mean of a over the pairs.
         b_mean: mean of b over the pairs.
         unmatched: episodes of either side without a partner, not used.
@@ -453,8 +453,10 @@ class FloorEvidence:
 Key = tuple[Any, str, str]
 
 
-def by_episode(records: Records, metric: str) -> dict[Key, float]:
-    """One value of `metric` for each (seed, task, episode), frames averaged, what was not measured left out.
+def by_unit(records: Records, metric: str) -> dict[Key, float]:
+    """One value of `metric` for each (seed, task, start), or for frames each (seed, task, scene), averaged.
+
+    Episodes of one scene show nearly the same pictures, so the scene is what counts. What was not measured is left out.
 
     Sorted by start within each seed and task, as the bootstrap over starts wants it.
 
@@ -462,7 +464,7 @@ def by_episode(records: Records, metric: str) -> dict[Key, float]:
         UserError: a record lacks a key, or an episode metric occurs twice for one episode.
     """
     name = EPISODE_METRICS.get(metric, metric)
-    unit = "start_id" if metric in EPISODE_METRICS else "episode"
+    unit = "start_id" if metric in EPISODE_METRICS else "scene"
     values: dict[Key, list[float]] = {}
     for record in records:
         missing = [key for key in ("seed", "task", unit) if key not in record]
@@ -489,9 +491,9 @@ def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: s
         metric: see `Comparison`.
 
     Raises:
-        UserError: nothing is paired, or as `by_episode`.
+        UserError: nothing is paired, or as `by_unit`.
     """
-    ours, theirs = by_episode(a_records, metric), by_episode(b_records, metric)
+    ours, theirs = by_unit(a_records, metric), by_unit(b_records, metric)
     partner = {key: key if key in theirs else (None, *key[1:]) for key in ours}
     pairs = [key for key, other in partner.items() if other in theirs]
     if not pairs:
@@ -562,7 +564,7 @@ def rate(episodes: Records) -> Rate | None:
     Wilson's interval takes episodes for independent. Seeds share their starts, so with more than one the interval is
     the hull of Wilson's and the bootstrap's.
     """
-    values = by_episode(episodes, "tsr")
+    values = by_unit(episodes, "tsr")
     if not values:
         return None
     successes, n = int(sum(values.values())), len(values)
@@ -575,7 +577,7 @@ def rate(episodes: Records) -> Rate | None:
 
 def _tally(episodes: Records) -> Tally | None:
     by_task: dict[str, list[float]] = {}
-    for (_, task, _), success in by_episode(episodes, "tsr").items():
+    for (_, task, _), success in by_unit(episodes, "tsr").items():
         by_task.setdefault(task, []).append(success)
     counts = {task: Count(int(sum(values)), len(values)) for task, values in sorted(by_task.items())}
     total = Tally(counts, sum(c.successes for c in counts.values()), sum(c.episodes for c in counts.values()))
@@ -583,8 +585,8 @@ def _tally(episodes: Records) -> Tally | None:
 
 
 def measure(records: Records, metric: str) -> Measure | None:
-    """Mean of `metric` over episodes with its bootstrap interval; None if nothing was measured."""
-    values = by_episode(records, metric)
+    """Mean of `metric` over episodes or scenes with its bootstrap interval; None if nothing was measured."""
+    values = by_unit(records, metric)
     if not values:
         return None
     array = np.array(list(values.values()))
@@ -593,7 +595,7 @@ def measure(records: Records, metric: str) -> Measure | None:
 
 
 def _mean(records: Records, metric: str) -> float | None:
-    values = by_episode(records, metric)
+    values = by_unit(records, metric)
     return float(np.mean(list(values.values()))) if values else None
 
 
@@ -699,7 +701,7 @@ def _records(evidence: Evidence | FloorEvidence, metric: str) -> Records:
 
 
 def _both(a: Records, b: Records, metric: str) -> bool:
-    return bool(by_episode(a, metric)) and bool(by_episode(b, metric))
+    return bool(by_unit(a, metric)) and bool(by_unit(b, metric))
 
 
 # ---------------------------------------------------------------- verdicts
@@ -810,8 +812,9 @@ def in_words(c: Comparison) -> str:
             f"{c.a} succeeded in {ours} and {c.b.replace('_', ' ')} in {theirs} of the same {c.n} episodes: "
             f"{100 * c.difference:+.1f} points (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p})."
         )
+    unit = "episodes" if c.metric in EPISODE_METRICS else "scenes"
     metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ").capitalize()
     return (
         f"{metric} of {c.a} minus {c.b.replace('_', ' ')}: {c.difference:+.3f} "
-        f"(95 % interval {c.low:+.3f} to {c.high:+.3f}, {p}, {c.n} episodes)."
+        f"(95 % interval {c.low:+.3f} to {c.high:+.3f}, {p}, {c.n} {unit})."
     )
