@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from la_reconvla.errors import UserError
-from la_reconvla.storage import read_jsonl
+from la_reconvla.storage import append_jsonl, read_jsonl
 from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results
@@ -73,6 +73,9 @@ def test_the_smoke_study_leaves_everything_behind(study):
     references = {r.id: r.tsr for r in results.references}
     assert set(references) == {"expert", "random"}
     assert references["random"].successes == 0
+    assert references["expert"].successes == 1
+    floors = {f.id: f.tsr for f in results.floors if f.tsr}
+    assert floors["blind_replay"].successes == 0, "trap 11: these starts can be solved without looking"
     assert results.study.data_hash
     assert "<html" in (study / "report.html").read_text(encoding="utf-8")[:300].lower()
 
@@ -130,6 +133,30 @@ def test_a_folder_of_another_study_is_refused(study):
     with pytest.raises(UserError, match=r"another configuration \(different: config.demos: 4, now 6\)"):
         Ablation(replace(preset("smoke"), demos=6), study, workers=1).run()
     assert (study / "study.json").read_bytes() == before
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_other_arms_may_join_and_only_the_starts_asked_for_count(study):
+    """The arm of the floors changes, and one arm has an episode that another command had begun."""
+    begun = read_jsonl(study / "C4/seed0/episodes.jsonl")
+    append_jsonl(study / "C4/seed0/episodes.jsonl", {**begun[0], "start_id": "libero_spatial/0/wide/test/7"})
+    Ablation(preset("smoke").changed(conditions=("C2", "C4")), study, workers=2).run()
+    results = read_results(study / "results.json")
+    assert [c.id for c in results.conditions] == ["C2", "C4"]
+    assert [c.tsr.episodes for c in results.conditions if c.tsr] == [1, 1]
+    rolled = {f.condition for f in results.floors if f.id == "wrong_instruction" and f.tsr}
+    assert rolled == {"C4"}
+    record = json.loads((study / "study.json").read_text())
+    assert record["size"]["conditions"] == ["C2", "C4"]
+
+
+def test_presets_need_the_image():
+    """Trap 11: on official states, or with the robot's own state, a policy can succeed without looking."""
+    for config in PRESETS.values():
+        assert config.placement == "wide"
+        assert config.backbone.proprio == "none"
+        assert not config.backbone.wrist
 
 
 def test_presets_are_complete_and_near_misses_are_named():
