@@ -32,7 +32,7 @@ NEAR, HELD, RAISED, LIFTED, OVER, LOW = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05  # me
 FILM_EVERY = 8  # control steps between frames of a film of a policy that needs no observation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnvSettings:
     """What the environment shows: part of what makes two evaluations comparable."""
 

@@ -105,7 +105,13 @@ def settings_for(
     backbone: SmallPaliGemma, image_size: int, quality: Quality, allow_any_mujoco: bool = False
 ) -> EnvSettings:
     """The environment that shows what `backbone` takes, rendered as the training data were."""
-    return EnvSettings(image_size, backbone.wrist, backbone.proprio != "none", quality, allow_any_mujoco)
+    return EnvSettings(
+        image_size=image_size,
+        wrist=backbone.wrist,
+        proprio=backbone.proprio != "none",
+        quality=quality,
+        allow_any_mujoco=allow_any_mujoco,
+    )
 
 
 def evaluate(
