@@ -28,7 +28,7 @@ from la_reconvla.checkpoint import (
 )
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch, Tracker
-from la_reconvla.data.samples import Samples, batch_indices, greyed, shifted, spread_indices
+from la_reconvla.data.samples import Samples, batch_indices, greyed, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
@@ -50,7 +50,6 @@ class TrainConfig:
         warmup: steps of the warm-up.
         weight_decay: of AdamW, on matrices only.
         clip: largest norm of the gradient.
-        shift: training pictures are moved by up to so many pixels at random, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         threads: CPU threads; results are bit-identical only for equal numbers of them.
@@ -65,7 +64,6 @@ class TrainConfig:
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
-    shift: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     threads: int = 1
@@ -77,8 +75,6 @@ class TrainConfig:
         for name in ("steps", "batch_size", "threads", "log_every", "save_every", "check_every"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
-        if self.shift < 0:
-            raise UserError(f"shift must not be negative: {self.shift}")
 
     @property
     def identity(self) -> dict[str, object]:
@@ -196,10 +192,7 @@ def train(
     for step in range(first, config.steps):
         indices = batch_indices(derive(seed, "data"), step, config.batch_size, len(samples))
         seen = hashlib.sha256(bytes.fromhex(seen) + indices.astype(np.int64).tobytes()).hexdigest()
-        batch = samples.batch(indices)
-        if config.shift:
-            batch = shifted(batch, config.shift, generator(seed, "shift", step))
-        batch = to_device(batch, device, condition.blind)
+        batch = to_device(samples.batch(indices), device, condition.blind)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
         try:
