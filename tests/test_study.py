@@ -23,8 +23,8 @@ CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
 CHILD += "from la_reconvla.cli import main; main()"
 
 
-def stop(folder: Path, lines: str, stop_signal: signal.Signals) -> tuple[int, str]:
-    """Begin or continue the study, and send a signal when a file of this name has a line; what the command said."""
+def stop(folder: Path, name: str, lines: int, stop_signal: signal.Signals) -> tuple[int, str]:
+    """Begin or continue the study, and send a signal when a file of this name has so many lines; what it said."""
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, "ablate", "--preset", "smoke", "--out", str(folder), "--workers", "2"],
         stdout=subprocess.DEVNULL,
@@ -32,7 +32,7 @@ def stop(folder: Path, lines: str, stop_signal: signal.Signals) -> tuple[int, st
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    while child.poll() is None and not any(len(read_jsonl(path)) > 1 for path in folder.rglob(lines)):
+    while child.poll() is None and not any(len(read_jsonl(path)) >= lines for path in folder.rglob(name)):
         time.sleep(0.05)
     child.send_signal(stop_signal)
     _, said = child.communicate(timeout=120)
@@ -43,9 +43,9 @@ def stop(folder: Path, lines: str, stop_signal: signal.Signals) -> tuple[int, st
 def interrupted(tmp_path_factory):
     """A study stopped by Ctrl-C while it trained, then killed while it rolled out: folder, and what Ctrl-C said."""
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    ctrl_c = stop(folder, "metrics.jsonl", signal.SIGINT)
+    ctrl_c = stop(folder, "metrics.jsonl", 2, signal.SIGINT)
     assert not list(folder.rglob("episodes.jsonl"))
-    killed, _ = stop(folder, "floors/*/episodes.jsonl", signal.SIGKILL)
+    killed, _ = stop(folder, "floors/*/episodes.jsonl", 1, signal.SIGKILL)
     assert killed == -signal.SIGKILL
     return folder, ctrl_c
 
