@@ -131,8 +131,9 @@ def markdown(results: Results) -> str:
         "action error": s.action_error_unit,
     }
     parts = [f"# {s.preset}: {headline(results)}", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
-    tables = (success_table, stage_table, error_table, overlap_table, comparison_table, verdict_table)
-    return "\n\n".join([*parts, *(table(results).markdown() for table in tables)]) + "\n"
+    makers = (success_table, stage_table, error_table, overlap_table, comparison_table, verdict_table)
+    tables = [make(results) for make in makers]
+    return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 
 def terminal_summary(results: Results) -> RenderableType:
