@@ -327,7 +327,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     collect(toy_config(tmp_path), ToyStudio())
     before = (tmp_path / "collection.json").read_bytes()
     for changes in ({"noise": 0.2}, {"demos": 6}, {"quality": "fast"}, {"tasks": (0,)}):
-        with pytest.raises(UserError, match=f"{next(iter(changes))} .*choose another folder"):
+        with pytest.raises(UserError, match=f"different: {next(iter(changes))}.*choose another folder"):
             collect(toy_config(tmp_path, **changes), ToyStudio())
     assert (tmp_path / "collection.json").read_bytes() == before
 

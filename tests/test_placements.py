@@ -29,7 +29,7 @@ from la_reconvla.sim.placements import (
     target_position,
     wide_starts,
 )
-from la_reconvla.sim.tasks import load_task
+from la_reconvla.sim.tasks import load_task, official_start
 
 SPATIAL = "libero_spatial"
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")

@@ -24,11 +24,11 @@ from helpers import HEAD, TINY, random_batch
 from la_reconvla.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy, load_tensors, save_tensors
 from la_reconvla.conditions import C1, C4, CONDITIONS, NO_IMAGE, Condition
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
-from la_reconvla.data.samples import Samples
+from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.storage import read_jsonl
-from la_reconvla.train import METRICS, STATE, TrainConfig, pick_device, pick_precision, train
+from la_reconvla.train import METRICS, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
 from test_hdf5 import make_header, make_recording
 
 SHORT = TrainConfig(steps=4, batch_size=4, warmup=2, log_every=1, save_every=2, check_every=2, device="cpu")
@@ -177,9 +177,9 @@ def test_all_arms_of_a_seed_start_alike_and_see_the_same_batches(demonstrations:
     }
     starts = {key: json.dumps(lines[0]["start"], sort_keys=True) for key, lines in logs.items()}
     batches = {key: [line["batches"] for line in lines[1:]] for key, lines in logs.items()}
-    for arm in CONDITIONS:
-        assert starts[arm, 0] == starts["C1", 0]
-        assert batches[arm, 0] == batches["C1", 0]
+    for arm in CONDITIONS.values():
+        assert batches[arm.id, 0] == batches["C1", 0]
+        assert (starts[arm.id, 0] == starts["C1", 0]) is not arm.blind  # a blind one knows nothing of the images
     assert starts["C1", 1] != starts["C1", 0]
     assert all(one != other for one, other in zip(batches["C1", 1], batches["C1", 0], strict=True))
 
@@ -238,7 +238,9 @@ def test_the_rate_of_the_log_is_the_rate_used(demonstrations: Path, tmp_path: Pa
     assert [line["learning_rate"] for line in lines] == [SHORT.rate(step) for step in range(4)]
     frozen = dataclasses.replace(SHORT, learning_rate=0.0)
     run = train_tiny(demonstrations, tmp_path / "frozen", C1, config=frozen)
-    fresh = PolicyConfig.load(run).build().state_dict()
+    training = Samples(open_demonstrations(demonstrations).divide(0.25)[0], TINY.image_size, TINY.chunk)
+    images = training.batch(spread_indices(training, WHITENED)).images
+    fresh = PolicyConfig.load(run).build(images).state_dict()
     assert weights(run) == {name: tensor.numpy().tobytes() for name, tensor in fresh.items()}
 
 
