@@ -86,18 +86,9 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     Raises:
         UserError: without trials, or with more successes than trials.
     """
-    return _proportion(successes, trials, level, "wilson")
-
-
-def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
-    """The exact interval of a success rate: never covers less than `level`, usually more. Raises as `wilson`."""
-    return _proportion(successes, trials, level, "exact")
-
-
-def _proportion(successes: int, trials: int, level: float, method: Literal["wilson", "exact"]) -> Interval:
     if not 0 <= successes <= trials or trials == 0:
         raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
-    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method=method)
+    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
