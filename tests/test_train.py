@@ -184,6 +184,32 @@ def test_all_arms_of_a_seed_start_alike_and_see_the_same_batches(demonstrations:
     assert all(one != other for one, other in zip(batches["C1", 1], batches["C1", 0], strict=True))
 
 
+TWO_CELLS = """
+import sys
+from pathlib import Path
+
+import torch
+
+import test_train as t
+
+assert torch.get_num_threads() == 2, "otherwise nothing is tested"
+short = t.dataclasses.replace(t.SHORT, steps=1)
+for arm in (t.CONDITIONS["C2"], t.C1):
+    run = t.train_tiny(Path(sys.argv[1]), Path(sys.argv[2]) / arm.id, arm, config=short)
+    print(t.read_jsonl(run / t.METRICS)[0]["start"])
+"""
+
+
+def test_the_first_cell_of_a_process_starts_as_the_later_ones_do(demonstrations: Path, tmp_path: Path) -> None:
+    """A process begins with as many threads as there are cores, and the whitening's last bits depend on them."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    command = [sys.executable, "-c", TWO_CELLS, str(demonstrations), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == second
+
+
 def test_a_blind_arm_never_sees_a_pixel(demonstrations: Path, tmp_path: Path) -> None:
     other = write_demonstrations(tmp_path / "other", pictures=1)
     for arm, same in ((NO_IMAGE, True), (C1, False)):

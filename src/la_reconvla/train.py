@@ -165,6 +165,7 @@ def train(
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
+    torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(samples, WHITENED)
     policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
     dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
@@ -174,7 +175,6 @@ def train(
     claim(folder / SCHEDULE, {**config.identity, **arm})
     if (folder / WEIGHTS).exists():
         return folder
-    torch.set_num_threads(config.threads)
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
