@@ -14,10 +14,12 @@ from PIL import Image
 from helpers import BINS, INSTRUCTIONS, TINY, random_batch
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, load_policy, save_tensors
 from la_reconvla.conditions import C1, NO_IMAGE
-from la_reconvla.contracts import Env, Observation, Start
+from la_reconvla.contracts import Env, Features, Observation, Start
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
+from la_reconvla.method.decoder import patchify
+from la_reconvla.method.policy import Policy
 from la_reconvla.sim.policies import ReplayPolicy, Trained, TrainedPolicy, swapped
 from la_reconvla.study.heldout import VIEWS, measure_run, view_of
 from test_hdf5 import make_header, make_recording
@@ -278,3 +280,28 @@ def test_frames_of_another_render_quality_are_refused(tmp_path: Path, samples: S
     run = save_run(tmp_path / "run", quality="official")
     with pytest.raises(UserError, match="trained on 'official' frames, the held-out ones are 'fast'"):
         measured(run, samples)
+
+
+class LooksAtItself(torch.nn.Module):
+    """A backbone whose words have no attention over the image; what it gives instead is the patches' own."""
+
+    width, patch_size, grid = 8, 8, (4, 4)
+
+    def forward(self, images, instructions, *, attention=False, hidden=None, wrist=None, proprio=None):
+        b, patches = len(images), patchify(images, self.patch_size)[..., : self.width]
+        return Features(
+            patches=patches,
+            actions=torch.zeros(b, TINY.chunk, self.width),
+            instruction=torch.zeros(b, self.width),
+            attention=(patches @ patches.mT).softmax(-1)[:, None, None] if attention else None,
+            rows=torch.ones(b, 16, dtype=torch.bool) if attention else None,
+            grid=self.grid,
+            channel="image_self_attention",
+        )
+
+
+def test_whose_attention_it_was_stands_in_the_records(run: Path, samples: Samples, monkeypatch) -> None:
+    assert {record["channel"] for record in measured(run, samples)["true"]} == {"language"}
+    policy = Policy(LooksAtItself(), BINS).eval()
+    monkeypatch.setattr("la_reconvla.study.heldout.load_policy", lambda folder: (policy, PolicyConfig.load(folder)))
+    assert {record["channel"] for record in measured(run, samples)["true"]} == {"image_self_attention"}

@@ -19,10 +19,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from la_reconvla.conditions import C1, C4
 from la_reconvla.errors import UserError
 from la_reconvla.study import figures, report, tables
-from la_reconvla.study.results import Elsewhere, Picture, Rate, Results, Study, Video, write_results
-from test_results import GRID, study_results
+from la_reconvla.study.results import (
+    Arm,
+    Elsewhere,
+    Evidence,
+    Pairing,
+    Picture,
+    Rate,
+    Results,
+    Study,
+    Video,
+    build,
+    write_results,
+)
+from test_results import GRID, frames, study_results
 
 SECTIONS = {
     "asked", "success", "comparison", "stages", "action-error", "attention", "curves", "maps", "reconstructions",
@@ -41,6 +54,7 @@ STUDY = Study(
     versions={"la-reconvla": "0.1.0", "torch": "2.6.0", "mujoco": "3.3.0"},
     hardware={"processor": "2 cores", "memory": "24 GiB"},
     wall_seconds={"collect": 200.0, "train": 400.4, "evaluate": 3805.0},
+    pairing=(Pairing(0, ("C1", "C2", "C4"), "aaaa", "bbbb", "cccc"),),
     settings={"patch_grid": "7 x 7", "masked": 13, "config": {"train": {"steps": 300}}},
     limits=("The policies are small and trained from scratch.",),
 )
@@ -217,6 +231,95 @@ def test_stages_are_compared_and_marked_as_exploratory(study: Path) -> None:
     floors = text[text.index("Each arm minus its floors") : text.index('<section id="comparison">')]
     assert "<td>C2</td>" not in floors
     assert "<td>no image</td>" in floors
+
+
+def section(text: str, first: str, after: str) -> str:
+    return text[text.index(f'<section id="{first}">') : text.index(f'<section id="{after}">')]
+
+
+def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None:
+    """Success is rare in small studies; what is left of the closed loop needs its floors too."""
+    results = report.read_results(study / "results.json")
+    _, text = page(study)
+    html, markdown = section(text, "stages", "action-error"), (study / "tables.md").read_text(encoding="utf-8")
+    markdown = markdown[markdown.index("## How far episodes got") : markdown.index("## Action error")]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(tables.terminal_summary(results))
+    terminal = console.export_text()
+    terminal = terminal[terminal.index("How far episodes got") : terminal.index("Attention overlap")]
+    rolled = [f for f in results.floors if f.tsr]
+    assert {f.id for f in rolled} == {"blind_replay", "grey_image", "no_image"}
+    for name, shown, stages in (
+        *((f"floor: {tables.FLOORS[f.id]} {f.condition or ''}".strip(), f.id, f.stages) for f in rolled),
+        *((f"reference: {r.id}", r.id, r.stages) for r in results.references),
+    ):
+        assert stages is not None
+        lifted = f"{100 * stages.lifted:.0f} %"
+        assert any(line.startswith(f"| {name} |") and lifted in line for line in markdown.splitlines()), name
+        assert any(name in line and lifted in line for line in terminal.splitlines()), name
+        assert any(figures.readable(shown) in line and lifted in line for line in html.splitlines()), name
+
+
+def test_the_number_of_scenes_stands_beside_every_interval_of_held_out_frames(study: Path) -> None:
+    results = report.read_results(study / "results.json")
+    _, text = page(study)
+    errors, attention = section(text, "action-error", "attention"), section(text, "attention", "curves")
+    for part in (errors, attention):
+        intervals = re.findall(r"[\d.]+ to [+−]?[\d.]+[^<;]*", part.replace("top 25 %", ""))
+        assert len(intervals) >= 3
+        assert all("n = 12" in interval for interval in intervals), intervals
+    tabled = tables.error_table(results).markdown().splitlines()[4:]
+    assert all(line.count("n = 12") == line.count(" to ") > 0 for line in tabled)
+    header, *rows = (line.split(" | ") for line in tables.overlap_table(results).markdown().splitlines()[2:])
+    assert {row[header.index("n")] for row in rows[1:]} == {"12"}
+
+
+@pytest.mark.parametrize(("kept", "said"), [(2, True), (12, False)])
+def test_few_scenes_are_said_in_words(kept: int, said: bool) -> None:
+    frames_of = {scene["scene"] for scene in frames(0, 0.1)}
+    few = sorted(frames_of)[:kept]
+    shown = [record for record in frames(0, 0.1) if record["scene"] in few]
+    results = build(Study(preset="quick"), [(Arm.of(C1), Evidence(frames=shown))])
+    assert any(f"n = {kept} scenes only" in sentence for sentence in report.limits(results)) == said
+
+
+def test_the_tables_as_text_hold_what_the_page_says_of_attention(study: Path) -> None:
+    results = report.read_results(study / "results.json")
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.overlap_table(results).markdown().splitlines()[2:]
+    )
+    at = header.index("AOS, k = g")
+    assert header[at + 1] == "chance"
+    for condition, row in zip(results.conditions, rows, strict=True):
+        means = condition.grounding
+        assert means is not None
+        assert row[at : at + 2] == [f"{means.aos_g:.3f}", f"{means.aos_g_chance:.3f}"]
+        assert row[header.index("mass")] == f"{means.mass:.3f}"
+
+
+def test_a_fallback_of_the_attention_is_never_silent(tmp_path: Path) -> None:
+    fallback = [{**record, "channel": "image_self_attention"} for record in frames(1.0, 0.1)]
+    words = [{**record, "channel": "language"} for record in frames(1.0, 0.1)]
+    arms = [(Arm.of(C1), Evidence(frames=words)), (Arm.of(C4), Evidence(frames=fallback))]
+    write_results(tmp_path / "results.json", build(Study(preset="quick"), arms))
+    report.write_report(tmp_path)
+    _, text = page(tmp_path)
+    attention, limits = section(text, "attention", "curves"), section(text, "limits", "facts")
+    assert "<th>C4 (image self attention)</th>" in attention
+    assert "<th>C1</th>" in attention
+    assert "C4: image self attention" in limits
+    assert "| C4 (image self attention) |" in (tmp_path / "tables.md").read_text(encoding="utf-8")
+    write_results(tmp_path / "results.json", build(Study(preset="quick"), arms[:1]))
+    report.write_report(tmp_path)
+    assert "fallback" not in page(tmp_path)[1]
+
+
+def test_what_the_arms_had_in_common_is_said(study: Path) -> None:
+    for text in (page(study)[1], (study / "tables.md").read_text(encoding="utf-8")):
+        assert "with seed 0 C1, C2, C4 started from equal weights (backbone aaaa, action head bbbb)" in text
+        assert "saw equal batches (cccc)" in text
+    assert "pairing: not checked" in tables.markdown(bare())
 
 
 def test_scenes_shared_by_two_starts_are_said(study: Path, tmp_path: Path) -> None:

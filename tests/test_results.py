@@ -26,6 +26,7 @@ from la_reconvla.study.results import (
     build,
     by_unit,
     comparison,
+    in_words,
     judge,
     measure,
     rate,
@@ -217,6 +218,52 @@ def test_stages_are_compared_without_correction() -> None:
     assert lifted is not None
     assert (c4 and c4.lifted, c2 and c2.lifted) == pytest.approx((lifted.a_mean, lifted.b_mean))
     assert {c.b for c in results.against_floors("tsr")} == {"blind_replay", "grey_image", "no_image"}
+
+
+def test_floors_and_references_have_stages_too() -> None:
+    """Shares counted by hand from the records that went in."""
+    official = {("official", "C1"): episodes(0.3, (0,), starts=4)}
+    floors = [FloorEvidence("grey_image", "C1", episodes(0.05)), FloorEvidence("no_image", frames=frames(0, 0.2))]
+    references = {"expert": episodes(1.0, (None,))}
+    arms = [(Arm.of(C1), evidence(0.5, 0, 0.1, (0,)))]
+    results = build(Study(preset="quick"), arms, floors, references, elsewhere=official)
+    grey, unrolled = results.floors
+    for found, records in (
+        (grey, floors[0].episodes),
+        (results.references[0], references["expert"]),
+        (results.elsewhere[0], official["official", "C1"]),
+    ):
+        assert found.stages is not None
+        for stage in ("approached", "distractor_approached", "grasped", "lifted", "placed", "smallest_distance"):
+            assert getattr(found.stages, stage) == pytest.approx(sum(r[stage] for r in records) / len(records))
+    assert unrolled.stages is None
+
+
+def test_scenes_count_once_however_many_seeds_met_them() -> None:
+    """Three tasks of four scenes are twelve scenes, with one seed and with three."""
+    for seeds in ((0,), (0, 1, 2)):
+        results = study_results(seeds=seeds)
+        c4 = results.conditions[-1]
+        assert c4.action_error is not None
+        assert c4.aos is not None
+        assert (c4.action_error.n, c4.aos.n) == (12, 12)
+        against = results.comparison("C4", "grey_image", "action_error")
+        assert against is not None
+        assert (against.n, against.scenes) == (12 * len(seeds), 12)
+        assert "12 scenes" in in_words(against)
+        success = results.comparison("C4", "C2", "tsr")
+        assert success is not None
+        assert success.scenes is None
+
+
+def test_a_fallback_of_the_attention_is_carried_from_the_frames() -> None:
+    seen = frames(1.0, 0.1)
+    words = Evidence(frames=[{**r, "channel": "language"} for r in seen])
+    fallback = Evidence(frames=[{**r, "channel": "image_self_attention"} for r in seen])
+    arms = [(Arm.of(C1), Evidence(frames=seen)), (Arm.of(C2), words), (Arm.of(C4), fallback)]
+    results = build(Study(preset="quick"), arms)
+    channels = [c.grounding.channel for c in results.conditions if c.grounding]
+    assert channels == [None, "language", "image_self_attention"]
 
 
 def test_a_declared_stage_is_not_exploratory_as_well() -> None:

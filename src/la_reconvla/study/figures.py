@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
-from la_reconvla.study.results import ConditionResult, Results
+from la_reconvla.study.results import ConditionResult, Floor, Results
 
 COLOURS = ("#8a8f98", "#e69f00", "#56b4e9", "#3b7dd8", "#009e73", "#cc79a7", "#d55e00", "#b9a400")
 """One a condition, in the order of the study; told apart by colour-blind readers, visible on white and on black."""
@@ -169,29 +170,32 @@ def _rows(axes: Axes, conditions: Sequence[ConditionResult]) -> None:
 
 
 def stage_chart(results: Results) -> bytes | None:
-    """How far episodes of each arm got, from approaching the target to success; None if no stages were recorded."""
+    """How far episodes of each arm and floor got, from approaching to success; None if no stages were recorded."""
     steps = ("approached", "grasped", "lifted", "placed")
-    lines = [
-        (c, [getattr(c.stages, s) for s in steps] + [c.tsr.rate if c.tsr else None])
-        for c in results.conditions
-        if c.stages
-    ]
+
+    def shares(found: ConditionResult | Floor) -> list[tuple[int, float]]:
+        values = [getattr(found.stages, s) for s in steps] + [found.tsr.rate if found.tsr else None]
+        return [(i, v) for i, v in enumerate(values) if v is not None]
+
+    lines = [(c.id, shares(c)) for c in results.conditions if c.stages]
+    floors = [(f"{readable(f.id)} {f.condition or ''}".strip(), shares(f)) for f in results.floors if f.stages]
     if not lines:
         return None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for condition, values in lines:
-            known = [(i, v) for i, v in enumerate(values) if v is not None]
-            axes.plot(*zip(*known, strict=True), marker="o", color=colours(results)[condition.id], label=condition.id)
+        for (name, known), style in zip(floors, itertools.cycle(("--", "-.", ":", (0, (1, 3))))):
+            axes.plot(*zip(*known, strict=True), linestyle=style, linewidth=1, color=INK, label=name)
+        for name, known in lines:
+            axes.plot(*zip(*known, strict=True), marker="o", color=colours(results)[name], label=name)
         axes.set_xticks(range(5), [*steps, "success"])
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         axes.set_ylabel("share of episodes")
         axes.grid(axis="y")
-        figure.legend(loc="outside upper left", ncols=len(lines))
+        figure.legend(loc="outside upper left", ncols=4)
 
-    return _svg(draw, (7, 3))
+    return _svg(draw, (7, 3.2))
 
 
 def curves_chart(results: Results, runs: Sequence[Run]) -> bytes | None:

@@ -20,6 +20,7 @@ from la_reconvla.contracts import Batch
 from la_reconvla.data.samples import Samples, greyed
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.saliency import saliency
 from la_reconvla.sim.policies import View
 from la_reconvla.study import grounding
 from la_reconvla.train import to_device
@@ -68,7 +69,8 @@ def measure_run(
     Returns:
         For each view, one record a frame: seed, task, scene, episode, frame and ``action_error``; under the true view
         also the fields of `la_reconvla.study.grounding.Grounding` for the target, those for the destination with the
-        prefix ``destination_``, and ``aid``, one minus the cosine with the map under the wrong instruction.
+        prefix ``destination_``, ``aid``, one minus the cosine with the map under the wrong instruction, and
+        ``channel``, whose attention the map is made of (`la_reconvla.contracts.Features`).
         Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
 
     Raises:
@@ -105,14 +107,14 @@ def measure_run(
 def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, table) -> list[dict[str, Any]]:
     grid = policy.backbone.grid
     coverage = samples.instance_patches(part, ("target", "destination"), grid)
-    looks = []
-    for view in ("true", "wrong_instruction"):
-        shown = view_of(batch, view, tasks, table)
-        looks.append(policy.look(shown.images, shown.instructions, shown.wrist, shown.proprio).cpu().numpy())
+    views: tuple[View, ...] = ("true", "wrong_instruction")
+    seen = [policy.features(view_of(batch, view, tasks, table), attention=True) for view in views]
+    looks = [saliency(features.attention, features.rows).cpu().numpy() for features in seen]
+    channel = seen[0].channel
     target = grounding.measure(looks[0], coverage[:, 0]).records()
     destination = grounding.measure(looks[0], coverage[:, 1]).records()
     aid = grounding.instruction_difference(*looks)
     return [
-        {**t, **{f"destination_{name}": value for name, value in d.items()}, "aid": float(a)}
+        {**t, **{f"destination_{name}": value for name, value in d.items()}, "aid": float(a), "channel": channel}
         for t, d, a in zip(target, destination, aid, strict=True)
     ]

@@ -27,9 +27,22 @@ from la_reconvla.study.results import (
     read_results,
 )
 from la_reconvla.study.statistics import FEW_SEEDS
-from la_reconvla.study.tables import duration, headline, markdown, number, p_value, percent, points, reason
+from la_reconvla.study.tables import (
+    duration,
+    headline,
+    markdown,
+    named,
+    number,
+    p_value,
+    paired,
+    percent,
+    points,
+    reason,
+    scenes,
+)
 
 RESULTS, REPORT, TABLES = "results.json", "report.html", "tables.md"
+FEW_SCENES = 8  # below, a bootstrap over scenes is known to give intervals that are too narrow
 MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
 ERROR_FLOORS = {
     "grey_image": "with a grey image",
@@ -77,7 +90,15 @@ def render(results: Results, folder: Path) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(
-        percent=percent, points=points, number=number, p=p_value, duration=duration, readable=figures.readable
+        percent=percent,
+        points=points,
+        number=number,
+        p=p_value,
+        duration=duration,
+        readable=figures.readable,
+        paired=paired,
+        scenes=scenes,
+        named=named,
     )
     return environment.get_template("report.html.j2").render(
         results=results,
@@ -94,7 +115,7 @@ def render(results: Results, folder: Path) -> str:
         error_floors=ERROR_FLOORS,
         tasks=sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
         per_task=per_task,
-        stages=STAGES,
+        stage_names=STAGES,
         same_within=SAME_WITHIN,
         charts=charts,
         missing_curves=missing_curves,
@@ -188,6 +209,8 @@ def limits(results: Results) -> list[str]:
             "Two starts share each scene and its image, one for either bowl. Intervals of success count the two as "
             "independent and are therefore somewhat too narrow."
         )
+    said.extend(_few_scenes(results))
+    said.extend(_other_channels(results))
     said.extend(_weak_arms(results))
     said.append("Attention maps are not causes: a map on the object does not prove that the action depends on it.")
     said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
@@ -199,6 +222,28 @@ def limits(results: Results) -> list[str]:
         "compares with it."
     )
     return [*said, *results.study.limits]
+
+
+def _few_scenes(results: Results) -> list[str]:
+    """Held-out frames of so few scenes that their intervals say little."""
+    measured = [m.n for c in results.conditions for m in (c.action_error, c.aos, c.aid) if m is not None and m.n]
+    measured += [c.scenes for c in results.comparisons if c.scenes]
+    if not measured or min(measured) >= FEW_SCENES:
+        return []
+    return [
+        f"Action error and attention were measured on the held-out frames of n = {min(measured)} scenes only. A "
+        "bootstrap over so few gives intervals that are too narrow, and other scenes may give other numbers."
+    ]
+
+
+def _other_channels(results: Results) -> list[str]:
+    """Arms whose maps are not made of the words' attention."""
+    found = {c.id: c.grounding.channel for c in results.conditions if c.grounding and c.grounding.channel}
+    other = {arm: figures.readable(channel) for arm, channel in found.items() if channel != "language"}
+    if not other:
+        return []
+    arms = "; ".join(f"{arm}: {channel}" for arm, channel in other.items())
+    return [f"The attention maps of these arms are not those of the instruction's words, but a fallback ({arms})."]
 
 
 def _weak_arms(results: Results) -> list[str]:

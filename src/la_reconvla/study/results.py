@@ -54,6 +54,25 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """What the arms of one seed had in common; see `la_reconvla.study.pairing`.
+
+    Attributes:
+        seed: training seed.
+        arms: those that were compared.
+        backbone: hash of the backbone's weights before the first step.
+        head: the same of the action head.
+        batches: hash of the samples of all batches, in order.
+    """
+
+    seed: int
+    arms: tuple[str, ...]
+    backbone: str
+    head: str
+    batches: str
+
+
+@dataclass(frozen=True)
 class Study:
     """Facts of the run: enough to repeat it.
 
@@ -72,6 +91,7 @@ class Study:
         wall_seconds: duration of each part in seconds.
         settings: anything else worth showing (patch grid, steps, episodes).
         action_error_unit: what an action error of 1 means.
+        pairing: for each seed, the start and the batches that all arms shared; empty where that was not checked.
         limits: sentences for "What this does not show", beyond those that follow from the numbers.
     """
 
@@ -89,6 +109,7 @@ class Study:
     wall_seconds: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     action_error_unit: str = "mean absolute error in the environment's action units"
+    pairing: tuple[Pairing, ...] = ()
     limits: tuple[str, ...] = ()
 
 
@@ -122,7 +143,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean with its bootstrap 95 % interval; `n` scenes."""
+    """A mean with its bootstrap 95 % interval; `n` different scenes, however many seeds met them."""
 
     mean: float
     low: float
@@ -132,13 +153,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Overlap:
-    """AOS beside its chance level and its ceiling."""
+    """AOS beside its chance level and its ceiling; `n` different scenes."""
 
     mean: float
     low: float
     high: float
     chance: float
     ceiling: float
+    n: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +177,10 @@ class Stages:
 
 @dataclass(frozen=True)
 class GroundingMeans:
-    """Means of `la_reconvla.study.grounding.Grounding` over frames that show the target; others are `excluded`."""
+    """Means of `la_reconvla.study.grounding.Grounding` over frames that show the target; others are `excluded`.
+
+    `channel` says whose attention it was: ``language``, or the fallback that the backbone named; None if not recorded.
+    """
 
     frames: int
     excluded: int
@@ -169,6 +194,7 @@ class GroundingMeans:
     mass_over_area: float | None = None
     pointing: float | None = None
     auroc: float | None = None
+    channel: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +270,7 @@ class Floor:
     condition: str | None = None
     tsr: Rate | None = None
     action_error: Measure | None = None
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +279,7 @@ class Reference:
 
     id: str
     tsr: Rate
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
@@ -261,6 +289,7 @@ class Elsewhere:
     placement: str
     label: str
     tsr: Rate
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
@@ -276,7 +305,7 @@ class Comparison:
         high: upper end of the 95 % interval.
         p: two-sided p-value.
         p_holm: corrected over the declared family; None outside it.
-        n: number of paired episodes, of held-out frames scenes.
+        n: number of paired episodes, of held-out frames scenes of each seed.
         a_mean: mean of a over the pairs.
         b_mean: mean of b over the pairs.
         unmatched: episodes of either side without a partner, not used.
@@ -284,6 +313,7 @@ class Comparison:
         agreement: the 2 x 2 table of successes.
         equivalence: whether two success rates are equal within `SAME_WITHIN`.
         note: what the interval does not cover.
+        scenes: of held-out frames, the number of different scenes, however many seeds met them; else None.
     """
 
     a: str
@@ -302,6 +332,7 @@ class Comparison:
     agreement: Agreement | None = None
     equivalence: Equivalence | None = None
     note: str = ""
+    scenes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -525,6 +556,7 @@ def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: s
         agreement=found.agreement,
         equivalence=statistics.equivalence(found.tost, SAME_WITHIN) if binary else None,
         note=found.note,
+        scenes=None if metric in EPISODE_METRICS else _starts(pairs),
     )
 
 
@@ -591,7 +623,12 @@ def measure(records: Records, metric: str) -> Measure | None:
         return None
     array = np.array(list(values.values()))
     interval = statistics.mean_interval(array, [key[0] for key in values], [key[1] for key in values])
-    return Measure(float(array.mean()), interval.low, interval.high, len(values))
+    return Measure(float(array.mean()), interval.low, interval.high, _starts(values))
+
+
+def _starts(keys: Iterable[Key]) -> int:
+    """How many different starts or scenes there are: seeds meet the same ones."""
+    return len({key[1:] for key in keys})
 
 
 def _mean(records: Records, metric: str) -> float | None:
@@ -603,7 +640,7 @@ def _overlap(frames: Records) -> Overlap | None:
     found, chance, ceiling = measure(frames, "aos"), _mean(frames, "aos_chance"), _mean(frames, "aos_ceiling")
     if found is None or chance is None or ceiling is None:
         return None
-    return Overlap(found.mean, found.low, found.high, chance, ceiling)
+    return Overlap(found.mean, found.low, found.high, chance, ceiling, found.n)
 
 
 def _stages(episodes: Records) -> Stages | None:
@@ -617,7 +654,10 @@ def _grounding(frames: Records, prefix: str = "") -> GroundingMeans | None:
         return None
     visible = [r for r in measured if r[f"{prefix}visible"]]
     means = {name: _mean(visible, prefix + name) for name in ("patches", *OVERLAPS)}
-    return GroundingMeans(frames=len(visible), excluded=len(measured) - len(visible), **means)
+    channels = sorted({str(r["channel"]) for r in measured if r.get("channel")})
+    return GroundingMeans(
+        frames=len(visible), excluded=len(measured) - len(visible), **means, channel=" and ".join(channels) or None
+    )
 
 
 def build(
@@ -649,15 +689,21 @@ def build(
         *_compared(evidence, [key for key in EXPLORATORY if key not in family]),
         *_against_floors(evidence, floors),
     )
-    rates = {name: rate(episodes) for name, episodes in (references or {}).items()}
     return Results(
         schema=SCHEMA,
         study=study,
         conditions=tuple(condition_summary(arm, found) for arm, found in arms),
-        floors=tuple(Floor(f.id, f.condition, rate(f.episodes), measure(f.frames, "action_error")) for f in floors),
-        references=tuple(Reference(name, found) for name, found in rates.items() if found is not None),
+        floors=tuple(
+            Floor(f.id, f.condition, rate(f.episodes), measure(f.frames, "action_error"), _stages(f.episodes))
+            for f in floors
+        ),
+        references=tuple(
+            Reference(name, found, _stages(episodes))
+            for name, episodes in (references or {}).items()
+            if (found := rate(episodes)) is not None
+        ),
         elsewhere=tuple(
-            Elsewhere(placement, label, found)
+            Elsewhere(placement, label, found, _stages(episodes))
             for (placement, label), episodes in (elsewhere or {}).items()
             if (found := rate(episodes)) is not None
         ),
@@ -812,9 +858,9 @@ def in_words(c: Comparison) -> str:
             f"{c.a} succeeded in {ours} and {c.b.replace('_', ' ')} in {theirs} of the same {c.n} episodes: "
             f"{100 * c.difference:+.1f} points (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p})."
         )
-    unit = "episodes" if c.metric in EPISODE_METRICS else "scenes"
+    count = f"{c.n} episodes" if c.scenes is None else f"{c.scenes} scenes"
     metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ").capitalize()
     return (
         f"{metric} of {c.a} minus {c.b.replace('_', ' ')}: {c.difference:+.3f} "
-        f"(95 % interval {c.low:+.3f} to {c.high:+.3f}, {p}, {c.n} {unit})."
+        f"(95 % interval {c.low:+.3f} to {c.high:+.3f}, {p}, {count})."
     )

@@ -9,7 +9,21 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
-from la_reconvla.study.results import HEADLINE, STAGES, Comparison, Measure, Rate, Results, in_words
+from la_reconvla.study.results import (
+    HEADLINE,
+    STAGES,
+    Comparison,
+    ConditionResult,
+    Elsewhere,
+    Floor,
+    Measure,
+    Pairing,
+    Rate,
+    Reference,
+    Results,
+    Stages,
+    in_words,
+)
 
 FLOORS = {
     "grey_image": "grey image",
@@ -46,26 +60,34 @@ class TextTable:
 def success_table(results: Results) -> TextTable:
     """Success of every arm, floor and reference, also on other starts than the study's own."""
     rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
-    rows += [(f"floor: {FLOORS[f.id]} {f.condition or ''}".strip(), f.tsr) for f in results.floors if f.tsr]
-    rows += [(f"reference: {r.id}", r.tsr) for r in results.references]
-    rows += [(f"{e.placement} states: {e.label.replace('_', ' ')}", e.tsr) for e in results.elsewhere]
+    rows += [(name, found.tsr) for name, found in _beside(results) if found.tsr]
     header = ("arm", "successes", "rate", "95 % interval")
     return TextTable("Task success", header, [(name, *_rate(rate)) for name, rate in rows])
 
 
 def stage_table(results: Results) -> TextTable:
-    """Share of episodes of each arm that reached each stage."""
-    rows = []
-    for c in results.conditions:
-        if c.stages is not None:
-            shares = (percent(getattr(c.stages, stage)) for stage in STAGES)
-            rows.append((c.id, *shares, number(c.stages.smallest_distance, 3)))
+    """Share of episodes that reached each stage: every arm, floor and reference, also on other starts."""
+    found = [(c.id, c.stages) for c in results.conditions] + [(name, f.stages) for name, f in _beside(results)]
+    rows = [(name, *_stages(stages)) for name, stages in found if stages is not None]
     header = ("arm", *(stage.replace("_", " ") for stage in STAGES), "smallest distance (m)")
     return TextTable("How far episodes got", header, rows)
 
 
+def _stages(stages: Stages) -> tuple[str, ...]:
+    return (*(percent(getattr(stages, stage)) for stage in STAGES), number(stages.smallest_distance, 3))
+
+
+def _beside(results: Results) -> list[tuple[str, Floor | Reference | Elsewhere]]:
+    """What arms are read against, under its name."""
+    return [
+        *((f"floor: {FLOORS[f.id]} {f.condition or ''}".strip(), f) for f in results.floors),
+        *((f"reference: {r.id}", r) for r in results.references),
+        *((f"{e.placement} states: {e.label.replace('_', ' ')}", e) for e in results.elsewhere),
+    ]
+
+
 def error_table(results: Results) -> TextTable:
-    """Held-out action error of every arm and its difference to each floor."""
+    """Held-out action error of every arm and its difference to each floor; n scenes stand behind each interval."""
     floors = ("grey_image", "wrong_instruction", "no_image")
     rows = [
         (c.id, _interval(c.action_error), *(_difference(results.comparison(c.id, f, "action_error")) for f in floors))
@@ -83,21 +105,24 @@ def error_table(results: Results) -> TextTable:
 
 def overlap_table(results: Results) -> TextTable:
     """Where the words look: overlap with the target beside what chance and a perfect map reach."""
+    header = ("arm", "AOS", "95 % interval", "n", "chance", "ceiling", "AOS, k = g", "chance", "pointing", "AUROC")
+    header += ("mass", "mass / area")
     rows = []
     for c in results.conditions:
-        row = ("not measured", *["–"] * 6)
+        row = ("not measured", *["–"] * (len(header) - 2))
         if c.aos is not None:
-            row = (
-                number(c.aos.mean),
-                f"{number(c.aos.low)} to {number(c.aos.high)}",
-                number(c.aos.chance),
-                number(c.aos.ceiling),
-            )
-            g = c.grounding
-            row += tuple(number(value) for value in (g.pointing, g.auroc, g.mass_over_area)) if g else ("–",) * 3
-        rows.append((c.id, *row))
-    header = ("arm", "AOS", "95 % interval", "chance", "ceiling", "pointing", "AUROC", "mass / area")
+            between = f"{number(c.aos.low)} to {number(c.aos.high)}"
+            row = (number(c.aos.mean), between, scenes(c.aos.n), number(c.aos.chance), number(c.aos.ceiling))
+            shown = ("aos_g", "aos_g_chance", "pointing", "auroc", "mass", "mass_over_area")
+            row += tuple(number(getattr(c.grounding, name, None)) for name in shown)
+        rows.append((named(c), *row))
     return TextTable("Attention overlap with the target", header, rows)
+
+
+def named(condition: ConditionResult) -> str:
+    """An arm's id, and whose attention its map is made of where that is not the words'."""
+    channel = condition.grounding.channel if condition.grounding else None
+    return condition.id if channel in (None, "language") else f"{condition.id} ({channel.replace('_', ' ')})"
 
 
 def comparison_table(results: Results) -> TextTable:
@@ -129,6 +154,8 @@ def markdown(results: Results) -> str:
         "versions": ", ".join(f"{key} {value}" for key, value in s.versions.items()),
         "time": took,
         "action error": s.action_error_unit,
+        "pairing": "; ".join(map(paired, s.pairing)) or "not checked",
+        "intervals": "95 %; n, of held-out frames, is the number of different scenes",
     }
     parts = [f"# {s.preset}: {headline(results)}", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
     makers = (success_table, stage_table, error_table, overlap_table, comparison_table, verdict_table)
@@ -137,12 +164,11 @@ def markdown(results: Results) -> str:
 
 
 def terminal_summary(results: Results) -> RenderableType:
-    """The verdict with the tables of success and attention overlap, for `rich` to print."""
+    """The verdict with the tables of success, stages and attention overlap, for `rich` to print."""
     judged = results.hypothesis(HEADLINE)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    return Group(
-        Panel(headline(results), border_style=colour), success_table(results).rich(), overlap_table(results).rich()
-    )
+    tables = (success_table(results), stage_table(results), overlap_table(results))
+    return Group(Panel(headline(results), border_style=colour), *(table.rich() for table in tables if table.rows))
 
 
 def _rate(rate: Rate | None) -> tuple[str, str, str]:
@@ -156,13 +182,18 @@ def _rate(rate: Rate | None) -> tuple[str, str, str]:
 
 
 def _interval(measure: Measure | None) -> str:
-    return "–" if measure is None else f"{number(measure.mean)} ({number(measure.low)} to {number(measure.high)})"
+    if measure is None:
+        return "–"
+    between = f"{number(measure.low)} to {number(measure.high)}"
+    return f"{number(measure.mean)} ({between}; n = {scenes(measure.n)})"
 
 
 def _difference(found: Comparison | None) -> str:
     if found is None:
         return "–"
-    return f"{number(found.difference, sign=True)} ({number(found.low, sign=True)} to {number(found.high, sign=True)})"
+    between = f"{number(found.low, sign=True)} to {number(found.high, sign=True)}"
+    count = "" if found.agreement or found.scenes is None else f"; n = {found.scenes}"
+    return f"{number(found.difference, sign=True)} ({between}{count})"
 
 
 # ---------------------------------------------------------------- words and numbers
@@ -193,6 +224,20 @@ def reason(results: Results) -> str:
     found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
     said = judged.because if judged else ""
     return f"{said.removeprefix(in_words(found))} {found.note}".strip() if found else said
+
+
+def paired(found: Pairing) -> str:
+    """What the arms of one seed had in common, as a sentence without its end."""
+    arms = ", ".join(found.arms)
+    return (
+        f"with seed {found.seed} {arms} started from equal weights (backbone {found.backbone}, action head "
+        f"{found.head}) and saw equal batches ({found.batches})"
+    )
+
+
+def scenes(n: int) -> str:
+    """A number of scenes; results of an earlier version do not say it."""
+    return str(n) if n else "?"
 
 
 def percent(value: float | None) -> str:
