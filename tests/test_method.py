@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
-from la_reconvla.backbones.paligemma import BOS, PAD, whiten_patches
+from la_reconvla.backbones.paligemma import BOS, PAD, SmallPaliGemma, whiten_patches
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, patchify, position_table, unpatchify
 from la_reconvla.method.mask import AttentionMask, RandomMask, masked_count
@@ -92,6 +92,16 @@ def test_patch_embeddings_start_whitened():
     assert 0.9 < found.var() < 1.01
 
 
+def test_positions_start_alike_where_patches_are_neighbours():
+    weight = SmallPaliGemma(image_size=112, patch=16, width=64).build().model.vision_tower.embeddings
+    table = weight.position_embedding.weight.detach().numpy()
+    place = np.stack(np.divmod(np.arange(49), 7), axis=1)
+    apart = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    alike = table @ table.T / table.shape[1]
+    assert alike.diagonal() == pytest.approx(np.ones(49), abs=1e-5), "unit variance"
+    assert alike[apart == 1].min() > alike[apart > 3].max()
+
+
 def test_saliency_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no token that counts"):
         saliency(torch.rand(1, 1, 1, 2, 4), torch.zeros(1, 2, dtype=torch.bool))
@@ -167,10 +177,11 @@ def test_two_masked_positions_get_different_predictions():
     patches = policy.features(batch).patches
     mask = torch.zeros(patches.shape[:2], dtype=torch.bool)
     mask[:, [2, 9]] = True
-    picture = policy.reconstructor.picture(patches, mask)
+    target = patchify(batch.images, TINY.patch)
+    picture = policy.reconstructor.picture(patches, mask, target)
     assert (picture[:, 2] - picture[:, 9]).abs().max() > 1e-3
     policy.reconstructor.positions.zero_()  # the naive build: without positions they are the same
-    naive = policy.reconstructor.picture(patches, mask)
+    naive = policy.reconstructor.picture(patches, mask, target)
     torch.testing.assert_close(naive[:, 2], naive[:, 9])
 
 
@@ -185,7 +196,7 @@ def test_decoder_reads_nothing_under_the_mask():
     patches = policy.features(batch).patches.detach()
     mask = RandomMask()(None, patches.shape[:2], generator(0, "mask"))
     poisoned = torch.where(mask[..., None], torch.full_like(patches, 1e3), patches)
-    assert torch.equal(policy.reconstructor.picture(patches, mask), policy.reconstructor.picture(poisoned, mask))
+    assert torch.equal(policy.reconstructor.decode(patches, mask), policy.reconstructor.decode(poisoned, mask))
 
 
 @pytest.mark.parametrize("norm_pixels", [False, True])
@@ -195,7 +206,7 @@ def test_reconstruction_loss_equals_numpy_and_counts_only_masked_patches(norm_pi
     patches = policy.features(batch).patches.detach()
     mask = RandomMask()(None, patches.shape[:2], generator(1, "mask"))
     target = patchify(batch.images, TINY.patch)
-    predicted = policy.reconstructor.picture(patches, mask).numpy()
+    predicted = policy.reconstructor.leave(policy.reconstructor.decode(patches, mask)).detach().numpy()
     wanted = target.numpy()
     if norm_pixels:
         mean, variance = wanted.mean(-1, keepdims=True), wanted.var(-1, ddof=1, keepdims=True)
@@ -206,6 +217,22 @@ def test_reconstruction_loss_equals_numpy_and_counts_only_masked_patches(norm_pi
     np.testing.assert_allclose(found.item(), expected, rtol=1e-5)
     other = torch.where(mask[..., None], target, target + 5)  # pixels outside the mask do not matter
     assert policy.reconstructor.loss(patches, mask, other, generator(0, "noise")) == found
+
+
+@pytest.mark.parametrize("norm_pixels", [False, True])
+def test_pictures_are_pixels_whatever_the_decoder_predicts(norm_pixels):
+    """All patches show one pattern, each in its own light; a decoder that has learned the pattern paints them all."""
+    draw = np.random.default_rng(0)
+    pattern = draw.uniform(-1, 1, 3 * TINY.patch**2)
+    pattern = (pattern - pattern.mean()) / pattern.std(ddof=1)
+    brightness, contrast = draw.uniform(-0.4, 0.4, (1, 16, 1)), draw.uniform(0.05, 0.2, (1, 16, 1))
+    target = torch.tensor(brightness + contrast * pattern, dtype=torch.float32)
+    decoder = tiny_policy(replace(HEAD, norm_pixels=norm_pixels)).reconstructor
+    decoder.leave.weight.data.zero_()
+    decoder.leave.bias.data = torch.tensor(pattern, dtype=torch.float32)
+    painted = decoder.picture(torch.zeros(1, 16, TINY.width), torch.ones(1, 16, dtype=torch.bool), target).numpy()
+    expected = target.numpy() if norm_pixels else np.broadcast_to(pattern, target.shape)
+    np.testing.assert_allclose(painted, expected, atol=1e-4)
 
 
 def test_published_decoder_size():

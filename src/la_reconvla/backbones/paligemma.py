@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.contracts import PROPRIO_WIDTH, Features, Proprioception
 from la_reconvla.errors import UserError
+from la_reconvla.method.decoder import position_table
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
 PAD, EOS, BOS, UNK, IMAGE = range(5)
@@ -71,6 +72,8 @@ class SmallPaliGemma:
             raise UserError(f"patch {self.patch} does not divide the image size {self.image_size}")
         if self.width % self.heads or self.heads % self.kv_heads:
             raise UserError(f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} must divide in turn")
+        if self.width % 4:
+            raise UserError(f"width {self.width} must be divisible by 4: half of it places a patch's row, half its column")
         if not 1 <= self.saliency_layers <= self.language_layers:
             raise UserError(f"saliency_layers must be 1 to {self.language_layers}, got {self.saliency_layers}")
         if self.chunk < 1:
@@ -125,7 +128,8 @@ def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
     """Redraw all weights with standard deviation 1/sqrt(fan-in).
 
     The library's fixed 0.02 assumes widths of thousands: at width 128 the signal shrinks by four in every layer and the
-    policy barely learns. Embeddings get unit variance after Gemma's own scaling by sqrt(width).
+    policy barely learns. Embeddings get unit variance after Gemma's own scaling by sqrt(width). Positions start as MAE's
+    sine-cosine table at unit variance: neighbours are alike, so that what is learnt at one place holds at the next.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -134,8 +138,11 @@ def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
-    positions: Any = model.model.vision_tower.embeddings.position_embedding
-    nn.init.normal_(positions.weight, std=0.5)
+    embeddings: Any = model.model.vision_tower.embeddings
+    side = embeddings.image_size // embeddings.patch_size
+    embeddings.position_embedding.weight.copy_(
+        math.sqrt(2) * position_table((side, side), embeddings.position_embedding.embedding_dim)
+    )
 
 
 @torch.no_grad()
