@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 import torch
 from safetensors.torch import load, save_file
@@ -234,6 +236,122 @@ def test_the_tasks_to_evaluate_are_not_guessed(run, finished: Path, monkeypatch:
     assert "does not say that it was trained on tasks of libero_object: name them with --tasks" in said
     assert code == 2
     assert everything(finished) == before
+
+
+@pytest.mark.parametrize("who", ["expert", "random"])
+def test_only_what_looks_has_floors(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = run("evaluate", who, "--view", "grey_image")
+    assert f"{who} does not look: --view grey_image is for a trained policy" in said
+    assert code == 2
+    assert not everything(tmp_path)
+
+
+# ---------------------------------------------------------------- refused before anything is written
+
+
+def test_an_instruction_longer_than_the_context_is_not_trained_on(run, demonstrations: Path, tmp_path: Path) -> None:
+    options = ("--demonstrations", demonstrations, "--preset", "smoke", "--max-tokens", 2)
+    code, said = run("train", *options, "--out", tmp_path / "run")
+    assert "tokens, the context holds 2: shorten it or train with a larger max_tokens" in said
+    assert code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_instruction_longer_than_the_context_is_not_collected(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("la_reconvla.study.ablation.require_simulator", lambda: None)
+    monkeypatch.setattr("la_reconvla.study.ablation.collect", no_long_work)
+    code, said = run("ablate", "--preset", "smoke", "--max-tokens", 8, "--out", tmp_path / "study")
+    assert "tokens, the context holds 8" in said
+    assert code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_instruction_longer_than_the_context_is_not_evaluated(
+    run, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demonstrations here say little; LIBERO's own instructions are longer."""
+    options = ("--demonstrations", demonstrations, "--preset", "smoke", "--max-tokens", 8, "--steps", 1)
+    assert run("train", *options, "--out", tmp_path / "run")[0] == 0
+    monkeypatch.setattr("la_reconvla.study.evaluate.require_simulator", no_long_work)
+    monkeypatch.setattr("la_reconvla.study.evaluate.evaluation_starts", no_long_work)
+    before = everything(tmp_path)
+    for placement in ("wide", "official"):
+        code, said = run("evaluate", tmp_path / "run", "--placement", placement)
+        assert "tokens, the context holds 8" in said
+        assert code == 2
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["ablate --preset smoke", "evaluate random", "evaluate expert", "evaluate RUN"])
+def test_without_opengl_nothing_begins(
+    run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.sim.machine._drawing_error", lambda library: f"{library} is broken")
+    before = everything(tmp_path)
+    code, said = run(*command.replace("RUN", str(finished)).split(), "--out", tmp_path / "out")
+    assert said.startswith("error: ")
+    assert "is broken); repair it with: " in said
+    assert code == 2
+    assert everything(tmp_path) == before
+
+
+# ---------------------------------------------------------------- evaluation, on the simulator
+
+RECORD = {
+    "condition", "seed", "start_id", "suite", "task", "placement", "split", "index", "instruction", "success", "steps",
+    "seconds", "approached", "distractor_approached", "grasped", "lifted", "placed", "smallest_distance", "video",
+}  # fmt: skip
+
+
+def frames_of(video: Path) -> int:
+    reader = imageio_ffmpeg.read_frames(str(video))
+    assert next(reader)["codec"] == "h264"
+    return sum(1 for _ in reader)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_an_evaluation_leaves_a_record_a_video_and_a_summary(run, finished: Path) -> None:
+    options = ("evaluate", finished, "--episodes", 1, "--tasks", 0, "--workers", 1, "--device", "cpu")
+    code, said = run(*options)
+    assert code == 0
+    folder = finished / "libero_spatial-wide"
+    (record,) = read_jsonl(folder / "episodes.jsonl")
+    assert set(record) == RECORD
+    assert (record["condition"], record["seed"]) == ("C4", 0)
+    assert record["start_id"] == "libero_spatial/0/wide/test/0"
+    assert record["success"] is False, "a policy of two steps"
+    assert f"{finished}: 0 of 1 episodes succeeded, 0.0 % (95 % interval 0.0 to 79.3)" in said
+    assert f"stages: approached {int(record['approached'])}, " in said
+    assert frames_of(folder / record["video"]) == -(-record["steps"] // 8)  # it looks once in a chunk of 8
+
+    code, _ = run(*options)
+    assert code == 0
+    assert read_jsonl(folder / "episodes.jsonl") == [record], "what is done is not run again"
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_floor_on_training_starts_says_how_many_were_trained_on(run, finished: Path) -> None:
+    options = ("--allow-train-starts", "--view", "wrong_instruction", "--tasks", 0, "--workers", 1, "--device", "cpu")
+    code, said = run("evaluate", finished, "--episodes", 2, *options)
+    assert code == 0
+    folder = finished / "libero_spatial-wide-train-wrong_instruction"
+    records = read_jsonl(folder / "episodes.jsonl")
+    starts = {record["start_id"] for record in records}
+    assert starts == {"libero_spatial/0/wide/train/0", "libero_spatial/0/wide/train/1"}
+    assert {record["floor"] for record in records} == {"wrong_instruction"}
+    known = len(starts & set(json.loads((finished / "config.json").read_text())["train_starts"]))
+    assert f"{known} of these 2 starts had been trained on" in said
+    policy = json.loads((folder / "evaluation.json").read_text())["policy"]
+    assert policy["view"] == "wrong_instruction"
+    told = {true: wrong for _, true, wrong in policy["swaps"]}
+    assert {record["instruction"] for record in records} == set(told)
+    assert all(wrong != true for true, wrong in told.items())
+    assert not (finished / "libero_spatial-wide").exists()
 
 
 def test_a_damaged_results_file(run, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from rich.console import Console
 
 from la_reconvla.conditions import C1, C4
 from la_reconvla.errors import UserError
+from la_reconvla.sim.rollout import Film
 from la_reconvla.study import figures, report, tables
+from la_reconvla.study.evaluate import save_film
 from la_reconvla.study.results import (
     Arm,
     Elsewhere,
@@ -477,6 +479,28 @@ def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:
     assert facts["fps"] == 5
     shown = [float(np.frombuffer(frame, np.uint8).mean()) for frame in reader]
     assert shown == pytest.approx([20 * i for i in range(10)], abs=4)
+
+
+def test_a_film_shows_where_the_policy_looked_if_it_looked(tmp_path: Path) -> None:
+    """Grey frames on a grid of 2 x 2: the patch that got all of the attention is lighter than the others, in order."""
+    grey = [np.full((32, 32, 3), 60, np.uint8) for _ in range(4)]
+    looks = [np.eye(4)[i] for i in range(4)]
+    for name, film, grid in (
+        ("looked", Film(grey, looks), (2, 2)),
+        ("no grid", Film(grey, looks), None),
+        ("blind", Film(grey), (2, 2)),
+    ):
+        save_film(tmp_path / f"{name}.mp4", film, grid)
+        reader = imageio_ffmpeg.read_frames(str(tmp_path / f"{name}.mp4"))
+        next(reader)
+        shown = [np.frombuffer(frame, np.uint8).reshape(2, 16, 2, 16, 3).mean((1, 3, 4)).ravel() for frame in reader]
+        assert len(shown) == 4
+        for i, patches in enumerate(shown):
+            if name == "looked":
+                assert patches.argmax() == i
+                assert patches[i] > np.delete(patches, i).max() + 50
+            else:
+                assert patches == pytest.approx([60] * 4, abs=4)
 
 
 def test_a_video_that_cannot_be_finished_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,9 +155,11 @@ def evaluate(
     workers: int = 0,
     out: Path | None = None,
     device: str = "auto",
+    view: Literal["true", "grey_image", "wrong_instruction"] = "true",
+    allow_train_starts: bool = False,
     allow_any_mujoco: bool = False,
 ) -> None:
-    """Roll a policy out in closed loop on starts that it was not trained on.
+    """Roll a policy out in closed loop on starts that it was not trained on, unless told otherwise.
 
     Args:
         run: a run folder, or ``expert`` or ``random``.
@@ -168,11 +170,16 @@ def evaluate(
         workers: processes; 0 takes one a core.
         out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
         device: of the policy: auto, cpu, cuda or mps.
+        view: what a trained policy is shown: the true view, or, for its floors, a grey image or a wrong instruction.
+        allow_train_starts: take the starts that training takes (wide: the training placements; official: from number 0
+            up) and say how many of them this policy was trained on.
         allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
     """
     from la_reconvla.study.evaluate import evaluate_one
 
-    evaluate_one(run, episodes, suite, tasks, placement, workers, out, allow_any_mujoco, device)
+    evaluate_one(
+        run, episodes, suite, tasks, placement, workers, out, allow_any_mujoco, device, allow_train_starts, view
+    )
 
 
 @app.command
@@ -188,6 +195,7 @@ def ablate(
     chunk: int | None = None,
     proprio: Proprio = None,
     wrist: bool | None = None,
+    max_tokens: int | None = None,
     norm_pixels: bool | None = None,
     device: str | None = None,
     workers: int = 0,
@@ -206,6 +214,7 @@ def ablate(
         chunk: actions decoded and executed at once; 1 is the published setting.
         proprio: robot state: none (published), the gripper's width, or all of it.
         wrist: use the wrist camera too.
+        max_tokens: longest instruction in tokens.
         norm_pixels: reconstruct pixels normalised in each patch.
         device: of training and policies: auto, cpu, cuda or mps.
         workers: processes; 0 takes one a core.
@@ -222,6 +231,7 @@ def ablate(
         "chunk": chunk,
         "proprio": proprio,
         "wrist": wrist,
+        "max_tokens": max_tokens,
         "norm_pixels": norm_pixels,
         "device": device,
     }

@@ -235,8 +235,13 @@ class Reconstructor(Protocol):
         generator: torch.Generator,
     ) -> Float[Tensor, ""]: ...
 
-    def picture(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n q"]:
-        """Predicted pixels of every patch, for people to look at."""
+    def picture(
+        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], target: Float[Tensor, "b n q"]
+    ) -> Float[Tensor, "b n q"]:
+        """Predicted pixels of every patch in [-1, 1], for people to look at.
+
+        A head that predicts something relative to `target`'s own statistics undoes that with them.
+        """
         ...
 
 

@@ -88,13 +88,29 @@ class MAEReconstructor(nn.Module):
         predicted = self.leave(self.decode(patches, mask)[mask]).float()
         wanted = target[mask]
         if self.config.norm_pixels:
-            wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6).sqrt()
+            mean, deviation = _moments(wanted)
+            wanted = (wanted - mean) / deviation
         return (predicted - wanted).square().mean()
 
     @torch.no_grad()
-    def picture(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n q"]:
-        """Predicted pixels at every position; only those under the mask were ever trained."""
-        return self.leave(self.decode(patches, mask)).float()
+    def picture(
+        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], target: Float[Tensor, "b n q"]
+    ) -> Float[Tensor, "b n q"]:
+        """Predicted pixels at every position, in [-1, 1]; only those under the mask were ever trained.
+
+        With ``norm_pixels`` a prediction knows neither brightness nor contrast of its patch. As in MAE's pictures, both
+        are taken from `target`; without, `target` is not read.
+        """
+        predicted = self.leave(self.decode(patches, mask)).float()
+        if not self.config.norm_pixels:
+            return predicted
+        mean, deviation = _moments(target)
+        return predicted * deviation + mean
+
+
+def _moments(patches: Float[Tensor, "*b q"]) -> tuple[Float[Tensor, "*b 1"], Float[Tensor, "*b 1"]]:
+    """Mean and standard deviation of each patch's pixels; a patch of one colour has a deviation above zero."""
+    return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def _block(config: MAEDecoder) -> nn.Module:

@@ -7,25 +7,28 @@ import functools
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, file_hash, load_policy
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
+from la_reconvla.contracts import ACTION_DIM
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.method.decoder import unpatchify
+from la_reconvla.method.decoder import patchify, unpatchify
 from la_reconvla.method.mask import AttentionMask, masked_count
+from la_reconvla.method.policy import Policy
 from la_reconvla.processes import worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
@@ -36,15 +39,25 @@ from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures
-from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, evaluation_starts, pending, settings_for
+from la_reconvla.study.evaluate import (
+    EPISODES,
+    Evaluation,
+    evaluate,
+    evaluation_starts,
+    pending,
+    settings_for,
+    wording,
+)
 from la_reconvla.study.facts import commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run
+from la_reconvla.study.pairing import pairings
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
 from la_reconvla.study.results import (
     Arm,
     Evidence,
     FloorEvidence,
+    Pairing,
     Picture,
     Results,
     Study,
@@ -58,6 +71,7 @@ from la_reconvla.train import METRICS, pick_device, pick_precision, train
 HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
 CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
+T = TypeVar("T")
 GROWS = ("seeds", "conditions", "episodes", "floor_episodes", "also_official", "floor_arm")
 
 
@@ -116,13 +130,18 @@ class Ablation:
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         require_simulator()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
+        c = self.config
+        _require_room(c.backbone, (text for _, text in wording(c.suite, c.tasks, c.placement)))
         with locked(self.folder):
             self._claim(started)
             self._timed("collection", self._collect)
             self._timed("training", self._train)
+            self._paired()  # before the rollouts, which take as long again
             self._timed("rollouts", self._evaluate)
             self._timed("held-out frames", self._measure)
-            results = self._results()
+            results = self._timed("statistics and pictures", self._results)
+            times = read_json(self.folder / "times.json")
+            results = replace(results, study=replace(results.study, wall_seconds=times))
             write_results(self.folder / "results.json", results)
             write_report(self.folder)
         self.console.print(terminal_summary(results))
@@ -142,10 +161,10 @@ class Ablation:
         commits = list(dict.fromkeys([*begun["commits"], now]))
         write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
 
-    def _timed(self, name: str, part: Callable[[], None]) -> None:
+    def _timed(self, name: str, part: Callable[[], T]) -> T:
         begun = time.perf_counter()
         try:
-            part()
+            return part()
         finally:  # a part that is interrupted and resumed adds up
             path = self.folder / "times.json"
             times = read_json(path) if path.exists() else {}
@@ -186,6 +205,9 @@ class Ablation:
                         "a training process died, most likely for lack of memory: run the same command with fewer "
                         "--workers, it goes on where it was"
                     ) from error
+
+    def _paired(self) -> tuple[Pairing, ...]:
+        return pairings(((cell.condition, cell.seed, cell.folder) for cell in self.cells), self.folder)
 
     def _evaluate(self) -> None:
         evaluations, starts, settings = self._evaluations(), self._starts(), self._settings
@@ -344,7 +366,6 @@ class Ablation:
             tasks={str(task.index): task.instruction for task in self.tasks},
             versions=begun["versions"],
             hardware=begun["hardware"],
-            wall_seconds=read_json(self.folder / "times.json"),
             settings={
                 "demonstrations": len(training.episodes),
                 "held-out demonstrations": len(held_out.episodes),
@@ -356,6 +377,7 @@ class Ablation:
                 "config": asdict(c),
             },
             action_error_unit=UNIT,
+            pairing=self._paired(),
         )
 
     def _videos(self) -> Iterator[Video]:
@@ -389,7 +411,8 @@ class Ablation:
                 masks[cell.condition.id] = mask.numpy()
             with torch.no_grad():
                 patches = policy.features(batch, hidden=mask if extra.mask_at == "input" else None).patches
-                painted = unpatchify(policy.reconstructor.picture(patches, mask), grid, policy.backbone.patch_size)
+            target = patchify(batch.images, policy.backbone.patch_size)
+            painted = unpatchify(policy.reconstructor.picture(patches, mask, target), grid, policy.backbone.patch_size)
             strip = figures.reconstruction_strip(
                 images, mask.numpy(), painted.permute(0, 2, 3, 1).numpy(), grid, batch.instructions
             )
@@ -448,7 +471,9 @@ def train_one(
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
     config, arm = preset(preset_name).changed(**changes), condition(condition_id)
     pick_device(config.train.device)
-    training, held_out = open_demonstrations(demonstrations).divide(config.held_out)
+    opened = open_demonstrations(demonstrations)
+    _require_room(config.backbone, (episode.instruction for episode in opened.episodes))
+    training, held_out = opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _samples.cache_clear()
         _receive(config, training, held_out, bar)
@@ -461,6 +486,12 @@ def ablate(preset_name: str, out: Path | None, workers: int, changes: Mapping[st
     folder = out or Path("runs") / preset_name
     Ablation(preset(preset_name).changed(**changes), folder, workers or default_workers()).run()
     return folder
+
+
+def _require_room(backbone: SmallPaliGemma, told: Iterable[str]) -> None:
+    """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet."""
+    bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
+    dry_run(Policy(backbone.build(), bins), told)
 
 
 def _write(path: Path, data: bytes) -> None:

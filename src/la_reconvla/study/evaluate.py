@@ -6,10 +6,10 @@ A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -20,8 +20,8 @@ from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
 from la_reconvla.sim.machine import require_simulator
-from la_reconvla.sim.placements import SCHEME, wide_starts
-from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform
+from la_reconvla.sim.placements import SCHEME, instructions, wide_starts
+from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform, View, swapped
 from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import load_task, official_start, official_states
 from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
@@ -55,6 +55,20 @@ class Evaluation:
     grid: tuple[int, int] | None = None
 
 
+def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[tuple[int, str]]:
+    """What a policy can be told: (task, instruction) of all starts of these tasks; no start is made for it.
+
+    Raises:
+        UserError: for unknown names.
+    """
+    told = set()
+    for index in tasks:
+        task = load_task(suite, index)
+        words = instructions(task).values() if placement == "wide" else [task.instruction]
+        told |= {(index, text) for text in words}
+    return told
+
+
 def evaluation_starts(
     suite: str,
     tasks: Sequence[int],
@@ -66,15 +80,16 @@ def evaluation_starts(
     cache: Path | None = None,
     allow_any_mujoco: bool = False,
 ) -> list[Start]:
-    """`episodes` starts of each task, interleaved by task, none of which was trained on.
+    """`episodes` starts of each task, interleaved by task, none of which is in `trained_on`.
 
     Args:
         suite: LIBERO suite.
         tasks: indices of the tasks.
         placement: ``official`` or ``wide``.
         episodes: number for each task.
-        trained_on: ids of the training starts. An official state counts as trained on whatever its split is called.
-        split: split of wide placements; ``train`` evaluates on training placements, which is rarely what you want.
+        trained_on: ids of the starts to leave out. An official state counts as trained on whatever its split is called.
+        split: ``train`` takes the placements that training takes, and official states from number 0 up; ``test`` the
+            others, and official states from the last one down.
         cache: where settled wide placements are kept.
         allow_any_mujoco: accept a MuJoCo whose physics is known to differ.
 
@@ -86,12 +101,11 @@ def evaluation_starts(
         task = load_task(suite, index)
         if placement == "wide":
             starts = wide_starts(suite, index, split, range(episodes), cache, allow_any_mujoco=allow_any_mujoco)
-            starts = [start for start in starts if start.id not in trained_on]
+            starts = [start for start in starts if not was_trained_on(start, trained_on)]
         else:
-            used = {start_id.rsplit("/", 2)[0] + start_id.rsplit("/", 1)[1] for start_id in trained_on}
-            free = [i for i in range(len(official_states(task)) - 1, -1, -1)]
-            free = [i for i in free if f"{suite}/{index}/official{i}" not in used]
-            starts = [official_start(task, i) for i in free[:episodes]]
+            numbers = range(len(official_states(task)))
+            starts = [official_start(task, i, split=split) for i in (numbers if split == "train" else numbers[::-1])]
+            starts = [start for start in starts if not was_trained_on(start, trained_on)][:episodes]
         if len(starts) < episodes:
             raise UserError(
                 f"{suite} task {index}: {len(starts)} {placement} starts were not trained on, {episodes} are wanted: "
@@ -99,6 +113,14 @@ def evaluation_starts(
             )
         per_task.append(starts)
     return [start for group in zip(*per_task, strict=True) for start in group]
+
+
+def was_trained_on(start: Start, trained_on: frozenset[str]) -> bool:
+    """Whether a policy with these training starts knows `start`; an official state is one whatever its split."""
+    names = {start.id}
+    if start.placement == "official":
+        names = {replace(start, split=split).id for split in get_args(Split)}
+    return not trained_on.isdisjoint(names)
 
 
 def settings_for(
@@ -189,26 +211,29 @@ def evaluate_one(
     out: Path | None,
     allow_any_mujoco: bool = False,
     device: str = "auto",
+    allow_train_starts: bool = False,
+    view: View = "true",
 ) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}")
+    name = "-".join([suite, placement, *(["train"] if allow_train_starts else []), *([view] if view != "true" else [])])
     trained_on: frozenset[str] = frozenset()
     trained = None
     if run in ("expert", "random"):
+        if view != "true":
+            raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
-        folder = out or Path("runs") / run / f"{suite}-{placement}"
+        folder = out or Path("runs") / run / name
         label, grid = {"condition": run, "seed": None}, None
     else:
         trained, config = load_policy(run)  # a damaged run is found before the simulator starts
         settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
-        policy, trained_on = (
-            Trained(Path(run).resolve(), device=str(pick_device(device))),
-            frozenset(config.train_starts),
-        )
-        folder = out or Path(run) / f"{suite}-{placement}"
-        label = {"condition": config.condition, "seed": config.seed}
+        policy = Trained(Path(run).resolve(), view, device=str(pick_device(device)))
+        trained_on = frozenset(config.train_starts)
+        folder = out or Path(run) / name
+        label = {"condition": config.condition, "seed": config.seed, **({"floor": view} if view != "true" else {})}
         grid = config.backbone.grid
         if not trained_on:
             Console(stderr=True).print("the training data do not name their initial states: none can be left out")
@@ -217,6 +242,11 @@ def evaluate_one(
         if trained is not None and not learned:
             raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
         tasks = learned or (0, 1, 2)
+    told = wording(suite, tasks, placement)
+    if trained is not None:
+        dry_run(trained, [text for _, text in told])
+    if isinstance(policy, Trained) and view == "wrong_instruction":
+        policy = replace(policy, swaps=swapped(told))
     require_free_space(folder, SPACE)
     require_simulator(allow_any_mujoco=allow_any_mujoco)
     starts = evaluation_starts(
@@ -224,23 +254,30 @@ def evaluate_one(
         tasks,
         placement,
         episodes,
-        trained_on=trained_on,
+        trained_on=frozenset() if allow_train_starts else trained_on,
+        split="train" if allow_train_starts else "test",
         cache=folder / "placements",
         allow_any_mujoco=allow_any_mujoco,
     )
-    if trained is not None:
-        dry_run(trained, [start.instruction for start in starts])
     evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
     with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, settings, workers or default_workers(), bar.advance)
     asked = {start.id for start in starts}
-    records = [record for record in read_jsonl(folder / EPISODES) if record["start_id"] in asked]
+    shown = run if view == "true" else f"{run} ({view.replace('_', ' ')})"
+    _print_summary(shown, [r for r in read_jsonl(folder / EPISODES) if r["start_id"] in asked], folder / EPISODES)
+    if allow_train_starts and trained is not None:
+        known = sum(was_trained_on(start, trained_on) for start in starts)
+        Console(stderr=True).print(f"{known} of these {len(starts)} starts had been trained on")
+    return folder
+
+
+def _print_summary(name: str, records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Success with its interval, and how many episodes reached each stage."""
     console = Console(stderr=True)
     if found := rate(records):
         console.print(
-            f"{run}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
+            f"{name}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
             f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
         )
-        reached = ", ".join(f"{name} {sum(r[name] for r in records)}" for name in STAGES)
-        console.print(f"stages: {reached}; all of it in {folder / EPISODES}")
-    return folder
+        reached = ", ".join(f"{stage} {sum(r[stage] for r in records)}" for stage in STAGES)
+        console.print(f"stages: {reached}; all of it in {path}")
