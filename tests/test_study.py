@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
+from PIL import Image
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import append_jsonl, read_jsonl
@@ -78,6 +81,57 @@ def test_the_smoke_study_leaves_everything_behind(study):
     assert floors["blind_replay"].successes == 0, "trap 11: these starts can be solved without looking"
     assert results.study.data_hash
     assert "<html" in (study / "report.html").read_text(encoding="utf-8")[:300].lower()
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_smoke_study_shows_what_it_saw(study):
+    """Attention of all arms, reconstructions of those with a decoder, and a film of each arm: there, and they open."""
+    results = read_results(study / "results.json")
+    attention = [p.path for p in results.pictures if p.kind == "attention"]
+    painted = [p.path for p in results.pictures if p.kind == "reconstruction"]
+    assert attention == ["maps/attention.png"]
+    assert sorted(painted) == ["maps/reconstruction_C2.png", "maps/reconstruction_C4.png"]
+    for path in (*attention, *painted):
+        with Image.open(study / path) as picture:
+            picture.load()
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(10**6)) > 50, f"{path} is blank"
+    assert {v.path.split("/")[0] for v in results.videos} == {"C1", "C2", "C4"}
+    for video in results.videos:
+        frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(study / video.path))
+        assert frames > 1
+        assert seconds > 0
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:video/mp4;base64,") == len(results.videos)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_smoke_study_says_that_its_arms_are_paired_and_how_long_each_part_took(study):
+    results = read_results(study / "results.json")
+    (pairing,) = results.study.pairing
+    assert set(pairing.arms) == {"C1", "C2", "C4", "no-image"}
+    assert set(results.study.wall_seconds) == {
+        "collection", "training", "rollouts", "held-out frames", "statistics and pictures"
+    }  # fmt: skip
+    floors = [*results.floors, *results.references, *results.elsewhere]
+    assert all(floor.stages is not None for floor in floors if floor.tsr)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_arms_that_did_not_begin_alike_leave_no_results(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "study")
+    log = folder / "C2/seed0/metrics.jsonl"
+    first, *rest = read_jsonl(log)
+    lines = [{**first, "start": {**first["start"], "backbone": "of another start"}}, *rest]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "results.json").unlink()
+    with pytest.raises(UserError, match=r"seed 0 do not start from equal backbone weights .*C2: of another start"):
+        Ablation(preset("smoke"), folder, workers=1).run()
+    assert not (folder / "results.json").exists()
 
 
 @pytest.mark.sim
