@@ -14,6 +14,8 @@ import torch
 
 from la_reconvla import cli
 from la_reconvla.conditions import ARMS
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.policy import Policy
 from la_reconvla.study.presets import PRESETS, StudyConfig
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +84,7 @@ def test_every_quoted_command_parses(command: str, monkeypatch: pytest.MonkeyPat
     shown = " ".join(capsys.readouterr().out.split())
     assert f"usage: la-reconvla {words[1]}" in shown
     for option in re.findall(r"--[a-z-]+", command):
-        assert f"{option} " in shown, f"{command}: no such option {option}"
+        assert re.search(rf"{option}[ ,]", shown), f"{command}: no such option {option}"
 
 
 def test_presets_and_conditions_named_exist() -> None:
@@ -104,14 +106,40 @@ def test_the_table_of_presets_is_true(preset: StudyConfig) -> None:
     assert row(preset) in README, f"put this row into README.md: {row(preset)}"
 
 
+def sizes(preset: StudyConfig) -> str:
+    b = preset.backbone
+    side = b.image_size // b.patch
+    patches, masked = f"{side} x {side} of {b.patch} px", -(-side * side // 4)
+    backbone = b.build()
+    policy = Policy(backbone, ActionBins((-1.0,) * 7, (1.0,) * 7), preset.head.build(b.width, (side, side), b.patch))
+    parameters = {name: p.numel() / 1e6 for name, p in policy.named_parameters()}
+    alone = sum(size for name, size in parameters.items() if not name.startswith("reconstructor."))
+    cells = [f"`{preset.preset}`", f"{b.image_size} px", patches, str(masked), str(b.chunk), f"{alone:.2f}"]
+    return f"| {' | '.join(cells)} | {sum(parameters.values()):.2f} |"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_the_sizes_of_the_presets_are_true(preset: StudyConfig) -> None:
+    page = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    assert sizes(preset) in page, f"put this row into docs/method.md: {sizes(preset)}"
+
+
 def test_the_tree_names_what_is_there() -> None:
+    """Every module of the package is named, by itself or by its folder, and nothing else is."""
     tree = next(block for block in blocks(README, "") if block.startswith("src/la_reconvla/"))
     folders: dict[int, Path] = {}
+    named: set[Path] = set()
     for line in tree.splitlines():
         depth, name = len(line) - len(line.lstrip()), line.split()[0]
         parent = folders.get(max((d for d in folders if d < depth), default=-1), ROOT)
         assert (parent / name).exists(), f"the tree names {parent / name}"
         folders = {d: path for d, path in folders.items() if d < depth} | {depth: parent / name}
+        named.add(parent / name)
+    package = ROOT / "src/la_reconvla"
+    for path in sorted(package.rglob("*.py")):
+        inside = any(folder in named - {package} for folder in path.parents)
+        if not path.name.startswith("__") and path not in named:
+            assert inside, f"the tree leaves out {path}"
 
 
 def test_the_example_is_a_policy_with_the_method_in_it() -> None:
@@ -127,7 +155,6 @@ def test_the_example_is_a_policy_with_the_method_in_it() -> None:
     assert actions.shape == (2, 8, 7)
 
     from la_reconvla.method.objective import Reconstruction, losses
-    from la_reconvla.method.policy import Policy
 
     policy, batch = names["policy"], names["batch"]
     swapped = policy.act(batch.images, batch.instructions[::-1])
