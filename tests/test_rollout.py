@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -10,8 +13,9 @@ import pytest
 
 from la_reconvla.contracts import Observation, Outcome, Pose, Start
 from la_reconvla.errors import UserError
+from la_reconvla.sim import rollout
 from la_reconvla.sim.policies import Uniform, swapped
-from la_reconvla.sim.rollout import EnvSettings, Film, run_episode
+from la_reconvla.sim.rollout import EnvSettings, Film, rollouts, run_episode
 from la_reconvla.study import evaluate as evaluation
 
 
@@ -130,6 +134,42 @@ def test_nothing_is_rendered_for_those_who_do_not_look():
     film = Film()
     run_episode(env, Script([]), start(), film)
     assert len(film.frames) == 4, "one in eight control steps"
+
+
+class Chunked(Script):
+    """The same moves, all of them in one chunk."""
+
+    def act(self, observation):
+        return np.concatenate([super(Chunked, self).act(observation) for _ in range(30)])
+
+
+def test_a_film_goes_on_while_a_long_chunk_is_executed_and_changes_nothing():
+    film, moves = Film(), fetch(RIGHT, BACK)
+    filmed = run_episode(ToyEnv(), Chunked(moves, sees=True), start(), film)
+    assert len(film.frames) == 3, "at steps 0, 8 and 16 of 17"
+    plain = run_episode(ToyEnv(), Chunked(moves, sees=True), start())
+    assert {**filmed, "seconds": 0} == {**plain, "seconds": 0}
+
+
+class DeadPool:
+    def __init__(self, lives: int):
+        self.lives = lives
+
+    def submit(self, work, job):
+        self.lives -= 1
+        if self.lives < 0:
+            raise BrokenProcessPool("gone")
+        done: Future = Future()
+        done.set_exception(BrokenProcessPool("gone"))
+        return done
+
+
+@pytest.mark.parametrize("lives", [0, 1], ids=["before the next is handed in", "while one runs"])
+def test_a_worker_that_died_is_explained(monkeypatch, lives):
+    monkeypatch.setattr(rollout, "worker_pool", lambda workers: contextlib.nullcontext(DeadPool(lives)))
+    job = rollout.Job({"condition": "C1"}, Uniform(), start(), EnvSettings())
+    with pytest.raises(UserError, match=r"died, most likely for lack of memory.*fewer --workers"):
+        list(rollouts([job, job], 2))
 
 
 def test_the_random_policy_is_repeatable_and_bounded():

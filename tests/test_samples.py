@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from la_reconvla.contracts import Batch
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations, write_file
-from la_reconvla.data.samples import Samples, batch_indices, pad_actions, patch_coverage, proprio_view, resize
+from la_reconvla.data.samples import Samples, batch_indices, pad_actions, patch_coverage, proprio_view, resize, shifted
 from la_reconvla.errors import UserError
 from test_hdf5 import NAMES, make_header, make_official, make_recording
 
@@ -182,3 +183,43 @@ def test_padding_keeps_the_gripper_and_stops_the_arm(length: int, chunk: int) ->
     np.testing.assert_array_equal(padded[:length], actions)
     assert (padded[length:, :6] == 0).all()
     assert (padded[length:, 6] == actions[-1, 6]).all()
+
+
+@given(pixels=st.integers(1, 5), seed=st.integers(0, 99))
+def test_shifted_pictures_equal_numpys_padding_and_cropping(pixels: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    images, wrist = (torch.from_numpy(draw.integers(0, 256, (4, 3, 9, 9), dtype=np.uint8)) for _ in range(2))
+    batch = Batch(images, ["a"] * 4, torch.rand(4, 2, 7), torch.ones(4, 2, dtype=torch.bool), wrist=wrist)
+    found = shifted(batch, pixels, torch.Generator().manual_seed(seed))
+    assert found.wrist is not None
+    assert found.actions is batch.actions
+    for before, wrist_before, after, wrist_after in zip(images, wrist, found.images, found.wrist, strict=True):
+        edges = ((0, 0), (pixels, pixels), (pixels, pixels))
+        padded, wrist_padded = (np.pad(p.numpy(), edges, mode="edge") for p in (before, wrist_before))
+        places = [
+            (r, c)
+            for r in range(2 * pixels + 1)
+            for c in range(2 * pixels + 1)
+            if np.array_equal(padded[:, r : r + 9, c : c + 9], after)
+        ]
+        assert places, "no crop of the padded picture"
+        assert any(np.array_equal(wrist_padded[:, r : r + 9, c : c + 9], wrist_after) for r, c in places)
+
+
+def test_shifts_differ_between_samples_and_reach_both_ends() -> None:
+    ramp = torch.arange(32, dtype=torch.uint8).expand(512, 3, 32, 32)
+    batch = Batch(ramp, ["a"] * 512, torch.zeros(512, 1, 7), torch.ones(512, 1, dtype=torch.bool))
+    middle = shifted(batch, 3, torch.Generator().manual_seed(0)).images[:, 0, 16, 16].numpy().astype(int)
+    assert sorted(set(middle - 16)) == [-3, -2, -1, 0, 1, 2, 3]
+
+
+def test_pictures_are_not_shifted_under_the_target_s_patches() -> None:
+    batch = Batch(
+        images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        instructions=["a"] * 2,
+        actions=torch.zeros(2, 1, 7),
+        valid=torch.ones(2, 1, dtype=torch.bool),
+        gaze=torch.zeros(2, 4, dtype=torch.bool),
+    )
+    with pytest.raises(ValueError, match="gaze"):
+        shifted(batch, 1, torch.Generator())

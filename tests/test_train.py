@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save_file
 
 from helpers import HEAD, TINY, random_batch
+from la_reconvla import checkpoint, storage
+from la_reconvla import train as train_module
 from la_reconvla.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy, load_tensors, save_tensors
 from la_reconvla.conditions import C1, C4, CONDITIONS, NO_IMAGE, Condition
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
@@ -28,7 +31,7 @@ from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.storage import read_jsonl
-from la_reconvla.train import METRICS, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
+from la_reconvla.train import METRICS, SMALL_FILES, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
 from test_hdf5 import make_header, make_recording
 
 SHORT = TrainConfig(steps=4, batch_size=4, warmup=2, log_every=1, save_every=2, check_every=2, device="cpu")
@@ -135,7 +138,109 @@ def test_a_killed_run_ends_at_the_same_bits(demonstrations: Path, tmp_path: Path
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "undisturbed")
     steps = [line["step"] for line in numbers(tmp_path / "killed")]
     assert steps == [0, *range(3, 61, 3)]
-    assert not (tmp_path / "killed" / STATE).exists(), "the state is of no use any more"
+    assert not (tmp_path / "killed" / STATE).parent.exists(), "the state is of no use any more"
+
+
+# When to die: half way through writing a file, or before or after it takes its name, which time; and then the step of
+# the state that must be there.
+DEATHS = {
+    "before the first state": ("before", STATE, 1, None),
+    "in the first state": ("half", STATE, 1, None),
+    "in a later state": ("half", STATE, 2, 2),
+    "before a later state counts": ("before", STATE, 2, 2),
+    "when it counts": ("after", STATE, 2, 4),
+    "in the weights": ("half", WEIGHTS, 1, 4),
+    "before the state is removed": ("after", WEIGHTS, 1, 4),
+}
+MORTAL = dataclasses.replace(SHORT, steps=6)
+# Forked, because importing takes longer than all the training; nothing has made a thread by then.
+DYING = """
+import os, sys
+from pathlib import Path
+
+import test_train as t
+
+for name, death in t.DEATHS.items():
+    if (child := os.fork()) == 0:
+        t.die(*death[:3])
+        t.train_tiny(Path(sys.argv[1]), Path(sys.argv[2]) / name, config=t.MORTAL)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9, name
+"""
+
+
+def die(when: str, file: str, time: int) -> None:
+    """Have this process killed at a certain moment."""
+    write, rename, times = checkpoint.save_file, os.replace, iter(range(1, 99))
+
+    def killed() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def due(path: Any) -> bool:
+        return str(path).endswith(Path(file).name) and next(times) == time
+
+    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+        write(tensors, path, metadata)
+        if due(path):
+            os.truncate(path, path.stat().st_size // 2)
+            killed()
+
+    def replace(source: Any, target: Any) -> None:
+        now = due(target)
+        if now and when == "before":
+            killed()
+        rename(source, target)
+        if now:
+            killed()
+
+    if when == "half":
+        checkpoint.save_file = save_file
+    else:
+        os.replace = replace
+
+
+@pytest.fixture(scope="module")
+def graves(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in each of `DEATHS`, and an undisturbed one."""
+    folder = tmp_path_factory.mktemp("graves")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DYING, str(demonstrations), str(folder)]
+    subprocess.run(command, env=environment, check=True)
+    train_tiny(demonstrations, folder / "undisturbed", config=MORTAL)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", DEATHS)
+def test_no_moment_is_a_bad_one_to_be_killed(demonstrations: Path, graves: Path, moment: str) -> None:
+    run, (when, file, _, step) = graves / moment, DEATHS[moment]
+    assert (load_tensors(run / STATE)[1]["step"] if (run / STATE).exists() else None) == step
+    assert (run / WEIGHTS).exists() is ((when, file) == ("after", WEIGHTS))
+    with storage.locked(run):
+        train_tiny(demonstrations, run, config=MORTAL)
+    assert weights(run) == weights(graves / "undisturbed")
+    assert numbers(run) == numbers(graves / "undisturbed")
+    assert files(run) == files(graves / "undisturbed")
+
+
+def files(run: Path) -> set[Path]:
+    """What a run leaves behind, but for the lock and for TensorBoard's files, one more each time that it goes on."""
+    found = {path.relative_to(run) for path in run.rglob("*")}
+    return {path for path in found if path.parts[0] not in (".lock", "tensorboard")}
+
+
+def test_tensorboard_shows_the_log_of_a_resumed_run(demonstrations: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "run", ticker=StopAt(3))
+    run = train_tiny(demonstrations, tmp_path / "run")
+    shown = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("loss", "reconstruction_loss"):
+        logged = [(line["step"], line[name]) for line in read_jsonl(run / METRICS)[1:]]
+        assert [(point.step, point.value) for point in shown.Scalars(name)] == [
+            (step, pytest.approx(value)) for step, value in logged
+        ]
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -216,6 +321,26 @@ def test_a_blind_arm_never_sees_a_pixel(demonstrations: Path, tmp_path: Path) ->
         one = train_tiny(demonstrations, tmp_path / f"{arm.id}-one", arm)
         two = train_tiny(other, tmp_path / f"{arm.id}-two", arm)
         assert (weights(one) == weights(two)) is same
+
+
+def test_shifts_move_all_arms_alike(demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    losses = train_module.losses
+
+    def watched(policy: Any, batch: Any, *rest: Any) -> Any:
+        if policy.training:  # not the held-out samples, which are never moved
+            seen.append(batch.images)
+        return losses(policy, batch, *rest)
+
+    monkeypatch.setattr(train_module, "losses", watched)
+    for arm, shift in ((C1, 3), (C4, 3), (C4, 0)):
+        train_tiny(demonstrations, tmp_path / f"{arm.id}{shift}", arm, config=dataclasses.replace(SHORT, shift=shift))
+    one, other, still = seen[:4], seen[4:8], seen[8:]
+    for a, b, c in zip(one, other, still, strict=True):
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+    with pytest.raises(UserError, match="shift must not be negative: -1"):
+        TrainConfig(shift=-1)
 
 
 # ---------------------------------------------------------------- learning
@@ -309,6 +434,83 @@ def test_a_diverging_loss_ends_the_run(demonstrations: Path, tmp_path: Path, arm
     with pytest.raises(UserError, match="lower the learning rate"):
         train_tiny(demonstrations, tmp_path / "run", arm, config=config)
     assert not (tmp_path / "run" / WEIGHTS).exists()
+
+
+def faulty(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """Let one step have a finite loss without a finite gradient: the slope of a root at zero."""
+    steps, losses = iter(range(99)), train_module.losses
+
+    def wrong(policy: Any, *rest: Any) -> Any:
+        found = losses(policy, *rest)
+        if torch.is_grad_enabled() and next(steps) == at:  # held-out looks do not count
+            found.total = found.total + (policy.head.logits.bias.sum() * 0).sqrt()
+        return found
+
+    monkeypatch.setattr(train_module, "losses", wrong)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Any
+) -> None:
+    config = dataclasses.replace(SHORT, precision=precision)
+    with monkeypatch.context() as patch:
+        faulty(patch, at=2)
+        with pytest.raises(UserError, match="gradient is nan at step 2: lower the learning rate"):
+            train_tiny(demonstrations, tmp_path / "run", config=config)
+    assert all(torch.isfinite(t).all() for t in load_tensors(tmp_path / "run" / STATE)[0].values())
+    run = train_tiny(demonstrations, tmp_path / "run", config=config)
+    assert weights(run) == weights(train_tiny(demonstrations, tmp_path / "other", config=config))
+
+
+def test_loss_scaling_skips_a_gradient_that_is_not_finite(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faulty(monkeypatch, at=3)
+    three, four = (dataclasses.replace(SHORT, precision="fp16", steps=s, learning_rate=1e-3) for s in (3, 4))
+    monkeypatch.setattr(TrainConfig, "rate", lambda config, step: 1e-3)  # the same for both
+    last = train_tiny(demonstrations, tmp_path / "four", C1, config=four)
+    assert not math.isfinite(read_jsonl(last / METRICS)[-1]["gradient_norm"] or math.nan)
+    monkeypatch.undo()
+    monkeypatch.setattr(TrainConfig, "rate", lambda config, step: 1e-3)
+    assert weights(last) == weights(train_tiny(demonstrations, tmp_path / "three", C1, config=three))
+
+
+def test_space_is_asked_for_before_anything_is_written(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(train_module, "require_free_space", lambda folder, size: asked.append(size))
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "run", ticker=StopAt(3))
+    state = (tmp_path / "run" / STATE).stat().st_size
+    train_tiny(demonstrations, tmp_path / "run")
+    assert [size - SMALL_FILES for size in asked] == pytest.approx([2 * state, state], rel=0.1)
+    train_tiny(demonstrations, tmp_path / "run")
+    assert len(asked) == 2, "a finished run needs none"
+
+    monkeypatch.undo()
+    usage = storage.shutil.disk_usage(tmp_path)._replace(free=SMALL_FILES)
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"are needed and 0\.02 GB are free"):
+        train_tiny(demonstrations, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_disk_that_fills_up_is_explained_and_the_run_goes_on_later(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(UserError, match="disk is full; nothing was overwritten"):
+            train_tiny(demonstrations, run)
+    assert not list(run.rglob(".tmp-*"))
+    assert weights(train_tiny(demonstrations, run)) == weights(train_tiny(demonstrations, tmp_path / "other"))
 
 
 def test_too_few_samples(demonstrations: Path, tmp_path: Path) -> None:

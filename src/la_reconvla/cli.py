@@ -103,6 +103,7 @@ def train(
     steps: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    shift: int | None = None,
     device: str | None = None,
     chunk: int | None = None,
     proprio: Proprio = None,
@@ -121,6 +122,7 @@ def train(
         steps: optimizer steps.
         batch_size: samples a step.
         learning_rate: peak of the schedule.
+        shift: move training pictures by up to so many pixels at random.
         device: auto, cpu, cuda or mps.
         chunk: actions decoded and executed at once; 1 is the published setting.
         proprio: robot state: none (published), the gripper's width, or all of it.
@@ -134,6 +136,7 @@ def train(
         "steps": steps,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "shift": shift,
         "device": device,
         "chunk": chunk,
         "proprio": proprio,
@@ -192,6 +195,7 @@ def ablate(
     demos: int | None = None,
     steps: int | None = None,
     episodes: int | None = None,
+    shift: int | None = None,
     chunk: int | None = None,
     proprio: Proprio = None,
     wrist: bool | None = None,
@@ -211,6 +215,7 @@ def ablate(
         demos: demonstrations a task.
         steps: optimizer steps.
         episodes: evaluation episodes a task; more may join a finished study.
+        shift: move training pictures by up to so many pixels at random.
         chunk: actions decoded and executed at once; 1 is the published setting.
         proprio: robot state: none (published), the gripper's width, or all of it.
         wrist: use the wrist camera too.
@@ -228,6 +233,7 @@ def ablate(
         "demos": demos,
         "steps": steps,
         "episodes": episodes,
+        "shift": shift,
         "chunk": chunk,
         "proprio": proprio,
         "wrist": wrist,

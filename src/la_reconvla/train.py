@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -28,14 +29,15 @@ from la_reconvla.checkpoint import (
 )
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch, Tracker
-from la_reconvla.data.samples import Samples, batch_indices, greyed, spread_indices
+from la_reconvla.data.samples import Samples, batch_indices, greyed, shifted, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import derive, generator
-from la_reconvla.storage import append_jsonl, atomic_write, claim, read_jsonl
+from la_reconvla.storage import append_jsonl, atomic_write, claim, read_jsonl, require_free_space
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
+SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
 WHITENED = 256  # training images that the patch embedding starts from
 
 
@@ -50,6 +52,7 @@ class TrainConfig:
         warmup: steps of the warm-up.
         weight_decay: of AdamW, on matrices only.
         clip: largest norm of the gradient.
+        shift: training pictures are moved by up to so many pixels at random, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         threads: CPU threads; results are bit-identical only for equal numbers of them.
@@ -64,6 +67,7 @@ class TrainConfig:
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
+    shift: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     threads: int = 1
@@ -75,6 +79,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "threads", "log_every", "save_every", "check_every"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if self.shift < 0:
+            raise UserError(f"shift must not be negative: {self.shift}")
 
     @property
     def identity(self) -> dict[str, object]:
@@ -159,7 +165,8 @@ def train(
         `folder`.
 
     Raises:
-        UserError: for a folder of another configuration, too few samples, or a loss that is not finite.
+        UserError: for a folder of another configuration, too few samples, too little space, a full disk, or a loss or
+            gradient that is not finite; the weights that come of one are never saved.
     """
     if len(samples) < config.batch_size:
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
@@ -169,11 +176,13 @@ def train(
     some = spread_indices(samples, WHITENED)
     policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
     dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
+    _require_space(folder, policy)
     policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
     arm = {"precision": str(dtype), "reconstruction": repr(condition.reconstruction)}
     claim(folder / SCHEDULE, {**config.identity, **arm})
     if (folder / WEIGHTS).exists():
+        _drop_state(folder)  # a kill may have come between the two
         return folder
     autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
@@ -192,7 +201,10 @@ def train(
     for step in range(first, config.steps):
         indices = batch_indices(derive(seed, "data"), step, config.batch_size, len(samples))
         seen = hashlib.sha256(bytes.fromhex(seen) + indices.astype(np.int64).tobytes()).hexdigest()
-        batch = to_device(samples.batch(indices), device, condition.blind)
+        batch = samples.batch(indices)
+        if config.shift:
+            batch = shifted(batch, config.shift, generator(seed, "shift", step))
+        batch = to_device(batch, device, condition.blind)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
         try:
@@ -201,10 +213,12 @@ def train(
             if not math.isfinite(value := loss.total.item()):
                 raise FloatingPointError(f"the loss is {value}")
         except FloatingPointError as error:
-            raise UserError(f"{error} at step {step}: lower the learning rate or check the data") from error
+            raise _diverged(str(error), step) from error
         scaler.scale(loss.total).backward()
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip))
+        if not (math.isfinite(norm) or scaler.is_enabled()):  # with loss scaling that is usual, and the step is skipped
+            raise _diverged(f"the norm of the gradient is {norm}", step)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -215,7 +229,7 @@ def train(
             values = {
                 "loss": value,
                 "action_loss": loss.action.item(),
-                "gradient_norm": float(norm),
+                "gradient_norm": norm,
                 "learning_rate": config.rate(step),
                 "samples_per_second": counted / (time.perf_counter() - clock),
             }
@@ -234,7 +248,7 @@ def train(
     for tracker in trackers:
         tracker.close()
     save_tensors(folder / WEIGHTS, policy.state_dict(), steps=config.steps, batches=seen[:16])
-    (folder / STATE).unlink(missing_ok=True)
+    _drop_state(folder)
     return folder
 
 
@@ -284,6 +298,23 @@ class TensorBoard:
     def close(self) -> None:
         """Flush."""
         self.board.close()
+
+
+def _diverged(reason: str, step: int) -> UserError:
+    return UserError(f"{reason} at step {step}: lower the learning rate or check the data")
+
+
+def _require_space(folder: Path, policy: Policy) -> None:
+    """A state is the weights and two moments of each, and the next one is complete before the last one goes."""
+    if (folder / WEIGHTS).exists():
+        return
+    weights = sum(tensor.nbytes for tensor in policy.state_dict().values())
+    states = 1 if (folder / STATE).exists() else 2
+    require_free_space(folder, states * 3 * weights + SMALL_FILES)
+
+
+def _drop_state(folder: Path) -> None:
+    shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 
 def _save_state(folder, policy, optimizer, scaler, step: int, seen: str) -> None:

@@ -73,7 +73,7 @@ class SmallPaliGemma:
         if self.width % self.heads or self.heads % self.kv_heads:
             raise UserError(f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} must divide in turn")
         if self.width % 4:
-            raise UserError(f"width {self.width} must be divisible by 4: half of it places a patch's row, half its column")
+            raise UserError(f"width {self.width} must be divisible by 4: it places a patch's row and column")
         if not 1 <= self.saliency_layers <= self.language_layers:
             raise UserError(f"saliency_layers must be 1 to {self.language_layers}, got {self.saliency_layers}")
         if self.chunk < 1:
@@ -128,8 +128,8 @@ def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
     """Redraw all weights with standard deviation 1/sqrt(fan-in).
 
     The library's fixed 0.02 assumes widths of thousands: at width 128 the signal shrinks by four in every layer and the
-    policy barely learns. Embeddings get unit variance after Gemma's own scaling by sqrt(width). Positions start as MAE's
-    sine-cosine table at unit variance: neighbours are alike, so that what is learnt at one place holds at the next.
+    policy barely learns. Embeddings get unit variance after Gemma's own scaling by sqrt(width). Positions start as
+    MAE's sine-cosine table at unit variance: neighbours are alike, so what is learnt at one place holds at the next.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

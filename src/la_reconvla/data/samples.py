@@ -179,6 +179,26 @@ def spread_indices(samples: Samples, count: int) -> Int64[np.ndarray, "m"]:
     return np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64)
 
 
+def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
+    """The batch with every picture moved by up to `pixels` along both axes, its edge repeated: DrQ (arXiv 2004.13649).
+
+    What the hand must do depends on where things are from each other, not on where they stand in the picture; a few
+    dozen demonstrations do not say so themselves. Both cameras of a sample move alike.
+
+    Raises:
+        ValueError: the batch carries patches of the target, which would no longer lie on it.
+    """
+    if batch.gaze is not None:
+        raise ValueError("pictures cannot be shifted under the patches of `gaze`: train without `shift`")
+    b, _, height, width = batch.images.shape
+    offsets = torch.randint(-pixels, pixels + 1, (2, b, 1), generator=generator)
+    rows = (torch.arange(height) + offsets[0]).clamp(0, height - 1)[:, None, :, None]
+    columns = (torch.arange(width) + offsets[1]).clamp(0, width - 1)[:, None, None, :]
+    sample, channel = torch.arange(b)[:, None, None, None], torch.arange(3)[None, :, None, None]
+    moved = (p if p is None else p[sample, channel, rows, columns] for p in (batch.images, batch.wrist))
+    return replace(batch, **dict(zip(("images", "wrist"), moved, strict=True)))
+
+
 def greyed(batch: Batch) -> Batch:
     """The same batch with every picture grey: what a blind arm and the grey-image floor are shown."""
     wrist = None if batch.wrist is None else torch.full_like(batch.wrist, GREY)

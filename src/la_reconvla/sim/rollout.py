@@ -13,9 +13,11 @@ placed       after it was lifted it was over the destination: within 6 cm of its
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,7 +31,7 @@ from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05  # metres
-FILM_EVERY = 8  # control steps between frames of a film of a policy that needs no observation
+FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Job:
 
 @dataclass(eq=False)
 class Film:
-    """Frames at the moments when the policy looked, and where it looked (empty for policies without attention)."""
+    """A frame every `FILM_EVERY` steps, and where the policy had last looked (empty for policies without attention)."""
 
     frames: list[UInt8[np.ndarray, "H W 3"]] = field(default_factory=list)
     saliency: list[Float[np.ndarray, "n"]] = field(default_factory=list)
@@ -119,13 +121,15 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
     stages = Stages(env, start)
     steps, done, success = 0, False, False
     while not done:
-        now = film if policy.sees or steps % FILM_EVERY == 0 else None
-        observation = env.observe() if policy.sees or now is not None else None
-        if now is not None and observation is not None:
-            now.frames.append(observation.image)
-            if isinstance(policy, TrainedPolicy):
-                now.saliency.append(policy.look(observation))
-        for action in np.asarray(policy.act(observation if policy.sees else None)):
+        observation = env.observe() if policy.sees else None
+        look = None
+        if film is not None and observation is not None and isinstance(policy, TrainedPolicy):
+            look = policy.look(observation)
+        for action in np.asarray(policy.act(observation)):
+            if film is not None and steps % FILM_EVERY == 0:
+                film.frames.append(env.observe().image)
+                if look is not None:
+                    film.saliency.append(look)
             outcome = env.step(action[None])
             stages.look()
             steps, done, success = steps + outcome.steps, outcome.done, outcome.success
@@ -158,6 +162,8 @@ def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
         if _env is not None:
             _env[1].close()
         _env = (job.settings, job.settings.build())
+        # Before EGL's own handler at exit, which was registered earlier: a context freed after it complains.
+        atexit.register(_env[1].close)
     if _policy is None or _policy[0] != job.policy:
         _policy = (job.policy, job.policy.build())
     policy = _policy[1]
@@ -181,18 +187,24 @@ def rollouts(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str,
         return
     with worker_pool(max(1, min(workers, len(jobs)))) as pool:
         running: dict[Future, Job] = {}
-        for job in jobs:
-            running[pool.submit(_work, job)] = job
-            if len(running) >= 2 * workers:
+        try:
+            for job in jobs:
+                running[pool.submit(_work, job)] = job
+                if len(running) >= 2 * workers:
+                    yield from _collect(running)
+            while running:
                 yield from _collect(running)
-        while running:
-            yield from _collect(running)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a rollout process died, most likely for lack of memory; the episodes that were finished are kept: run "
+                "the same command again with fewer --workers"
+            ) from error
 
 
 def _collect(running: dict[Future, Job]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         job = running.pop(future)
-        if isinstance(error := future.exception(), UserError):
+        if isinstance(error := future.exception(), UserError | BrokenProcessPool):
             raise error
         if error is not None:
             raise UserError(f"the episode {job.start.id} of {job.label} failed in its worker: {error!r}") from error
