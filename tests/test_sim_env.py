@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -222,6 +224,31 @@ def test_closing_twice_and_using_a_closed_environment():
     environment.close()
     with pytest.raises(UserError, match="reset"):
         environment.state()
+
+
+LEFT_OPEN = """
+import atexit
+import mujoco
+from la_reconvla.sim.libero import choose_opengl
+choose_opengl()
+from la_reconvla.sim.renderer import Renderer
+
+held = []
+atexit.register(held.clear)  # the last to be called: what a module holds goes after all handlers, too
+model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><camera name="eye" pos="0 0 3"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+for _ in range(3):
+    held.append(Renderer(model, 16, "fast"))
+    held[-1].image(model, data, "eye")
+held[0].close()
+"""
+
+
+@sim
+def test_a_process_that_ends_with_open_renderers_says_nothing():
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 # ---------------------------------------------------------------- pictures

@@ -80,10 +80,6 @@ class Bar:
                     f"{self._title}: {self._done:g}/{self._total:g}, {self.pace()} {self._note}".rstrip()
                 )
 
-    def print(self, *objects: Any) -> None:
-        """Print above the bar."""
-        self._console.print(*objects)
-
     def pace(self) -> str:
         """Rate and remaining time in words, from the work done since this bar began."""
         fresh = self._done - self._begun_with

@@ -9,8 +9,10 @@ one is attached to its model when the first picture is wanted, so that a run tha
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
+import weakref
 from typing import Any
 
 import mujoco
@@ -23,6 +25,8 @@ from la_reconvla.sim.libero import no_opengl
 # LIBERO draws group 1, the visual geoms, and not group 0, the collision geoms.
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1
 _MAX_GEOMS = 1000
+
+_open: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 
 class Renderer:
@@ -54,6 +58,7 @@ class Renderer:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # MuJoCo, PyOpenGL and ctypes have errors of their own, with no class in common
             raise no_opengl(repr(error)) from error
+        _close_at_exit(self)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
         if quality == "fast":
@@ -108,6 +113,21 @@ class Renderer:
         # OpenGL's first row is the bottom one. LIBERO keeps the rows as they come, and OpenVLA and LeRobot turn them by
         # 180 degrees: that is upright, but a mirror image (left and right are exchanged; [::-1] alone would not be).
         return np.ascontiguousarray(pixels[::-1, ::-1])
+
+
+def _close_at_exit(renderer: Renderer) -> None:
+    """A process that ends with an open context prints what EGL says of it: MuJoCo has ended EGL by then.
+
+    MuJoCo registers that with its first context, and what was registered last is called first.
+    """
+    _open.add(renderer)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def _close_all() -> None:
+    for renderer in list(_open):
+        renderer.close()
 
 
 def _gl_context(size: int) -> Any:

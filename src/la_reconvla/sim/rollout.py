@@ -13,7 +13,6 @@ placed       after it was lifted it was over the destination: within 6 cm of its
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -42,7 +41,6 @@ class EnvSettings:
     wrist: bool = False
     proprio: bool = False
     quality: Quality = "official"
-    max_steps: int | None = None
     allow_any_mujoco: bool = False
 
     def build(self) -> LiberoEnv:
@@ -162,8 +160,6 @@ def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
         if _env is not None:
             _env[1].close()
         _env = (job.settings, job.settings.build())
-        # Before EGL's own handler at exit, which was registered earlier: a context freed after it complains.
-        atexit.register(_env[1].close)
     if _policy is None or _policy[0] != job.policy:
         _policy = (job.policy, job.policy.build())
     policy = _policy[1]
