@@ -83,6 +83,7 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path) -> None:
     below = tmp_path / "state" / "deep"
     below.mkdir(parents=True)
     (below / f"{TEMPORARY}0123-file").write_text("half")
+    (below / ".tmpfiMTXs").write_text("half of what safetensors writes")
     with locked(tmp_path):  # the next one to work here clears up
         assert sorted(os.listdir(tmp_path)) == [".lock", "file", "state"]
         assert not os.listdir(below)

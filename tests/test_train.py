@@ -513,6 +513,21 @@ def test_a_disk_that_fills_up_is_explained_and_the_run_goes_on_later(
     assert weights(train_tiny(demonstrations, run)) == weights(train_tiny(demonstrations, tmp_path / "other"))
 
 
+@pytest.mark.parametrize("call", ["__init__", "add_scalar", "close"])
+def test_a_disk_that_is_full_for_the_curves_is_explained(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.SummaryWriter, call, full)
+        with pytest.raises(UserError, match="tensorboard: the disk is full"):
+            train_tiny(demonstrations, run)
+    assert weights(train_tiny(demonstrations, run)) == weights(train_tiny(demonstrations, tmp_path / "other"))
+
+
 def test_too_few_samples(demonstrations: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="12 samples are fewer than one batch of 1000"):
         train_tiny(demonstrations, tmp_path / "run", config=dataclasses.replace(SHORT, batch_size=1000))

@@ -40,7 +40,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         UserError: the disk is full, or the folder cannot be written to.
     """
     path = Path(path)
-    with _explain_disk_errors(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
         try:
@@ -123,7 +123,7 @@ def append_jsonl(path: Path | str, *records: Any) -> None:
     """
     path = Path(path)
     lines = "".join(json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records)
-    with _explain_disk_errors(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             file.truncate(_end_of_last_line(file))
@@ -178,7 +178,7 @@ def locked(folder: Path | str) -> Iterator[None]:
         UserError: another process holds it, it is a file, or it cannot be written to.
     """
     folder = Path(folder)
-    with _explain_disk_errors(folder):
+    with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("w")
     with file:
@@ -188,13 +188,18 @@ def locked(folder: Path | str) -> Iterator[None]:
             raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
         except OSError as error:
             raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
-        for path in folder.rglob(f"{TEMPORARY}*"):
+        for path in folder.rglob(".tmp*"):  # safetensors writes to temporary files of its own, without our dash
             path.unlink(missing_ok=True)
         yield
 
 
 @contextlib.contextmanager
-def _explain_disk_errors(path: Path) -> Iterator[None]:
+def explain_disk_errors(path: Path) -> Iterator[None]:
+    """Around what writes to `path`; all other errors pass.
+
+    Raises:
+        UserError: the disk is full, `path` cannot be written to, or a file is where a folder should be.
+    """
     try:
         yield
     except Exception as error:  # h5py and safetensors report a full disk as errors of their own, with the same words

@@ -34,7 +34,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import derive, generator
-from la_reconvla.storage import append_jsonl, atomic_write, claim, read_jsonl, require_free_space
+from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
 SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
@@ -287,17 +287,21 @@ class TensorBoard:
     """The numbers among the values, for TensorBoard."""
 
     def __init__(self, folder: Path, first: int):
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1)
+        self.folder = folder / "tensorboard"
+        with explain_disk_errors(self.folder):
+            self.board = SummaryWriter(str(self.folder), purge_step=first + 1)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Add each number."""
-        for name, value in values.items():
-            if isinstance(value, float):
-                self.board.add_scalar(name, value, step)
+        with explain_disk_errors(self.folder):
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush."""
-        self.board.close()
+        with explain_disk_errors(self.folder):
+            self.board.close()
 
 
 def _diverged(reason: str, step: int) -> UserError:
