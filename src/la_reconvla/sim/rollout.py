@@ -30,6 +30,7 @@ from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05  # metres
+CONTROL_RATE = 20  # control steps a second
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
 

@@ -22,7 +22,7 @@ from la_reconvla.sim.collect import default_workers
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.placements import SCHEME, instructions, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform, View, swapped
-from la_reconvla.sim.rollout import EnvSettings, Film, Job, rollouts
+from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import load_task, official_start, official_states
 from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
 from la_reconvla.study.figures import overlay, write_video
@@ -194,11 +194,11 @@ def pending(evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> int:
 
 
 def save_film(path: Path, film: Film, grid: tuple[int, int] | None) -> None:
-    """Write a video; where the policy looked is drawn over the frames if it looked anywhere."""
+    """Write a video, at twice real time; where the policy looked is drawn over the frames if it looked anywhere."""
     frames = film.frames
     if film.saliency and grid is not None:
         frames = [overlay(frame, look, grid) for frame, look in zip(frames, film.saliency, strict=True)]
-    write_video(path, frames, fps=5)
+    write_video(path, frames, fps=2 * CONTROL_RATE // FILM_EVERY)
 
 
 def evaluate_one(

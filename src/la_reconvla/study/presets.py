@@ -120,7 +120,7 @@ PRESETS = {
             demos=28,
             backbone=SmallPaliGemma(patch=16, mlp=2, chunk=24),
             head=MAEDecoder(depth=2, width=128, heads=4),
-            train=TrainConfig(steps=800, batch_size=16, warmup=40),
+            train=TrainConfig(steps=700, batch_size=16, warmup=40),
             episodes=4,
             floor_episodes=2,
         ),
