@@ -287,7 +287,7 @@ class LooksAtItself(torch.nn.Module):
 
     width, patch_size, grid = 8, 8, (4, 4)
 
-    def forward(self, images, instructions, *, attention=False, hidden=None, wrist=None, proprio=None):
+    def forward(self, images, instructions, *, attention=None, hidden=None, wrist=None, proprio=None):
         b, patches = len(images), patchify(images, self.patch_size)[..., : self.width]
         return Features(
             patches=patches,

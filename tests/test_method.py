@@ -45,7 +45,8 @@ def test_padding_and_special_tokens_never_count():
 
 def test_the_backbone_counts_exactly_the_words():
     backbone = tiny_policy().backbone
-    tokens, rows = backbone.encode(INSTRUCTIONS)
+    told = backbone.encode(INSTRUCTIONS)
+    tokens, rows = told.ids, told.rows
     words = [backbone.tokenizer.encode(text, add_special_tokens=False).ids for text in INSTRUCTIONS]
     newline = backbone.tokenizer.encode("\n", add_special_tokens=False).ids
     assert rows.sum(1).tolist() == [len(ids) for ids in words]

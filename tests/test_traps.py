@@ -34,7 +34,7 @@ def test_the_instruction_changes_actions_features_and_saliency():
     """
     policy, image = tiny_policy(), random_batch(1).images.repeat(2, 1, 1, 1)
     said = ["pick up the left bowl", "pick up the right bowl"]
-    _, rows = policy.backbone.encode(said)
+    rows = policy.backbone.encode(said).rows
     assert rows.sum(1).unique().numel() == 1
     features, looks, acted = policy.backbone(image, said), policy.look(image, said), policy.act(image, said)
     for name, pair, least in (
@@ -49,10 +49,10 @@ def test_the_instruction_changes_actions_features_and_saliency():
 def test_actions_do_not_change_what_the_instruction_sees():
     """The suffix is invisible to the prefix: other action queries leave saliency and patches bit-identical."""
     policy, batch = tiny_policy(), random_batch()
-    before = policy.features(batch, attention=True)
+    before = policy.features(batch, attention="instruction")
     with torch.no_grad():
         policy.backbone.queries.add_(3.0)
-    after = policy.features(batch, attention=True)
+    after = policy.features(batch, attention="instruction")
     assert torch.equal(before.attention, after.attention)
     assert torch.equal(before.patches, after.patches)
     assert not torch.equal(before.actions, after.actions)
@@ -147,7 +147,7 @@ def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_sali
     if naive:
         torch.nn.init.zeros_(policy.head.from_instruction.weight)
     losses(policy, batch, None, generator(0, "mask")).action.backward()
-    _, rows = policy.backbone.encode(batch.instructions)
+    rows = policy.backbone.encode(batch.instructions).rows
     for layer in policy.backbone.saliency_layers:
         grad = logits[layer].grad[:, :, 16 : 16 + rows.shape[1], :16]  # text rows over image columns
         live = grad.abs().sum(dim=(1, 3))
@@ -178,7 +178,7 @@ def eager_rows(policy, batch):
 def test_saliency_rows_equal_eager_attention(kv_heads):
     """Grouped queries, and padding: the instructions differ in length."""
     policy, batch = tiny_policy(backbone=replace(TINY, kv_heads=kv_heads)), random_batch()
-    fast = policy.features(batch, attention=True)
+    fast = policy.features(batch, attention="instruction")
     full, slow = eager_rows(policy, batch)
     t = fast.rows.shape[1]
     expected = full[:, -3:, :, 16 : 16 + t, :16]
@@ -189,9 +189,9 @@ def test_saliency_rows_equal_eager_attention(kv_heads):
 
 def test_saliency_rows_in_half_precision_are_those_of_eager_attention():
     policy, batch = tiny_policy(), random_batch()
-    exact = policy.features(batch, attention=True)
+    exact = policy.features(batch, attention="instruction")
     with torch.autocast("cpu", torch.bfloat16):
-        fast = policy.features(batch, attention=True)
+        fast = policy.features(batch, attention="instruction")
         full, _ = eager_rows(policy, batch)
     assert fast.attention.dtype == torch.float32
     expected = full[:, -3:, :, 16 : 16 + fast.rows.shape[1], :16].float()
@@ -281,7 +281,7 @@ def test_rows_are_recorded_once_under_gradient_checkpointing(monkeypatch):
 
 def test_the_probe_changes_no_bit_of_the_features():
     policy, batch = tiny_policy(), random_batch()
-    with_probe, without = policy.features(batch, attention=True), policy.features(batch)
+    with_probe, without = policy.features(batch, attention="instruction"), policy.features(batch)
     assert torch.equal(with_probe.actions, without.actions)
     assert torch.equal(with_probe.patches, without.patches)
     assert without.attention is None
@@ -292,7 +292,7 @@ def test_a_probe_that_nothing_fills_says_so():
     policy, batch = tiny_policy(), random_batch()
     policy.backbone.model.language_model.set_attn_implementation("sdpa")
     with pytest.raises(RuntimeError, match="reported no attention"):
-        policy.features(batch, attention=True)
+        policy.features(batch, attention="instruction")
 
 
 def test_two_models_do_not_disturb_each_other():

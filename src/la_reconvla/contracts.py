@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
 Quality = Literal["official", "fast"]  # `fast`: no reflections, shadows or multisampling
 PlacementKind = Literal["official", "wide"]
 Split = Literal["train", "test"]
+Rows = Literal["instruction", "actions"]  # whose attention over the image patches is asked for
 Channel = Literal["language", "image_self_attention"]  # where an attention map came from; the second is a fallback
 
 
@@ -177,9 +178,11 @@ class Features:
         patches: float [b n d], final hidden states at the image positions, *after* the language model.
         actions: float [b c d], final hidden states at the action positions.
         instruction: float [b d], final hidden states at the instruction's words, averaged.
-        attention: float [b l h t n] or None when no probe was asked for: rows of the instruction's tokens (or of the
-            image tokens, see `channel`) over the image patches, one entry per probed layer.
+        attention: float [b l h t n] or None when no probe was asked for: rows of the instruction's tokens, of the
+            action tokens, or of the image tokens (see `channel`) over the image patches, one entry per probed layer.
         rows: bool [b t], which rows of `attention` count; padding and special tokens are False.
+        spans: int [b t 2], the characters of its instruction that each row's token stands for, -1 where it stands for
+            none; None where the rows are not the instruction's.
         grid: rows and columns of the patch grid; n = rows x columns.
         channel: ``language``, or the named fallback of a backbone without language-to-image attention.
     """
@@ -190,6 +193,7 @@ class Features:
     attention: Float[Tensor, "b l h t n"] | None
     rows: Bool[Tensor, "b t"] | None
     grid: tuple[int, int]
+    spans: Int64[Tensor, "b t 2"] | None = None
     channel: Channel = "language"
 
 
@@ -245,6 +249,42 @@ class Reconstructor(Protocol):
         ...
 
 
+class BackboneConfig(Protocol):
+    """What a backbone is and what it is given: a frozen dataclass, saved with the policy.
+
+    Attributes:
+        chunk: actions decoded in one pass.
+        proprio: robot state as one extra token.
+        wrist: a second camera as a second block of image tokens.
+        saliency_layers: how many of the last layers the saliency reads.
+        max_tokens: longest instruction in tokens.
+    """
+
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def proprio(self) -> Proprioception: ...
+    @property
+    def wrist(self) -> bool: ...
+    @property
+    def saliency_layers(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        ...
+
+    def build(self) -> Backbone:
+        """The backbone with its starting weights."""
+        ...
+
+
 class Backbone(Protocol):
     """A vision-language model that answers at action positions and can show its attention."""
 
@@ -257,12 +297,12 @@ class Backbone(Protocol):
         images: UInt8[Tensor, "b 3 H W"],
         instructions: list[str],
         *,
-        attention: bool = False,
+        attention: Rows | None = None,
         hidden: Bool[Tensor, "b n"] | None = None,
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
     ) -> Features:
-        """`hidden` patches' pixels are removed before the vision tower; `attention` asks for the probe's rows."""
+        """`hidden` patches' pixels are removed before the vision tower; `attention` asks for rows of the probe."""
         ...
 
 

@@ -25,7 +25,8 @@ from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGe
 from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.contracts import PROPRIO_WIDTH, Features, Proprioception
+from la_reconvla.backbones.text import Tokens, encode
+from la_reconvla.contracts import PROPRIO_WIDTH, Features, Proprioception, Rows
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
@@ -202,31 +203,21 @@ class PaliGemmaBackbone(nn.Module):
         proprio = PROPRIO_WIDTH[config.proprio]
         self.state = nn.Linear(proprio, self.width) if proprio else None
 
-    def encode(self, instructions: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids [b t] of bos, instruction, newline, padding; and bool [b t], True for the instruction's own tokens.
+    def encode(self, instructions: list[str]) -> Tokens:
+        """Tokens of bos, instruction, newline, padding.
 
         Raises:
             UserError: if an instruction is empty or longer than `max_tokens`.
         """
-        words = [encoding.ids for encoding in self.tokenizer.encode_batch(instructions, add_special_tokens=False)]
         newline = self.tokenizer.encode("\n", add_special_tokens=False).ids
-        for text, ids in zip(instructions, words, strict=True):
-            if not ids or not text.strip():
-                raise UserError("an instruction is empty: say what the robot should do")
-            if len(ids) > self.config.max_tokens:
-                raise UserError(
-                    f"the instruction has {len(ids)} tokens, the context holds {self.config.max_tokens}: shorten it or "
-                    f"train with a larger max_tokens ('{text[:60]}...')"
-                )
-        length = max(len(ids) for ids in words) + 1 + len(newline)
-        device = self.queries.device
-        tokens = torch.full((len(words), length), PAD, dtype=torch.long)
-        rows = torch.zeros(len(words), length, dtype=torch.bool)
-        for i, ids in enumerate(words):
-            sequence = [BOS, *ids, *newline]
-            tokens[i, : len(sequence)] = torch.tensor(sequence)
-            rows[i, 1 : 1 + len(ids)] = True
-        return tokens.to(device), rows.to(device)
+        return encode(
+            self.tokenizer,
+            instructions,
+            before=[BOS],
+            after=newline,
+            pad=PAD,
+            max_tokens=self.config.max_tokens,
+        ).to(self.queries.device)
 
     def images(self, images: UInt8[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
         """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
@@ -243,7 +234,7 @@ class PaliGemmaBackbone(nn.Module):
         images: UInt8[Tensor, "b 3 H W"],
         instructions: list[str],
         *,
-        attention: bool = False,
+        attention: Rows | None = None,
         hidden: Bool[Tensor, "b n"] | None = None,
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
@@ -255,13 +246,13 @@ class PaliGemmaBackbone(nn.Module):
         """
         self._check(images, wrist, proprio)
         b, n = images.shape[0], self.grid[0] * self.grid[1]
-        tokens, rows = self.encode(instructions)
+        told = self.encode(instructions)
         blocks = [self.images(images, hidden)]
         if wrist is not None:
             blocks.append(self.images(wrist, None))
         seen = sum(block.shape[1] for block in blocks)
-        blocks.append(self.model.get_input_embeddings()(tokens))
-        prefix = seen + tokens.shape[1]
+        blocks.append(self.model.get_input_embeddings()(told.ids))
+        prefix = seen + told.ids.shape[1]
         if self.state is not None and proprio is not None:
             blocks.append(self.state(proprio.to(self.queries.dtype))[:, None])
         blocks.append(repeat(self.queries, "c d -> b c d", b=b).to(blocks[0].dtype))
@@ -269,10 +260,11 @@ class PaliGemmaBackbone(nn.Module):
 
         length = embeddings.shape[1]
         present = torch.ones(b, length, dtype=torch.long, device=embeddings.device)
-        present[:, seen:prefix] = tokens != PAD
+        present[:, seen:prefix] = told.present
         suffix = torch.zeros_like(present)
         suffix[:, prefix:] = 1
-        probe = AttentionProbe(self.saliency_layers, slice(seen, prefix), slice(0, n)) if attention else None
+        asked = {"instruction": slice(seen, prefix), "actions": slice(length - self.config.chunk, length)}
+        probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None
         out = self.model(
             inputs_embeds=embeddings,
             attention_mask=present,
@@ -281,13 +273,17 @@ class PaliGemmaBackbone(nn.Module):
             use_cache=False,
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
-        share = (rows / rows.sum(1, keepdim=True)).to(out.dtype)
+        share = (told.rows / told.rows.sum(1, keepdim=True)).to(out.dtype)
+        rows, spans = (
+            (told.rows, told.spans) if attention == "instruction" else (suffix[:, -self.config.chunk :] > 0, None)
+        )
         return Features(
             patches=out[:, :n],
             actions=out[:, -self.config.chunk :],
             instruction=torch.einsum("bt,btd->bd", share, out[:, seen:prefix]),
             attention=probe.stacked() if probe else None,
             rows=rows if probe else None,
+            spans=spans if probe else None,
             grid=self.grid,
         )
 

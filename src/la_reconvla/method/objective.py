@@ -56,7 +56,7 @@ def losses(policy: Policy, batch: Batch, reconstruction: Reconstruction | None, 
         generator: the stream of masks and noise, on the CPU.
     """
     needs_attention = reconstruction is not None and reconstruction.mask.needs_attention
-    features = policy.features(batch, attention=needs_attention)
+    features = policy.features(batch, attention="instruction" if needs_attention else None)
     logits = policy.head(features.actions, features.instruction)
     action = action_loss(logits, policy.bins.targets(batch.actions), batch.valid)
     if reconstruction is None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor
+from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor, Rows
 from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.method.saliency import saliency
 
@@ -30,7 +30,9 @@ class Policy(nn.Module):
         self.head = ActionHead(backbone.width, bins.count)
         self.reconstructor = reconstructor
 
-    def features(self, batch: Batch, *, attention: bool = False, hidden: Bool[Tensor, "b n"] | None = None) -> Features:
+    def features(
+        self, batch: Batch, *, attention: Rows | None = None, hidden: Bool[Tensor, "b n"] | None = None
+    ) -> Features:
         """The backbone's features of a batch; see `la_reconvla.contracts.Backbone`."""
         return self.backbone(
             batch.images,
@@ -62,5 +64,5 @@ class Policy(nn.Module):
         proprio: Float[Tensor, "b p"] | None = None,
     ) -> Float[Tensor, "b n"]:
         """Where the instruction looks: the saliency that the attention mask is made of."""
-        features = self.backbone(images, instructions, attention=True, wrist=wrist, proprio=proprio)
+        features = self.backbone(images, instructions, attention="instruction", wrist=wrist, proprio=proprio)
         return saliency(features.attention, features.rows)

@@ -108,7 +108,7 @@ def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, tabl
     grid = policy.backbone.grid
     coverage = samples.instance_patches(part, ("target", "destination"), grid)
     views: tuple[View, ...] = ("true", "wrong_instruction")
-    seen = [policy.features(view_of(batch, view, tasks, table), attention=True) for view in views]
+    seen = [policy.features(view_of(batch, view, tasks, table), attention="instruction") for view in views]
     looks = [saliency(features.attention, features.rows).cpu().numpy() for features in seen]
     channel = seen[0].channel
     target = grounding.measure(looks[0], coverage[:, 0]).records()
