@@ -246,6 +246,23 @@ def ablate(
 
 
 @app.command
+def scenes(out: Path, scenes: int = 5000, image_size: int = 112, workers: int = 1, seed: int = 0) -> None:
+    """Render LIBERO's arenas and objects in random arrangements, to learn words from. Stopped, it goes on.
+
+    Args:
+        out: folder to write to.
+        scenes: training scenes; a tenth as many are rendered for tests.
+        image_size: rows and columns of the pictures.
+        workers: processes.
+        seed: of the arrangements.
+    """
+    from la_reconvla.sim.scenes import ScenesConfig, render
+
+    count = render(ScenesConfig(out, scenes, image_size=image_size, workers=workers, seed=seed))
+    print(f"{out}: {count} scenes")
+
+
+@app.command
 def report(study: Positional[Path]) -> None:
     """Draw ``report.html`` again from a study's ``results.json``.
 
