@@ -234,6 +234,7 @@ class PretrainConfig:
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         threads: CPU threads.
+        curriculum: share of the steps over which relations come in; before, things are only named.
         seed: of weights, pictures and sentences.
         log_every: steps between lines of ``metrics.jsonl``.
         save_every: steps between saved states.
@@ -247,6 +248,7 @@ class PretrainConfig:
     warmup: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
+    curriculum: float = 0.3
     threads: int = 1
     seed: int = 0
     log_every: int = 50
@@ -268,13 +270,15 @@ def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
     """The batch of one step; a function of the seed and the step."""
     rng = np.random.default_rng(derive(config.seed, "captions", step))
     scenes = captioner.scenes
-    chosen = rng.integers(len(scenes), size=config.batch_size)
+    plain = rng.random(config.batch_size) < 1 - min(1.0, step / max(1, config.curriculum * config.steps))
+    arena = captioner.arenas[rng.choice(len(captioner.arenas), p=captioner.shares)]
+    chosen = rng.choice(arena, size=config.batch_size)
     captions = []
-    for index in chosen:
+    for index, alone in zip(chosen, plain, strict=True):
         caption = None
         while caption is None:
-            other = rng.integers(len(scenes))  # most are of another arena: they say what is absent
-            caption = captioner.caption(rng, int(index if rng.random() < OWN else other))
+            about = int(index if rng.random() < OWN else rng.choice(arena))
+            caption = captioner.caption(rng, about, relations=not alone)
         captions.append(caption)
     truth = torch.from_numpy(np.stack([caption.truth(scenes, chosen) for caption in captions])).float()
     images = torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).contiguous()

@@ -282,11 +282,20 @@ def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 class Captioner:
-    """Draws training captions of scenes; what is true of each scene is found once."""
+    """Draws captions of scenes; what is true of each scene is found once.
+
+    Attributes:
+        scenes: the scenes.
+        arenas: the numbers of the scenes of each arena.
+        shares: share of the scenes that each arena has.
+    """
 
     def __init__(self, scenes: Scenes):
         self.scenes = scenes
         self._true: dict[int, list[Expression]] = {}
+        names = sorted(set(scenes.arenas))
+        self.arenas = [np.flatnonzero(np.array(scenes.arenas) == name) for name in names]
+        self.shares = [len(arena) / len(scenes) for arena in self.arenas]
 
     def true_of(self, index: int) -> list[Expression]:
         """See `expressions`."""
@@ -295,17 +304,24 @@ class Captioner:
         return self._true[index]
 
     def caption(
-        self, rng: np.random.Generator, index: int, *, held_out: bool = False, wordings: Sequence[str] = WORDINGS
+        self,
+        rng: np.random.Generator,
+        index: int,
+        *,
+        relations: bool = True,
+        held_out: bool = False,
+        wordings: Sequence[str] = WORDINGS,
     ) -> Caption | None:
         """A caption that is true of scene `index`, by the shares of `RELATIONS`; None if nothing can be said.
 
         Args:
             rng: where choices come from.
             index: the scene.
+            relations: False names things and says nothing of where they are.
             held_out: speak only of held-out pairs instead of never.
             wordings: the sentences to choose from.
         """
-        known = [e for e in self.true_of(index) if e.held_out == held_out]
+        known = [e for e in self.true_of(index) if e.held_out == held_out and (relations or e.relation is None)]
         groups: dict[Relation | None, list[Expression]] = {}
         for e in known:
             groups.setdefault(e.relation, []).append(e)

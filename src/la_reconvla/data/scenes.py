@@ -20,6 +20,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
 
 SUFFIX = ".safetensors"
+NAMES = ("arenas", "instances")  # kept in the metadata, as JSON
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Scenes:
     """m scenes, and what stands in them; o is the number of instances of any scene of the set.
 
     Attributes:
+        arenas: m names of where each scene was rendered.
         instances: o names, for example ``akita_black_bowl_1``; not every scene has every one.
         images: uint8 [m H W 3], as `contracts.Observation.image`.
         maps: uint8 [m H W], i + 1 where ``instances[i]`` is visible, 0 elsewhere. For evaluation: training reads none.
@@ -34,6 +36,7 @@ class Scenes:
         pixels: int32 [m o], how many pixels of each instance are visible.
     """
 
+    arenas: tuple[str, ...]
     instances: tuple[str, ...]
     images: UInt8[np.ndarray, "m H W 3"]
     maps: UInt8[np.ndarray, "m H W"]
@@ -45,9 +48,9 @@ class Scenes:
 
     def save(self, path: Path) -> None:
         """Write one shard, atomically."""
-        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name != "instances"}
+        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name not in NAMES}
         with atomic_write(path) as temporary:
-            save_file(arrays, temporary, metadata={"instances": json.dumps(self.instances)})
+            save_file(arrays, temporary, metadata={name: json.dumps(getattr(self, name)) for name in NAMES})
 
     @classmethod
     def load(cls, path: Path) -> Scenes:
@@ -58,8 +61,9 @@ class Scenes:
         """
         try:
             with safe_open(path, framework="np") as file:
-                arrays = {f.name: file.get_tensor(f.name) for f in fields(cls) if f.name != "instances"}
-                return cls(tuple(json.loads((file.metadata() or {})["instances"])), **arrays)
+                arrays = {f.name: file.get_tensor(f.name) for f in fields(cls) if f.name not in NAMES}
+                metadata = file.metadata() or {}
+                return cls(*(tuple(json.loads(metadata[name])) for name in NAMES), **arrays)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"{path} is no file of scenes ({error}): delete it and render it again") from error
 
@@ -78,7 +82,8 @@ class Scenes:
             pixels.append(shown)
             maps.append(np.array([0, *(column + 1 for column in columns)], np.uint8)[part.maps])
         images = np.concatenate([part.images for part in parts])
-        return cls(names, images, np.concatenate(maps), np.concatenate(positions), np.concatenate(pixels))
+        arenas = tuple(arena for part in parts for arena in part.arenas)
+        return cls(arenas, names, images, np.concatenate(maps), np.concatenate(positions), np.concatenate(pixels))
 
 
 def load_scenes(folder: Path, split: Split) -> Scenes:

@@ -193,9 +193,8 @@ class Studio:
         self.env.set_state(state)
         seen, image = self.env.segmentation(self.task.objects), self.env.observe().image
         pixels = np.bincount(seen.ravel(), minlength=len(self.task.objects) + 1)[1:]
-        return Scenes(
-            self.task.objects, image[None], seen[None], places[None].astype(np.float32), pixels[None].astype(np.int32)
-        )
+        columns = places[None].astype(np.float32), pixels[None].astype(np.int32)
+        return Scenes((self.arena.name,), self.task.objects, image[None], seen[None], *columns)
 
     def _pose(self, state: Float[np.ndarray, "s"], index: int) -> Float[np.ndarray, "7"]:
         """View of one object's place in a state: x, y, z and a quaternion in wxyz order."""
