@@ -19,7 +19,6 @@ from la_reconvla.data.captions import (
     Centre,
     Expression,
     NextTo,
-    expressions,
     held_out_pair,
     kind,
     say,
@@ -120,7 +119,7 @@ def test_captions_are_true_of_their_scene_and_name_no_held_out_pair(seed):
     for index in range(len(scenes)):
         caption = captioner.caption(rng, index)
         if caption is None:
-            assert not [e for e in expressions(scenes, index) if not e.held_out]
+            assert not [e for e in captioner.true_of(index) if not e.held_out]
             continue
         assert caption.truth(scenes, np.array([index]))[0] == TRUE
         assert not caption.expression.held_out

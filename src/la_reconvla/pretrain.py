@@ -12,6 +12,7 @@ have seen its own picture only, so that its tokens cannot decide what another pi
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from la_reconvla.data.captions import TRUE, UNSURE, Caption, Captioner
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive, generator, seeded
-from la_reconvla.storage import append_jsonl, claim, locked
+from la_reconvla.storage import append_jsonl, atomic_write, claim, locked, read_jsonl
 
 WEIGHTS, METRICS, CONFIG = "backbone.safetensors", "metrics.jsonl", "pretrain.json"
 STATE = "state/latest.safetensors"
@@ -79,12 +80,15 @@ class Objective(Protocol):
 
 
 class Biases(nn.Module):
-    """A scale and a threshold for the scores of each layer and of all together; float [layers + 1]."""
+    """A scale and a threshold for the scores of each layer and of all together; float [layers + 1].
+
+    They start at 20 and -3: an average over words and heads is a tenth of one logit, and most sentences are false.
+    """
 
     def __init__(self, layers: int):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(layers + 1))
-        self.bias = nn.Parameter(torch.full((layers + 1,), -1.0))
+        self.scale = nn.Parameter(torch.full((layers + 1,), 20.0))
+        self.bias = nn.Parameter(torch.full((layers + 1,), -3.0))
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,7 @@ def pair_logits(
     maps = []
     for layer in backbone.saliency_layers:
         query, key = recorded[layer]  # [b h s e], [b g s e]
-        words = torch.einsum("bhte,bt->bhe", query[:, :, n:], share)
+        words = torch.einsum("bhte,bt->bhe", query[:, :, n:], share.to(query.dtype))
         words = words.unflatten(1, (key.shape[1], -1)).mean(2)  # heads of one group share their keys
         maps.append(torch.einsum("ige,jgpe->ijp", words, key[:, :, :n]) / key.shape[1] / math.sqrt(key.shape[-1]))
     return torch.stack(maps)
@@ -320,6 +324,7 @@ def pretrain(
             fused=True,
         )
         first = _resume(folder / STATE, both, optimizer)
+        _drop_after(folder / METRICS, first)
         captioner, clock = Captioner(scenes), time.perf_counter()
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
@@ -353,6 +358,13 @@ def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step:
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     save_tensors(path, tensors, step=step)
+
+
+def _drop_after(path: Path, first: int) -> None:
+    """Cut off the lines that a killed run wrote after its last saved state."""
+    kept = [line for line in read_jsonl(path) if line["step"] <= first]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:

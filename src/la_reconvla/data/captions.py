@@ -10,6 +10,7 @@ Held out from training, to measure what was learnt and not remembered: arrangeme
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -241,23 +242,15 @@ def _visible(scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m o"]:
     return np.where(pixels >= VISIBLE, TRUE, np.where(pixels > 0, UNSURE, FALSE))
 
 
-def expressions(scenes: Scenes, index: int) -> list[Expression]:
-    """Every expression that is true of one scene, held-out ones included, in a fixed order."""
-    one = np.array([index])
-    kinds = sorted(
-        {kind(name) for name, seen in zip(scenes.instances, _visible(scenes, one)[0], strict=True) if seen == 1}
-    )
-    possible = [Expression(head) for head in kinds]
+def expressions(kinds: Sequence[str]) -> list[Expression]:
+    """Everything that can be said of things of these kinds, held-out expressions included, in a fixed order."""
+    kinds = sorted(set(kinds))
+    said = [Expression(head) for head in kinds]
     for relation, _ in RELATIONS:
         for head in kinds:
             rest = [other for other in kinds if other != head]
-            if relation.places == 0:
-                possible.append(Expression(head, relation))
-            elif relation.places == 1:
-                possible += [Expression(head, relation, (other,)) for other in rest]
-            else:
-                possible += [Expression(head, relation, (a, b)) for a in rest for b in rest if a < b]
-    return [e for e in possible if e.meant(scenes, one).max() == TRUE]
+            said += [Expression(head, relation, others) for others in itertools.combinations(rest, relation.places)]
+    return said
 
 
 def say(
@@ -292,15 +285,18 @@ class Captioner:
 
     def __init__(self, scenes: Scenes):
         self.scenes = scenes
-        self._true: dict[int, list[Expression]] = {}
         names = sorted(set(scenes.arenas))
         self.arenas = [np.flatnonzero(np.array(scenes.arenas) == name) for name in names]
         self.shares = [len(arena) / len(scenes) for arena in self.arenas]
+        self._true: dict[int, list[Expression]] = {index: [] for index in range(len(scenes))}
+        for arena in self.arenas:
+            there = ~np.isnan(scenes.positions[arena, :, 0]).all(0)
+            for expression in expressions([kind(scenes.instances[i]) for i in np.flatnonzero(there)]):
+                for index in arena[expression.meant(scenes, arena).max(-1) == TRUE]:
+                    self._true[index].append(expression)
 
     def true_of(self, index: int) -> list[Expression]:
-        """See `expressions`."""
-        if index not in self._true:
-            self._true[index] = expressions(self.scenes, index)
+        """Every expression that is true of scene `index`, held-out ones included, in a fixed order."""
         return self._true[index]
 
     def caption(
