@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 
 from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
 from la_reconvla.checkpoint import load_tensors, save_tensors
-from la_reconvla.data.captions import TRUE, UNSURE, Caption, Captioner
+from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive, generator, seeded
@@ -238,7 +238,7 @@ class PretrainConfig:
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         threads: CPU threads.
-        curriculum: share of the steps over which relations come in; before, things are only named.
+        curriculum: share of the steps over which relations and requests come in; before, things are only named.
         seed: of weights, pictures and sentences.
         log_every: steps between lines of ``metrics.jsonl``.
         save_every: steps between saved states.
@@ -282,7 +282,8 @@ def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
         caption = None
         while caption is None:
             about = int(index if rng.random() < OWN else rng.choice(arena))
-            caption = captioner.caption(rng, about, relations=not alone)
+            wordings = NAMES if alone else WORDINGS
+            caption = captioner.caption(rng, about, relations=not alone, wordings=wordings)
         captions.append(caption)
     truth = torch.from_numpy(np.stack([caption.truth(scenes, chosen) for caption in captions])).float()
     images = torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).contiguous()

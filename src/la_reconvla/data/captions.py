@@ -43,10 +43,9 @@ NOUNS = {
     "orange_juice": ("orange juice", "juice"),
 }
 
+NAMES = ("the {0}", "a {0}", "{0}")
 WORDINGS = (
-    "the {0}",
-    "a {0}",
-    "{0}",
+    *NAMES,
     "there is a {0}",
     "here is the {0}",
     "pick up the {0}",
