@@ -100,8 +100,10 @@ def train(
     condition: str = "C4",
     seed: int = 0,
     preset: str = "small",
+    backbone: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    accumulate: int | None = None,
     learning_rate: float | None = None,
     shift: int | None = None,
     device: str | None = None,
@@ -119,8 +121,10 @@ def train(
         condition: arm, for example C1 or C4.
         seed: of weights, batches and masks.
         preset: where backbone, decoder and schedule come from; the options below replace single numbers.
+        backbone: a pretrained one in the preset's place: an id on the hub or a folder.
         steps: optimizer steps.
         batch_size: samples a step.
+        accumulate: micro-batches that a step's samples are divided into, for less memory.
         learning_rate: peak of the schedule.
         shift: move training pictures by up to so many pixels at random.
         device: auto, cpu, cuda or mps.
@@ -133,8 +137,10 @@ def train(
     from la_reconvla.study.ablation import train_one
 
     changes = {
+        "backbone": backbone,
         "steps": steps,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "learning_rate": learning_rate,
         "shift": shift,
         "device": device,
@@ -189,6 +195,7 @@ def evaluate(
 def ablate(
     preset: str = "quick",
     out: Path | None = None,
+    backbone: str | None = None,
     seeds: Ints = None,
     conditions: Names = None,
     tasks: Ints = None,
@@ -207,8 +214,9 @@ def ablate(
     """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
 
     Args:
-        preset: smoke, quick or small; the options below replace single numbers, for all arms alike.
+        preset: smoke, quick, small or paper; the options below replace single numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
+        backbone: a pretrained one in the preset's place: an id on the hub or a folder.
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
         tasks: indices of the suite's tasks.
@@ -227,6 +235,7 @@ def ablate(
     from la_reconvla.study.ablation import ablate as run
 
     changes = {
+        "backbone": backbone,
         "seeds": seeds,
         "conditions": conditions,
         "tasks": tasks,

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.backbones.text import Tokens, encode
-from la_reconvla.contracts import PROPRIO_WIDTH, Features, Proprioception, Rows
+from la_reconvla.contracts import PROPRIO_WIDTH, BackboneConfig, Features, Proprioception, Rows
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
@@ -184,7 +184,7 @@ class PaliGemmaBackbone(nn.Module):
         config: the options that are not the model's own.
     """
 
-    def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: SmallPaliGemma):
+    def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: BackboneConfig):
         super().__init__()
         del model.lm_head  # actions have their own head; tied weights stay in the embedding
         model.model.language_model.set_attn_implementation(IMPLEMENTATION)
