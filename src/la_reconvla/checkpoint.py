@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, whiten_patches
-from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, Quality
 from la_reconvla.errors import UserError
@@ -176,18 +177,72 @@ def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> N
     policy.load_state_dict(tensors, strict=False)  # all that is missing is frozen, see above
 
 
-def load_policy(folder: Path | str) -> tuple[Policy, PolicyConfig]:
-    """A trained policy, in evaluation mode, and its configuration.
+def find_run(run: Path | str) -> Path:
+    """The folder of a run; one on the hub, ``user/name``, is downloaded unless a folder is called so here.
 
     Raises:
-        UserError: if the folder is no finished run.
+        UserError: if the hub has none, or cannot be reached.
     """
-    folder = Path(folder)
+    if Path(run).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)):
+        return Path(run)
+    return hub_files(str(run), None, None, give="")
+
+
+def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
+    """A trained policy, in evaluation mode, and its configuration.
+
+    Args:
+        run: folder of a run or of an exported one, or ``user/name`` on the hub.
+
+    Raises:
+        UserError: if it is no finished run.
+    """
+    folder = find_run(run)
     config = PolicyConfig.load(folder)
     policy = config.build()
     tensors, _ = load_tensors(folder / WEIGHTS)
     restore(policy, tensors, folder / WEIGHTS)
     return policy.eval(), config
+
+
+def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
+    """Copy what makes the policy: configuration and weights, with the backbone's on request.
+
+    Args:
+        run: folder of a finished run.
+        out: folder to write to.
+        merged: add adapters to the backbone's weights and write them too, as the library does; the folder then loads
+            without the source.
+
+    Raises:
+        UserError: if the run is not finished, or `out` holds something else.
+    """
+    config = PolicyConfig.load(run)
+    tensors, facts = load_tensors(run / WEIGHTS)
+    if not merged:
+        config.save(out)
+        save_tensors(out / WEIGHTS, tensors, **facts)
+        return config
+    if not isinstance(config.backbone, Pretrained):
+        raise UserError(f"{run} has no pretrained backbone, all its weights are its own: leave --merged out")
+    policy = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, quantize=None)).build()
+    restore(policy, tensors, run / WEIGHTS)
+    backbone: Any = policy.backbone
+    backbone.merge()
+    backbone.save(out / OWN_BACKBONE)
+    alone = dataclasses.replace(
+        config.backbone,
+        source=str(out / OWN_BACKBONE),
+        revision=None,
+        freeze=Freeze(last=0),
+        lora=None,
+        quantize=None,
+    ).pinned()
+    config = dataclasses.replace(config, backbone=dataclasses.replace(alone, source=OWN_BACKBONE))
+    config.save(out)
+    own = {name: tensor for name, tensor in kept(policy).items() if not name.startswith("backbone.inner.model.")}
+    save_tensors(out / WEIGHTS, own, **facts)
+    return config
 
 
 def weights_hash(policy: torch.nn.Module, part: str) -> str:

@@ -217,7 +217,7 @@ class Pretrained:
                     f"{self.revision}): restore them, or export the run with --merged while you have them"
                 )
             return replace(self, revision=found)
-        return replace(self, revision=_files(self.source, self.revision, ("config.json",)).name)
+        return replace(self, revision=hub_files(self.source, self.revision, ("config.json",)).name)
 
     # ------------------------------------------------------------ building
 
@@ -227,7 +227,7 @@ class Pretrained:
         Raises:
             UserError: if it has none.
         """
-        path = _files(self.source, self.revision, ("tokenizer.json",)) / "tokenizer.json"
+        path = hub_files(self.source, self.revision, ("tokenizer.json",)) / "tokenizer.json"
         if not path.exists():
             raise UserError(
                 f"{self.source} has no tokenizer.json: save the fast tokenizer beside the weights (save_pretrained)"
@@ -243,7 +243,7 @@ class Pretrained:
         if self.quantize and not torch.cuda.is_available():
             raise UserError("weights in 4 bits need an NVIDIA GPU: drop quantize, or export the run with --merged")
         tokenizer, pinned = self.tokenizer(), self.pinned()
-        folder = _files(self.source, pinned.revision, MODEL_FILES)
+        folder = hub_files(self.source, pinned.revision, MODEL_FILES)
         options: dict[str, Any] = {"dtype": DTYPES[self.dtype], "attn_implementation": ATTENTION}
         if self.quantize:
             options |= {"quantization_config": nf4(DTYPES[self.dtype]), "device_map": {"": torch.cuda.current_device()}}
@@ -410,7 +410,7 @@ def _architecture(source: str, revision: str | None) -> PreTrainedConfig:
             config = AutoConfig.for_model(raw.pop("model_type"), **raw)
         else:
             with quiet():
-                config = AutoConfig.from_pretrained(_files(source, revision, ("config.json",)))
+                config = AutoConfig.from_pretrained(hub_files(source, revision, ("config.json",)))
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{source} has no config.json that transformers understands ({first})") from error
@@ -419,8 +419,8 @@ def _architecture(source: str, revision: str | None) -> PreTrainedConfig:
     return config
 
 
-def _files(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    """Folder with these files, downloaded if need be; on the hub its name is the commit.
+def hub_files(source: str, revision: str | None, patterns: tuple[str, ...] | None, give: str = "--backbone ") -> Path:
+    """Folder with these files (None: all), downloaded if need be; on the hub its name is the commit.
 
     Raises:
         UserError: in one sentence, with what to do.
@@ -429,9 +429,9 @@ def _files(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path
 
     if Path(source).is_dir():
         return Path(source)
-    how = f"`hf download {source} --local-dir FOLDER` where there is a network, then --backbone FOLDER"
+    how = f"`hf download {source} --local-dir FOLDER` where there is a network, then {give}FOLDER"
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns) if patterns else None))
     except errors.GatedRepoError as error:
         raise UserError(
             f"{source} is gated: accept its licence on its page of the Hugging Face hub, run `hf auth login`, and then "
