@@ -14,20 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PreTrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from la_reconvla.backbones.paligemma import BOS, EOS, PAD, TOKENIZER, PaliGemmaBackbone
-from la_reconvla.contracts import Backbone, BackboneConfig, Features, Proprioception, Rows
-from la_reconvla.errors import UserError
+from la_reconvla.backbones.families import Family, family_of
+from la_reconvla.backbones.paligemma import BOS, EOS, PAD, TOKENIZER
+from la_reconvla.backbones.shared import Geometry
+from la_reconvla.contracts import Features, Proprioception, Rows
+from la_reconvla.errors import UserError, unknown
 
 KNOWN = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
 """Architectures of public checkpoints: their ``config.json``, so that a plan needs no network."""
@@ -37,35 +39,37 @@ ATTENTION = {"": "sdpa", "text_config": "eager"}  # until the backbone puts the 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json")
 
 
-class Wrap(Protocol):
-    """A family's class: a transformers model, its tokenizer and our options make a backbone."""
-
-    def __call__(self, model: Any, tokenizer: Tokenizer, config: BackboneConfig, /) -> Backbone: ...
-
-
 @dataclass(frozen=True)
-class Family:
-    """What has to be known of a family of models beside its backbone class; paths are below the library's ``.model``.
+class Parts:
+    """Where the parts of a family's models are; paths are below the library's ``.model``.
 
     Attributes:
-        backbone: class of the backbone.
-        model: class of the library.
         layers: path of the list of decoder layers.
         vision: paths of what sees: tower and projector.
         targets: names of the linear layers that get adapters, in decoder layers.
-        vision_targets: the same in the vision tower.
+        vision_targets: the same in what sees.
+        tokens: special tokens whose numbers the family's class takes as given.
     """
 
-    backbone: Wrap
-    model: Any
     layers: str = "language_model.layers"
     vision: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     vision_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    tokens: tuple[tuple[str, int], ...] = ()
 
 
-FAMILIES: dict[str, Family] = {"paligemma": Family(PaliGemmaBackbone, PaliGemmaForConditionalGeneration)}
-"""By the ``model_type`` of a configuration; PaliGemma 2 has the type of PaliGemma."""
+PARTS = {
+    "paligemma": Parts(tokens=(("<pad>", PAD), ("<eos>", EOS), ("<bos>", BOS))),  # PaliGemma 2 too
+    "llava": Parts(),
+    "smolvlm": Parts("text_model.layers", ("vision_model", "connector")),
+    "idefics3": Parts("text_model.layers", ("vision_model", "connector")),
+    "qwen2_5_vl": Parts(vision=("visual",), vision_targets=("qkv", "proj", "gate_proj", "up_proj", "down_proj")),
+    "mllama": Parts(
+        vision=("vision_model", "multi_modal_projector"),
+        vision_targets=("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
+    ),
+}
+"""By ``model_type``: the families of `la_reconvla.backbones.families` that have a language model."""
 
 
 @dataclass(frozen=True)
@@ -176,29 +180,23 @@ class Pretrained:
 
     @property
     def family(self) -> Family:
-        """Class of the backbone and where its parts are."""
-        return FAMILIES[self.architecture.model_type]
+        """Classes of the backbone and of the library's model."""
+        return family_of(self.architecture)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the pictures that it takes."""
+        return self.family.backbone.geometry_of(self.architecture)
 
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
-        return self._vision.image_size
+        return self.geometry.image_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        side = self._vision.image_size // self._vision.patch_size
-        return side, side
-
-    @property
-    def patch(self) -> int:
-        """Side of a patch in pixels."""
-        return self._vision.patch_size
-
-    @property
-    def _vision(self) -> Any:
-        config: Any = self.architecture
-        return config.vision_config
+        """Rows and columns of image tokens."""
+        return self.geometry.grid
 
     def pinned(self) -> Pretrained:
         """The same with `revision` set, so that what is saved names the very weights that it belongs to.
@@ -269,11 +267,11 @@ class Pretrained:
 
     def assemble(self, model: Any, tokenizer: Tokenizer) -> PretrainedBackbone:
         """Freeze, add adapters and wrap a model of the library; the same for real, random and fake weights."""
-        family, core = self.family, model.model
-        layers: Any = core.get_submodule(family.layers)
-        if self.saliency_layers > len(layers):
-            raise UserError(f"saliency_layers must be 1 to {len(layers)}, got {self.saliency_layers}")
-        _check_tokens(tokenizer, self.source)
+        parts, core = PARTS[self.architecture.model_type], model.model
+        layers: Any = core.get_submodule(parts.layers)
+        for token, number in parts.tokens:
+            if tokenizer.token_to_id(token) != number:
+                raise UserError(f"the tokenizer of {self.source} has no {token} with number {number}: take its own one")
         free = self.freeze.free(len(layers))
         if self.lora is None:
             core.requires_grad_(False)
@@ -281,11 +279,11 @@ class Pretrained:
             if free and not self.freeze.embeddings:
                 trained.append(core.get_input_embeddings())
             if not self.freeze.vision:
-                trained += [core.get_submodule(path) for path in family.vision]
+                trained += [core.get_submodule(path) for path in parts.vision]
             for module in trained:
                 module.requires_grad_(True)
         else:
-            _inject(core, family, self.lora, free, vision=not self.freeze.vision)
+            _inject(core, parts, self.lora, free, vision=not self.freeze.vision)
         for parameter in core.parameters():
             if parameter.requires_grad:  # small steps are lost in half precision, and loss scaling refuses it
                 parameter.data = parameter.data.float()
@@ -293,7 +291,7 @@ class Pretrained:
             with warnings.catch_warnings():  # newer versions have another name for it, older ones only this
                 warnings.simplefilter("ignore", FutureWarning)
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-        return PretrainedBackbone(family.backbone(model, tokenizer, self), self)
+        return PretrainedBackbone(self.family.backbone(model, tokenizer, self), self)
 
 
 class PretrainedBackbone(nn.Module):
@@ -376,29 +374,22 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _inject(core: nn.Module, family: Family, lora: Lora, free: tuple[int, ...], vision: bool) -> None:
+def _inject(core: nn.Module, parts: Parts, lora: Lora, free: tuple[int, ...], vision: bool) -> None:
     """Adapters in the free decoder layers and, on request, in the vision tower; all else is frozen."""
     from peft import LoraConfig, inject_adapter_in_model
 
     named = [name for name, module in core.named_modules() if isinstance(module, nn.Linear)]
-    wanted, inside = lora.targets or family.targets, tuple(f"{family.layers}.{i}." for i in free)
+    wanted, inside = lora.targets or parts.targets, tuple(f"{parts.layers}.{i}." for i in free)
     chosen = [name for name in named if name.startswith(inside) and name.rpartition(".")[2] in wanted]
     if vision:
-        seeing = tuple(f"{path}." for path in family.vision)
-        wanted = lora.targets or family.vision_targets
+        seeing = tuple(f"{path}." for path in parts.vision)
+        wanted = lora.targets or parts.vision_targets
         chosen += [name for name in named if name.startswith(seeing) and name.rpartition(".")[2] in wanted]
     if not chosen:
         raise UserError(f"no linear layer is left for LoRA: freeze fewer layers, or name other targets than {wanted}")
     core.requires_grad_(False)
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen)  # pyright: ignore
     inject_adapter_in_model(config, core)
-
-
-def _check_tokens(tokenizer: Tokenizer, source: str) -> None:
-    """PaliGemma's special tokens have the numbers that the backbone writes."""
-    for token, number in (("<pad>", PAD), ("<eos>", EOS), ("<bos>", BOS)):
-        if tokenizer.token_to_id(token) != number:
-            raise UserError(f"the tokenizer of {source} has no {token} with number {number}: it is of another family")
 
 
 @functools.lru_cache
@@ -414,8 +405,8 @@ def _architecture(source: str, revision: str | None) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{source} has no config.json that transformers understands ({first})") from error
-    if config.model_type not in FAMILIES:
-        raise UserError(f"{source} is a '{config.model_type}', the families known here are: {', '.join(FAMILIES)}")
+    if config.model_type not in PARTS:
+        raise unknown("family of models to train", config.model_type, PARTS)
     return config
 
 
