@@ -5,6 +5,10 @@ matrix in every layer. The saliency needs a few rows (the instruction's tokens) 
 model keeps its fused kernel, and for those layers only this module computes the softmax of those rows, from the very
 q and k, after the rotary embedding, that the kernel gets.
 
+Gemma 2 squashes its logits (softcap * tanh(logits / softcap)), which no fused kernel of PyTorch does without
+compilation: the library refuses it under SDPA and falls back to eager attention. Such layers run
+`softcapped_attention` here, which computes the same and keeps no matrix for the backward pass.
+
 The probe travels as a keyword argument through the model's forward: nothing is stored on the model, and two models or
 two threads do not disturb each other.
 """
@@ -17,11 +21,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-IMPLEMENTATION = "sdpa_with_rows"
+IMPLEMENTATION = "fused_with_rows"  # with "sdpa" in its name the library would not let Gemma 2 have it
+BLOCK = 256  # queries that `softcapped_attention` handles at once
 
 
 @dataclass
@@ -32,7 +38,7 @@ class AttentionProbe:
 
     Attributes:
         layers: indices of the decoder layers to read.
-        rows: slice of query positions (the instruction's tokens).
+        rows: slice of query positions (tokens of the instruction, or of the actions).
         columns: slice of key positions (the image patches).
         weights: after the forward pass, layer -> float32 [b h rows columns], detached.
     """
@@ -56,6 +62,43 @@ class AttentionProbe:
         return torch.stack([self.weights[layer] for layer in self.layers], dim=1)
 
 
+def attention_weights(
+    query: Float[Tensor, "b h t e"],
+    key: Float[Tensor, "b g s e"],
+    allowed: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float[Tensor, "b h t s"]:
+    """softmax(cap(q k^T * scaling) + mask) in float32; g < h means grouped queries.
+
+    `allowed` is bool (True = may attend) or additive, and broadcasts to [b h t s]. A row that may attend to nothing
+    comes out uniform, as in the library's eager attention.
+    """
+    b, h, t, e = query.shape
+    groups = key.shape[1]
+    grouped = query.reshape(b, groups, h // groups * t, e)
+    logits = (grouped @ key.transpose(-1, -2)).view(b, h, t, -1).float() * scaling
+    if softcap is not None:  # Gemma 2 (arXiv 2408.00118), section 2
+        logits = torch.tanh(logits / softcap) * softcap
+    if allowed is not None:
+        lowest = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(~allowed, lowest) if allowed.dtype == torch.bool else logits + allowed.float()
+    return logits.softmax(-1)
+
+
+def _allowed(mask: Tensor | None, causal: bool, rows: slice, shape: tuple[int, int], device: Any) -> Tensor | None:
+    """The rows of the mask. `causal` counts where SDPA counts it: without a mask and with more than one query.
+
+    `shape` is the number of queries and of keys.
+    """
+    if mask is not None:
+        return mask[:, :, rows]
+    if causal and shape[0] > 1:
+        now, seen = (torch.arange(count, device=device) for count in shape)
+        return seen <= now[rows, None]
+    return None
+
+
 def attention_rows(
     query: Float[Tensor, "b h s e"],
     key: Float[Tensor, "b g s e"],
@@ -64,24 +107,47 @@ def attention_rows(
     rows: slice,
     columns: slice,
     causal: bool = False,
+    softcap: float | None = None,
 ) -> Float[Tensor, "b h t n"]:
-    """softmax(q k^T * scaling + mask) for `rows`, then `columns`; float32. g < h means grouped queries.
+    """The attention weights of `rows` over `columns`, float32; see `attention_weights`.
 
-    `mask` is bool (True = may attend) or additive, [b 1 s s], as SDPA takes it. `causal` counts where SDPA counts it:
-    without a mask and with more than one query.
+    `mask` is [b 1 s s] as SDPA takes it; windows and padding are in it.
     """
-    picked = query[:, :, rows]
-    b, h, t, e = picked.shape
-    groups = key.shape[1]
-    grouped = picked.reshape(b, groups, h // groups * t, e)
-    logits = (grouped @ key.transpose(-1, -2)).view(b, h, t, -1).float() * scaling
-    if mask is None and causal and query.shape[2] > 1:
-        now, seen = (torch.arange(part.shape[2], device=query.device) for part in (query, key))
-        logits = logits.masked_fill(seen > now[rows, None], -torch.inf)
-    elif mask is not None:
-        part = mask[:, :, rows]
-        logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part.float()
-    return logits.softmax(-1)[..., columns]
+    allowed = _allowed(mask, causal, rows, (query.shape[2], key.shape[2]), query.device)
+    return attention_weights(query[:, :, rows], key, allowed, scaling, softcap)[..., columns]
+
+
+def softcapped_attention(
+    query: Float[Tensor, "b h s e"],
+    key: Float[Tensor, "b g s e"],
+    value: Float[Tensor, "b g s e"],
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b s h e"]:
+    """Attention with squashed logits, `BLOCK` queries at a time, computed once more in the backward pass.
+
+    So the memory that it keeps grows with the sequence, not with its square.
+    """
+    b, h, s, _ = query.shape
+    groups, keys = key.shape[1:3]
+
+    def block(query: Tensor, key: Tensor, value: Tensor, rows: slice) -> Tensor:
+        allowed = _allowed(mask, causal, rows, (s, keys), query.device)
+        weights = attention_weights(query, key, allowed, scaling, softcap).to(value.dtype)
+        weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
+        return (weights.view(b, groups, -1, keys) @ value).view(b, h, -1, value.shape[-1])
+
+    parts = []
+    for start in range(0, s, BLOCK):
+        rows = slice(start, min(start + BLOCK, s))
+        given = query[:, :, rows], key, value, rows
+        kept = torch.is_grad_enabled() and any(part.requires_grad for part in given[:3])
+        again: Any = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=dropout > 0) if kept else None
+        parts.append(again if kept else block(*given))
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def sdpa_with_rows(
@@ -93,18 +159,22 @@ def sdpa_with_rows(
     probe: AttentionProbe | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The library's own SDPA forward; a probe passed with the call also reads its rows in its layers."""
+    """The library's own SDPA forward, or `softcapped_attention`; a probe passed along reads its rows in its layers."""
     layer: Any = module.layer_idx
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    softcap: float | None = kwargs.pop("softcap", None)
+    causal: Any = kwargs.get("is_causal")
+    if causal is None:  # the library's own order: the call, the module, True
+        causal = getattr(module, "is_causal", True)
     if probe is not None and layer in probe.layers and layer not in probe.weights:
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        causal: Any = kwargs.get("is_causal")
-        if causal is None:  # the library's own order: the call, the module, True
-            causal = getattr(module, "is_causal", True)
         with torch.no_grad():
             probe.weights[layer] = attention_rows(
-                query, key, attention_mask, scaling, probe.rows, probe.columns, causal
+                query, key, attention_mask, scaling, probe.rows, probe.columns, causal, softcap
             )
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    dropout = kwargs.get("dropout", 0.0)
+    return softcapped_attention(query, key, value, attention_mask, scaling, softcap, causal, dropout), None
 
 
 AttentionInterface.register(IMPLEMENTATION, sdpa_with_rows)

@@ -25,8 +25,9 @@ from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGe
 from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
+from la_reconvla.backbones.shared import Geometry, last_layers
 from la_reconvla.backbones.text import Tokens, encode
-from la_reconvla.contracts import PROPRIO_WIDTH, Features, Proprioception, Rows
+from la_reconvla.contracts import PROPRIO_WIDTH, BackboneConfig, Features, Proprioception, Rows
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
@@ -176,7 +177,7 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
 
 
 class PaliGemmaBackbone(nn.Module):
-    """`contracts.Backbone` on `PaliGemmaForConditionalGeneration`.
+    """`contracts.Backbone` on `PaliGemmaForConditionalGeneration`: PaliGemma, and PaliGemma 2 with Gemma 2 inside.
 
     Args:
         model: the transformers model, of any size.
@@ -184,7 +185,7 @@ class PaliGemmaBackbone(nn.Module):
         config: the options that are not the model's own.
     """
 
-    def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: SmallPaliGemma):
+    def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: BackboneConfig):
         super().__init__()
         del model.lm_head  # actions have their own head; tied weights stay in the embedding
         model.model.language_model.set_attn_implementation(IMPLEMENTATION)
@@ -195,13 +196,16 @@ class PaliGemmaBackbone(nn.Module):
         vision: Any = model.config.vision_config
         self.width: int = text.hidden_size
         self.patch_size: int = vision.patch_size
-        side = vision.image_size // vision.patch_size
-        self.grid = (side, side)
-        layers = text.num_hidden_layers
-        self.saliency_layers = tuple(range(layers - config.saliency_layers, layers))
+        self.grid = self.geometry_of(model.config).grid
+        self.saliency_layers = last_layers(range(text.num_hidden_layers), config.saliency_layers)
         self.queries = nn.Parameter(torch.randn(config.chunk, self.width))
         proprio = PROPRIO_WIDTH[config.proprio]
         self.state = nn.Linear(proprio, self.width) if proprio else None
+
+    @staticmethod
+    def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
+        """Size of the picture and of an image token, from the library's configuration."""
+        return Geometry(architecture.vision_config.image_size, architecture.vision_config.patch_size)
 
     def encode(self, instructions: list[str]) -> Tokens:
         """Tokens of bos, instruction, newline, padding.

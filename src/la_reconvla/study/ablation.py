@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
 from la_reconvla.contracts import ACTION_DIM
@@ -469,7 +470,7 @@ def train_one(
     demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
-    config, arm = preset(preset_name).changed(**changes), condition(condition_id)
+    config, arm = _pinned(preset(preset_name).changed(**changes)), condition(condition_id)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
     _require_room(config.backbone, (episode.instruction for episode in opened.episodes))
@@ -484,14 +485,28 @@ def train_one(
 def ablate(preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any]) -> Path:
     """Run a preset with some of its fields replaced; see the command ``ablate``. Returns the study's folder."""
     folder = out or Path("runs") / preset_name
-    Ablation(preset(preset_name).changed(**changes), folder, workers or default_workers()).run()
+    config = _pinned(preset(preset_name).changed(**changes))
+    # One device holds one model of billions of weights: each further worker would load it again.
+    usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
+    Ablation(config, folder, workers or usual).run()
     return folder
 
 
-def _require_room(backbone: SmallPaliGemma, told: Iterable[str]) -> None:
+def _pinned(config: StudyConfig) -> StudyConfig:
+    """The study with its backbone's weights named exactly; a missing licence or file shows now."""
+    if not isinstance(config.backbone, Pretrained):
+        return config
+    return replace(config, backbone=config.backbone.pinned())
+
+
+def _require_room(backbone: SmallPaliGemma | Pretrained, told: Iterable[str]) -> None:
     """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet."""
     bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
-    dry_run(Policy(backbone.build(), bins), told)
+    if isinstance(backbone, Pretrained):
+        built: Any = replace(backbone, dtype="fp32", quantize=None).skeleton(backbone.tokenizer())
+    else:
+        built = backbone.build()
+    dry_run(Policy(built, bins).to(next(built.parameters()).device), told)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,0 +1,224 @@
+"""Causal vision-language models: SmolVLM and Idefics3, LLaVA, Qwen2.5-VL.
+
+In a causal model a token sees only what stands before it. An image before its instruction never hears of it: patch
+states carry no language, and to reconstruct from them would train nothing that the words could change. An instruction
+before its image never sees it: its rows over the image are zero, and there is no map. So the instruction stands on
+both sides::
+
+    [ bos ] [ instruction ] [ padding ] [ image n ] [ wrist n ] [ instruction ] [ padding ] | [ state ] [ queries c ]
+            heard by the patches                                sees the image: `attention`, `instruction`
+
+The patches come after the first copy, so their states know the words. The saliency reads the second copy, which sees
+the image (rows "instruction"), or the action queries (rows "actions"). The second copy's rows of the last layer are
+read by the action head through `Features.instruction`. Only the language model is called, with embeddings: padding is
+masked wherever it stands and does not count in positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int64, UInt8
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
+from la_reconvla.backbones.shared import CLIP, HALF, Geometry, Pixels, Wrapped, average, last_layers
+from la_reconvla.backbones.text import encode
+from la_reconvla.contracts import BackboneConfig, Features, Rows
+
+
+class CausalBackbone(Wrapped):
+    """`contracts.Backbone` on a causal vision-language model; one subclass a family.
+
+    Args:
+        model: a transformers model for conditional generation, of any size.
+        tokenizer: a `tokenizers.Tokenizer`.
+        config: the options that are not the model's own.
+    """
+
+    pixels: Pixels = HALF
+    opening: ClassVar[tuple[str, ...]] = ()  # special tokens before an image, where the tokenizer has them
+    closing: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, config: BackboneConfig):
+        text = model.config.get_text_config()
+        super().__init__(tokenizer, config, text.hidden_size, self.geometry_of(model.config, config))
+        self.saliency_layers = last_layers(range(text.num_hidden_layers), config.saliency_layers)
+        del model.lm_head  # actions have their own head; tied weights stay in the embedding
+        self.model: Any = model.model
+        self.language.set_attn_implementation(IMPLEMENTATION)
+
+    @staticmethod
+    def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
+        """Size of the picture and of an image token, from the library's configuration."""
+        vision = architecture.vision_config
+        return Geometry(vision.image_size, vision.patch_size)
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        return self.model.language_model
+
+    def see(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
+        """Image tokens, as the language model takes them, row by row."""
+        raise NotImplementedError
+
+    def positions(self, present: Bool[Tensor, "b s"], images: list[slice]) -> Int64[Tensor, "..."]:
+        """Position of each token; padding does not count."""
+        return (present.cumsum(1) - 1).clamp_min(0)
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        attention: Rows | None = None,
+        hidden: Bool[Tensor, "b n"] | None = None,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+    ) -> Features:
+        """See `la_reconvla.contracts.Backbone` and the drawing above.
+
+        Raises:
+            UserError: if the image has another size, camera or robot state are missing or not expected, or an
+                instruction is empty or too long.
+        """
+        self.check(images, wrist, proprio)
+        b, device, dtype, embed = len(images), images.device, self.queries.dtype, self.language.get_input_embeddings()
+        bos = self.tokenizer.encode("").ids  # what this tokenizer puts before every text
+        before, told = (
+            encode(self.tokenizer, instructions, before=start, max_tokens=self.config.max_tokens).to(device)
+            for start in (bos, [])
+        )
+        blocks: list[Tensor] = [embed(before.ids)]
+        present: list[Tensor] = [before.present]
+
+        def add(block: Tensor) -> slice:
+            """Append tokens that are all there; where they stand."""
+            start = sum(part.shape[1] for part in blocks)
+            blocks.append(block.to(blocks[0].dtype))
+            present.append(torch.ones(b, block.shape[1], dtype=torch.bool, device=device))
+            return slice(start, start + block.shape[1])
+
+        seen = []
+        for picture, cover in ((images, hidden), (wrist, None)):
+            if picture is None:
+                continue
+            add(self._special(self.opening, b, device))
+            seen.append(add(self.see(self.pixels(picture, self.geometry, cover, dtype))))
+            add(self._special(self.closing, b, device))
+        again = add(embed(told.ids))
+        present[-1] = told.present
+        suffix = self.suffix(b, proprio, blocks[0].dtype)
+        end = add(suffix).stop
+        acting = slice(end - self.config.chunk, end)
+
+        rows = again if attention == "instruction" else acting
+        probe = AttentionProbe(self.saliency_layers, rows, seen[0]) if attention else None
+        there = torch.cat(present, dim=1)
+        out = self.language(
+            inputs_embeds=torch.cat(blocks, dim=1),
+            attention_mask=there.long(),
+            position_ids=self.positions(there, seen),
+            use_cache=False,
+            **({"probe": probe} if probe else {}),
+        ).last_hidden_state
+        own = attention == "instruction"
+        return Features(
+            patches=out[:, seen[0]],
+            actions=out[:, acting],
+            instruction=average(told, out[:, again]),
+            attention=probe.stacked() if probe else None,
+            rows=(told.rows if own else there[:, acting]) if probe else None,
+            spans=told.spans if own else None,
+            grid=self.grid,
+        )
+
+    def _special(self, tokens: tuple[str, ...], b: int, device: torch.device) -> Float[Tensor, "b s d"]:
+        ids = torch.tensor(self.markers(*tokens), dtype=torch.long, device=device)
+        return repeat(self.language.get_input_embeddings()(ids), "s d -> b s d", b=b)
+
+
+class SmolVLMBackbone(CausalBackbone):
+    """SmolVLM (arXiv 2504.05299) and Idefics3 (2408.12637): `scale_factor` squared patches make one image token.
+
+    The picture enters whole, as their "global" image, without the tiles of a larger one.
+    """
+
+    opening = ("<fake_token_around_image>", "<global-img>")
+    closing = ("<fake_token_around_image>",)
+
+    @staticmethod
+    def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
+        """Merged patches."""
+        vision = architecture.vision_config
+        return Geometry(vision.image_size, vision.patch_size * architecture.scale_factor)
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        return self.model.text_model
+
+    def see(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
+        """Without `get_image_features`, which drops pictures whose pixels are all mid-grey."""
+        return self.model.connector(self.model.vision_model(pixel_values=pixels).last_hidden_state)
+
+
+class LlavaBackbone(CausalBackbone):
+    """LLaVA (arXiv 2304.08485, 2310.03744) with CLIP or SigLIP as its tower."""
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, config: BackboneConfig):
+        super().__init__(model, tokenizer, config)
+        self.pixels = HALF if "siglip" in model.config.vision_config.model_type else CLIP
+
+    def see(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
+        """The projected layer that the configuration names."""
+        return torch.stack(list(self.model.get_image_features(pixels).pooler_output))
+
+
+class Qwen2VLBackbone(CausalBackbone):
+    """Qwen2.5-VL (arXiv 2502.13923): pictures of any size, merged patches, positions in time, rows and columns.
+
+    The picture's size is `config.image_size`, 448 px (16 x 16 image tokens) by default.
+    """
+
+    pixels = CLIP
+    opening = ("<|vision_start|>",)
+    closing = ("<|vision_end|>",)
+    IMAGE_SIZE = 448
+
+    @staticmethod
+    def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
+        """Merged patches of a picture whose size is free."""
+        vision = architecture.vision_config
+        size = Qwen2VLBackbone.IMAGE_SIZE if config is None else config.image_size
+        return Geometry(size, vision.patch_size * vision.spatial_merge_size)
+
+    def see(self, pixels: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b n d"]:
+        """Patches in the order of the merger: block by block, each a still film of `temporal_patch_size` frames."""
+        vision: Any = self.model.visual
+        p, m, frames = vision.patch_size, vision.spatial_merge_size, vision.config.temporal_patch_size
+        patches = rearrange(pixels, "b c (r i p) (s j q) -> (b r s i j) c p q", p=p, q=p, i=m, j=m)
+        patches = repeat(patches, "k c p q -> k (c t p q)", t=frames)
+        b, side = len(pixels), self.geometry.image_size // p
+        sizes = torch.tensor([[1, side, side]] * b, device=pixels.device)
+        return vision(patches, grid_thw=sizes).pooler_output.view(b, -1, self.width)
+
+    def positions(self, present: Bool[Tensor, "b s"], images: list[slice]) -> Int64[Tensor, "3 b s"]:
+        """Text counts up in all three; an image stands still in time and spreads over rows and columns."""
+        rows, columns = self.grid
+        steps = present.long().expand(3, -1, -1).clone()
+        for place in images:
+            steps[:, :, place] = 0
+            steps[:, :, place.stop - 1] = max(rows, columns)  # what follows starts behind the longer side
+        counted = steps.cumsum(2)
+        positions = counted - 1
+        cells = torch.arange(rows * columns, device=present.device)
+        inside = torch.stack([torch.zeros_like(cells), cells // columns, cells % columns])
+        for place in images:
+            start = counted[:, :, place.start - 1, None] if place.start else 0
+            positions[:, :, place] = start + inside[:, None]
+        return positions.clamp_min(0)

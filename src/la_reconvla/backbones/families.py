@@ -1,0 +1,186 @@
+"""Which backbone class wraps which model of `transformers`, by the ``model_type`` of its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    Idefics3ForConditionalGeneration,
+    LlavaForConditionalGeneration,
+    MllamaForConditionalGeneration,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    SiglipVisionModel,
+    SmolVLMForConditionalGeneration,
+)
+
+from la_reconvla.backbones.causal import LlavaBackbone, Qwen2VLBackbone, SmolVLMBackbone
+from la_reconvla.backbones.cross_attention import MllamaBackbone
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone
+from la_reconvla.backbones.shared import Geometry
+from la_reconvla.backbones.vision_only import VisionOnlyBackbone
+from la_reconvla.contracts import Backbone, BackboneConfig, Proprioception
+from la_reconvla.errors import UserError, unknown
+
+
+class Wrap(Protocol):
+    """A family's class: a transformers model, its tokenizer and our options make a backbone."""
+
+    def __call__(self, model: Any, tokenizer: Tokenizer, config: BackboneConfig, /) -> Backbone: ...
+
+    def geometry_of(self, architecture: Any, config: BackboneConfig | None = None) -> Geometry:
+        """Size of the picture and of an image token, from the library's configuration."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+        backbone: our class.
+        model: the library's class.
+    """
+
+    backbone: Wrap
+    model: Any
+
+
+FAMILIES: dict[str, Family] = {
+    "paligemma": Family(PaliGemmaBackbone, PaliGemmaForConditionalGeneration),  # PaliGemma 2 too
+    "smolvlm": Family(SmolVLMBackbone, SmolVLMForConditionalGeneration),
+    "idefics3": Family(SmolVLMBackbone, Idefics3ForConditionalGeneration),
+    "llava": Family(LlavaBackbone, LlavaForConditionalGeneration),
+    "qwen2_5_vl": Family(Qwen2VLBackbone, Qwen2_5_VLForConditionalGeneration),
+    "mllama": Family(MllamaBackbone, MllamaForConditionalGeneration),
+    "siglip": Family(VisionOnlyBackbone, SiglipVisionModel),
+    "siglip_vision_model": Family(VisionOnlyBackbone, SiglipVisionModel),
+}
+
+
+def family_of(architecture: PreTrainedConfig) -> Family:
+    """The family of a configuration.
+
+    Raises:
+        UserError: if there is none, with near misses.
+    """
+    if architecture.model_type not in FAMILIES:
+        raise unknown("family of models", architecture.model_type, FAMILIES)
+    return FAMILIES[architecture.model_type]
+
+
+def architecture_of(source: str) -> PreTrainedConfig:
+    """``config.json`` of a local folder or of an id on the hub.
+
+    Raises:
+        UserError: if it is not there, not readable, or needs a licence or a network that is missing.
+    """
+    folder = _file(source, "config.json").parent
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"config.json of {source} says nothing that transformers understands ({reason})") from error
+
+
+def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:
+    """Family, model and tokenizer of a local folder or of an id on the hub.
+
+    Args:
+        source: a folder with ``config.json``, safetensors and ``tokenizer.json``, or an id on the hub.
+        options: for the library's ``from_pretrained``; float32 without any.
+
+    Raises:
+        UserError: if it is not there, of an unknown family, damaged, or needs a licence or a network that is missing.
+    """
+    family = family_of(architecture_of(source))
+    words = str(_file(source, "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(words)
+    except Exception as error:  # the library has no class of its own for it
+        raise UserError(f"{words} is no tokenizer that the tokenizers library reads ({error})") from error
+    try:
+        model = family.model.from_pretrained(source, **{"dtype": torch.float32, **options})
+    except (OSError, SafetensorError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the weights of {source} cannot be loaded ({reason}): check its files") from error
+    return family, model, tokenizer
+
+
+def _file(source: str, name: str) -> Path:
+    """A file of a folder, or of the hub through its cache."""
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / name).exists():
+            raise UserError(f"{folder} has no {name}: save model and fast tokenizer there (save_pretrained)")
+        return folder / name
+    if not 1 <= len(folder.parts) <= 2 or folder.is_absolute() or source.startswith("."):
+        raise UserError(f"there is no folder {source}: give a folder of a model or of a run, or an id on the hub")
+    try:
+        return Path(hf_hub_download(source, name))
+    except GatedRepoError as error:
+        raise UserError(
+            f"{source} asks for a licence: accept it on its page at the hub and log in (hf auth login)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no model {source} that you may see: check its id, or log in") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{source} is neither a folder here nor to be had from the hub ({name}): check its id and your network, or "
+            "download it elsewhere and give its folder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model as it is, with its own weights in float32. It satisfies `la_reconvla.contracts.BackboneConfig`.
+
+    Attributes:
+        source: a folder, or an id on the hub.
+        chunk: actions decoded in one pass.
+        proprio: robot state as one extra token.
+        wrist: a second camera as a second block of image tokens.
+        saliency_layers: how many of the last layers the saliency reads.
+        max_tokens: longest instruction in tokens.
+    """
+
+    source: str
+    chunk: int = 1
+    proprio: Proprioception = "none"
+    wrist: bool = False
+    saliency_layers: int = 3
+    max_tokens: int = 64
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the pictures that it takes."""
+        architecture = architecture_of(self.source)
+        return family_of(architecture).backbone.geometry_of(architecture)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.geometry.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.geometry.grid
+
+    def build(self) -> Backbone:
+        """The backbone with the model's own weights; only action queries and robot state are new.
+
+        Raises:
+            UserError: see `open_model`.
+        """
+        family, model, tokenizer = open_model(self.source)
+        return family.backbone(model, tokenizer, self)
