@@ -271,6 +271,9 @@ class Moment:
     parts: tuple[Float[Tensor, "b n"], ...] = ()
 
 
+START = Moment()
+
+
 class MaskSource(Protocol):
     """Chooses the patches to reconstruct. Implementations are frozen dataclasses, so that a condition is a value."""
 
@@ -279,7 +282,7 @@ class MaskSource(Protocol):
         saliency: Float[Tensor, "b n"] | None,
         shape: tuple[int, int],
         generator: torch.Generator,
-        moment: Moment = Moment(),
+        moment: Moment = START,
     ) -> Bool[Tensor, "b n"]:
         """True = reconstruct. `shape` is (b, n)."""
         ...

@@ -28,11 +28,12 @@ from la_reconvla.checkpoint import (
     weights_hash,
 )
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import Batch, Tracker
+from la_reconvla.contracts import Backbone, Batch, SaliencySource, Tracker
 from la_reconvla.data.samples import Samples, batch_indices, greyed, shifted, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.saliency import averaged, follow, teacher_of
 from la_reconvla.randomness import derive, generator
 from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
 
@@ -175,7 +176,11 @@ def train(
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(samples, WHITENED)
     policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
-    dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
+    told = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
+    dry_run(policy, told)
+    source = condition.saliency
+    if source:
+        source.require(told)
     _require_space(folder, policy)
     policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
@@ -188,7 +193,9 @@ def train(
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    first, seen = _resume(folder, policy, optimizer, scaler)
+    backbone: Any = policy.backbone
+    teacher: Any = teacher_of(backbone) if source and source.decay is not None else None
+    first, seen = _resume(folder, policy, optimizer, scaler, teacher)
     trackers: tuple[Tracker, ...] = (JsonLines(folder, first), TensorBoard(folder, first))
     clock, counted = time.perf_counter(), 0
     if first == 0:
@@ -207,9 +214,12 @@ def train(
         batch = to_device(batch, device, condition.blind)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
+        if source and source.refresh and step % source.refresh == 0:
+            with autocast:
+                choose(policy, source, samples, config.batch_size, device, condition.blind, teacher)
         try:
             with autocast:
-                loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step))
+                loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step), step, teacher)
             if not math.isfinite(value := loss.total.item()):
                 raise FloatingPointError(f"the loss is {value}")
         except FloatingPointError as error:
@@ -222,6 +232,8 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if teacher is not None and source and source.decay is not None:
+            follow(teacher, backbone, source.decay)
         counted += config.batch_size
 
         done = step + 1
@@ -241,7 +253,7 @@ def train(
                 tracker.log({**values, "batches": seen[:16]}, done)
             clock, counted = time.perf_counter(), 0
         if done % config.save_every == 0 and done < config.steps:
-            _save_state(folder, policy, optimizer, scaler, done, seen)
+            _save_state(folder, policy, optimizer, scaler, teacher, done, seen)
         if ticker:
             ticker.advance(1, note=f"{condition.id} seed {seed}: loss {loss.action.item():.3f}")
 
@@ -250,6 +262,21 @@ def train(
     save_tensors(folder / WEIGHTS, policy.state_dict(), steps=config.steps, batches=seen[:16])
     _drop_state(folder)
     return folder
+
+
+def choose(
+    policy: Policy,
+    source: SaliencySource,
+    samples: Samples,
+    batch_size: int,
+    device: torch.device,
+    blind: bool = False,
+    teacher: Backbone | None = None,
+) -> None:
+    """Let `source` learn from evenly spaced training frames and today's weights: a resumed run learns the same."""
+    indices = spread_indices(samples, source.frames)
+    parts = np.array_split(indices, -(-len(indices) // batch_size))
+    policy.fit(source, (to_device(samples.batch(part), device, blind) for part in parts), teacher)
 
 
 @torch.no_grad()
@@ -321,14 +348,16 @@ def _drop_state(folder: Path) -> None:
     shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 
-def _save_state(folder, policy, optimizer, scaler, step: int, seen: str) -> None:
+def _save_state(folder, policy, optimizer, scaler, teacher, step: int, seen: str) -> None:
     tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+    if teacher is not None:
+        tensors |= {f"teacher.{name}": mine for name, (mine, _) in averaged(teacher, policy.backbone).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     save_tensors(folder / STATE, tensors, step=step, seen=seen, scaler=scaler.state_dict())
 
 
-def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
+def _resume(folder, policy, optimizer, scaler, teacher) -> tuple[int, str]:
     """(first step to do, running hash of the batches seen); (0, empty hash) for a fresh run."""
     path = folder / STATE
     if not path.exists():
@@ -336,6 +365,10 @@ def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
     tensors, metadata = load_tensors(path)
     weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
     restore(policy, weights, path)
+    if teacher is not None:
+        with torch.no_grad():
+            for name, (mine, _) in averaged(teacher, policy.backbone).items():
+                mine.copy_(tensors[f"teacher.{name}"])
     state = optimizer.state_dict()
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor, Rows, SaliencySource
 from la_reconvla.method.actions import ActionBins, ActionHead
-from la_reconvla.method.saliency import NOT_CHOSEN, Mean
+from la_reconvla.method.saliency import MEAN, NOT_CHOSEN
 
 
 class Policy(nn.Module):
@@ -94,7 +94,7 @@ class Policy(nn.Module):
         instructions: list[str],
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
-        source: SaliencySource = Mean(),  # noqa: B008 (frozen)
+        source: SaliencySource = MEAN,
     ) -> Float[Tensor, "b n"]:
         """Where the policy looks by `source`: the saliency that an attention mask is made of."""
         features = self.backbone(images, instructions, attention=source.rows, wrist=wrist, proprio=proprio)

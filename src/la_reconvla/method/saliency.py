@@ -17,9 +17,11 @@ box or a name of what it should find. What it has learned from frames (`fit`) is
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -114,6 +116,9 @@ class Mean(Source):
         return saliency(features.attention, features.rows)
 
 
+MEAN = Mean()
+
+
 @dataclass(frozen=True)
 class ActionRows(Source):
     """The mean map of the action tokens' rows: where the policy looks when it acts.
@@ -122,7 +127,7 @@ class ActionRows(Source):
     the words only through the prefix. Not in the published method.
     """
 
-    rows = "actions"
+    rows: ClassVar[Rows] = "actions"  # pyright: ignore[reportIncompatibleVariableOverride]
     label = "actions"
 
     def __call__(self, features: Features, state: Tensor | None = None) -> Float[Tensor, "b n"]:
@@ -277,7 +282,8 @@ def spatial_entropy(maps: Float[np.ndarray, "*m r c"]) -> Float[np.ndarray, "*m"
     found = np.full(maps.shape[:-2], np.inf)
     for at in np.ndindex(*found.shape):
         excess = np.maximum(maps[at] - ABOVE * maps[at].mean(), 0.0)
-        blobs, count = connected(excess > 0, structure=np.ones((3, 3)))
+        labelled: Any = connected(excess > 0, structure=np.ones((3, 3)))
+        blobs, count = labelled
         if count:
             share = np.bincount(blobs.ravel(), excess.ravel())[1:] / excess.sum()
             found[at] = -(share * np.log(share)).sum()
@@ -375,7 +381,7 @@ class EMATeacher(Source):
     """
 
     decay: float = 0.99  # pyright: ignore[reportIncompatibleVariableOverride]
-    source: SaliencySource = Mean()
+    source: SaliencySource = MEAN
     label = "teacher"
 
     def __post_init__(self):
@@ -417,15 +423,20 @@ class EMATeacher(Source):
         return self.source(features, state)
 
 
-def follow(teacher: torch.nn.Module, backbone: torch.nn.Module, decay: float) -> None:
-    """One step of the moving average, in place; parameters that both share (frozen ones) stay."""
-    with torch.no_grad():
-        for mine, theirs in _pairs(teacher, backbone):
-            mine.lerp_(theirs, 1.0 - decay)
+def teacher_of(backbone: torch.nn.Module) -> torch.nn.Module:
+    """A copy that no gradient reaches. What does not train in the backbone is shared, not copied: it never differs."""
+    shared = {id(p): p for p in backbone.parameters() if not p.requires_grad}
+    return copy.deepcopy(backbone, shared).requires_grad_(False).eval()
 
 
-def _pairs(teacher: torch.nn.Module, backbone: torch.nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+def averaged(teacher: torch.nn.Module, backbone: torch.nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The parameters of which the teacher has its own: its own and the backbone's."""
     theirs = dict(backbone.named_parameters())
-    for name, mine in teacher.named_parameters():
-        if mine is not theirs[name]:
-            yield mine, theirs[name]
+    return {name: (mine, theirs[name]) for name, mine in teacher.named_parameters() if mine is not theirs[name]}
+
+
+def follow(teacher: torch.nn.Module, backbone: torch.nn.Module, decay: float) -> None:
+    """One step of the moving average, in place."""
+    with torch.no_grad():
+        for mine, theirs in averaged(teacher, backbone).values():
+            mine.lerp_(theirs, 1.0 - decay)
