@@ -49,6 +49,7 @@ class PolicyConfig:
         image_size: side of the rendered frames, before they are resized for the backbone.
         data_hash: hash of the demonstrations.
         train_starts: ids of the initial states that were trained on.
+        saliency_state: shape of what the arm's saliency source learns from training frames, () for nothing.
     """
 
     condition: str
@@ -61,12 +62,14 @@ class PolicyConfig:
     image_size: int
     data_hash: str
     train_starts: tuple[str, ...]
+    saliency_state: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
         """The configuration of `condition`'s policy."""
         head = condition.reconstruction.head if condition.reconstruction else None
-        return cls(condition=condition.id, blind=condition.blind, head=head, **fields)
+        state = condition.saliency.state_shape if condition.saliency else ()
+        return cls(condition=condition.id, blind=condition.blind, head=head, saliency_state=state, **fields)
 
     def build(self, images: UInt8[torch.Tensor, "m 3 H W"] | None = None) -> Policy:
         """A policy with fresh weights.
@@ -81,7 +84,7 @@ class PolicyConfig:
             backbone = self.backbone.build()
             if images is not None and isinstance(backbone, PaliGemmaBackbone):
                 whiten_patches(backbone, images)
-            policy = Policy(backbone, self.bins)
+            policy = Policy(backbone, self.bins, state_shape=self.saliency_state)
         if self.head is not None:
             with seeded(self.seed, "decoder"):
                 policy.reconstructor = self.head.build(backbone.width, backbone.grid, backbone.patch_size)
@@ -109,6 +112,7 @@ class PolicyConfig:
             raw["bins"] = ActionBins(tuple(low), tuple(high), **raw["bins"])
             raw["head"] = MAEDecoder(**raw["head"]) if raw["head"] else None
             raw["train_starts"] = tuple(raw["train_starts"])
+            raw["saliency_state"] = tuple(raw.get("saliency_state", ()))
             return cls(**raw)
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(

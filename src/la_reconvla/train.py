@@ -29,11 +29,12 @@ from la_reconvla.checkpoint import (
     weights_hash,
 )
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import Batch, Tracker
+from la_reconvla.contracts import Backbone, Batch, SaliencySource, Tracker
 from la_reconvla.data.samples import Samples, batch_indices, greyed, shifted, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.saliency import averaged, follow, teacher_of
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
 
@@ -189,7 +190,11 @@ def train(
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(samples, WHITENED)
     policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
-    dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
+    told = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
+    dry_run(policy, told)
+    source = condition.saliency
+    if source:
+        source.require(told)
     _require_space(folder, policy)
     policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
@@ -202,7 +207,9 @@ def train(
     optimizer = optimizer_for(policy, config)
     halves = (dtype, getattr(policy.backbone, "compute", None))
     scaler = torch.amp.GradScaler(device.type, enabled=torch.float16 in halves)
-    first, seen = _resume(folder, policy, optimizer, scaler)
+    backbone: Any = policy.backbone
+    teacher: Any = teacher_of(backbone) if source and source.decay is not None else None
+    first, seen = _resume(folder, policy, optimizer, scaler, teacher)
     trackers: tuple[Tracker, ...] = (JsonLines(folder, first), TensorBoard(folder, first))
     clock, counted = time.perf_counter(), 0
     if first == 0:
@@ -223,10 +230,13 @@ def train(
         batch = to_device(batch, device, condition.blind)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
+        if source and source.refresh and step % source.refresh == 0:
+            with half(dtype, device.type):
+                choose(policy, source, samples, config.batch_size, device, condition.blind, teacher)
         try:
             with seeded(seed, f"dropout/{step}"):
                 draws = generator(seed, "mask", step)
-                values = backward(policy, batch, condition, config.accumulate, draws, scaler, dtype)
+                values = backward(policy, batch, condition, config.accumulate, draws, scaler, dtype, step, teacher)
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
         scaler.unscale_(optimizer)
@@ -236,6 +246,8 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if teacher is not None and source and source.decay is not None:
+            follow(teacher, backbone, source.decay)
         counted += config.batch_size
 
         done = step + 1
@@ -251,7 +263,7 @@ def train(
                 tracker.log({**values, "batches": seen[:16]}, done)
             clock, counted = time.perf_counter(), 0
         if done % config.save_every == 0 and done < config.steps:
-            _save_state(folder, policy, optimizer, scaler, done, seen)
+            _save_state(folder, policy, optimizer, scaler, teacher, done, seen)
         if ticker:
             ticker.advance(1, note=f"{condition.id} seed {seed}: loss {values['action_loss']:.3f}")
 
@@ -262,6 +274,11 @@ def train(
     return folder
 
 
+def half(dtype: torch.dtype, device: str) -> Any:
+    """Autocast to `dtype`, or nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+
+
 def backward(
     policy: Policy,
     batch: Batch,
@@ -270,6 +287,8 @@ def backward(
     draws: torch.Generator,
     scaler: torch.amp.GradScaler,
     dtype: torch.dtype,
+    step: int = 0,
+    teacher: Backbone | None = None,
 ) -> dict[str, float]:
     """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; returns the losses.
 
@@ -279,8 +298,8 @@ def backward(
     device = batch.images.device.type
     values = {"loss": 0.0, "action_loss": 0.0}
     for part, of_samples, of_steps in micro_batches(batch, parts):
-        with nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype):
-            loss = losses(policy, part, condition.reconstruction, draws)
+        with half(dtype, device):
+            loss = losses(policy, part, condition.reconstruction, draws, step, teacher)
             # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
             total = of_samples * loss.total + (of_steps - of_samples) * loss.action
         if not math.isfinite(value := total.item()):
@@ -292,6 +311,21 @@ def backward(
             known = values.get("reconstruction_loss", 0.0)
             values["reconstruction_loss"] = known + of_samples * loss.reconstruction.item()
     return values
+
+
+def choose(
+    policy: Policy,
+    source: SaliencySource,
+    samples: Samples,
+    batch_size: int,
+    device: torch.device,
+    blind: bool = False,
+    teacher: Backbone | None = None,
+) -> None:
+    """Let `source` learn from evenly spaced training frames and today's weights: a resumed run learns the same."""
+    indices = spread_indices(samples, source.frames)
+    parts = np.array_split(indices, -(-len(indices) // batch_size))
+    policy.fit(source, (to_device(samples.batch(part), device, blind) for part in parts), teacher)
 
 
 @torch.no_grad()
@@ -363,14 +397,16 @@ def _drop_state(folder: Path) -> None:
     shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 
-def _save_state(folder, policy, optimizer, scaler, step: int, seen: str) -> None:
+def _save_state(folder, policy, optimizer, scaler, teacher, step: int, seen: str) -> None:
     tensors = {f"policy.{name}": value for name, value in kept(policy).items()}
+    if teacher is not None:
+        tensors |= {f"teacher.{name}": mine for name, (mine, _) in averaged(teacher, policy.backbone).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     save_tensors(folder / STATE, tensors, step=step, seen=seen, scaler=scaler.state_dict())
 
 
-def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
+def _resume(folder, policy, optimizer, scaler, teacher) -> tuple[int, str]:
     """(first step to do, running hash of the batches seen); (0, empty hash) for a fresh run."""
     path = folder / STATE
     if not path.exists():
@@ -378,6 +414,10 @@ def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
     tensors, metadata = load_tensors(path)
     weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
     restore(policy, weights, path)
+    if teacher is not None:
+        with torch.no_grad():
+            for name, (mine, _) in averaged(teacher, policy.backbone).items():
+                mine.copy_(tensors[f"teacher.{name}"])
     state = optimizer.state_dict()
     for name, value in tensors.items():
         if name.startswith("optimizer."):
