@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,7 @@ STATE = "state/latest.safetensors"
 WITH_QUERIES = "sdpa_with_queries"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
 WHITENED = 512
+MIXING = re.compile(r"\.(out_proj|o_proj)\.")  # what attention adds to the states of both towers
 
 
 # ---------------------------------------------------------------- objectives
@@ -238,7 +240,10 @@ class PretrainConfig:
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         threads: CPU threads.
-        curriculum: share of the steps over which relations and requests come in; before, things are only named.
+        alone: share of the steps in which things are only named, and in which no token sees another: attention adds
+            nothing to its layers' states (ReZero, arXiv 2003.04887). With tokens that mix from the start, any patch
+            can carry the answer, and the best one is on the background (docs/log.md).
+        curriculum: share of the steps after that over which relations and requests come in.
         seed: of weights, pictures and sentences.
         log_every: steps between lines of ``metrics.jsonl``.
         save_every: steps between saved states.
@@ -248,10 +253,11 @@ class PretrainConfig:
     objective: Contrast | Captioning | MaskedWords = field(default_factory=Contrast)
     steps: int = 6000
     batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup: int = 200
+    learning_rate: float = 2e-3
+    warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
+    alone: float = 0.2
     curriculum: float = 0.3
     threads: int = 1
     seed: int = 0
@@ -274,7 +280,8 @@ def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
     """The batch of one step; a function of the seed and the step."""
     rng = np.random.default_rng(derive(config.seed, "captions", step))
     scenes = captioner.scenes
-    plain = rng.random(config.batch_size) < 1 - min(1.0, step / max(1, config.curriculum * config.steps))
+    told = (step - config.alone * config.steps) / max(1, config.curriculum * config.steps)
+    plain = rng.random(config.batch_size) >= told
     arena = captioner.arenas[rng.choice(len(captioner.arenas), p=captioner.shares)]
     chosen = rng.choice(arena, size=config.batch_size)
     captions = []
@@ -313,10 +320,13 @@ def pretrain(
             return folder / WEIGHTS
         with seeded(config.seed, "weights"):
             backbone = config.backbone.build()
-            head = config.objective.head(backbone)
+            head: Any = config.objective.head(backbone)
         some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
         whiten_patches(backbone, torch.from_numpy(scenes.images[some]).permute(0, 3, 1, 2).contiguous())
         both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
+        mixing = [p for name, p in backbone.model.named_parameters() if MIXING.search(name)]
+        for parameter in mixing:
+            nn.init.zeros_(parameter)
         groups = [[p for p in both.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
         decays = (config.weight_decay, 0.0)
         optimizer = torch.optim.AdamW(
@@ -330,6 +340,8 @@ def pretrain(
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
+            for parameter in mixing:
+                parameter.requires_grad_(step >= config.alone * config.steps)
             told = tell(captioner, config, step)
             loss = config.objective.loss(backbone, head, told, generator(config.seed, "cover", step))
             if not math.isfinite(value := loss.item()):

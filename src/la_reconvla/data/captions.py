@@ -270,7 +270,7 @@ def say(
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 class Captioner:
@@ -322,7 +322,7 @@ class Captioner:
             groups.setdefault(e.relation, []).append(e)
         if not groups:
             return None
-        shares = {relation: share for relation, share in RELATIONS if relation in groups}
+        shares: dict[Relation | None, float] = {relation: share for relation, share in RELATIONS if relation in groups}
         if None in groups:
             shares[None] = 1.0 - sum(share for _, share in RELATIONS)
         weights = np.array(list(shares.values()))

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -61,9 +62,10 @@ class Scenes:
         """
         try:
             with safe_open(path, framework="np") as file:
-                arrays = {f.name: file.get_tensor(f.name) for f in fields(cls) if f.name not in NAMES}
+                arrays: dict[str, Any] = {f.name: file.get_tensor(f.name) for f in fields(cls) if f.name not in NAMES}
                 metadata = file.metadata() or {}
-                return cls(*(tuple(json.loads(metadata[name])) for name in NAMES), **arrays)
+                arenas, instances = (tuple(json.loads(metadata[name])) for name in NAMES)
+                return cls(arenas, instances, **arrays)
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise UserError(f"{path} is no file of scenes ({error}): delete it and render it again") from error
 
