@@ -235,6 +235,8 @@ def train(
             }
             if loss.reconstruction is not None:
                 values["reconstruction_loss"] = loss.reconstruction.item()
+            if loss.channel is not None:
+                values["attention_channel"] = loss.channel
             if held_out is not None and (done % config.check_every == 0 or done == config.steps):
                 values["held_out_action_loss"] = held_out_loss(policy, held_out, device, condition.blind)
             for tracker in trackers:

@@ -72,4 +72,5 @@ def losses(policy: Policy, batch: Batch, reconstruction: Reconstruction | None, 
         patches = policy.features(batch, hidden=mask).patches
     target = patchify(batch.images, policy.backbone.patch_size)
     recon = policy.reconstructor.loss(patches, mask, target, generator)
-    return Losses(action + reconstruction.weight * recon, action, recon, scores, mask)
+    channel = None if scores is None else features.channel
+    return Losses(action + reconstruction.weight * recon, action, recon, scores, mask, channel)
