@@ -1,7 +1,7 @@
 """What does it cost to see where the words look? Run: python benchmarks/attention_probe.py --threads 2
 
 Training steps (forward, losses, backward; no optimizer) of one policy on a PaliGemma with 8 language layers of width
-1024, in one process, one of each in turn, so that whatever else the machine does falls on all alike:
+1024, in one process, one of each in turn, in changing order, so that what else the machine does falls on all alike:
 
     without   fused attention, random mask: nobody asks for attention
     rows      fused attention, attention mask: the probe reads the instruction's rows of the last three layers
@@ -212,16 +212,17 @@ def measure(case: str, args: Args) -> dict[str, Any]:
     """Seconds of every way, round by round, and memory from fresh processes."""
     bench = Bench(case, args.batch)
     seconds: dict[Way, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    apart = 0.0
-    for _ in range(args.rounds + 1):
+    apart, seen = 0.0, 0.0
+    for turn in range(args.rounds + 1):
         saliency = {}
-        for way in WAYS:
+        for way in (*WAYS[turn % 3 :], *WAYS[: turn % 3]):
             reconstruction = bench.choose(way)
             begun = now()
             found = bench.step(reconstruction)
             seconds[way].append(since(begun))
             saliency[way] = found.saliency
         apart = max(apart, float((saliency["rows"] - saliency["eager"]).abs().max()))
+        seen = float(saliency["rows"].max())
     alone = attention_alone(bench)
     del bench
     found: dict[str, dict[str, Any]] = {
@@ -231,7 +232,7 @@ def measure(case: str, args: Args) -> dict[str, Any]:
         command = [sys.executable, __file__, "--memory", f"{case}:{way}", "--batch", str(args.batch)]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found[way] |= json.loads(out.splitlines()[-1])
-    return {"ways": found, "saliency_apart": apart}
+    return {"ways": found, "saliency_apart": apart, "saliency_highest": seen}
 
 
 def attention_alone(bench: Bench, rounds: int = 35) -> dict[Way, list[tuple[float, float]]]:
@@ -254,8 +255,8 @@ def attention_alone(bench: Bench, rounds: int = 35) -> dict[Way, list[tuple[floa
         for i in range(layers)
     ]
     found: dict[Way, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    for _ in range(rounds):
-        for way in WAYS:
+    for turn in range(rounds):
+        for way in (*WAYS[turn % 3 :], *WAYS[: turn % 3]):
             probe = AttentionProbe(tuple(range(layers - 3, layers)), rows, columns) if way == "rows" else None
             begun = now()
             outs = []
