@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from la_reconvla.backbones.paligemma import SmallPaliGemma, whiten_patches
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, whiten_patches
+from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, Quality
 from la_reconvla.errors import UserError
@@ -29,6 +31,7 @@ from la_reconvla.randomness import seeded
 from la_reconvla.storage import atomic_write, claim, read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+OWN_BACKBONE = "backbone"  # folder of a run that brings its backbone's weights along
 
 
 @dataclass(frozen=True)
@@ -39,31 +42,34 @@ class PolicyConfig:
         condition: id of the arm.
         blind: the policy acts on a grey image.
         seed: seed of weights, batches and masks.
-        backbone: size of the backbone and what it is given.
+        backbone: the backbone and what it is given.
         bins: action bins, from the training data's quantiles.
         head: the reconstructor's size, None without one.
         quality: how the training frames were rendered; evaluation must render alike.
         image_size: side of the rendered frames, before they are resized for the backbone.
         data_hash: hash of the demonstrations.
         train_starts: ids of the initial states that were trained on.
+        saliency_state: shape of what the arm's saliency source learns from training frames, () for nothing.
     """
 
     condition: str
     blind: bool
     seed: int
-    backbone: SmallPaliGemma
+    backbone: SmallPaliGemma | Pretrained
     bins: ActionBins
     head: MAEDecoder | None
     quality: Quality
     image_size: int
     data_hash: str
     train_starts: tuple[str, ...]
+    saliency_state: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
         """The configuration of `condition`'s policy."""
         head = condition.reconstruction.head if condition.reconstruction else None
-        return cls(condition=condition.id, blind=condition.blind, head=head, **fields)
+        state = condition.saliency.state_shape if condition.saliency else ()
+        return cls(condition=condition.id, blind=condition.blind, head=head, saliency_state=state, **fields)
 
     def build(self, images: UInt8[torch.Tensor, "m 3 H W"] | None = None) -> Policy:
         """A policy with fresh weights.
@@ -72,13 +78,13 @@ class PolicyConfig:
         start from equal weights, with or without a decoder.
 
         Args:
-            images: training images that the patch embedding is fitted to; None where weights are loaded afterwards.
+            images: training images that a random patch embedding is fitted to; None where weights are loaded later.
         """
         with seeded(self.seed, "weights"):
             backbone = self.backbone.build()
-            if images is not None:
+            if images is not None and isinstance(backbone, PaliGemmaBackbone):
                 whiten_patches(backbone, images)
-            policy = Policy(backbone, self.bins)
+            policy = Policy(backbone, self.bins, state_shape=self.saliency_state)
         if self.head is not None:
             with seeded(self.seed, "decoder"):
                 policy.reconstructor = self.head.build(backbone.width, backbone.grid, backbone.patch_size)
@@ -101,16 +107,26 @@ class PolicyConfig:
         """
         raw = read_json(folder / CONFIG)
         try:
-            raw["backbone"] = SmallPaliGemma(**raw["backbone"])
+            raw["backbone"] = _backbone(raw["backbone"], folder)
             low, high = raw["bins"].pop("low"), raw["bins"].pop("high")
             raw["bins"] = ActionBins(tuple(low), tuple(high), **raw["bins"])
             raw["head"] = MAEDecoder(**raw["head"]) if raw["head"] else None
             raw["train_starts"] = tuple(raw["train_starts"])
+            raw["saliency_state"] = tuple(raw.get("saliency_state", ()))
             return cls(**raw)
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(
                 f"{folder / CONFIG} is not the configuration of a policy of this version ({error}): train it again"
             ) from error
+
+
+def _backbone(raw: dict[str, Any], folder: Path) -> SmallPaliGemma | Pretrained:
+    """The configuration whose fields were saved; a source below the run's own folder is found from anywhere."""
+    if "source" not in raw:
+        return SmallPaliGemma(**raw)
+    if raw["source"] == OWN_BACKBONE:
+        raw = {**raw, "source": str(folder / OWN_BACKBONE)}
+    return Pretrained.from_dict(raw)
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:
@@ -136,13 +152,20 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise UserError(f"{path} is damaged ({error}): delete it and train again") from error
 
 
+def kept(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that belong to the policy: all but the pretrained ones that stay as they are at their source."""
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    below = tuple(f"{name}." for name in frozen)  # constants of weights in 4 bits
+    return {k: v for k, v in policy.state_dict().items() if k not in frozen and not (below and k.startswith(below))}
+
+
 def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Put weights into a policy.
 
     Raises:
         UserError: if a tensor is missing, unknown or of another shape; each is named.
     """
-    own = policy.state_dict()
+    own = kept(policy)
     wrong = [f"{name} is missing" for name in own if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in own]
     wrong += [
@@ -155,16 +178,30 @@ def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> N
             f"{source} does not fit its config.json ({'; '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): "
             "they come from different runs"
         )
-    policy.load_state_dict(tensors)
+    policy.load_state_dict(tensors, strict=False)  # all that is missing is frozen, see above
 
 
-def load_policy(folder: Path | str) -> tuple[Policy, PolicyConfig]:
-    """A trained policy, in evaluation mode, and its configuration.
+def find_run(run: Path | str) -> Path:
+    """The folder of a run; one on the hub, ``user/name``, is downloaded unless a folder is called so here.
 
     Raises:
-        UserError: if the folder is no finished run.
+        UserError: if the hub has none, or cannot be reached.
     """
-    folder = Path(folder)
+    if Path(run).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)):
+        return Path(run)
+    return hub_files(str(run), None, None, give="")
+
+
+def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
+    """A trained policy, in evaluation mode, and its configuration.
+
+    Args:
+        run: folder of a run or of an exported one, or ``user/name`` on the hub.
+
+    Raises:
+        UserError: if it is no finished run.
+    """
+    folder = find_run(run)
     config = PolicyConfig.load(folder)
     policy = config.build()
     tensors, _ = load_tensors(folder / WEIGHTS)
@@ -172,10 +209,50 @@ def load_policy(folder: Path | str) -> tuple[Policy, PolicyConfig]:
     return policy.eval(), config
 
 
+def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
+    """Copy what makes the policy: configuration and weights, with the backbone's on request.
+
+    Args:
+        run: folder of a finished run.
+        out: folder to write to.
+        merged: add adapters to the backbone's weights and write them too, as the library does; the folder then loads
+            without the source.
+
+    Raises:
+        UserError: if the run is not finished, or `out` holds something else.
+    """
+    config = PolicyConfig.load(run)
+    tensors, facts = load_tensors(run / WEIGHTS)
+    if not merged:
+        config.save(out)
+        save_tensors(out / WEIGHTS, tensors, **facts)
+        return config
+    if not isinstance(config.backbone, Pretrained):
+        raise UserError(f"{run} has no pretrained backbone, all its weights are its own: leave --merged out")
+    policy = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, quantize=None)).build()
+    restore(policy, tensors, run / WEIGHTS)
+    backbone: Any = policy.backbone
+    backbone.merge()
+    backbone.save(out / OWN_BACKBONE)
+    alone = dataclasses.replace(
+        config.backbone,
+        source=str(out / OWN_BACKBONE),
+        revision=None,
+        freeze=Freeze(last=0),
+        lora=None,
+        quantize=None,
+    ).pinned()
+    config = dataclasses.replace(config, backbone=dataclasses.replace(alone, source=OWN_BACKBONE))
+    config.save(out)
+    own = {name: tensor for name, tensor in kept(policy).items() if not name.startswith("backbone.inner.model.")}
+    save_tensors(out / WEIGHTS, own, **facts)
+    return config
+
+
 def weights_hash(policy: torch.nn.Module, part: str) -> str:
-    """SHA-256 over names and bytes of the parameters and buffers below `part`, in order."""
+    """SHA-256 over names and bytes of what `kept` gives below `part`, in order."""
     digest = hashlib.sha256()
-    for name, tensor in policy.state_dict().items():
+    for name, tensor in kept(policy).items():
         if name.startswith(f"{part}."):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -100,8 +100,10 @@ def train(
     condition: str = "C4",
     seed: int = 0,
     preset: str = "small",
+    backbone: str | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    accumulate: int | None = None,
     learning_rate: float | None = None,
     shift: int | None = None,
     device: str | None = None,
@@ -119,8 +121,10 @@ def train(
         condition: arm, for example C1 or C4.
         seed: of weights, batches and masks.
         preset: where backbone, decoder and schedule come from; the options below replace single numbers.
+        backbone: a pretrained one in the preset's place: an id on the hub or a folder.
         steps: optimizer steps.
         batch_size: samples a step.
+        accumulate: micro-batches that a step's samples are divided into, for less memory.
         learning_rate: peak of the schedule.
         shift: move training pictures by up to so many pixels at random.
         device: auto, cpu, cuda or mps.
@@ -133,8 +137,10 @@ def train(
     from la_reconvla.study.ablation import train_one
 
     changes = {
+        "backbone": backbone,
         "steps": steps,
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "learning_rate": learning_rate,
         "shift": shift,
         "device": device,
@@ -189,6 +195,7 @@ def evaluate(
 def ablate(
     preset: str = "quick",
     out: Path | None = None,
+    backbone: str | None = None,
     seeds: Ints = None,
     conditions: Names = None,
     tasks: Ints = None,
@@ -207,8 +214,9 @@ def ablate(
     """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
 
     Args:
-        preset: smoke, quick or small; the options below replace single numbers, for all arms alike.
+        preset: smoke, quick, small or paper; the options below replace single numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
+        backbone: a pretrained one in the preset's place: an id on the hub or a folder.
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
         tasks: indices of the suite's tasks.
@@ -227,6 +235,7 @@ def ablate(
     from la_reconvla.study.ablation import ablate as run
 
     changes = {
+        "backbone": backbone,
         "seeds": seeds,
         "conditions": conditions,
         "tasks": tasks,
@@ -271,6 +280,104 @@ def look(
     from la_reconvla.study.look import look as run
 
     print("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
+
+
+@app.command
+def scenes(out: Path, scenes: int = 5000, image_size: int = 112, workers: int = 1, seed: int = 0) -> None:
+    """Render LIBERO's arenas and objects in random arrangements, to learn words from. Stopped, it goes on.
+
+    Args:
+        out: folder to write to.
+        scenes: training scenes; a tenth as many are rendered for tests.
+        image_size: rows and columns of the pictures.
+        workers: processes.
+        seed: of the arrangements.
+    """
+    from la_reconvla.sim.scenes import ScenesConfig, render
+
+    count = render(ScenesConfig(out, scenes, image_size=image_size, workers=workers, seed=seed))
+    print(f"{out}: {count} scenes")
+
+
+@app.command
+def plan(
+    backbone: str = "google/paligemma-3b-pt-224",
+    device: Literal["t4", "l4", "a10g", "a100", "h100", "cpu"] = "t4",
+    condition: str = "C4",
+    batch_size: int = 16,
+    accumulate: int = 4,
+    chunk: int = 8,
+    lora_rank: int = 16,
+    quantize: Literal["none", "nf4"] = "none",
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    checkpointing: bool = True,
+    train_vision: bool = False,
+    last: int | None = None,
+) -> None:
+    """Say what training a pretrained backbone needs, whether it fits, and what makes it fit; nothing is downloaded.
+
+    Args:
+        backbone: id on the hub, or a folder with a ``config.json``.
+        device: where; cpu is this machine.
+        condition: arm, for example C1 or C4.
+        batch_size: samples a step.
+        accumulate: micro-batches that they are divided into.
+        chunk: actions decoded at once.
+        lora_rank: rank of the adapters; 0 trains the language model in full.
+        quantize: nf4 keeps the linear layers in 4 bits.
+        dtype: of the weights that stay; auto takes the half precision that the device has.
+        checkpointing: compute layers again in the backward pass.
+        train_vision: train the vision tower too.
+        last: train only so many of the last language layers.
+    """
+    from la_reconvla.study.plan import plan_one, table, verdict
+
+    planned = plan_one(
+        backbone,
+        device,
+        condition,
+        batch_size,
+        accumulate,
+        chunk,
+        lora_rank,
+        quantize,
+        dtype,
+        checkpointing,
+        train_vision,
+        last,
+    )
+    console = Console()
+    console.print(table(planned))
+    console.print(verdict(planned), soft_wrap=True)
+
+
+@app.command
+def export(run: Positional[Path], out: Path, merged: bool = False) -> None:
+    """Write a policy and its card to a folder that others can load.
+
+    Args:
+        run: run folder.
+        out: folder to write to.
+        merged: add the adapters to the backbone's weights and write those too; by default only what was trained goes.
+    """
+    from la_reconvla.study.publish import export as write
+
+    print(write(run, out, merged))
+
+
+@app.command
+def push(run: Positional[Path], repo: str, merged: bool = False, private: bool = False) -> None:
+    """Upload a policy and its card to the Hugging Face hub.
+
+    Args:
+        run: run folder.
+        repo: user/name.
+        merged: with the backbone's weights, adapters added; by default only what was trained goes.
+        private: make a new repository private.
+    """
+    from la_reconvla.study.publish import push as upload
+
+    print(f"load it with load_policy('{upload(run, repo, merged, private)}')")
 
 
 @app.command

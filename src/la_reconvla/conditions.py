@@ -10,17 +10,26 @@ C4     attention   MAE             0.5      the method
 ====== =========== =============== ======== =========================================================
 
 ``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of C1
-that never sees anything but grey.
+that never sees anything but grey. The arms below `SOURCES` differ from C4 in one thing each: what the mask follows
+(`method.saliency`) or how it is cut (`method.mask`). They are not part of the default study.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from la_reconvla.contracts import SaliencySource
 from la_reconvla.errors import unknown
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.method.mask import AttentionMask, RandomMask
+from la_reconvla.method.mask import AttentionMask, RandomMask, RegionMask, TwoRegionMask, WarmUp
 from la_reconvla.method.objective import Reconstruction
+from la_reconvla.method.saliency import (
+    ActionRows,
+    ContentWords,
+    EMATeacher,
+    LocalisationHeads,
+    SinkRemoved,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,12 @@ class Condition:
     blind: bool = False
     annotation_free: bool = True
 
+    @property
+    def saliency(self) -> SaliencySource | None:
+        """What the arm's mask follows; None where it follows nothing."""
+        extra = self.reconstruction
+        return extra.saliency if extra is not None and extra.mask.needs_attention else None
+
     def with_head(self, head: MAEDecoder) -> Condition:
         """The same arm with a decoder of another size; arms without a decoder stay as they are."""
         if self.reconstruction is None:
@@ -57,8 +72,19 @@ C2_INPUT = Condition("C2-input", "random mask, leak-free", Reconstruction(Random
 C4_INPUT = Condition("C4-input", "attention mask, leak-free", Reconstruction(AttentionMask(), mask_at="input"))
 NO_IMAGE = Condition("no-image", "instruction only, grey image", blind=True)
 
+SOURCES = (
+    Condition("C4-words", "attention of content words", Reconstruction(saliency=ContentWords())),
+    Condition("C4-heads", "attention of localisation heads", Reconstruction(saliency=LocalisationHeads())),
+    Condition("C4-sinks", "attention without sinks", Reconstruction(saliency=SinkRemoved())),
+    Condition("C4-actions", "attention of the action tokens", Reconstruction(saliency=ActionRows())),
+    Condition("C4-teacher", "attention of an averaged teacher", Reconstruction(saliency=EMATeacher())),
+    Condition("C4-region", "one region of attention", Reconstruction(RegionMask())),
+    Condition("C4-two", "regions of target and destination", Reconstruction(TwoRegionMask())),
+    Condition("C4-warmup", "attention mask after random ones", Reconstruction(WarmUp())),
+)
+
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
-CONDITIONS = {condition.id: condition for condition in (*ARMS, C2_INPUT, C4_INPUT, NO_IMAGE)}
+CONDITIONS = {condition.id: condition for condition in (*ARMS, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)}
 
 
 def condition(id: str) -> Condition:

@@ -11,7 +11,7 @@ Axes, everywhere in the package::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -185,6 +185,7 @@ class Features:
             none; None where the rows are not the instruction's.
         grid: rows and columns of the patch grid; n = rows x columns.
         channel: ``language``, or the named fallback of a backbone without language-to-image attention.
+        texts: the instructions, which `spans` points into. `Policy.features` fills it in; a backbone need not.
     """
 
     patches: Float[Tensor, "b n d"]
@@ -195,6 +196,7 @@ class Features:
     grid: tuple[int, int]
     spans: Int64[Tensor, "b t 2"] | None = None
     channel: Channel = "language"
+    texts: list[str] | None = None
 
 
 @dataclass(eq=False)
@@ -209,13 +211,86 @@ class Losses:
     channel: Channel | None = None  # whose attention `saliency` is; None where nothing asked
 
 
+class SaliencySource(Protocol):
+    """Makes one score per patch of a backbone's attention. Implementations are frozen dataclasses."""
+
+    def __call__(self, features: Features, state: Tensor | None = None) -> Float[Tensor, "b n"]:
+        """float32 [b n], not negative, detached. `state` is what `fit` returned; most sources have none."""
+        ...
+
+    def require(self, instructions: Iterable[str]) -> None:
+        """Refuse, before long work, instructions that the source can make nothing of (`UserError`)."""
+        ...
+
+    def fit(self, seen: Iterable[Features]) -> Tensor | None:
+        """Learn from the attention on training frames, never from labels; the result has `state_shape`."""
+        ...
+
+    @property
+    def rows(self) -> Rows:
+        """What to ask of the backbone."""
+        ...
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of what `fit` returns (int64); () for a source that learns nothing."""
+        ...
+
+    @property
+    def refresh(self) -> int | None:
+        """`fit` is done before the first step and every so many steps; None for never."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """How many training frames `fit` is shown."""
+        ...
+
+    @property
+    def decay(self) -> float | None:
+        """Decay of the moving average of weights whose attention is read; None for the weights that train."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """One word for tables, for example ``mean``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What a mask source may know beside the saliency.
+
+    Attributes:
+        step: optimizer step, counted from 0.
+        grid: rows and columns of the patches; None where only their number is known.
+        parts: one map [b n] for each of the mask's `parts`; NaN in samples whose instruction has no such words.
+    """
+
+    step: int = 0
+    grid: tuple[int, int] | None = None
+    parts: tuple[Float[Tensor, "b n"], ...] = ()
+
+
+START = Moment()
+
+
 class MaskSource(Protocol):
     """Chooses the patches to reconstruct. Implementations are frozen dataclasses, so that a condition is a value."""
 
     def __call__(
-        self, saliency: Float[Tensor, "b n"] | None, shape: tuple[int, int], generator: torch.Generator
+        self,
+        saliency: Float[Tensor, "b n"] | None,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+        moment: Moment = START,
     ) -> Bool[Tensor, "b n"]:
         """True = reconstruct. `shape` is (b, n)."""
+        ...
+
+    @property
+    def parts(self) -> tuple[SaliencySource, ...]:
+        """Sources of further maps that the mask is made of."""
         ...
 
     @property

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,18 +22,20 @@ from la_reconvla.checkpoint import (
     WEIGHTS,
     PolicyConfig,
     dry_run,
+    kept,
     load_tensors,
     restore,
     save_tensors,
     weights_hash,
 )
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import Batch, Tracker
+from la_reconvla.contracts import Backbone, Batch, SaliencySource, Tracker
 from la_reconvla.data.samples import Samples, batch_indices, greyed, shifted, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
-from la_reconvla.randomness import derive, generator
+from la_reconvla.method.saliency import averaged, follow, teacher_of
+from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
@@ -48,6 +50,7 @@ class TrainConfig:
     Attributes:
         steps: optimizer steps.
         batch_size: samples a step.
+        accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
         learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
         warmup: steps of the warm-up.
         weight_decay: of AdamW, on matrices only.
@@ -63,6 +66,7 @@ class TrainConfig:
 
     steps: int = 2000
     batch_size: int = 32
+    accumulate: int = 1
     learning_rate: float = 7e-4
     warmup: int = 100
     weight_decay: float = 0.01
@@ -76,9 +80,11 @@ class TrainConfig:
     check_every: int = 200
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "threads", "log_every", "save_every", "check_every"):
+        for name in ("steps", "batch_size", "accumulate", "threads", "log_every", "save_every", "check_every"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"accumulate {self.accumulate} does not divide the batch of {self.batch_size}")
         if self.shift < 0:
             raise UserError(f"shift must not be negative: {self.shift}")
 
@@ -131,6 +137,15 @@ def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
     return greyed(batch) if blind else batch
 
 
+def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float, float]]:
+    """Equal parts of a batch, each with its share of the samples and its share of the action steps that exist."""
+    size = len(batch.instructions) // count
+    for first in range(0, len(batch.instructions), size):
+        own = {name: value[first : first + size] for name, value in vars(batch).items() if value is not None}
+        part = replace(batch, **own)
+        yield part, size / len(batch.instructions), float(part.valid.sum() / batch.valid.sum())
+
+
 def optimizer_for(policy: Policy, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, as is usual for transformers."""
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
@@ -175,7 +190,11 @@ def train(
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(samples, WHITENED)
     policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
-    dry_run(policy, [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes])
+    told = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
+    dry_run(policy, told)
+    source = condition.saliency
+    if source:
+        source.require(told)
     _require_space(folder, policy)
     policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
@@ -184,17 +203,21 @@ def train(
     if (folder / WEIGHTS).exists():
         _drop_state(folder)  # a kill may have come between the two
         return folder
-    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    first, seen = _resume(folder, policy, optimizer, scaler)
+    halves = (dtype, getattr(policy.backbone, "compute", None))
+    scaler = torch.amp.GradScaler(device.type, enabled=torch.float16 in halves)
+    backbone: Any = policy.backbone
+    teacher: Any = teacher_of(backbone) if source and source.decay is not None else None
+    first, seen = _resume(folder, policy, optimizer, scaler, teacher)
     trackers: tuple[Tracker, ...] = (JsonLines(folder, first), TensorBoard(folder, first))
     clock, counted = time.perf_counter(), 0
     if first == 0:
-        parameters = sum(p.numel() for p in policy.parameters())
+        counts = {"parameters": sum(p.numel() for p in policy.parameters())}
+        if frozen := sum(p.numel() for p in policy.parameters() if not p.requires_grad):
+            counts["frozen"] = frozen
         for tracker in trackers:
-            tracker.log({"parameters": parameters, "start": start_hash}, 0)
+            tracker.log({**counts, "start": start_hash}, 0)
     if ticker:
         ticker.advance(first)
 
@@ -207,14 +230,15 @@ def train(
         batch = to_device(batch, device, condition.blind)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
+        if source and source.refresh and step % source.refresh == 0:
+            with half(dtype, device.type):
+                choose(policy, source, samples, config.batch_size, device, condition.blind, teacher)
         try:
-            with autocast:
-                loss = losses(policy, batch, condition.reconstruction, generator(seed, "mask", step))
-            if not math.isfinite(value := loss.total.item()):
-                raise FloatingPointError(f"the loss is {value}")
+            with seeded(seed, f"dropout/{step}"):
+                draws = generator(seed, "mask", step)
+                values = backward(policy, batch, condition, config.accumulate, draws, scaler, dtype, step, teacher)
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
-        scaler.scale(loss.total).backward()
         scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip))
         if not (math.isfinite(norm) or scaler.is_enabled()):  # with loss scaling that is usual, and the step is skipped
@@ -222,36 +246,88 @@ def train(
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if teacher is not None and source and source.decay is not None:
+            follow(teacher, backbone, source.decay)
         counted += config.batch_size
 
         done = step + 1
         if done % config.log_every == 0 or done == config.steps:
-            values = {
-                "loss": value,
-                "action_loss": loss.action.item(),
+            values |= {
                 "gradient_norm": norm,
                 "learning_rate": config.rate(step),
                 "samples_per_second": counted / (time.perf_counter() - clock),
             }
-            if loss.reconstruction is not None:
-                values["reconstruction_loss"] = loss.reconstruction.item()
-            if loss.channel is not None:
-                values["attention_channel"] = loss.channel
             if held_out is not None and (done % config.check_every == 0 or done == config.steps):
                 values["held_out_action_loss"] = held_out_loss(policy, held_out, device, condition.blind)
             for tracker in trackers:
                 tracker.log({**values, "batches": seen[:16]}, done)
             clock, counted = time.perf_counter(), 0
         if done % config.save_every == 0 and done < config.steps:
-            _save_state(folder, policy, optimizer, scaler, done, seen)
+            _save_state(folder, policy, optimizer, scaler, teacher, done, seen)
         if ticker:
-            ticker.advance(1, note=f"{condition.id} seed {seed}: loss {loss.action.item():.3f}")
+            ticker.advance(1, note=f"{condition.id} seed {seed}: loss {values['action_loss']:.3f}")
 
     for tracker in trackers:
         tracker.close()
-    save_tensors(folder / WEIGHTS, policy.state_dict(), steps=config.steps, batches=seen[:16])
+    save_tensors(folder / WEIGHTS, kept(policy), steps=config.steps, batches=seen[:16])
     _drop_state(folder)
     return folder
+
+
+def half(dtype: torch.dtype, device: str) -> Any:
+    """Autocast to `dtype`, or nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+
+
+def backward(
+    policy: Policy,
+    batch: Batch,
+    condition: Condition,
+    parts: int,
+    draws: torch.Generator,
+    scaler: torch.amp.GradScaler,
+    dtype: torch.dtype,
+    step: int = 0,
+    teacher: Backbone | None = None,
+) -> dict[str, Any]:
+    """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; what to log of it.
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+    """
+    device = batch.images.device.type
+    values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
+    for part, of_samples, of_steps in micro_batches(batch, parts):
+        with half(dtype, device):
+            loss = losses(policy, part, condition.reconstruction, draws, step, teacher)
+            # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
+            total = of_samples * loss.total + (of_steps - of_samples) * loss.action
+        if not math.isfinite(value := total.item()):
+            raise FloatingPointError(f"the loss is {value}")
+        scaler.scale(total).backward()
+        values["loss"] += value
+        values["action_loss"] += of_steps * loss.action.item()
+        if loss.reconstruction is not None:
+            known = values.get("reconstruction_loss", 0.0)
+            values["reconstruction_loss"] = known + of_samples * loss.reconstruction.item()
+        if loss.channel is not None:
+            values["attention_channel"] = loss.channel
+    return values
+
+
+def choose(
+    policy: Policy,
+    source: SaliencySource,
+    samples: Samples,
+    batch_size: int,
+    device: torch.device,
+    blind: bool = False,
+    teacher: Backbone | None = None,
+) -> None:
+    """Let `source` learn from evenly spaced training frames and today's weights: a resumed run learns the same."""
+    indices = spread_indices(samples, source.frames)
+    parts = np.array_split(indices, -(-len(indices) // batch_size))
+    policy.fit(source, (to_device(samples.batch(part), device, blind) for part in parts), teacher)
 
 
 @torch.no_grad()
@@ -314,7 +390,7 @@ def _require_space(folder: Path, policy: Policy) -> None:
     """A state is the weights and two moments of each, and the next one is complete before the last one goes."""
     if (folder / WEIGHTS).exists():
         return
-    weights = sum(tensor.nbytes for tensor in policy.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in kept(policy).values())
     states = 1 if (folder / STATE).exists() else 2
     require_free_space(folder, states * 3 * weights + SMALL_FILES)
 
@@ -323,14 +399,16 @@ def _drop_state(folder: Path) -> None:
     shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 
-def _save_state(folder, policy, optimizer, scaler, step: int, seen: str) -> None:
-    tensors = {f"policy.{name}": value for name, value in policy.state_dict().items()}
+def _save_state(folder, policy, optimizer, scaler, teacher, step: int, seen: str) -> None:
+    tensors = {f"policy.{name}": value for name, value in kept(policy).items()}
+    if teacher is not None:
+        tensors |= {f"teacher.{name}": mine for name, (mine, _) in averaged(teacher, policy.backbone).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     save_tensors(folder / STATE, tensors, step=step, seen=seen, scaler=scaler.state_dict())
 
 
-def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
+def _resume(folder, policy, optimizer, scaler, teacher) -> tuple[int, str]:
     """(first step to do, running hash of the batches seen); (0, empty hash) for a fresh run."""
     path = folder / STATE
     if not path.exists():
@@ -338,6 +416,10 @@ def _resume(folder, policy, optimizer, scaler) -> tuple[int, str]:
     tensors, metadata = load_tensors(path)
     weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
     restore(policy, weights, path)
+    if teacher is not None:
+        with torch.no_grad():
+            for name, (mine, _) in averaged(teacher, policy.backbone).items():
+                mine.copy_(tensors[f"teacher.{name}"])
     state = optimizer.state_dict()
     for name, value in tensors.items():
         if name.startswith("optimizer."):

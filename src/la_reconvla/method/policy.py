@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor, Rows
+from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor, Rows, SaliencySource
 from la_reconvla.method.actions import ActionBins, ActionHead
-from la_reconvla.method.saliency import saliency
+from la_reconvla.method.saliency import MEAN, NOT_CHOSEN
 
 
 class Policy(nn.Module):
@@ -18,23 +20,40 @@ class Policy(nn.Module):
         backbone: a module that satisfies `la_reconvla.contracts.Backbone`.
         bins: how actions become bins and back.
         reconstructor: the training-only head, or None. Deleting it changes no bit of `act`.
+        state_shape: shape of what the arm's saliency source learns from frames (`SaliencySource.state_shape`), which is
+            kept with the weights as `saliency_state`; () for nothing.
     """
+
+    saliency_state: Tensor | None
 
     backbone: Backbone
     reconstructor: Reconstructor | None
 
-    def __init__(self, backbone: Backbone, bins: ActionBins, reconstructor: Reconstructor | None = None):
+    def __init__(
+        self,
+        backbone: Backbone,
+        bins: ActionBins,
+        reconstructor: Reconstructor | None = None,
+        state_shape: tuple[int, ...] = (),
+    ):
         super().__init__()
         self.backbone = backbone
         self.bins = bins
         self.head = ActionHead(backbone.width, bins.count)
         self.reconstructor = reconstructor
+        empty = torch.full(state_shape, NOT_CHOSEN) if state_shape else None
+        self.register_buffer("saliency_state", empty)
 
     def features(
-        self, batch: Batch, *, attention: Rows | None = None, hidden: Bool[Tensor, "b n"] | None = None
+        self,
+        batch: Batch,
+        *,
+        attention: Rows | None = None,
+        hidden: Bool[Tensor, "b n"] | None = None,
+        teacher: Backbone | None = None,
     ) -> Features:
-        """The backbone's features of a batch; see `la_reconvla.contracts.Backbone`."""
-        return self.backbone(
+        """The features of a batch from the backbone, or from its `teacher`; see `la_reconvla.contracts.Backbone`."""
+        features = (self.backbone if teacher is None else teacher)(
             batch.images,
             batch.instructions,
             attention=attention,
@@ -42,6 +61,19 @@ class Policy(nn.Module):
             wrist=batch.wrist,
             proprio=batch.proprio,
         )
+        features.texts = batch.instructions
+        return features
+
+    @torch.no_grad()
+    def fit(self, source: SaliencySource, batches: Iterable[Batch], teacher: Backbone | None = None) -> None:
+        """Let `source` learn from the attention on training frames; the result replaces `saliency_state`.
+
+        Raises:
+            UserError: from the source.
+        """
+        state = source.fit(self.features(batch, attention=source.rows, teacher=teacher) for batch in batches)
+        if self.saliency_state is not None and state is not None:
+            self.saliency_state.copy_(state)
 
     @torch.no_grad()
     def act(
@@ -62,7 +94,9 @@ class Policy(nn.Module):
         instructions: list[str],
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
+        source: SaliencySource = MEAN,
     ) -> Float[Tensor, "b n"]:
-        """Where the instruction looks: the saliency that the attention mask is made of."""
-        features = self.backbone(images, instructions, attention="instruction", wrist=wrist, proprio=proprio)
-        return saliency(features.attention, features.rows)
+        """Where the policy looks by `source`: the saliency that an attention mask is made of."""
+        features = self.backbone(images, instructions, attention=source.rows, wrist=wrist, proprio=proprio)
+        features.texts = instructions
+        return source(features, self.saliency_state)

@@ -19,16 +19,18 @@ import torch
 from rich.console import Console
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
-from la_reconvla.contracts import ACTION_DIM
+from la_reconvla.contracts import ACTION_DIM, Moment
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import patchify, unpatchify
-from la_reconvla.method.mask import AttentionMask, masked_count
+from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
@@ -230,7 +232,8 @@ class Ablation:
             samples = self._held_out_samples()
             indices = spread_indices(samples, self.config.frames)
             for cell in todo:
-                records = measure_run(cell.folder, samples, indices, self._swaps, device=self.device)
+                own = cell.condition.saliency or MEAN
+                records = measure_run(cell.folder, samples, indices, self._swaps, device=self.device, source=own)
                 write_json(cell.folder / HELD_OUT, {"weights": file_hash(cell.folder / WEIGHTS), **records})
                 bar.advance(note=cell.condition.id)
 
@@ -389,7 +392,7 @@ class Ablation:
                     yield Video(str(path), caption, record["success"])
 
     def _pictures(self) -> Iterator[Picture]:
-        """The attention of all conditions on the same held-out frames, and each arm's reconstructions there."""
+        """What each arm's mask follows, on the same held-out frames, and its reconstructions there."""
         samples = self._held_out_samples()
         chosen = spread_indices(samples, SHOWN + 2)[1:-1]
         batch = samples.batch(chosen)
@@ -401,13 +404,18 @@ class Ablation:
                 continue
             policy, _ = load_policy(cell.folder)
             grid = policy.backbone.grid
-            looks = policy.look(batch.images, batch.instructions, batch.wrist, batch.proprio)
+            own = cell.condition.saliency or MEAN
+            with torch.no_grad():
+                seen = policy.features(batch, attention=own.rows)
+            looks = own(seen, policy.saliency_state)
             maps[cell.condition.id] = looks.numpy()
             extra = cell.condition.reconstruction
             if extra is None or policy.reconstructor is None:
                 continue
-            mask = extra.mask(looks, (looks.shape[0], looks.shape[1]), generator(seed, "picture"))
-            if isinstance(extra.mask, AttentionMask):
+            parts = tuple(part(seen, policy.saliency_state) for part in extra.mask.parts)
+            moment = Moment(self.config.train.steps, grid, parts)
+            mask = extra.mask(looks, (looks.shape[0], looks.shape[1]), generator(seed, "picture"), moment)
+            if extra.mask.needs_attention:
                 masks[cell.condition.id] = mask.numpy()
             with torch.no_grad():
                 patches = policy.features(batch, hidden=mask if extra.mask_at == "input" else None).patches
@@ -469,7 +477,7 @@ def train_one(
     demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
-    config, arm = preset(preset_name).changed(**changes), condition(condition_id)
+    config, arm = _pinned(preset(preset_name).changed(**changes)), condition(condition_id)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
     _require_room(config.backbone, (episode.instruction for episode in opened.episodes))
@@ -484,14 +492,28 @@ def train_one(
 def ablate(preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any]) -> Path:
     """Run a preset with some of its fields replaced; see the command ``ablate``. Returns the study's folder."""
     folder = out or Path("runs") / preset_name
-    Ablation(preset(preset_name).changed(**changes), folder, workers or default_workers()).run()
+    config = _pinned(preset(preset_name).changed(**changes))
+    # One device holds one model of billions of weights: each further worker would load it again.
+    usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
+    Ablation(config, folder, workers or usual).run()
     return folder
 
 
-def _require_room(backbone: SmallPaliGemma, told: Iterable[str]) -> None:
+def _pinned(config: StudyConfig) -> StudyConfig:
+    """The study with its backbone's weights named exactly; a missing licence or file shows now."""
+    if not isinstance(config.backbone, Pretrained):
+        return config
+    return replace(config, backbone=config.backbone.pinned())
+
+
+def _require_room(backbone: SmallPaliGemma | Pretrained, told: Iterable[str]) -> None:
     """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet."""
     bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
-    dry_run(Policy(backbone.build(), bins), told)
+    if isinstance(backbone, Pretrained):
+        built: Any = replace(backbone, dtype="fp32", quantize=None).skeleton(backbone.tokenizer())
+    else:
+        built = backbone.build()
+    dry_run(Policy(built, bins).to(next(built.parameters()).device), told)
 
 
 def _write(path: Path, data: bytes) -> None:

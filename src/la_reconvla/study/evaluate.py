@@ -13,9 +13,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.checkpoint import dry_run, load_policy
-from la_reconvla.contracts import PlacementKind, Quality, Split, Start
+from la_reconvla.contracts import BackboneConfig, PlacementKind, Quality, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
@@ -124,7 +123,7 @@ def was_trained_on(start: Start, trained_on: frozenset[str]) -> bool:
 
 
 def settings_for(
-    backbone: SmallPaliGemma, image_size: int, quality: Quality, allow_any_mujoco: bool = False
+    backbone: BackboneConfig, image_size: int, quality: Quality, allow_any_mujoco: bool = False
 ) -> EnvSettings:
     """The environment that shows what `backbone` takes, rendered as the training data were."""
     return EnvSettings(

@@ -6,7 +6,7 @@ use what was taken away. Frames are the same for every condition and are paired 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int64
 
 from la_reconvla.checkpoint import load_policy
-from la_reconvla.contracts import Batch
+from la_reconvla.contracts import Batch, Features, Rows, SaliencySource
 from la_reconvla.data.samples import Samples, greyed
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
-from la_reconvla.method.saliency import saliency
+from la_reconvla.method.saliency import MEAN
 from la_reconvla.sim.policies import View
 from la_reconvla.study import grounding
 from la_reconvla.train import to_device
@@ -55,6 +55,7 @@ def measure_run(
     swaps: tuple[tuple[int, str, str], ...],
     batch_size: int = 32,
     device: str = "cpu",
+    source: SaliencySource = MEAN,
 ) -> dict[View, list[dict[str, Any]]]:
     """Records of one run on held-out frames.
 
@@ -65,12 +66,15 @@ def measure_run(
         swaps: see `la_reconvla.sim.policies.swapped`.
         batch_size: samples a forward pass.
         device: where the policy runs.
+        source: what the arm's own mask follows.
 
     Returns:
         For each view, one record a frame: seed, task, scene, episode, frame and ``action_error``; under the true view
         also the fields of `la_reconvla.study.grounding.Grounding` for the target, those for the destination with the
         prefix ``destination_``, ``aid``, one minus the cosine with the map under the wrong instruction, and
-        ``channel``, whose attention the map is made of (`la_reconvla.contracts.Features`).
+        ``channel``, whose attention the map is made of (`la_reconvla.contracts.Features`). All of these are of the mean
+        map, so that arms compare. If `source` is another, the same fields of its map follow with the prefix ``own_``,
+        and ``own_source`` names it.
         Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
 
     Raises:
@@ -98,23 +102,112 @@ def measure_run(
             records[view] += [{**key, "action_error": float(e)} for key, e in zip(keys, errors, strict=True)]
         if samples.demonstrations.episodes[0].instance_names:
             for record, fields in zip(
-                records["true"][-len(part) :], _grounding(policy, samples, part, batch, tasks, table), strict=True
+                records["true"][-len(part) :],
+                _grounding(policy, samples, part, batch, tasks, table, source),
+                strict=True,
             ):
                 record.update(fields)
     return records
 
 
-def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, table) -> list[dict[str, Any]]:
-    grid = policy.backbone.grid
-    coverage = samples.instance_patches(part, ("target", "destination"), grid)
+def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, table, source) -> list[dict[str, Any]]:
+    coverage = samples.instance_patches(part, ("target", "destination"), policy.backbone.grid)
     views: tuple[View, ...] = ("true", "wrong_instruction")
-    seen = [policy.features(view_of(batch, view, tasks, table), attention="instruction") for view in views]
-    looks = [saliency(features.attention, features.rows).cpu().numpy() for features in seen]
-    channel = seen[0].channel
-    target = grounding.measure(looks[0], coverage[:, 0]).records()
-    destination = grounding.measure(looks[0], coverage[:, 1]).records()
-    aid = grounding.instruction_difference(*looks)
-    return [
-        {**t, **{f"destination_{name}": value for name, value in d.items()}, "aid": float(a), "channel": channel}
-        for t, d, a in zip(target, destination, aid, strict=True)
-    ]
+    shown = [view_of(batch, view, tasks, table) for view in views]
+    found = measure_sources(policy, shown[0], shown[1], coverage, (MEAN, source))
+    records = found[MEAN]
+    if source != MEAN:
+        for record, own in zip(records, found[source], strict=True):
+            record |= {f"own_{name}": value for name, value in own.items()} | {"own_source": source.label}
+    return records
+
+
+@torch.no_grad()
+def measure_sources(
+    policy: Policy,
+    batch: Batch,
+    wrong: Batch,
+    coverage: Float[np.ndarray, "b 2 n"],
+    sources: Iterable[SaliencySource],
+) -> dict[SaliencySource, list[dict[str, Any]]]:
+    """Grounding of the maps of several sources on one batch; one pass of the backbone for each kind of rows and view.
+
+    Args:
+        policy: whose attention; a source that has learned something needs `Policy.saliency_state`.
+        batch: the frames.
+        wrong: the same under another instruction.
+        coverage: share of each patch on the target and on the destination.
+        sources: which maps; equal ones are measured once.
+
+    Returns:
+        For each source one record a frame: the fields of `la_reconvla.study.grounding.Grounding` for the target, those
+        for the destination with the prefix ``destination_``, ``aid`` and ``channel``.
+    """
+    chosen = dict.fromkeys(sources)
+    seen: dict[Rows, list[Features]] = {
+        rows: [policy.features(shown, attention=rows) for shown in (batch, wrong)]
+        for rows in dict.fromkeys(source.rows for source in chosen)
+    }
+    found: dict[SaliencySource, list[dict[str, Any]]] = {}
+    for source in chosen:
+        looks = [source(features, policy.saliency_state).cpu().numpy() for features in seen[source.rows]]
+        target = grounding.measure(looks[0], coverage[:, 0]).records()
+        destination = grounding.measure(looks[0], coverage[:, 1]).records()
+        aid, channel = grounding.instruction_difference(*looks), seen[source.rows][0].channel
+        found[source] = [
+            {**t, **{f"destination_{name}": value for name, value in d.items()}, "aid": float(a), "channel": channel}
+            for t, d, a in zip(target, destination, aid, strict=True)
+        ]
+    return found
+
+
+def sources_table(
+    policy: Policy,
+    samples: Samples,
+    indices: Int64[np.ndarray, "m"],
+    swaps: tuple[tuple[int, str, str], ...],
+    sources: Iterable[SaliencySource],
+    batch_size: int = 32,
+) -> dict[str, dict[str, float]]:
+    """Means over held-out frames for each source of any policy, by the source's label.
+
+    Args:
+        policy: where it is; sources that learn must have been fitted (`la_reconvla.train.choose`).
+        samples: held-out samples with instance masks, at the policy's image size and chunk.
+        indices: which of them.
+        swaps: see `la_reconvla.sim.policies.swapped`.
+        sources: which, each with a label of its own.
+        batch_size: samples a forward pass.
+
+    Returns:
+        label -> column -> mean over the frames in which it is defined: ``aos`` with ``aos_chance`` and ``aos_ceiling``,
+        ``aos_g`` with ``aos_g_chance``, ``mass_over_area``, ``pointing``, ``auroc``, ``aid``, ``destination_auroc``,
+        and ``frames``, on how many the target is visible.
+
+    Raises:
+        UserError: if the demonstrations have no instance masks.
+    """
+    if not samples.demonstrations.episodes[0].instance_names:
+        raise UserError("these demonstrations have no instance masks: collect some with la-reconvla collect")
+    chosen, table = tuple(dict.fromkeys(sources)), {(task, true): wrong for task, true, wrong in swaps}
+    device = next(policy.parameters()).device
+    records: dict[str, list[dict[str, Any]]] = {source.label: [] for source in chosen}
+    for part in np.array_split(indices, max(1, -(-len(indices) // batch_size))):
+        batch = to_device(samples.batch(part), device, blind=False)
+        tasks = [samples.origin(int(index))[0].task or 0 for index in part]
+        wrong = view_of(batch, "wrong_instruction", tasks, table)
+        coverage = samples.instance_patches(part, ("target", "destination"), policy.backbone.grid)
+        for source, rows in measure_sources(policy, batch, wrong, coverage, chosen).items():
+            records[source.label] += rows
+    return {label: _means(rows) for label, rows in records.items()}
+
+
+COLUMNS = ("aos", "aos_chance", "aos_ceiling", "aos_g", "aos_g_chance", "mass_over_area", "pointing", "auroc", "aid")
+
+
+def _means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    means = {"frames": float(sum(row["visible"] for row in rows))}
+    for name in (*COLUMNS, "destination_auroc"):
+        values = [row[name] for row in rows if row[name] is not None]
+        means[name] = float(np.mean(values)) if values else float("nan")
+    return means

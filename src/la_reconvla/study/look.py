@@ -20,7 +20,7 @@ from la_reconvla.checkpoint import CONFIG, load_policy
 from la_reconvla.contracts import PROPRIO_WIDTH, Channel, Features
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
-from la_reconvla.method.saliency import saliency
+from la_reconvla.method.saliency import per_head, saliency
 from la_reconvla.storage import atomic_write, read_json
 from la_reconvla.study import figures
 from la_reconvla.study.grounding import instruction_difference
@@ -74,7 +74,7 @@ def open_backbone(source: str, layers: int | None) -> Any:
         return load_policy(folder)[0].backbone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the library thinks of a configuration helps nobody here
-        return Opened(source, **({} if layers is None else {"saliency_layers": layers})).build()
+        return (Opened(source) if layers is None else Opened(source, saliency_layers=layers)).build()
 
 
 def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -105,11 +105,9 @@ def look_at(backbone: Any, image: UInt8[np.ndarray, "H W 3"], instruction: str) 
         wrist=torch.full_like(picture, 128) if backbone.config.wrist else None,
         proprio=torch.zeros(1, width, device=device) if width else None,
     )
-    scores = saliency(features.attention, features.rows)
-    assert features.attention is not None
-    assert features.rows is not None
-    heads = features.attention[0][:, :, features.rows[0]].float().mean(2)
-    return Look(scores[0].cpu().numpy(), heads.cpu().numpy(), backbone.saliency_layers, features.grid, features.channel)
+    scores, heads = saliency(features.attention, features.rows), per_head(features)[0]
+    layers = getattr(backbone, "inner", backbone).saliency_layers  # a pretrained backbone wraps its family's
+    return Look(scores[0].cpu().numpy(), heads.cpu().numpy(), layers, features.grid, features.channel)
 
 
 def look(

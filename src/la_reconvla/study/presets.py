@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
 from la_reconvla.conditions import ARMS, NO_IMAGE
 from la_reconvla.contracts import PlacementKind, Quality
 from la_reconvla.errors import UserError, unknown
@@ -48,7 +49,7 @@ class StudyConfig:
     held_out: float = 0.15
     quality: Quality = "fast"
     frame_stride: int = 2
-    backbone: SmallPaliGemma = field(default_factory=SmallPaliGemma)
+    backbone: SmallPaliGemma | Pretrained = field(default_factory=SmallPaliGemma)
     head: MAEDecoder = field(default_factory=MAEDecoder)
     train: TrainConfig = field(default_factory=TrainConfig)
     spread: float = 4.0
@@ -77,14 +78,16 @@ class StudyConfig:
     def changed(self, **changes: Any) -> StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
 
-        None changes nothing. Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is
-        replaced by the last arm.
+        None changes nothing. `backbone` is the source of a pretrained one, which is given what the preset's own is.
+        Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is replaced by the last arm.
 
         Raises:
             UserError: from the parts, for values that do not fit.
         """
         given = {name: value for name, value in changes.items() if value is not None}
         parts = {}
+        if (source := given.pop("backbone", None)) is not None:
+            self = replace(self, backbone=_pretrained(self.backbone, source))
         for part in ("backbone", "head", "train"):
             own = getattr(self, part)
             mine = {f.name: given.pop(f.name) for f in fields(own) if f.name in given}
@@ -94,6 +97,13 @@ class StudyConfig:
         if self.floor_arm not in (arms := given.get("conditions", self.conditions)):
             given.setdefault("floor_arm", arms[-1])
         return replace(self, **given, **parts)
+
+
+def _pretrained(before: SmallPaliGemma | Pretrained, source: str) -> Pretrained:
+    """The pretrained backbone `source` in the place of another."""
+    if isinstance(before, Pretrained):
+        return replace(before, source=source, revision=None)
+    return Pretrained(source, chunk=before.chunk, proprio=before.proprio, wrist=before.wrist)
 
 
 PRESETS = {
@@ -131,6 +141,29 @@ PRESETS = {
             demos=50,
             backbone=SmallPaliGemma(image_size=224, patch=16, mlp=2, chunk=24),
             train=TrainConfig(steps=6000, batch_size=16, save_every=500, check_every=500),
+            seeds=(0, 1, 2),
+            episodes=20,
+            floor_episodes=20,
+            frames=600,
+        ),
+        StudyConfig(  # the published setting on one 16 GB card: see docs/backbones.md for memory and time
+            preset="paper",
+            tasks=(0, 1, 2),
+            also_official=10,
+            demos=50,
+            backbone=Pretrained(
+                "google/paligemma-3b-pt-224", chunk=8, freeze=Freeze(vision=True), lora=Lora(rank=16), dtype="fp16"
+            ),
+            train=TrainConfig(
+                steps=5000,
+                batch_size=16,
+                accumulate=4,
+                learning_rate=2e-4,
+                warmup=100,
+                precision="fp16",
+                save_every=250,
+                check_every=500,
+            ),
             seeds=(0, 1, 2),
             episodes=20,
             floor_episodes=20,

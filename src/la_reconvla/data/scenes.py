@@ -1,0 +1,100 @@
+"""Rendered scenes on disk: a picture, and what the generator knows of it. Written by `la_reconvla.sim.scenes`.
+
+One safetensors file a shard. Its metadata names the columns, so that a file can be read without the simulator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from la_reconvla.contracts import Split
+from la_reconvla.errors import UserError
+from la_reconvla.storage import atomic_write
+
+SUFFIX = ".safetensors"
+NAMES = ("arenas", "instances")  # kept in the metadata, as JSON
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """m scenes, and what stands in them; o is the number of instances of any scene of the set.
+
+    Attributes:
+        arenas: m names of where each scene was rendered.
+        instances: o names, for example ``akita_black_bowl_1``; not every scene has every one.
+        images: uint8 [m H W 3], as `contracts.Observation.image`.
+        maps: uint8 [m H W], i + 1 where ``instances[i]`` is visible, 0 elsewhere. For evaluation: training reads none.
+        positions: float32 [m o 2], x and y in the world (m), NaN for what is not in the scene.
+        pixels: int32 [m o], how many pixels of each instance are visible.
+    """
+
+    arenas: tuple[str, ...]
+    instances: tuple[str, ...]
+    images: UInt8[np.ndarray, "m H W 3"]
+    maps: UInt8[np.ndarray, "m H W"]
+    positions: Float[np.ndarray, "m o 2"]
+    pixels: Int[np.ndarray, "m o"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def save(self, path: Path) -> None:
+        """Write one shard, atomically."""
+        arrays = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name not in NAMES}
+        with atomic_write(path) as temporary:
+            save_file(arrays, temporary, metadata={name: json.dumps(getattr(self, name)) for name in NAMES})
+
+    @classmethod
+    def load(cls, path: Path) -> Scenes:
+        """Read one shard.
+
+        Raises:
+            UserError: if it is missing or damaged.
+        """
+        try:
+            with safe_open(path, framework="np") as file:
+                arrays = {f.name: file.get_tensor(f.name) for f in fields(cls) if f.name not in NAMES}
+                metadata = file.metadata() or {}
+                return cls(*(tuple(json.loads(metadata[name])) for name in NAMES), **arrays)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is no file of scenes ({error}): delete it and render it again") from error
+
+    @classmethod
+    def join(cls, parts: Iterable[Scenes]) -> Scenes:
+        """All scenes of `parts`, in order, over all their instances."""
+        parts = list(parts)
+        names = tuple(sorted({name for part in parts for name in part.instances}))
+        positions, pixels, maps = [], [], []
+        for part in parts:
+            columns = [names.index(name) for name in part.instances]
+            where = np.full((len(part), len(names), 2), np.nan, np.float32)
+            shown = np.zeros((len(part), len(names)), np.int32)
+            where[:, columns], shown[:, columns] = part.positions, part.pixels
+            positions.append(where)
+            pixels.append(shown)
+            maps.append(np.array([0, *(column + 1 for column in columns)], np.uint8)[part.maps])
+        images = np.concatenate([part.images for part in parts])
+        arenas = tuple(arena for part in parts for arena in part.arenas)
+        return cls(arenas, names, images, np.concatenate(maps), np.concatenate(positions), np.concatenate(pixels))
+
+
+def load_scenes(folder: Path, split: Split) -> Scenes:
+    """All finished scenes of one split below `folder`.
+
+    Raises:
+        UserError: if there are none, or a file is damaged.
+    """
+    paths = sorted(Path(folder).glob(f"*/{split}/*{SUFFIX}"))
+    if not paths:
+        raise UserError(
+            f"{folder} holds no scenes of split '{split}': render some with `la-reconvla scenes --out {folder}`"
+        )
+    return Scenes.join(Scenes.load(path) for path in paths)

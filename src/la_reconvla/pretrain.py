@@ -1,0 +1,382 @@
+"""Teach a small PaliGemma words from captions alone, so that its attention means something before it acts.
+
+`Contrast` trains the very attention logits that the saliency is made of. FILIP (arXiv 2111.07783) scores a sentence
+against a picture by the best patch of each word; here the score comes from the language model's own queries and keys::
+
+    z[i, j] = max over patches p of  mean over words, heads and layers of  q_i . k_jp / sqrt(d)
+
+and a binary cross-entropy asks whether sentence i is true of picture j, for all pairs of a batch. A sentence's queries
+have seen its own picture only, so that its tokens cannot decide what another picture holds: only the patches can.
+`Captioning` and `MaskedWords` are the usual objectives, for comparison; they train the attention indirectly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
+from la_reconvla.checkpoint import load_tensors, save_tensors
+from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
+from la_reconvla.data.scenes import Scenes
+from la_reconvla.errors import UserError
+from la_reconvla.randomness import derive, generator, seeded
+from la_reconvla.storage import append_jsonl, atomic_write, claim, locked, read_jsonl
+
+WEIGHTS, METRICS, CONFIG = "backbone.safetensors", "metrics.jsonl", "pretrain.json"
+STATE = "state/latest.safetensors"
+WITH_QUERIES = "sdpa_with_queries"
+OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
+WHITENED = 512
+
+
+# ---------------------------------------------------------------- objectives
+
+
+@dataclass(eq=False)
+class Told:
+    """One batch.
+
+    Attributes:
+        images: uint8 [b 3 H W].
+        captions: b sentences, each read beside the picture of its number, of which it may be false.
+        truth: float [b b], FALSE, UNSURE or TRUE: is caption i true of picture j?
+    """
+
+    images: UInt8[Tensor, "b 3 H W"]
+    captions: list[Caption]
+    truth: Float[Tensor, "b b"]
+
+    @property
+    def texts(self) -> list[str]:
+        """The sentences."""
+        return [caption.text for caption in self.captions]
+
+
+class Objective(Protocol):
+    """What pretraining minimises; a frozen dataclass, so that it is a value."""
+
+    def head(self, backbone: PaliGemmaBackbone) -> nn.Module:
+        """Parameters that only pretraining needs."""
+        ...
+
+    def loss(self, backbone: PaliGemmaBackbone, head: Any, told: Told, generator: torch.Generator) -> Tensor:
+        """One number."""
+        ...
+
+
+class Biases(nn.Module):
+    """A scale and a threshold for the scores of each layer and of all together; float [layers + 1].
+
+    They start at 20 and -3: an average over words and heads is a tenth of one logit, and most sentences are false.
+    """
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((layers + 1,), 20.0))
+        self.bias = nn.Parameter(torch.full((layers + 1,), -3.0))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """See the module's equation.
+
+    Attributes:
+        each_layer: weight of the same loss taken on every layer alone, beside the one on their mean.
+    """
+
+    each_layer: float = 0.5
+    label = "contrast"
+
+    def head(self, backbone: PaliGemmaBackbone) -> Biases:
+        """Scales and thresholds."""
+        return Biases(len(backbone.saliency_layers))
+
+    def loss(self, backbone: PaliGemmaBackbone, head: Biases, told: Told, generator: torch.Generator) -> Tensor:
+        """Binary cross-entropy over pairs; true and false ones weigh the same, unsure ones nothing."""
+        maps = pair_logits(backbone, told.images, told.texts)  # [l b b n]
+        maps = torch.cat([maps.mean(0, keepdim=True), maps])
+        scores = maps.amax(-1) * head.scale[:, None, None] + head.bias[:, None, None]
+        true, false = told.truth == TRUE, told.truth < UNSURE
+        weight = true / true.sum().clamp_min(1) + false / false.sum().clamp_min(1)
+        losses = F.binary_cross_entropy_with_logits(scores, told.truth.expand_as(scores), reduction="none")
+        per_layer = (losses * weight).sum((1, 2)) / 2
+        return per_layer[0] + self.each_layer * per_layer[1:].mean()
+
+
+@dataclass(frozen=True)
+class Captioning:
+    """Predict each word of a true caption from the picture and the words before it (as CapPa, arXiv 2306.07915)."""
+
+    label = "captioning"
+
+    def head(self, backbone: PaliGemmaBackbone) -> nn.Linear:
+        """Words from states."""
+        return nn.Linear(backbone.width, backbone.tokenizer.get_vocab_size())
+
+    def loss(self, backbone: PaliGemmaBackbone, head: nn.Linear, told: Told, generator: torch.Generator) -> Tensor:
+        """Cross-entropy over the words of captions that are true of their own picture; the text is causal."""
+        tokens = backbone.encode(told.texts)
+        states = _states(backbone, told.images, tokens.ids, tokens.present, causal=True)
+        wanted = tokens.rows[:, 1:] & _own_truth(told)[:, None]
+        logits = head(states[:, :-1])[wanted]
+        return F.cross_entropy(logits, tokens.ids[:, 1:][wanted])
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """Predict covered words of a true caption from the picture and the other words (BERT, arXiv 1810.04805)."""
+
+    share: float = 0.3
+    label = "masked-words"
+
+    def head(self, backbone: PaliGemmaBackbone) -> nn.Linear:
+        """Words from states."""
+        return nn.Linear(backbone.width, backbone.tokenizer.get_vocab_size())
+
+    def loss(self, backbone: PaliGemmaBackbone, head: nn.Linear, told: Told, generator: torch.Generator) -> Tensor:
+        """Cross-entropy over the covered words, at least one a batch."""
+        tokens = backbone.encode(told.texts)
+        drawn = torch.rand(tokens.ids.shape, generator=generator).to(tokens.ids.device)
+        mine = tokens.rows & _own_truth(told)[:, None]
+        covered = mine & (drawn < torch.maximum(torch.tensor(self.share), drawn.masked_fill(~mine, 2.0).min()))
+        covered |= mine & (drawn == drawn.masked_fill(~mine, 2.0).min())
+        ids = tokens.ids.masked_fill(covered, UNK)
+        states = _states(backbone, told.images, ids, tokens.present, causal=False)
+        return F.cross_entropy(head(states[covered]), tokens.ids[covered])
+
+
+def _own_truth(told: Told) -> Bool[Tensor, "b"]:
+    own = told.truth.diagonal() == TRUE
+    return own if bool(own.any()) else torch.ones_like(own)
+
+
+def _states(backbone: PaliGemmaBackbone, images, ids, present, *, causal: bool, **options) -> Float[Tensor, "b t d"]:
+    """Final states at the text positions; the image is seen by all, the text by itself or causally."""
+    patches = backbone.images(images, None)
+    b, n = patches.shape[:2]
+    attention = torch.cat([torch.ones(b, n, dtype=torch.long, device=ids.device), present.long()], 1)
+    kinds = torch.zeros_like(attention)
+    if causal:
+        kinds[:, n:] = 1
+    out = backbone.model(
+        inputs_embeds=torch.cat([patches, backbone.model.get_input_embeddings()(ids)], 1),
+        attention_mask=attention,
+        position_ids=attention.cumsum(1),
+        token_type_ids=kinds,
+        use_cache=False,
+        **options,
+    )
+    return out.last_hidden_state[:, n:]
+
+
+def pair_logits(
+    backbone: PaliGemmaBackbone, images: UInt8[Tensor, "b 3 H W"], texts: list[str]
+) -> Float[Tensor, "l b b n"]:
+    """Attention logits of sentence i over the patches of picture j, averaged over words and heads, with gradient.
+
+    i = j are the logits that the model's own attention takes the softmax of, but for the average.
+    """
+    tokens, (rows, columns) = backbone.encode(texts), backbone.grid
+    n = rows * columns
+    recorded: dict[int, tuple[Tensor, Tensor]] = {}
+    language = backbone.model.language_model
+    before = language.config._attn_implementation
+    language.set_attn_implementation(WITH_QUERIES)
+    try:
+        _states(backbone, images, tokens.ids, tokens.present, causal=False, recorded=recorded)
+    finally:
+        language.set_attn_implementation(before)
+    share = tokens.rows / tokens.rows.sum(1, keepdim=True)
+    maps = []
+    for layer in backbone.saliency_layers:
+        query, key = recorded[layer]  # [b h s e], [b g s e]
+        words = torch.einsum("bhte,bt->bhe", query[:, :, n:], share.to(query.dtype))
+        words = words.unflatten(1, (key.shape[1], -1)).mean(2)  # heads of one group share their keys
+        maps.append(torch.einsum("ige,jgpe->ijp", words, key[:, :, :n]) / key.shape[1] / math.sqrt(key.shape[-1]))
+    return torch.stack(maps)
+
+
+def _sdpa_with_queries(module, query, key, value, attention_mask, recorded=None, **kwargs):
+    if recorded is not None:
+        recorded[module.layer_idx] = (query, key)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(WITH_QUERIES, _sdpa_with_queries)
+AttentionMaskInterface.register(WITH_QUERIES, sdpa_mask)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """How to pretrain.
+
+    Attributes:
+        backbone: size of the backbone.
+        objective: what is minimised.
+        steps: optimizer steps.
+        batch_size: pictures a step.
+        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        warmup: steps of the warm-up.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        threads: CPU threads.
+        curriculum: share of the steps over which relations and requests come in; before, things are only named.
+        seed: of weights, pictures and sentences.
+        log_every: steps between lines of ``metrics.jsonl``.
+        save_every: steps between saved states.
+    """
+
+    backbone: SmallPaliGemma = field(default_factory=SmallPaliGemma)
+    objective: Contrast | Captioning | MaskedWords = field(default_factory=Contrast)
+    steps: int = 6000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    curriculum: float = 0.3
+    threads: int = 1
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 250
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights that come out."""
+        kept = {k: v for k, v in asdict(self).items() if k not in ("threads", "log_every", "save_every")}
+        return {**kept, "objective": repr(self.objective)}
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step`, counted from 0."""
+        done = max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.learning_rate * min(1, (step + 1) / self.warmup) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+
+
+def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
+    """The batch of one step; a function of the seed and the step."""
+    rng = np.random.default_rng(derive(config.seed, "captions", step))
+    scenes = captioner.scenes
+    plain = rng.random(config.batch_size) < 1 - min(1.0, step / max(1, config.curriculum * config.steps))
+    arena = captioner.arenas[rng.choice(len(captioner.arenas), p=captioner.shares)]
+    chosen = rng.choice(arena, size=config.batch_size)
+    captions = []
+    for index, alone in zip(chosen, plain, strict=True):
+        caption = None
+        while caption is None:
+            about = int(index if rng.random() < OWN else rng.choice(arena))
+            wordings = NAMES if alone else WORDINGS
+            caption = captioner.caption(rng, about, relations=not alone, wordings=wordings)
+        captions.append(caption)
+    truth = torch.from_numpy(np.stack([caption.truth(scenes, chosen) for caption in captions])).float()
+    images = torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).contiguous()
+    return Told(images, captions, truth)
+
+
+def pretrain(
+    scenes: Scenes,
+    config: PretrainConfig,
+    folder: Path,
+    tick: Callable[[str], None] = lambda note: None,
+) -> Path:
+    """Train, or go on where a killed run stopped. Returns the file of weights.
+
+    Raises:
+        UserError: for scenes of another size, a folder of another configuration, or a loss that is not finite.
+    """
+    if scenes.images.shape[1] != config.backbone.image_size:
+        raise UserError(
+            f"the scenes are {scenes.images.shape[1]} pixels wide, the backbone takes {config.backbone.image_size}: "
+            "render them at that --image-size"
+        )
+    torch.set_num_threads(config.threads)
+    with locked(folder):
+        claim(folder / CONFIG, config.identity)
+        if (folder / WEIGHTS).exists():
+            return folder / WEIGHTS
+        with seeded(config.seed, "weights"):
+            backbone = config.backbone.build()
+            head = config.objective.head(backbone)
+        some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
+        whiten_patches(backbone, torch.from_numpy(scenes.images[some]).permute(0, 3, 1, 2).contiguous())
+        both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
+        groups = [[p for p in both.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
+        decays = (config.weight_decay, 0.0)
+        optimizer = torch.optim.AdamW(
+            [{"params": g, "weight_decay": d} for g, d in zip(groups, decays, strict=True)],
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+        first = _resume(folder / STATE, both, optimizer)
+        _drop_after(folder / METRICS, first)
+        captioner, clock = Captioner(scenes), time.perf_counter()
+        for step in range(first, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            told = tell(captioner, config, step)
+            loss = config.objective.loss(backbone, head, told, generator(config.seed, "cover", step))
+            if not math.isfinite(value := loss.item()):
+                raise UserError(f"the loss is {value} at step {step}: lower the learning rate")
+            loss.backward()
+            norm = float(nn.utils.clip_grad_norm_(both.parameters(), config.clip))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            if done % config.log_every == 0:
+                rate = config.log_every * config.batch_size / (time.perf_counter() - clock)
+                append_jsonl(
+                    folder / METRICS,
+                    {"step": done, "loss": value, "gradient_norm": norm, "samples_per_second": rate},
+                )
+                clock = time.perf_counter()
+            if done % config.save_every == 0 and done < config.steps:
+                _save(folder / STATE, both, optimizer, done)
+            tick(f"loss {value:.3f}")
+        kept = {f"model.{name}": tensor.half() for name, tensor in backbone.model.state_dict().items()}
+        save_tensors(folder / WEIGHTS, kept, backbone=asdict(config.backbone), steps=config.steps)
+    return folder / WEIGHTS
+
+
+def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    save_tensors(path, tensors, step=step)
+
+
+def _drop_after(path: Path, first: int) -> None:
+    """Cut off the lines that a killed run wrote after its last saved state."""
+    kept = [line for line in read_jsonl(path) if line["step"] <= first]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    tensors, metadata = load_tensors(path)
+    module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, entry = name.split(".", 2)
+            state["state"].setdefault(int(index), {})[entry] = value
+    optimizer.load_state_dict(state)
+    return int(metadata["step"])

@@ -1,0 +1,239 @@
+"""Pictures of LIBERO's own arenas with their own objects in random arrangements, to learn words from.
+
+Nothing moves in them: one reset builds the arena, then the free joints of the objects and the robot's arm are set
+and two pictures are drawn (what is seen, and which instance each pixel shows). A scene costs about 0.1 s on one core.
+Each is a function of (seed, arena, split, number) alone, so that a stopped run goes on with the same scenes.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from jaxtyping import Float
+
+from la_reconvla.contracts import Quality, Split
+from la_reconvla.data.scenes import SUFFIX, Scenes
+from la_reconvla.errors import UserError
+from la_reconvla.processes import worker_pool
+from la_reconvla.progress import progress
+from la_reconvla.randomness import derive
+from la_reconvla.storage import claim, locked, require_free_space
+
+CONFIG = "scenes.json"
+SHARD = 50  # scenes a file
+APART = 0.10  # centres of two objects are at least this far apart (m); a bowl's radius is 0.056
+NEAR = 0.15  # an object placed beside another is at most this far from it (m)
+BESIDE = 0.45  # share of the objects that are placed beside an earlier one, so that relations are frequent
+PRESENT = 0.7  # chance that an object is in the scene at all
+ARM = (0.35, 0.25, 0.25, 0.3, 0.3, 0.3, 0.5)  # standard deviation of the arm's seven joints (rad)
+AWAY = -5.0  # y of what is not in the scene (m): behind the camera
+TRIES = 200
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where scenes are rendered: the furniture and objects of one LIBERO task.
+
+    Attributes:
+        suite: LIBERO suite.
+        task: its task, whose objects are used.
+        x: lowest and highest x of an object's centre in the world (m).
+        y: the same for y.
+        share: scenes rendered here, as a share of all.
+    """
+
+    suite: str
+    task: int
+    x: tuple[float, float] = (-0.26, 0.20)
+    y: tuple[float, float] = (-0.30, 0.22)
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Folder of its scenes."""
+        return f"{self.suite}-{self.task}"
+
+
+FLOOR = (-0.30, 0.30)
+ARENAS = (
+    Arena("libero_spatial", 0, y=(-0.22, 0.36), share=0.6),
+    Arena("libero_goal", 0, share=0.16),
+    Arena("libero_object", 0, y=FLOOR, share=0.08),
+    Arena("libero_object", 3, y=FLOOR, share=0.08),
+    Arena("libero_object", 5, y=FLOOR, share=0.08),
+)
+
+
+@dataclass(frozen=True)
+class ScenesConfig:
+    """What to render.
+
+    Attributes:
+        out: folder to write to.
+        scenes: training scenes in all arenas together; a tenth as many are rendered for tests.
+        arenas: where.
+        image_size: rows and columns.
+        quality: render quality.
+        workers: processes.
+        seed: of the arrangements.
+    """
+
+    out: Path
+    scenes: int = 5000
+    arenas: tuple[Arena, ...] = ARENAS
+    image_size: int = 112
+    quality: Quality = "fast"
+    workers: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scenes < 1 or self.workers < 1:
+            raise UserError(f"scenes and workers must be at least 1, not {self.scenes} and {self.workers}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides which pictures come out; the number of scenes may grow."""
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "scenes")}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Scenes ``SHARD * number`` and on, of one arena and split."""
+
+    arena: Arena
+    split: Split
+    number: int
+
+    def path(self, folder: Path) -> Path:
+        """Where it is kept."""
+        return folder / self.arena.name / self.split / f"{self.number:04d}{SUFFIX}"
+
+
+def shards(config: ScenesConfig) -> Iterator[Shard]:
+    """All shards, arena by arena: changing the arena costs a worker some seconds."""
+    for arena in config.arenas:
+        for split in get_args(Split):
+            wanted = config.scenes * arena.share / (10 if split == "test" else 1)
+            yield from (Shard(arena, split, number) for number in range(math.ceil(wanted / SHARD)))
+
+
+def render(config: ScenesConfig) -> int:
+    """Render what is missing. Returns how many scenes the folder then holds.
+
+    Raises:
+        UserError: for a folder of another configuration, no simulator or OpenGL, too little space.
+    """
+    from la_reconvla.sim.machine import require_simulator
+
+    everything = list(shards(config))
+    require_simulator()
+    require_free_space(config.out, 5 * len(everything) * SHARD * config.image_size**2)
+    with locked(config.out):
+        claim(config.out / CONFIG, config.identity)
+        todo = [shard for shard in everything if not shard.path(config.out).exists()]
+        done = SHARD * (len(everything) - len(todo))
+        with progress("Rendering", total=SHARD * len(everything), unit="scenes", done=done) as bar:
+            try:
+                with worker_pool(config.workers) as pool:
+                    for job in as_completed([pool.submit(_render_shard, config, shard) for shard in todo]):
+                        job.result()
+                        bar.advance(SHARD)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a worker process died, most often for lack of memory: run the same command with fewer --workers"
+                ) from error
+    return SHARD * len(everything)
+
+
+def _render_shard(config: ScenesConfig, shard: Shard) -> None:
+    studio = _studio(shard.arena, config.image_size, config.quality)
+    numbers = range(shard.number * SHARD, (shard.number + 1) * SHARD)
+    stream = f"scenes/{shard.arena.name}/{shard.split}"
+    seeds = [derive(config.seed, stream, number) for number in numbers]
+    Scenes.join(studio.scene(np.random.default_rng(seed)) for seed in seeds).save(shard.path(config.out))
+
+
+@functools.lru_cache(maxsize=1)
+def _studio(arena: Arena, image_size: int, quality: Quality) -> Studio:
+    return Studio(arena, image_size, quality)
+
+
+class Studio:
+    """One arena, built once."""
+
+    def __init__(self, arena: Arena, image_size: int, quality: Quality) -> None:
+        from la_reconvla.sim.libero import LiberoEnv
+        from la_reconvla.sim.tasks import load_task, official_start
+
+        self.arena, self.task = arena, load_task(arena.suite, arena.task)
+        self.env = LiberoEnv(image_size=image_size, quality=quality)
+        self.env.reset(official_start(self.task, 0, seed=zlib.crc32(arena.name.encode()) % 1000))
+        self.rest = self.env.state()  # settled: heights and orientations are those of things that lie still
+
+    def scene(self, rng: np.random.Generator) -> Scenes:
+        """One random arrangement and its pictures."""
+        state = self.rest.copy()
+        state[1:8] += rng.normal(0.0, ARM)
+        places = arrange(rng, self.arena, len(self.task.objects))
+        for i, place in enumerate(places):
+            pose = self._pose(state, i)
+            pose[:2] = (0.0, AWAY - i) if np.isnan(place).any() else place
+            turn = rng.uniform(-np.pi, np.pi) / 2
+            pose[3:] = _product((math.cos(turn), 0.0, 0.0, math.sin(turn)), pose[3:])
+        self.env.set_state(state)
+        seen, image = self.env.segmentation(self.task.objects), self.env.observe().image
+        pixels = np.bincount(seen.ravel(), minlength=len(self.task.objects) + 1)[1:]
+        columns = places[None].astype(np.float32), pixels[None].astype(np.int32)
+        return Scenes((self.arena.name,), self.task.objects, image[None], seen[None], *columns)
+
+    def _pose(self, state: Float[np.ndarray, "s"], index: int) -> Float[np.ndarray, "7"]:
+        """View of one object's place in a state: x, y, z and a quaternion in wxyz order."""
+        joint = self.env.sim.model.get_joint_qpos_addr(f"{self.task.objects[index]}_joint0")[0]
+        return state[1 + joint : 8 + joint]  # the first number of a state is its time
+
+
+def arrange(rng: np.random.Generator, arena: Arena, count: int) -> Float[np.ndarray, "o 2"]:
+    """Where each of `count` objects stands, NaN for those left out; at least one is there.
+
+    Each is dropped beside an earlier one or anywhere in the arena, `APART` from all earlier ones; one that finds no
+    room in `TRIES` draws is left out.
+    """
+    places = np.full((count, 2), np.nan)
+    present = rng.random(count) < PRESENT
+    present[rng.integers(count)] = True
+    low, high = np.array([arena.x, arena.y]).T
+    for i in rng.permutation(np.flatnonzero(present)):
+        earlier = places[~np.isnan(places[:, 0])]
+        for _ in itertools.repeat(None, TRIES):
+            if len(earlier) and rng.random() < BESIDE:
+                angle, distance = rng.uniform(-np.pi, np.pi), rng.uniform(APART, NEAR)
+                place = earlier[rng.integers(len(earlier))] + distance * np.array([math.cos(angle), math.sin(angle)])
+            else:
+                place = rng.uniform(low, high)
+            room = np.linalg.norm(earlier - place, axis=1).min(initial=np.inf) >= APART
+            if room and (place >= low).all() and (place <= high).all():
+                places[i] = place
+                break
+    return places
+
+
+def _product(first, second) -> tuple[float, float, float, float]:
+    """Hamilton product of two quaternions in wxyz order: `second`, then `first`."""
+    a, b, c, d = first
+    e, f, g, h = second
+    return (
+        a * e - b * f - c * g - d * h,
+        a * f + b * e + c * h - d * g,
+        a * g - b * h + c * e + d * f,
+        a * h + b * g - c * f + d * e,
+    )
