@@ -25,7 +25,7 @@ from helpers import HEAD, TINY, random_batch
 from la_reconvla import checkpoint, storage
 from la_reconvla import train as train_module
 from la_reconvla.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy, load_tensors, save_tensors
-from la_reconvla.conditions import C1, C4, CONDITIONS, NO_IMAGE, Condition
+from la_reconvla.conditions import C1, C2, C4, CONDITIONS, NO_IMAGE, Condition
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
@@ -286,6 +286,8 @@ def test_all_arms_of_a_seed_start_alike_and_see_the_same_batches(demonstrations:
         assert batches[arm.id, 0] == batches["C1", 0]
         assert (starts[arm.id, 0] == starts["C1", 0]) is not arm.blind  # a blind one knows nothing of the images
     assert starts["C1", 1] != starts["C1", 0]
+    channels = {arm.id: {line.get("attention_channel") for line in logs[arm.id, 0][1:]} for arm in (C1, C2, C4)}
+    assert channels == {"C1": {None}, "C2": {None}, "C4": {"language"}}, "the log says whose attention made the mask"
     assert all(one != other for one, other in zip(batches["C1", 1], batches["C1", 0], strict=True))
 
 

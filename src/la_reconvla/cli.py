@@ -255,6 +255,34 @@ def ablate(
 
 
 @app.command
+def look(
+    backbone: str,
+    image: Path,
+    instruction: str,
+    out: Path = Path("map.png"),
+    against: str | None = None,
+    per_head: bool = False,
+    layers: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw where an instruction looks in a picture, and print whose attention that is and its numbers.
+
+    Args:
+        backbone: a model on the hub (its id) or in a folder, or the folder of a run.
+        image: the picture; one that is not square is squeezed.
+        instruction: what the robot is told.
+        out: the PNG.
+        against: another instruction, for comparison.
+        per_head: one row a layer, one column a head.
+        layers: how many of the last layers are read; 3 by default, a run in its own.
+        device: auto, cpu, cuda or mps.
+    """
+    from la_reconvla.study.look import look as run
+
+    print("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
+
+
+@app.command
 def scenes(out: Path, scenes: int = 5000, image_size: int = 112, workers: int = 1, seed: int = 0) -> None:
     """Render LIBERO's arenas and objects in random arrangements, to learn words from. Stopped, it goes on.
 

@@ -201,13 +201,14 @@ class Features:
 
 @dataclass(eq=False)
 class Losses:
-    """`total` = `action` + weight x `reconstruction`; `saliency` and `mask` are kept for pictures and metrics."""
+    """`total` = `action` + weight x `reconstruction`; the rest is kept for pictures, metrics and the log."""
 
     total: Float[Tensor, ""]
     action: Float[Tensor, ""]
     reconstruction: Float[Tensor, ""] | None = None
     saliency: Float[Tensor, "b n"] | None = None
     mask: Bool[Tensor, "b n"] | None = None
+    channel: Channel | None = None  # whose attention `saliency` is; None where nothing asked
 
 
 class SaliencySource(Protocol):

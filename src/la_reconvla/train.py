@@ -289,14 +289,14 @@ def backward(
     dtype: torch.dtype,
     step: int = 0,
     teacher: Backbone | None = None,
-) -> dict[str, float]:
-    """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; returns the losses.
+) -> dict[str, Any]:
+    """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; what to log of it.
 
     Raises:
         FloatingPointError: if a loss is not finite.
     """
     device = batch.images.device.type
-    values = {"loss": 0.0, "action_loss": 0.0}
+    values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
     for part, of_samples, of_steps in micro_batches(batch, parts):
         with half(dtype, device):
             loss = losses(policy, part, condition.reconstruction, draws, step, teacher)
@@ -310,6 +310,8 @@ def backward(
         if loss.reconstruction is not None:
             known = values.get("reconstruction_loss", 0.0)
             values["reconstruction_loss"] = known + of_samples * loss.reconstruction.item()
+        if loss.channel is not None:
+            values["attention_channel"] = loss.channel
     return values
 
 

@@ -102,4 +102,5 @@ def losses(
         patches = policy.features(batch, hidden=mask).patches
     target = patchify(batch.images, policy.backbone.patch_size)
     recon = policy.reconstructor.loss(patches, mask, target, generator)
-    return Losses(action + reconstruction.weight * recon, action, recon, scores, mask)
+    channel = None if scores is None else features.channel
+    return Losses(action + reconstruction.weight * recon, action, recon, scores, mask, channel)

@@ -296,6 +296,32 @@ def attention_grid(
     return _png(figure)
 
 
+def head_grid(
+    image: UInt8[np.ndarray, "H W 3"],
+    title: str,
+    layers: Mapping[str, Float[np.ndarray, "h n"]],
+    grid: tuple[int, int],
+) -> bytes:
+    """Attention maps of every head on one image, as PNG; rows are layers, columns their mean and then each head.
+
+    Each map has its own scale: heads differ in how much they look at the image at all, which the titles say.
+
+    Args:
+        image: the frame.
+        title: of the picture.
+        layers: maps of the heads of each layer, by the layer's name.
+        grid: rows and columns of patches.
+    """
+    columns = 1 + max(len(heads) for heads in layers.values())
+    figure = Figure(figsize=(1.4 * columns, 1.65 * len(layers) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    for cells, (name, heads) in zip(figure.subplots(len(layers), columns, squeeze=False), layers.items(), strict=True):
+        shown = {name: heads.mean(0), **{f"head {i}: {head.sum():.2f}": head for i, head in enumerate(heads)}}
+        for axes, (label, scores) in zip(cells, shown.items(), strict=True):
+            _show(axes, overlay(image, scores, grid), label)
+    return _png(figure)
+
+
 def reconstruction_strip(
     images: UInt8[np.ndarray, "f H W 3"],
     masks: Bool[np.ndarray, "f n"],

@@ -1,0 +1,163 @@
+"""Where one instruction looks in one picture: the map that an attention mask would be made of, for people.
+
+Works on any backbone that `la_reconvla.backbones.families` knows and on the runs of this package.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, UnidentifiedImageError
+
+from la_reconvla.backbones.families import Opened
+from la_reconvla.checkpoint import CONFIG, load_policy
+from la_reconvla.contracts import PROPRIO_WIDTH, Channel, Features
+from la_reconvla.data.samples import resize
+from la_reconvla.errors import UserError
+from la_reconvla.method.saliency import per_head, saliency
+from la_reconvla.storage import atomic_write, read_json
+from la_reconvla.study import figures
+from la_reconvla.study.grounding import instruction_difference
+from la_reconvla.train import pick_device
+
+TOP = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One instruction's map.
+
+    Attributes:
+        saliency: [n], see `la_reconvla.method.saliency.saliency`.
+        heads: [l h n], the same before layers and heads are averaged.
+        layers: numbers of those layers.
+        grid: rows and columns.
+        channel: whose attention it is.
+    """
+
+    saliency: Float[np.ndarray, "n"]
+    heads: Float[np.ndarray, "l h n"]
+    layers: tuple[int, ...]
+    grid: tuple[int, int]
+    channel: Channel
+
+    def lines(self) -> list[str]:
+        """Its numbers in words."""
+        order = np.argsort(-self.saliency)[:TOP]
+        rows, columns = np.unravel_index(order, self.grid)
+        top = ", ".join(f"({r}, {c}) {self.saliency[i]:.4f}" for i, r, c in zip(order, rows, columns, strict=True))
+        return [
+            f"channel: {figures.readable(self.channel)}",
+            f"layers {', '.join(map(str, self.layers))}, {self.heads.shape[1]} heads, "
+            f"{self.grid[0]} x {self.grid[1]} patches",
+            f"share of the attention that falls on the image: {self.saliency.sum():.3f}",
+            f"top patches (row, column): {top}; even would be {self.saliency.mean():.4f}",
+        ]
+
+
+def open_backbone(source: str, layers: int | None) -> Any:
+    """The backbone of a run, of a model in a folder, or of an id on the hub.
+
+    Raises:
+        UserError: if there is none, or `layers` is given for a run, which was trained with its own.
+    """
+    folder = Path(source)
+    if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
+        if layers is not None:
+            raise UserError("a run is looked at in the layers that it was trained with: leave --layers out")
+        return load_policy(folder)[0].backbone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the library thinks of a configuration helps nobody here
+        return (Opened(source) if layers is None else Opened(source, saliency_layers=layers)).build()
+
+
+def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture as a backbone takes it; one that is not square is squeezed.
+
+    Raises:
+        UserError: if it is missing or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return resize(np.asarray(picture.convert("RGB"))[None], size)[0]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: give a picture with --image") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} is no picture that can be read ({error}): give a PNG or JPEG") from error
+
+
+@torch.no_grad()
+def look_at(backbone: Any, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> Look:
+    """Where `instruction` looks. A second camera, where the backbone has one, shows grey; robot state is zero."""
+    device = next(backbone.parameters()).device
+    picture = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).to(device)
+    width = PROPRIO_WIDTH[backbone.config.proprio]
+    features: Features = backbone(
+        picture,
+        [instruction],
+        attention="instruction",
+        wrist=torch.full_like(picture, 128) if backbone.config.wrist else None,
+        proprio=torch.zeros(1, width, device=device) if width else None,
+    )
+    scores, heads = saliency(features.attention, features.rows), per_head(features)[0]
+    layers = getattr(backbone, "inner", backbone).saliency_layers  # a pretrained backbone wraps its family's
+    return Look(scores[0].cpu().numpy(), heads.cpu().numpy(), layers, features.grid, features.channel)
+
+
+def look(
+    source: str,
+    image: Path,
+    instruction: str,
+    out: Path,
+    against: str | None = None,
+    per_head: bool = False,
+    layers: int | None = None,
+    device: str = "auto",
+) -> list[str]:
+    """Draw the map as PNG and say its numbers.
+
+    Args:
+        source: a run's folder, a model's folder, or an id on the hub.
+        image: a picture.
+        instruction: what the robot is told.
+        out: the PNG.
+        against: another instruction to compare with.
+        per_head: one row a layer, one column a head.
+        layers: how many of the last layers are read; 3 without it.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        Lines to print.
+
+    Raises:
+        UserError: if something is missing or does not fit.
+    """
+    if out.suffix.lower() != ".png":
+        raise UserError(f"the map is a PNG: give --out a name that ends in .png, not {out.name}")
+    if not image.exists():
+        raise UserError(f"{image} does not exist: give a picture with --image")
+    backbone = open_backbone(source, layers)
+    backbone.to(pick_device(device))
+    picture = read_image(image, backbone.grid[0] * backbone.patch_size)
+    told = [instruction] if against is None else [instruction, against]
+    found = [look_at(backbone, picture, text) for text in told]
+    if per_head:
+        rows = {f"layer {layer}": found[0].heads[i] for i, layer in enumerate(found[0].layers)}
+        content = figures.head_grid(picture, instruction, rows, found[0].grid)
+    else:
+        maps = {text: each.saliency[None] for text, each in zip(told, found, strict=True)}
+        title = f"{instruction} ({figures.readable(found[0].channel)})"
+        content = figures.attention_grid(picture[None], [title], maps, found[0].grid)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(content)
+    lines = found[0].lines()
+    if against is not None:
+        apart = instruction_difference(*(each.saliency[None] for each in found))[0]
+        lines += [f"against '{against}': {found[1].lines()[2]}", f"difference of the maps (1 - cosine): {apart:.4f}"]
+    return [*lines, str(out)]
