@@ -106,7 +106,7 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("ablate --preset quik", "unknown preset 'quik': did you mean quick? known: quick, small, smoke"),
+        ("ablate --preset quik", "unknown preset 'quik': did you mean quick? known: paper, quick, small, smoke"),
         ("ablate --preset smoke --conditions C1 C5", "unknown condition 'C5': did you mean C4 or"),
         ("ablate --preset smoke --conditions C1 C1", "conditions are listed twice: C1, C1"),
         ("ablate --preset smoke --conditions no-image", "'no-image' is a floor"),

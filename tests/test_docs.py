@@ -7,12 +7,14 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from la_reconvla import cli
+from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import ARMS
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
@@ -95,8 +97,9 @@ def test_presets_and_conditions_named_exist() -> None:
 
 
 def row(preset: StudyConfig) -> str:
-    side = preset.backbone.image_size // preset.backbone.patch
-    cells = [f"`{preset.preset}`", f"{len(preset.tasks)} x {preset.demos}", f"{side} x {side}", str(preset.train.steps)]
+    rows, columns = preset.backbone.grid
+    patches = f"{rows} x {columns}"
+    cells = [f"`{preset.preset}`", f"{len(preset.tasks)} x {preset.demos}", patches, str(preset.train.steps)]
     cells += [str(len(preset.seeds)), str(len(preset.conditions)), str(preset.episodes)]
     return f"| {' | '.join(cells)} |"
 
@@ -108,10 +111,13 @@ def test_the_table_of_presets_is_true(preset: StudyConfig) -> None:
 
 def sizes(preset: StudyConfig) -> str:
     b = preset.backbone
-    side = b.image_size // b.patch
-    patches, masked = f"{side} x {side} of {b.patch} px", -(-side * side // 4)
-    backbone = b.build()
-    policy = Policy(backbone, ActionBins((-1.0,) * 7, (1.0,) * 7), preset.head.build(b.width, (side, side), b.patch))
+    side = b.grid[0]
+    patch = b.image_size // side
+    patches, masked = f"{side} x {side} of {patch} px", -(-side * side // 4)
+    # a pretrained one has its size without its weights; its adapters count
+    backbone: Any = b.skeleton() if isinstance(b, Pretrained) else b.build()
+    head = preset.head.build(backbone.width, b.grid, patch)
+    policy = Policy(backbone, ActionBins((-1.0,) * 7, (1.0,) * 7), head)
     parameters = {name: p.numel() / 1e6 for name, p in policy.named_parameters()}
     alone = sum(size for name, size in parameters.items() if not name.startswith("reconstructor."))
     cells = [f"`{preset.preset}`", f"{b.image_size} px", patches, str(masked), str(b.chunk), f"{alone:.2f}"]

@@ -403,6 +403,17 @@ def test_a_preset_takes_another_backbone(source: str) -> None:
     assert (len(paper.tasks), paper.demos) == (3, 50)
 
 
+def test_options_of_the_command_line_reach_the_backbone(source: str) -> None:
+    changed = PRESETS["paper"].changed(backbone=source, lora_rank=4, quantize="nf4", chunk=2).backbone
+    assert isinstance(changed, Pretrained)
+    assert (changed.lora, changed.quantize, changed.dtype, changed.chunk) == (Lora(rank=4), "nf4", "fp16", 2)
+    full = preset("quick").changed(backbone=source, lora_rank=0, dtype="fp32").backbone
+    assert isinstance(full, Pretrained)
+    assert (full.lora, full.dtype) == (None, "fp32")
+    with pytest.raises(UserError, match="for a pretrained backbone: give --backbone too"):
+        preset("quick").changed(quantize="nf4")
+
+
 def test_its_configuration_survives_json(source: str) -> None:
     for config in (
         tiny(source),

@@ -19,6 +19,8 @@ app = tyro.extras.SubcommandApp()
 Positional = tyro.conf.Positional
 Ints = Optional[tuple[int, ...]]  # noqa: UP045 (tyro reads it at run time on Python 3.10)
 Names = Optional[tuple[str, ...]]  # noqa: UP045
+Quantize = Optional[Literal["nf4"]]  # noqa: UP045
+Precision = Optional[Literal["fp32", "bf16", "fp16"]]  # noqa: UP045
 Proprio = Optional[Literal["none", "gripper", "all"]]  # noqa: UP045
 
 
@@ -101,6 +103,9 @@ def train(
     seed: int = 0,
     preset: str = "small",
     backbone: str | None = None,
+    lora_rank: int | None = None,
+    quantize: Quantize = None,
+    dtype: Precision = None,
     steps: int | None = None,
     batch_size: int | None = None,
     accumulate: int | None = None,
@@ -122,6 +127,9 @@ def train(
         seed: of weights, batches and masks.
         preset: where backbone, decoder and schedule come from; the options below replace single numbers.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
+        lora_rank: of a pretrained backbone's adapters; 0 trains it without.
+        quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
+        dtype: of a pretrained backbone's weights.
         steps: optimizer steps.
         batch_size: samples a step.
         accumulate: micro-batches that a step's samples are divided into, for less memory.
@@ -138,6 +146,9 @@ def train(
 
     changes = {
         "backbone": backbone,
+        "lora_rank": lora_rank,
+        "quantize": quantize,
+        "dtype": dtype,
         "steps": steps,
         "batch_size": batch_size,
         "accumulate": accumulate,
@@ -196,6 +207,9 @@ def ablate(
     preset: str = "quick",
     out: Path | None = None,
     backbone: str | None = None,
+    lora_rank: int | None = None,
+    quantize: Quantize = None,
+    dtype: Precision = None,
     seeds: Ints = None,
     conditions: Names = None,
     tasks: Ints = None,
@@ -217,6 +231,9 @@ def ablate(
         preset: smoke, quick, small or paper; the options below replace single numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
+        lora_rank: of a pretrained backbone's adapters; 0 trains it without.
+        quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
+        dtype: of a pretrained backbone's weights.
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
         tasks: indices of the suite's tasks.
@@ -236,6 +253,9 @@ def ablate(
 
     changes = {
         "backbone": backbone,
+        "lora_rank": lora_rank,
+        "quantize": quantize,
+        "dtype": dtype,
         "seeds": seeds,
         "conditions": conditions,
         "tasks": tasks,

@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from la_reconvla.checkpoint import dry_run, load_policy
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.checkpoint import dry_run, find_run, load_policy
 from la_reconvla.contracts import BackboneConfig, PlacementKind, Quality, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
@@ -225,15 +226,18 @@ def evaluate_one(
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         folder = out or Path("runs") / run / name
-        label, grid = {"condition": run, "seed": None}, None
+        label, grid, usual = {"condition": run, "seed": None}, None, default_workers()
     else:
-        trained, config = load_policy(run)  # a damaged run is found before the simulator starts
+        found = find_run(run)
+        trained, config = load_policy(found)  # a damaged run is found before the simulator starts
         settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
-        policy = Trained(Path(run).resolve(), view, device=str(pick_device(device)))
+        policy = Trained(found.resolve(), view, device=str(pick_device(device)))
         trained_on = frozenset(config.train_starts)
-        folder = out or Path(run) / name
+        folder = out or (found if found == Path(run) else Path("runs") / run) / name
         label = {"condition": config.condition, "seed": config.seed, **({"floor": view} if view != "true" else {})}
         grid = config.backbone.grid
+        # One device holds one model of billions of weights.
+        usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
         if not trained_on:
             Console(stderr=True).print("the training data do not name their initial states: none can be left out")
     if tasks is None:
@@ -260,7 +264,7 @@ def evaluate_one(
     )
     evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
     with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
-        evaluate(evaluations, starts, settings, workers or default_workers(), bar.advance)
+        evaluate(evaluations, starts, settings, workers or usual, bar.advance)
     asked = {start.id for start in starts}
     shown = run if view == "true" else f"{run} ({view.replace('_', ' ')})"
     _print_summary(shown, [r for r in read_jsonl(folder / EPISODES) if r["start_id"] in asked], folder / EPISODES)

@@ -84,6 +84,7 @@ def device(name: str, dtype: Dtype = "fp32") -> Device:
 
 
 def _this_cpu(dtype: Dtype) -> Device:
+    own = psutil.Process().memory_info().rss + PAGED_IN
     a, b = (torch.ones(rows, 2048, dtype=DTYPES[dtype]) for rows in (256, 2048))
     torch.mm(a, b)  # the first one also makes threads and buffers
     begun = time.perf_counter()
@@ -93,8 +94,7 @@ def _this_cpu(dtype: Dtype) -> Device:
     begun = time.perf_counter()
     whole.clone()
     bandwidth = 2 * whole.nbytes / (time.perf_counter() - begun)
-    memory, own = psutil.virtual_memory().total, psutil.Process().memory_info().rss + PAGED_IN
-    return Device("cpu", memory, {dtype: rate}, bandwidth, "this machine, measured", own, 1.0)
+    return Device("cpu", psutil.virtual_memory().total, {dtype: rate}, bandwidth, "this machine, measured", own, 1.0)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class StudyConfig:
         parts = {}
         if (source := given.pop("backbone", None)) is not None:
             self = replace(self, backbone=_pretrained(self.backbone, source))
+        if own := {name: given.pop(name) for name in ("lora_rank", "quantize", "dtype") if name in given}:
+            self = replace(self, backbone=_adapted(self.backbone, **own))
         for part in ("backbone", "head", "train"):
             own = getattr(self, part)
             mine = {f.name: given.pop(f.name) for f in fields(own) if f.name in given}
@@ -104,6 +106,17 @@ def _pretrained(before: SmallPaliGemma | Pretrained, source: str) -> Pretrained:
     if isinstance(before, Pretrained):
         return replace(before, source=source, revision=None)
     return Pretrained(source, chunk=before.chunk, proprio=before.proprio, wrist=before.wrist)
+
+
+def _adapted(
+    before: SmallPaliGemma | Pretrained, lora_rank: int | None = None, **changes: Any
+) -> SmallPaliGemma | Pretrained:
+    """A pretrained backbone that is kept or trained in another way; rank 0 trains without adapters."""
+    if not isinstance(before, Pretrained):
+        raise UserError("lora_rank, quantize and dtype are for a pretrained backbone: give --backbone too")
+    if lora_rank is not None:
+        changes["lora"] = replace(before.lora or Lora(), rank=lora_rank) if lora_rank else None
+    return replace(before, **changes)
 
 
 PRESETS = {
