@@ -21,7 +21,7 @@ import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +127,12 @@ class ActionRows(Source):
     the words only through the prefix. Not in the published method.
     """
 
-    rows: ClassVar[Rows] = "actions"  # pyright: ignore[reportIncompatibleVariableOverride]
     label = "actions"
+
+    @property
+    def rows(self) -> Rows:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The action tokens'."""
+        return "actions"
 
     def __call__(self, features: Features, state: Tensor | None = None) -> Float[Tensor, "b n"]:
         """`state` is ignored. `features` must hold the rows that `rows` names."""
