@@ -20,7 +20,8 @@ from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import patchify
 from la_reconvla.method.policy import Policy
-from la_reconvla.method.saliency import MEAN, ActionRows, ContentWords, SinkRemoved
+from la_reconvla.method.saliency import MEAN, ActionRows, SinkRemoved
+from la_reconvla.method.words import ContentWords
 from la_reconvla.sim.policies import ReplayPolicy, Trained, TrainedPolicy, swapped
 from la_reconvla.study import grounding
 from la_reconvla.study.heldout import VIEWS, measure_run, sources_table, view_of

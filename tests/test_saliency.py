@@ -17,36 +17,13 @@ from helpers import HEAD, TINY, random_batch, tiny_policy
 from la_reconvla.conditions import ARMS, C2, CONDITIONS, SOURCES, condition
 from la_reconvla.contracts import Features, Moment
 from la_reconvla.errors import UserError
-from la_reconvla.method.mask import (
-    AttentionMask,
-    RandomMask,
-    RegionMask,
-    TwoRegionMask,
-    WarmUp,
-    grow,
-    masked_count,
-    neighbours,
-)
+from la_reconvla.method.heads import LocalisationHeads, elbow, spatial_entropy
+from la_reconvla.method.mask import AttentionMask, RandomMask, WarmUp, masked_count
 from la_reconvla.method.objective import Reconstruction, losses
-from la_reconvla.method.saliency import (
-    MEAN,
-    ActionRows,
-    ContentWords,
-    DestinationWords,
-    EMATeacher,
-    LocalisationHeads,
-    Mean,
-    SinkRemoved,
-    TargetWords,
-    averaged,
-    destination_at,
-    elbow,
-    follow,
-    per_head,
-    saliency,
-    spatial_entropy,
-    teacher_of,
-)
+from la_reconvla.method.regions import RegionMask, TwoRegionMask, grow, neighbours
+from la_reconvla.method.saliency import MEAN, ActionRows, Mean, SinkRemoved, per_head, saliency
+from la_reconvla.method.teacher import EMATeacher, averaged, follow, teacher_of
+from la_reconvla.method.words import ContentWords, DestinationWords, TargetWords, destination_at
 from la_reconvla.randomness import generator
 from la_reconvla.study.presets import PRESETS
 

@@ -30,9 +30,12 @@ from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.method.mask import TwoRegionMask, WarmUp
+from la_reconvla.method.heads import LocalisationHeads
+from la_reconvla.method.mask import WarmUp
 from la_reconvla.method.objective import Reconstruction
-from la_reconvla.method.saliency import ContentWords, EMATeacher, LocalisationHeads
+from la_reconvla.method.regions import TwoRegionMask
+from la_reconvla.method.teacher import EMATeacher
+from la_reconvla.method.words import ContentWords
 from la_reconvla.storage import read_jsonl
 from la_reconvla.train import METRICS, SMALL_FILES, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
 from test_hdf5 import make_header, make_recording
