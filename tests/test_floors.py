@@ -20,8 +20,11 @@ from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import patchify
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.saliency import MEAN, ActionRows, SinkRemoved
+from la_reconvla.method.words import ContentWords
 from la_reconvla.sim.policies import ReplayPolicy, Trained, TrainedPolicy, swapped
-from la_reconvla.study.heldout import VIEWS, measure_run, view_of
+from la_reconvla.study import grounding
+from la_reconvla.study.heldout import VIEWS, measure_run, sources_table, view_of
 from test_hdf5 import make_header, make_recording
 
 TRUE, WRONG = INSTRUCTIONS[:2]
@@ -305,3 +308,57 @@ def test_whose_attention_it_was_stands_in_the_records(run: Path, samples: Sample
     policy = Policy(LooksAtItself(), BINS).eval()
     monkeypatch.setattr("la_reconvla.study.heldout.load_policy", lambda folder: (policy, PolicyConfig.load(folder)))
     assert {record["channel"] for record in measured(run, samples)["true"]} == {"image_self_attention"}
+
+
+# ---------------------------------------------------------------- maps by source
+
+
+@pytest.fixture
+def placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets and destinations on some patches: random demonstrations show theirs everywhere or nowhere."""
+
+    def coverage(self: Samples, indices: Any, roles: Any, grid: Any) -> np.ndarray:
+        found = np.zeros((len(indices), 2, 16), np.float32)
+        for row, index in zip(found, indices, strict=True):
+            row[0, [index % 16, (index + 1) % 16]] = 0.5
+            row[1, (index + 7) % 16] = 1.0
+        return found
+
+    monkeypatch.setattr(Samples, "instance_patches", coverage)
+
+
+SOURCES = (MEAN, ContentWords(), SinkRemoved(), ActionRows())
+
+
+def test_an_arms_own_map_stands_beside_the_mean_map(run: Path, samples: Samples, placed: None) -> None:
+    plain = measured(run, samples)["true"]
+    both = measure_run(run, samples, np.arange(len(samples)), swaps_of(samples), batch_size=5, source=ActionRows())[
+        "true"
+    ]
+    policy, _ = load_policy(run)
+    batch = samples.batch(np.arange(len(samples)))
+    coverage = samples.instance_patches(np.arange(len(samples)), ("target", "destination"), (4, 4))
+    looks = policy.look(batch.images, batch.instructions, source=ActionRows()).numpy()
+    expected = grounding.measure(looks, coverage[:, 0]).records()
+    assert not any(name.startswith("own_") for record in plain for name in record)
+    for one, two, own in zip(plain, both, expected, strict=True):
+        shared = {name: value for name, value in two.items() if not name.startswith("own_")}
+        assert shared == pytest.approx(one, abs=1e-4)
+        assert two["own_source"] == "actions"
+        assert {name: two[f"own_{name}"] for name in ("mass", "auroc")} == pytest.approx(
+            {name: own[name] for name in ("mass", "auroc")}, abs=1e-4
+        )
+    assert any(record["mass"] != record["own_mass"] for record in both if record["mass"] is not None)
+
+
+def test_a_table_by_source_holds_the_means_of_the_frames(run: Path, samples: Samples, placed: None) -> None:
+    policy, _ = load_policy(run)
+    table = sources_table(policy, samples, np.arange(len(samples)), swaps_of(samples), SOURCES, batch_size=4)
+    assert list(table) == ["mean", "words", "sinks", "actions"]
+    records = measured(run, samples)["true"]
+    for name in ("aos", "aos_chance", "auroc", "aid", "destination_auroc"):
+        values = [record[name] for record in records if record[name] is not None]
+        assert table["mean"][name] == pytest.approx(np.mean(values), abs=1e-4), name
+    assert table["mean"]["frames"] == sum(record["visible"] for record in records)
+    assert table["mean"]["aos_chance"] == table["words"]["aos_chance"]
+    assert table["mean"]["aid"] != table["actions"]["aid"]

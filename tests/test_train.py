@@ -30,6 +30,12 @@ from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.heads import LocalisationHeads
+from la_reconvla.method.mask import WarmUp
+from la_reconvla.method.objective import Reconstruction
+from la_reconvla.method.regions import TwoRegionMask
+from la_reconvla.method.teacher import EMATeacher
+from la_reconvla.method.words import ContentWords
 from la_reconvla.storage import read_jsonl
 from la_reconvla.train import METRICS, SMALL_FILES, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
 from test_hdf5 import make_header, make_recording
@@ -343,6 +349,74 @@ def test_shifts_move_all_arms_alike(demonstrations: Path, tmp_path: Path, monkey
         assert not torch.equal(a, c)
     with pytest.raises(UserError, match="shift must not be negative: -1"):
         TrainConfig(shift=-1)
+
+
+# ---------------------------------------------------------------- sources that live through training
+
+REFRESHED = LocalisationHeads(count=2, frames=6, refresh=2)
+LIVING = {
+    "C4-teacher": Reconstruction(saliency=EMATeacher(decay=0.5)),
+    "C4-heads": Reconstruction(saliency=REFRESHED),
+    "C4-heads-of-a-teacher": Reconstruction(saliency=EMATeacher(decay=0.5, source=REFRESHED)),
+    "C4-warmup": Reconstruction(WarmUp(steps=2)),
+    "C4-two": Reconstruction(TwoRegionMask()),
+}
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+@pytest.mark.parametrize("name", LIVING)
+def test_arms_with_a_memory_end_at_the_same_bits(demonstrations: Path, tmp_path: Path, name: str, stop: int) -> None:
+    """Stopped at a saved state and one step after it; heads are chosen anew at steps 0, 2 and 4."""
+    arm = Condition(name, name, LIVING[name])
+    config = dataclasses.replace(SHORT, steps=6)
+    whole = train_tiny(demonstrations, tmp_path / "whole", arm, config=config)
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "halves", arm, config=config, ticker=StopAt(stop))
+    halves = train_tiny(demonstrations, tmp_path / "halves", arm, config=config)
+    assert weights(halves) == weights(whole)
+    assert numbers(halves) == numbers(whole)
+    assert weights(whole) != weights(train_tiny(demonstrations, tmp_path / "plain", config=config))
+    assert not any("teacher" in key for key in weights(whole))
+    policy, loaded = load_policy(whole)
+    learned = arm.saliency.state_shape if arm.saliency else ()
+    assert loaded.saliency_state == learned
+    if learned:
+        assert policy.saliency_state is not None
+        assert (policy.saliency_state >= 0).all()
+        batch = random_batch()
+        assert torch.isfinite(policy.look(batch.images, batch.instructions, source=REFRESHED)).all()
+
+
+def test_a_state_carries_the_teacher(demonstrations: Path, tmp_path: Path) -> None:
+    """A build that starts the teacher again from the student would pass only with decay 0."""
+    arm = Condition("C4-teacher", "teacher", LIVING["C4-teacher"])
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "run", arm, ticker=StopAt(3))
+    tensors, _ = load_tensors(tmp_path / "run" / STATE)
+    teacher = {name.removeprefix("teacher."): t for name, t in tensors.items() if name.startswith("teacher.")}
+    student = {name.removeprefix("policy.backbone."): t for name, t in tensors.items()}
+    assert teacher
+    assert not any(torch.equal(teacher[name], student[name]) for name in teacher if name == "queries")
+
+
+def test_during_its_warm_up_an_arm_is_the_random_one(demonstrations: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, steps=2)
+    runs = [
+        train_tiny(demonstrations, tmp_path / arm.id, arm, config=config)
+        for arm in (CONDITIONS["C2"], Condition("C4-warmup", "", LIVING["C4-warmup"]))
+    ]
+    assert weights(runs[0]) == weights(runs[1])
+
+
+def test_instructions_without_the_words_are_refused_before_training(tmp_path: Path, demonstrations: Path) -> None:
+    class Wordless(ContentWords):
+        def words(self, text: str) -> list[tuple[int, int]]:
+            return []
+
+    arm = Condition("C4-words", "words", Reconstruction(saliency=Wordless()))
+    with pytest.raises(UserError, match="has no word for the map 'words'"):
+        train_tiny(demonstrations, tmp_path / "run", arm)
+    assert not (tmp_path / "run").exists()
 
 
 # ---------------------------------------------------------------- learning

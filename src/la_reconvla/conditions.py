@@ -21,15 +21,13 @@ from dataclasses import dataclass, replace
 from la_reconvla.contracts import SaliencySource
 from la_reconvla.errors import unknown
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.method.mask import AttentionMask, RandomMask, RegionMask, TwoRegionMask, WarmUp
+from la_reconvla.method.heads import LocalisationHeads
+from la_reconvla.method.mask import AttentionMask, RandomMask, WarmUp
 from la_reconvla.method.objective import Reconstruction
-from la_reconvla.method.saliency import (
-    ActionRows,
-    ContentWords,
-    EMATeacher,
-    LocalisationHeads,
-    SinkRemoved,
-)
+from la_reconvla.method.regions import RegionMask, TwoRegionMask
+from la_reconvla.method.saliency import ActionRows, SinkRemoved
+from la_reconvla.method.teacher import EMATeacher
+from la_reconvla.method.words import ContentWords
 
 
 @dataclass(frozen=True)

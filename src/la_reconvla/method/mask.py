@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from la_reconvla.contracts import START, Moment, SaliencySource
-from la_reconvla.method.saliency import DestinationWords, TargetWords
+from la_reconvla.contracts import START, MaskSource, Moment, SaliencySource
 
 
 def masked_count(fraction: float, n: int) -> int:
@@ -33,7 +33,8 @@ def top(scores: Float[Tensor, "b n"], k: int) -> Bool[Tensor, "b n"]:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(k, dim=1).indices, True)
 
 
-def _checked(saliency: Float[Tensor, "b n"] | None) -> Float[Tensor, "b n"]:
+def checked(saliency: Float[Tensor, "b n"] | None) -> Float[Tensor, "b n"]:
+    """The saliency, if there is one and it is finite."""
     if saliency is None:
         raise ValueError("the attention mask needs saliency, but the backbone returned no attention")
     if not torch.isfinite(saliency).all():
@@ -68,7 +69,7 @@ class AttentionMask(Whole):
             ValueError: without saliency.
             FloatingPointError: if it is not finite.
         """
-        return top(_checked(saliency), masked_count(self.fraction, shape[1]))
+        return top(checked(saliency), masked_count(self.fraction, shape[1]))
 
 
 @dataclass(frozen=True)
@@ -91,111 +92,11 @@ class RandomMask(Whole):
         return mask if saliency is None else mask.to(saliency.device)
 
 
-# ---------------------------------------------------------------- regions
+class FollowsAttention(MaskSource, Protocol):
+    """A mask source that masks a `fraction` of the patches."""
 
-
-def neighbours(chosen: Bool[Tensor, "b n"], grid: tuple[int, int]) -> Bool[Tensor, "b n"]:
-    """True at the patches that share a side with a chosen one (chosen ones may be among them)."""
-    cells = chosen.view(-1, *grid)
-    near = torch.zeros_like(cells)
-    near[:, 1:] |= cells[:, :-1]
-    near[:, :-1] |= cells[:, 1:]
-    near[:, :, 1:] |= cells[:, :, :-1]
-    near[:, :, :-1] |= cells[:, :, 1:]
-    return near.flatten(1)
-
-
-def grow(
-    scores: Float[Tensor, "b n"], k: Int64[Tensor, "b"], grid: tuple[int, int], taken: Bool[Tensor, "b n"] | None = None
-) -> Bool[Tensor, "b n"]:
-    """A connected region of exactly k patches: the highest, then again and again the highest beside the region.
-
-    Args:
-        scores: finite.
-        k: patches of each sample, at most those that are not `taken`.
-        grid: rows and columns.
-        taken: patches that the region may not have. Only where they shut it in does it go on at another place.
-    """
-    free = torch.ones_like(scores, dtype=torch.bool) if taken is None else ~taken
-    region = torch.zeros_like(free)
-    for size in range(int(k.max())):
-        beside = neighbours(region, grid) & free & ~region
-        allowed = torch.where(beside.any(1, keepdim=True), beside, free & ~region)
-        best = scores.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
-        region |= torch.zeros_like(region).scatter(1, best, True) & (size < k)[:, None]
-    return region
-
-
-@dataclass(frozen=True)
-class RegionMask(Whole):
-    """One connected region of exactly ``ceil(fraction * n)`` patches, grown from the highest patch (`grow`).
-
-    A scattered mask is filled in from the neighbours of each patch; of a region the inside must be known. Hence the
-    blocks of BEiT (arXiv 2106.08254) and I-JEPA (arXiv 2301.08243), which are rectangles at random places. Here the
-    region follows the saliency, and its shape is free, so that the number of patches stays exact.
-    """
-
-    fraction: float = 0.25
-    needs_attention = True
-    label = "region"
-
-    def __call__(
-        self,
-        saliency: Float[Tensor, "b n"] | None,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        moment: Moment = START,
-    ) -> Bool[Tensor, "b n"]:
-        """As `AttentionMask`; `moment` must tell the grid.
-
-        Raises:
-            ValueError: without saliency or grid.
-            FloatingPointError: if it is not finite.
-        """
-        scores = _checked(saliency)
-        return grow(scores, _counts(masked_count(self.fraction, shape[1]), scores), _grid(moment))
-
-
-@dataclass(frozen=True)
-class TwoRegionMask:
-    """One region where the words of the target look and one where those of the destination look (`RegionMask`).
-
-    The target's has ``ceil(k / 2)`` patches, the destination's the others, grown from what the first left free;
-    together they are exactly k. Where the instruction names no destination the target's region has all k patches: such
-    an instruction has one thing to look at. How the words are told apart: `la_reconvla.method.saliency.destination_at`.
-
-    Attributes:
-        fraction: share of the patches masked.
-        parts: sources of the two maps.
-    """
-
-    fraction: float = 0.25
-    parts: tuple[SaliencySource, ...] = (TargetWords(), DestinationWords())
-    needs_attention = True
-    label = "two regions"
-
-    def __call__(
-        self,
-        saliency: Float[Tensor, "b n"] | None,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        moment: Moment = START,
-    ) -> Bool[Tensor, "b n"]:
-        """`saliency` is not used: `moment` brings the maps of both parts.
-
-        Raises:
-            ValueError: without the two maps or the grid.
-            FloatingPointError: if the target's map is not finite, or the destination's only in part.
-        """
-        if len(moment.parts) != 2:
-            raise ValueError(f"the mask '{self.label}' needs the maps of both parts, got {len(moment.parts)}")
-        target, destination = _checked(moment.parts[0]), moment.parts[1]
-        named = ~destination.isnan().all(1)
-        destination = _checked(destination.masked_fill(~named[:, None], 0.0))
-        k = masked_count(self.fraction, shape[1])
-        first = torch.where(named, -(-k // 2), k)
-        one = grow(target, first, _grid(moment))
-        return one | grow(destination, k - first, _grid(moment), taken=one)
+    @property
+    def fraction(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -210,7 +111,7 @@ class WarmUp:
         steps: optimizer steps before it does.
     """
 
-    mask: AttentionMask | RegionMask | TwoRegionMask = AttentionMask()
+    mask: FollowsAttention = AttentionMask()
     steps: int = 200
     label = "warm-up"
 
@@ -234,13 +135,3 @@ class WarmUp:
         """`moment` tells the step."""
         now = RandomMask(self.mask.fraction) if moment.step < self.steps else self.mask
         return now(saliency, shape, generator, moment)
-
-
-def _counts(k: int, like: Tensor) -> Int64[Tensor, "b"]:
-    return torch.full((like.shape[0],), k, device=like.device)
-
-
-def _grid(moment: Moment) -> tuple[int, int]:
-    if moment.grid is None:
-        raise ValueError("a region needs the patches' grid: pass a moment that tells it")
-    return moment.grid

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from la_reconvla.checkpoint import load_policy
-from la_reconvla.contracts import Batch, Features, Rows, SaliencySource
+from la_reconvla.contracts import Batch, Rows, SaliencySource
 from la_reconvla.data.samples import Samples, greyed
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
@@ -144,9 +144,11 @@ def measure_sources(
         for the destination with the prefix ``destination_``, ``aid`` and ``channel``.
     """
     chosen = dict.fromkeys(sources)
-    seen: dict[Rows, list[Features]] = {
+    kinds: tuple[Rows, ...] = ("instruction", "actions")
+    seen = {
         rows: [policy.features(shown, attention=rows) for shown in (batch, wrong)]
-        for rows in dict.fromkeys(source.rows for source in chosen)
+        for rows in kinds
+        if any(source.rows == rows for source in chosen)
     }
     found: dict[SaliencySource, list[dict[str, Any]]] = {}
     for source in chosen:
