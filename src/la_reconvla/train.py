@@ -34,7 +34,7 @@ from la_reconvla.data.samples import Samples, batch_indices, greyed, shifted, sp
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
-from la_reconvla.method.saliency import averaged, follow, teacher_of
+from la_reconvla.method.teacher import averaged, follow, teacher_of
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
 
