@@ -14,6 +14,7 @@ from la_reconvla.backbones.attention_probe import attention_rows, attention_weig
 from la_reconvla.backbones.families import FAMILIES, architecture_of, family_of, open_model
 from la_reconvla.contracts import Batch
 from la_reconvla.errors import UserError
+from la_reconvla.method.actions import action_loss
 from la_reconvla.method.objective import Reconstruction, losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
@@ -432,6 +433,29 @@ def test_a_policy_of_every_family_trains_and_acts(name):
     assert any("queries" in n for n in reached)
     assert sum("q_proj" in n or "qkv" in n for n in reached) >= 5, "towers and language model"
     assert policy.eval().act(batch.images, batch.instructions).shape == (3, 2, 7)
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_the_action_loss_reaches_every_row_that_the_saliency_reads(name):
+    """A row that nothing downstream reads has a map that no loss shapes."""
+    policy, batch = policy_of(backbone(name)), batch_of()
+    layers, asked, probes = language_of(policy.backbone).layers, {}, []
+    for index in policy.backbone.saliency_layers:
+        attention = getattr(layers[index], "self_attn", None) or layers[index].cross_attn
+
+        def keep(_module, _inputs, out, index=index):
+            out.retain_grad()
+            asked[index] = out
+
+        attention.q_proj.register_forward_hook(keep)
+        attention.register_forward_pre_hook(lambda _m, _a, kwargs: probes.append(kwargs["probe"]), with_kwargs=True)
+    features = policy.features(batch, attention="instruction")
+    logits = policy.head(features.actions, features.instruction)
+    action_loss(logits, policy.bins.targets(batch.actions), batch.valid).backward()
+    assert len(asked) == 3
+    for index, queries in asked.items():
+        felt = queries.grad[:, probes[0].rows].norm(dim=-1)
+        assert (felt[features.rows] > 1e-9).all(), f"layer {index}"
 
 
 # ---------------------------------------------------------------- from a folder

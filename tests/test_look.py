@@ -124,3 +124,14 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path, picture):
     with pytest.raises(UserError, match="saliency_layers must be 1 to 4"):
         look(model_in(tmp_path / "model", "siglip"), picture, TOLD, out, layers=9)
     assert not out.exists()
+
+
+def test_the_ten_lines_of_the_documentation_run(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/attention.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    source = model_in(tmp_path, "smolvlm")
+    assert code.count("HuggingFaceTB/SmolVLM-256M-Instruct") == 1
+    names: dict = {}
+    exec(code.replace("HuggingFaceTB/SmolVLM-256M-Instruct", source), names)
+    assert names["where"].shape == (4, 4)
+    assert 0 < names["where"].sum() <= 1
