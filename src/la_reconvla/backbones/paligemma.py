@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGe
 from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.backbones.shared import Geometry, last_layers
+from la_reconvla.backbones.shared import HALF, Geometry, Wrapped, average, last_layers
 from la_reconvla.backbones.text import Tokens, encode
-from la_reconvla.contracts import PROPRIO_WIDTH, BackboneConfig, Features, Proprioception, Rows
+from la_reconvla.contracts import BackboneConfig, Features, Proprioception, Rows
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
@@ -176,7 +176,7 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
     embeddings.position_embedding.weight.sub_(mean @ filters.T)
 
 
-class PaliGemmaBackbone(nn.Module):
+class PaliGemmaBackbone(Wrapped):
     """`contracts.Backbone` on `PaliGemmaForConditionalGeneration`: PaliGemma, and PaliGemma 2 with Gemma 2 inside.
 
     Args:
@@ -186,21 +186,12 @@ class PaliGemmaBackbone(nn.Module):
     """
 
     def __init__(self, model: PaliGemmaForConditionalGeneration, tokenizer: Tokenizer, config: BackboneConfig):
-        super().__init__()
+        text: Any = model.config.text_config
+        super().__init__(tokenizer, config, text.hidden_size, self.geometry_of(model.config))
+        self.saliency_layers = last_layers(range(text.num_hidden_layers), config.saliency_layers)
         del model.lm_head  # actions have their own head; tied weights stay in the embedding
         model.model.language_model.set_attn_implementation(IMPLEMENTATION)
         self.model = model.model
-        self.tokenizer = tokenizer
-        self.config = config
-        text: Any = model.config.text_config
-        vision: Any = model.config.vision_config
-        self.width: int = text.hidden_size
-        self.patch_size: int = vision.patch_size
-        self.grid = self.geometry_of(model.config).grid
-        self.saliency_layers = last_layers(range(text.num_hidden_layers), config.saliency_layers)
-        self.queries = nn.Parameter(torch.randn(config.chunk, self.width))
-        proprio = PROPRIO_WIDTH[config.proprio]
-        self.state = nn.Linear(proprio, self.width) if proprio else None
 
     @staticmethod
     def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
@@ -225,11 +216,7 @@ class PaliGemmaBackbone(nn.Module):
 
     def images(self, images: UInt8[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
         """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
-        pixels = images.to(self.queries.dtype) / 127.5 - 1.0
-        if hidden is not None:
-            patch = self.patch_size
-            cover = repeat(hidden, "b (r c) -> b 1 (r p) (c q)", r=self.grid[0], p=patch, q=patch)
-            pixels = pixels.masked_fill(cover, 0.0)
+        pixels = HALF(images, self.geometry, hidden, self.queries.dtype)
         features: Any = self.model.get_image_features(pixels)
         return features.pooler_output
 
@@ -248,7 +235,7 @@ class PaliGemmaBackbone(nn.Module):
         Raises:
             UserError: if the image has another size, or camera or robot state are missing or not expected.
         """
-        self._check(images, wrist, proprio)
+        self.check(images, wrist, proprio)
         b, n = images.shape[0], self.grid[0] * self.grid[1]
         told = self.encode(instructions)
         blocks = [self.images(images, hidden)]
@@ -257,9 +244,7 @@ class PaliGemmaBackbone(nn.Module):
         seen = sum(block.shape[1] for block in blocks)
         blocks.append(self.model.get_input_embeddings()(told.ids))
         prefix = seen + told.ids.shape[1]
-        if self.state is not None and proprio is not None:
-            blocks.append(self.state(proprio.to(self.queries.dtype))[:, None])
-        blocks.append(repeat(self.queries, "c d -> b c d", b=b).to(blocks[0].dtype))
+        blocks.append(self.suffix(b, proprio, blocks[0].dtype))
         embeddings = torch.cat(blocks, dim=1)
 
         length = embeddings.shape[1]
@@ -277,29 +262,15 @@ class PaliGemmaBackbone(nn.Module):
             use_cache=False,
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
-        share = (told.rows / told.rows.sum(1, keepdim=True)).to(out.dtype)
         rows, spans = (
             (told.rows, told.spans) if attention == "instruction" else (suffix[:, -self.config.chunk :] > 0, None)
         )
         return Features(
             patches=out[:, :n],
             actions=out[:, -self.config.chunk :],
-            instruction=torch.einsum("bt,btd->bd", share, out[:, seen:prefix]),
+            instruction=average(told, out[:, seen:prefix]),
             attention=probe.stacked() if probe else None,
             rows=rows if probe else None,
             spans=spans if probe else None,
             grid=self.grid,
         )
-
-    def _check(self, images: Tensor, wrist: Tensor | None, proprio: Tensor | None) -> None:
-        size = self.grid[0] * self.patch_size
-        for name, picture in (("image", images), ("wrist image", wrist)):
-            if picture is not None and (tuple(picture.shape[1:]) != (3, size, size) or picture.dtype != torch.uint8):
-                raise UserError(
-                    f"the {name} must be uint8 [b 3 {size} {size}], got {picture.dtype} {list(picture.shape)}"
-                )
-        if (wrist is not None) != self.config.wrist:
-            raise UserError(f"this backbone was built with wrist={self.config.wrist}")
-        width = PROPRIO_WIDTH[self.config.proprio]
-        if (0 if proprio is None else proprio.shape[1]) != width:
-            raise UserError(f"this backbone was built with proprio='{self.config.proprio}' ({width} numbers)")
