@@ -26,10 +26,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from la_reconvla.backbones.attention_probe import QueryProbe
 from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
 from la_reconvla.checkpoint import load_tensors, save_tensors
 from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
@@ -40,7 +38,6 @@ from la_reconvla.storage import append_jsonl, atomic_write, claim, locked, read_
 
 WEIGHTS, METRICS, CONFIG = "backbone.safetensors", "metrics.jsonl", "pretrain.json"
 STATE = "state/latest.safetensors"
-WITH_QUERIES = "sdpa_with_queries"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
 WHITENED = 512
 MIXING = re.compile(r"\.(out_proj|o_proj)\.")  # what attention adds to the states of both towers
@@ -195,32 +192,16 @@ def pair_logits(
     """
     tokens, (rows, columns) = backbone.encode(texts), backbone.grid
     n = rows * columns
-    recorded: dict[int, tuple[Tensor, Tensor]] = {}
-    language = backbone.model.language_model
-    before = language.config._attn_implementation
-    language.set_attn_implementation(WITH_QUERIES)
-    try:
-        _states(backbone, images, tokens.ids, tokens.present, causal=False, recorded=recorded)
-    finally:
-        language.set_attn_implementation(before)
+    probe = QueryProbe()
+    _states(backbone, images, tokens.ids, tokens.present, causal=False, probe=probe)
     share = tokens.rows / tokens.rows.sum(1, keepdim=True)
     maps = []
     for layer in backbone.saliency_layers:
-        query, key = recorded[layer]  # [b h s e], [b g s e]
+        query, key = probe.seen[layer]
         words = torch.einsum("bhte,bt->bhe", query[:, :, n:], share.to(query.dtype))
         words = words.unflatten(1, (key.shape[1], -1)).mean(2)  # heads of one group share their keys
         maps.append(torch.einsum("ige,jgpe->ijp", words, key[:, :, :n]) / key.shape[1] / math.sqrt(key.shape[-1]))
     return torch.stack(maps)
-
-
-def _sdpa_with_queries(module, query, key, value, attention_mask, recorded=None, **kwargs):
-    if recorded is not None:
-        recorded[module.layer_idx] = (query, key)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-AttentionInterface.register(WITH_QUERIES, _sdpa_with_queries)
-AttentionMaskInterface.register(WITH_QUERIES, sdpa_mask)
 
 
 # ---------------------------------------------------------------- the loop

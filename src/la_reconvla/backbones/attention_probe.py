@@ -61,6 +61,38 @@ class AttentionProbe:
             )
         return torch.stack([self.weights[layer] for layer in self.layers], dim=1)
 
+    def see(
+        self,
+        layer: int,
+        query: Float[Tensor, "b h s e"],
+        key: Float[Tensor, "b g s e"],
+        mask: Tensor | None,
+        scaling: float,
+        causal: bool,
+        softcap: float | None,
+    ) -> None:
+        """Called in every layer with what its kernel gets."""
+        if layer in self.layers and layer not in self.weights:
+            with torch.no_grad():
+                self.weights[layer] = attention_rows(
+                    query, key, mask, scaling, self.rows, self.columns, causal, softcap
+                )
+
+
+@dataclass
+class QueryProbe:
+    """Keeps queries and keys themselves, with their gradient.
+
+    Attributes:
+        seen: after the forward pass, layer -> (query [b h s e], key [b g s e]), both after the rotary embedding.
+    """
+
+    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def see(self, layer: int, query: Tensor, key: Tensor, *_: Any) -> None:
+        """As `AttentionProbe.see`."""
+        self.seen[layer] = (query, key)
+
 
 def attention_weights(
     query: Float[Tensor, "b h t e"],
@@ -156,21 +188,18 @@ def sdpa_with_rows(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    probe: AttentionProbe | None = None,
+    probe: AttentionProbe | QueryProbe | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The library's own SDPA forward, or `softcapped_attention`; a probe passed along reads its rows in its layers."""
+    """The library's own SDPA forward, or `softcapped_attention`; a probe passed along sees queries and keys."""
     layer: Any = module.layer_idx
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     softcap: float | None = kwargs.pop("softcap", None)
     causal: Any = kwargs.get("is_causal")
     if causal is None:  # the library's own order: the call, the module, True
         causal = getattr(module, "is_causal", True)
-    if probe is not None and layer in probe.layers and layer not in probe.weights:
-        with torch.no_grad():
-            probe.weights[layer] = attention_rows(
-                query, key, attention_mask, scaling, probe.rows, probe.columns, causal, softcap
-            )
+    if probe is not None:
+        probe.see(layer, query, key, attention_mask, scaling, causal, softcap)
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     dropout = kwargs.get("dropout", 0.0)
