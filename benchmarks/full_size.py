@@ -116,7 +116,8 @@ def measure(chosen: argparse.Namespace, source: str) -> None:
     if arm.reconstruction is not None:
         policy.reconstructor = arm.reconstruction.head.build(inner.width, inner.grid, inner.patch_size)
     built = time.perf_counter() - begun
-    optimizer = optimizer_for(policy.train(), TrainConfig())
+    config = TrainConfig()
+    optimizer = optimizer_for(policy.train(), config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler("cpu", enabled=chosen.dtype == "fp16")
     batch, draws, seconds = random_batch(backbone, chosen.batch_size), torch.Generator(), []
     batch.images.random_(0, 256)

@@ -24,6 +24,7 @@ from la_reconvla.pretrain import (
     tell,
 )
 from la_reconvla.randomness import generator
+from la_reconvla.storage import read_jsonl
 from test_captions import scenes_of
 
 TEXTS = ["pick up the black bowl", "the ramekin", "a plate next to the bowl"]
@@ -210,7 +211,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     (ours, _), (expected, _) = load_tensors(cut), load_tensors(whole)
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
-    assert [line["step"] for line in module.read_jsonl(cut.with_name("metrics.jsonl"))] == [2, 4, 6, 8]
+    assert [line["step"] for line in read_jsonl(cut.with_name("metrics.jsonl"))] == [2, 4, 6, 8]
 
 
 def test_pretraining_learns(tmp_path):
@@ -219,7 +220,7 @@ def test_pretraining_learns(tmp_path):
     scenes = scenes_of(*rows, size=TINY.image_size)
     config = replace(CONFIG, steps=60, batch_size=8, warmup=5, learning_rate=3e-3, log_every=1, save_every=1000)
     pretrain(scenes, config, tmp_path)
-    losses = [line["loss"] for line in module.read_jsonl(tmp_path / "metrics.jsonl")]
+    losses = [line["loss"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 

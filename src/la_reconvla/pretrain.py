@@ -12,7 +12,6 @@ have seen its own picture only, so that its tokens cannot decide what another pi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -24,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from la_reconvla.backbones.attention_probe import QueryProbe
@@ -34,10 +33,10 @@ from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Ca
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive, generator, seeded
-from la_reconvla.storage import append_jsonl, atomic_write, claim, locked, read_jsonl
+from la_reconvla.storage import claim, locked
+from la_reconvla.train import STATE, JsonLines, load_optimizer, optimizer_for, optimizer_tensors, scheduled
 
-WEIGHTS, METRICS, CONFIG = "backbone.safetensors", "metrics.jsonl", "pretrain.json"
-STATE = "state/latest.safetensors"
+WEIGHTS, CONFIG = "backbone.safetensors", "pretrain.json"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
 WHITENED = 512
 MIXING = re.compile(r"\.(out_proj|o_proj)\.")  # what attention adds to the states of both towers
@@ -253,8 +252,12 @@ class PretrainConfig:
 
     def rate(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
-        done = max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return self.learning_rate * min(1, (step + 1) / self.warmup) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+        return scheduled(step, self.steps, self.warmup, self.learning_rate)
+
+
+def pictures(scenes: Scenes, chosen: Int64[np.ndarray, "b"]) -> UInt8[Tensor, "b 3 H W"]:
+    """The pictures of these scenes as backbones take them."""
+    return torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).contiguous()
 
 
 def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
@@ -274,8 +277,7 @@ def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
             caption = captioner.caption(rng, about, relations=not alone, wordings=wordings)
         captions.append(caption)
     truth = torch.from_numpy(np.stack([caption.truth(scenes, chosen) for caption in captions])).float()
-    images = torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).contiguous()
-    return Told(images, captions, truth)
+    return Told(pictures(scenes, chosen), captions, truth)
 
 
 def pretrain(
@@ -303,20 +305,14 @@ def pretrain(
             backbone = config.backbone.build()
             head: Any = config.objective.head(backbone)
         some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
-        whiten_patches(backbone, torch.from_numpy(scenes.images[some]).permute(0, 3, 1, 2).contiguous())
+        whiten_patches(backbone, pictures(scenes, some))
         both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
         mixing = [p for name, p in backbone.model.named_parameters() if MIXING.search(name)]
         for parameter in mixing:
             nn.init.zeros_(parameter)
-        groups = [[p for p in both.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False)]
-        decays = (config.weight_decay, 0.0)
-        optimizer = torch.optim.AdamW(
-            [{"params": g, "weight_decay": d} for g, d in zip(groups, decays, strict=True)],
-            betas=(0.9, 0.95),
-            fused=True,
-        )
+        optimizer = optimizer_for(both, config.learning_rate, config.weight_decay)
         first = _resume(folder / STATE, both, optimizer)
-        _drop_after(folder / METRICS, first)
+        lines = JsonLines(folder, first)
         captioner, clock = Captioner(scenes), time.perf_counter()
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
@@ -334,10 +330,7 @@ def pretrain(
             done = step + 1
             if done % config.log_every == 0:
                 rate = config.log_every * config.batch_size / (time.perf_counter() - clock)
-                append_jsonl(
-                    folder / METRICS,
-                    {"step": done, "loss": value, "gradient_norm": norm, "samples_per_second": rate},
-                )
+                lines.log({"loss": value, "gradient_norm": norm, "samples_per_second": rate}, done)
                 clock = time.perf_counter()
             if done % config.save_every == 0 and done < config.steps:
                 _save(folder / STATE, both, optimizer, done)
@@ -349,16 +342,7 @@ def pretrain(
 
 def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    save_tensors(path, tensors, step=step)
-
-
-def _drop_after(path: Path, first: int) -> None:
-    """Cut off the lines that a killed run wrote after its last saved state."""
-    kept = [line for line in read_jsonl(path) if line["step"] <= first]
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    save_tensors(path, tensors | optimizer_tensors(optimizer), step=step)
 
 
 def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -366,10 +350,5 @@ def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> 
         return 0
     tensors, metadata = load_tensors(path)
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-    state = optimizer.state_dict()
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, entry = name.split(".", 2)
-            state["state"].setdefault(int(index), {})[entry] = value
-    optimizer.load_state_dict(state)
+    load_optimizer(optimizer, tensors)
     return int(metadata["step"])

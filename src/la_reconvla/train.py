@@ -96,10 +96,7 @@ class TrainConfig:
 
     def rate(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        return scheduled(step, self.steps, self.warmup, self.learning_rate)
 
 
 class Ticker(Protocol):
@@ -146,14 +143,22 @@ def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float, floa
         yield part, size / len(batch.instructions), float(part.valid.sum() / batch.valid.sum())
 
 
-def optimizer_for(policy: Policy, config: TrainConfig) -> torch.optim.AdamW:
+def scheduled(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then a cosine to a hundredth of it; `step` counts from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def optimizer_for(module: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices only, as is usual for transformers."""
-    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def train(
@@ -204,7 +209,7 @@ def train(
         _drop_state(folder)  # a kill may have come between the two
         return folder
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
-    optimizer = optimizer_for(policy, config)
+    optimizer = optimizer_for(policy, config.learning_rate, config.weight_decay)
     halves = (dtype, getattr(policy.backbone, "compute", None))
     scaler = torch.amp.GradScaler(device.type, enabled=torch.float16 in halves)
     backbone: Any = policy.backbone
@@ -399,12 +404,27 @@ def _drop_state(folder: Path) -> None:
     shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, under names below ``optimizer``."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"optimizer.{index}.{name}": value for index, state in states for name, value in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; other names are ignored."""
+    state = optimizer.state_dict()
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, field = name.split(".", 2)
+            state["state"].setdefault(int(index), {})[field] = value
+    optimizer.load_state_dict(state)
+
+
 def _save_state(folder, policy, optimizer, scaler, teacher, step: int, seen: str) -> None:
     tensors = {f"policy.{name}": value for name, value in kept(policy).items()}
     if teacher is not None:
         tensors |= {f"teacher.{name}": mine for name, (mine, _) in averaged(teacher, policy.backbone).items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    tensors |= optimizer_tensors(optimizer)
     save_tensors(folder / STATE, tensors, step=step, seen=seen, scaler=scaler.state_dict())
 
 
@@ -420,12 +440,7 @@ def _resume(folder, policy, optimizer, scaler, teacher) -> tuple[int, str]:
         with torch.no_grad():
             for name, (mine, _) in averaged(teacher, policy.backbone).items():
                 mine.copy_(tensors[f"teacher.{name}"])
-    state = optimizer.state_dict()
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, field = name.split(".", 2)
-            state["state"].setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict(state)
+    load_optimizer(optimizer, tensors)
     if metadata["scaler"]:
         scaler.load_state_dict(metadata["scaler"])
     return int(metadata["step"]), str(metadata["seen"])
