@@ -9,7 +9,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from la_reconvla.errors import UserError
 
 
 def become_worker() -> None:
@@ -40,6 +43,22 @@ def worker_pool(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
+
+
+@contextlib.contextmanager
+def explain_death(kind: str) -> Iterator[None]:
+    """Around what waits for workers; `kind` says what they do.
+
+    Raises:
+        UserError: a worker was ended from outside.
+    """
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a {kind} process died, most likely for lack of memory; what was finished is kept: run the same command "
+            "again with fewer --workers"
+        ) from error
 
 
 def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

@@ -27,7 +27,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,7 +39,7 @@ from jaxtyping import Float, UInt8
 from la_reconvla.contracts import ACTION_DIM, Env, PlacementKind, Quality, RolloutPolicy, Split, Start
 from la_reconvla.data.hdf5 import SHARDS, SUFFIX, FileHeader, Recording, merge_files, read_file, write_file
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.processes import become_worker
+from la_reconvla.processes import become_worker, explain_death
 from la_reconvla.progress import Bar, progress
 from la_reconvla.randomness import derive
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
@@ -496,14 +495,10 @@ def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExe
 
 def _result(future: Future[Any], what: str) -> Any:
     try:
-        return future.result()
+        with explain_death("worker"):
+            return future.result()
     except (UserError, KeyboardInterrupt):
         raise
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died, most likely for lack of memory; what was finished is kept: "
-            "run the same command again with fewer workers"
-        ) from error
     except Exception as error:
         raise UserError(f"{what} failed in its worker: {error!r}; this is a defect, please report it") from error
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 
 from la_reconvla.contracts import Quality, RolloutPolicy, Start
 from la_reconvla.errors import UserError
-from la_reconvla.processes import worker_pool
+from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
 
@@ -184,18 +184,13 @@ def rollouts(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str,
         return
     with worker_pool(max(1, min(workers, len(jobs)))) as pool:
         running: dict[Future, Job] = {}
-        try:
+        with explain_death("rollout"):
             for job in jobs:
                 running[pool.submit(_work, job)] = job
                 if len(running) >= 2 * workers:
                     yield from _collect(running)
             while running:
                 yield from _collect(running)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a rollout process died, most likely for lack of memory; the episodes that were finished are kept: run "
-                "the same command again with fewer --workers"
-            ) from error
 
 
 def _collect(running: dict[Future, Job]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:

@@ -13,7 +13,6 @@ import math
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,7 +23,7 @@ from jaxtyping import Float
 from la_reconvla.contracts import Quality, Split
 from la_reconvla.data.scenes import SUFFIX, Scenes
 from la_reconvla.errors import UserError
-from la_reconvla.processes import worker_pool
+from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import derive
 from la_reconvla.storage import claim, locked, require_free_space
@@ -142,16 +141,14 @@ def render(config: ScenesConfig) -> int:
         claim(config.out / CONFIG, config.identity)
         todo = [shard for shard in everything if not shard.path(config.out).exists()]
         done = SHARD * (len(everything) - len(todo))
-        with progress("Rendering", total=SHARD * len(everything), unit="scenes", done=done) as bar:
-            try:
-                with worker_pool(config.workers) as pool:
-                    for job in as_completed([pool.submit(_render_shard, config, shard) for shard in todo]):
-                        job.result()
-                        bar.advance(SHARD)
-            except BrokenProcessPool as error:
-                raise UserError(
-                    "a worker process died, most often for lack of memory: run the same command with fewer --workers"
-                ) from error
+        with (
+            progress("Rendering", total=SHARD * len(everything), unit="scenes", done=done) as bar,
+            worker_pool(config.workers) as pool,
+            explain_death("rendering"),
+        ):
+            for job in as_completed([pool.submit(_render_shard, config, shard) for shard in todo]):
+                job.result()
+                bar.advance(SHARD)
     return SHARD * len(everything)
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ from la_reconvla.method.decoder import patchify, unpatchify
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
-from la_reconvla.processes import worker_pool
+from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
 from la_reconvla.sim.collect import CollectConfig, collect, default_workers
@@ -198,15 +197,9 @@ class Ablation:
         with progress("Training", total=total, unit="steps", console=self.console) as bar:
             ticker = bar.ticker(multiprocessing.get_context("spawn"))
             shared = (self.config, training, held_out, ticker)
-            with worker_pool(self.workers, _receive, shared) as pool:
-                try:
-                    for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
-                        future.result()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        "a training process died, most likely for lack of memory: run the same command with fewer "
-                        "--workers, it goes on where it was"
-                    ) from error
+            with worker_pool(self.workers, _receive, shared) as pool, explain_death("training"):
+                for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
+                    future.result()
 
     def _paired(self) -> tuple[Pairing, ...]:
         return pairings(((cell.condition, cell.seed, cell.folder) for cell in self.cells), self.folder)
