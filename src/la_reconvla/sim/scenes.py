@@ -19,6 +19,7 @@ from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Quality, Split
 from la_reconvla.data.scenes import SUFFIX, Scenes
@@ -185,8 +186,8 @@ class Studio:
         for i, place in enumerate(places):
             pose = self._pose(state, i)
             pose[:2] = (0.0, AWAY - i) if np.isnan(place).any() else place
-            turn = rng.uniform(-np.pi, np.pi) / 2
-            pose[3:] = _product((math.cos(turn), 0.0, 0.0, math.sin(turn)), pose[3:])
+            turn = Rotation.from_rotvec([0.0, 0.0, rng.uniform(-np.pi, np.pi)])
+            pose[3:] = (turn * Rotation.from_quat(pose[3:], scalar_first=True)).as_quat(scalar_first=True)
         self.env.set_state(state)
         seen, image = self.env.segmentation(self.task.objects), self.env.observe().image
         pixels = np.bincount(seen.ravel(), minlength=len(self.task.objects) + 1)[1:]
@@ -222,15 +223,3 @@ def arrange(rng: np.random.Generator, arena: Arena, count: int) -> Float[np.ndar
                 places[i] = place
                 break
     return places
-
-
-def _product(first, second) -> tuple[float, float, float, float]:
-    """Hamilton product of two quaternions in wxyz order: `second`, then `first`."""
-    a, b, c, d = first
-    e, f, g, h = second
-    return (
-        a * e - b * f - c * g - d * h,
-        a * f + b * e + c * h - d * g,
-        a * g - b * h + c * e + d * f,
-        a * h + b * g - c * f + d * e,
-    )

@@ -30,6 +30,7 @@ from la_reconvla.data.captions import (
     kind,
     say,
 )
+from la_reconvla.data.samples import patch_coverage
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.study import grounding
 
@@ -102,11 +103,7 @@ def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) 
 
 def coverage(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "m o n"]:
     """Share of each patch that each instance covers, float32."""
-    rows, columns = grid
-    height, width = (scenes.maps.shape[1] // rows, scenes.maps.shape[2] // columns)
-    shown = scenes.maps.reshape(len(scenes), rows, height, columns, width)
-    shares = [(shown == i + 1).mean((2, 4)).reshape(len(scenes), -1) for i in range(len(scenes.instances))]
-    return np.stack(shares, 1).astype(np.float32)
+    return np.stack([patch_coverage(scenes.maps == i + 1, grid) for i in range(len(scenes.instances))], 1)
 
 
 def looked_at(maps: Float[np.ndarray, "q n"], covered: Float[np.ndarray, "q o n"]) -> Float[np.ndarray, "q o"]:
