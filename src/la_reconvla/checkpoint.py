@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, whiten_patches
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
 from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, Quality
@@ -71,23 +71,33 @@ class PolicyConfig:
         state = condition.saliency.state_shape if condition.saliency else ()
         return cls(condition=condition.id, blind=condition.blind, head=head, saliency_state=state, **fields)
 
-    def build(self, images: UInt8[torch.Tensor, "m 3 H W"] | None = None) -> Policy:
-        """A policy with fresh weights.
+    def build(self) -> Policy:
+        """A policy with fresh weights, into which others can be loaded.
 
         Backbone and action head are drawn from one stream and the decoder from another, so that all arms of one seed
         start from equal weights, with or without a decoder.
-
-        Args:
-            images: training images that a random patch embedding is fitted to; None where weights are loaded later.
         """
         with seeded(self.seed, "weights"):
-            backbone = self.backbone.build()
-            if images is not None and isinstance(backbone, PaliGemmaBackbone):
-                whiten_patches(backbone, images)
-            policy = Policy(backbone, self.bins, state_shape=self.saliency_state)
+            policy = Policy(self.backbone.build(), self.bins, state_shape=self.saliency_state)
         if self.head is not None:
             with seeded(self.seed, "decoder"):
                 policy.reconstructor = self.head.build(backbone.width, backbone.grid, backbone.patch_size)
+        return policy
+
+    def start(self, images: UInt8[torch.Tensor, "m 3 H W"] | None) -> Policy:
+        """The policy that training starts from: pretrained weights where the backbone has some, else fresh ones.
+
+        Args:
+            images: training images that a random patch embedding is fitted to; None for a policy that sees none.
+
+        Raises:
+            UserError: as `load_start`.
+        """
+        policy = self.build()
+        if isinstance(self.backbone, SmallPaliGemma) and self.backbone.weights is not None:
+            load_start(policy.backbone, self.backbone)
+        elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone):
+            whiten_patches(policy.backbone, images)
         return policy
 
     def save(self, folder: Path) -> None:
@@ -150,6 +160,43 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             return tensors, {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and train again") from error
+
+
+def started_from(weights: str) -> SmallPaliGemma:
+    """The backbone that a file of weights belongs to.
+
+    Raises:
+        UserError: if the file is missing or damaged, or is something else.
+    """
+    return replace(SmallPaliGemma(**_start(weights)[1]["backbone"]), weights=weights)
+
+
+def load_start(backbone: Any, config: SmallPaliGemma) -> None:
+    """Put the weights that `config.weights` names into its backbone; what they do not hold stays random.
+
+    Raises:
+        UserError: if the file is missing or damaged, or is of a backbone of another size; what differs is named.
+    """
+    tensors, facts = _start(str(config.weights))
+    theirs = SmallPaliGemma(**facts["backbone"]).architecture
+    if wrong := [f"{k} {theirs[k]}, not {v}" for k, v in config.architecture.items() if theirs[k] != v]:
+        raise UserError(
+            f"the weights '{config.weights}' are of another backbone ({', '.join(wrong)}): pretrain one of this size, "
+            "or use --weights none"
+        )
+    unknown = backbone.load_state_dict(tensors, strict=False).unexpected_keys
+    if unknown:
+        raise UserError(f"the weights '{config.weights}' hold {unknown[0]}, unknown to this version: pretrain again")
+
+
+def _start(weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    path = weights_file(weights)
+    if not path.exists():
+        raise UserError(f"there are no weights {path}: write them by la-reconvla pretrain, or use --weights none")
+    tensors, facts = load_tensors(path)
+    if "backbone" not in facts:
+        raise UserError(f"{path} was not written by la-reconvla pretrain")
+    return tensors, facts
 
 
 def kept(policy: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -103,6 +103,7 @@ def train(
     seed: int = 0,
     preset: str = "small",
     backbone: str | None = None,
+    weights: str | None = None,
     lora_rank: int | None = None,
     quantize: Quantize = None,
     dtype: Precision = None,
@@ -127,6 +128,7 @@ def train(
         seed: of weights, batches and masks.
         preset: where backbone, decoder and schedule come from; the options below replace single numbers.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
+        weights: what the preset's small backbone starts from: words (in the package), a file of pretrain, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -146,6 +148,7 @@ def train(
 
     changes = {
         "backbone": backbone,
+        "weights": weights,
         "lora_rank": lora_rank,
         "quantize": quantize,
         "dtype": dtype,
@@ -207,6 +210,7 @@ def ablate(
     preset: str = "quick",
     out: Path | None = None,
     backbone: str | None = None,
+    weights: str | None = None,
     lora_rank: int | None = None,
     quantize: Quantize = None,
     dtype: Precision = None,
@@ -231,6 +235,7 @@ def ablate(
         preset: smoke, quick, small or paper; the options below replace single numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
+        weights: what the preset's small backbone starts from: words (in the package), a file of pretrain, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -253,6 +258,7 @@ def ablate(
 
     changes = {
         "backbone": backbone,
+        "weights": weights,
         "lora_rank": lora_rank,
         "quantize": quantize,
         "dtype": dtype,
@@ -303,7 +309,7 @@ def look(
 
 
 @app.command
-def scenes(out: Path, scenes: int = 5000, image_size: int = 112, workers: int = 1, seed: int = 0) -> None:
+def scenes(out: Path, scenes: int = 8000, image_size: int = 112, workers: int = 1, seed: int = 0) -> None:
     """Render LIBERO's arenas and objects in random arrangements, to learn words from. Stopped, it goes on.
 
     Args:
@@ -317,6 +323,55 @@ def scenes(out: Path, scenes: int = 5000, image_size: int = 112, workers: int = 
 
     count = render(ScenesConfig(out, scenes, image_size=image_size, workers=workers, seed=seed))
     print(f"{out}: {count} scenes")
+
+
+@app.command
+def pretrain(
+    scenes: Path,
+    out: Path,
+    objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
+    steps: int = 3000,
+    seed: int = 0,
+    threads: int = 1,
+) -> None:
+    """Teach the small backbone words from rendered scenes and captions. Stopped, it goes on by the same command.
+
+    Args:
+        scenes: folder that the command scenes wrote.
+        out: folder of weights and curves; its backbone.safetensors is what --weights takes.
+        objective: what is minimised.
+        steps: optimizer steps.
+        seed: of weights, pictures and sentences.
+        threads: of the processor.
+    """
+    from la_reconvla.data.scenes import load_scenes
+    from la_reconvla.pretrain import OBJECTIVES, PretrainConfig
+    from la_reconvla.pretrain import pretrain as run
+    from la_reconvla.progress import progress
+
+    config = PretrainConfig(objective=OBJECTIVES[objective], steps=steps, seed=seed, threads=threads)
+    with progress("Pretraining", total=steps, unit="steps") as bar:
+        print(run(load_scenes(scenes, "train"), config, out, bar))
+
+
+@app.command
+def words(scenes: Path, out: Path, weights: str = "words", seed: int = 0) -> None:
+    """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
+
+    Args:
+        scenes: folder that the command scenes wrote.
+        out: folder for words.json, words.md and words.png.
+        weights: a file of the command pretrain, or words for those in the package.
+        seed: of the questions, and of the random weights beside them.
+    """
+    from la_reconvla.checkpoint import started_from
+    from la_reconvla.data.scenes import load_scenes
+    from la_reconvla.study.words import report
+
+    console = Console()
+    for table in report(started_from(weights), load_scenes(scenes, "train"), load_scenes(scenes, "test"), out, seed):
+        console.print(table.rich())
+    print(out / "words.md")
 
 
 @app.command

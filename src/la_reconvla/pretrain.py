@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +33,7 @@ from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import claim, locked
-from la_reconvla.train import STATE, JsonLines, load_optimizer, optimizer_for, optimizer_tensors, scheduled
+from la_reconvla.train import STATE, JsonLines, Ticker, load_optimizer, optimizer_for, optimizer_tensors, scheduled
 
 WEIGHTS, CONFIG = "backbone.safetensors", "pretrain.json"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
@@ -80,13 +79,14 @@ class Objective(Protocol):
 class Biases(nn.Module):
     """A scale and a threshold for the scores of each layer and of all together; float [layers + 1].
 
-    They start at 20 and -3: an average over words and heads is a tenth of one logit, and most sentences are false.
+    They start at 5 and -2. The scale decides how large the logits must grow, and so how sharp the attention becomes:
+    with 20, words are told apart by differences that the softmax hardly shows.
     """
 
     def __init__(self, layers: int):
         super().__init__()
-        self.scale = nn.Parameter(torch.full((layers + 1,), 20.0))
-        self.bias = nn.Parameter(torch.full((layers + 1,), -3.0))
+        self.scale = nn.Parameter(torch.full((layers + 1,), 5.0))
+        self.bias = nn.Parameter(torch.full((layers + 1,), -2.0))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Contrast:
         each_layer: weight of the same loss taken on every layer alone, beside the one on their mean.
     """
 
-    each_layer: float = 0.5
+    each_layer: float = 1.0
     label = "contrast"
 
     def head(self, backbone: PaliGemmaBackbone) -> Biases:
@@ -220,9 +220,10 @@ class PretrainConfig:
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         threads: CPU threads.
-        alone: share of the steps in which things are only named, and in which no token sees another: attention adds
-            nothing to its layers' states (ReZero, arXiv 2003.04887). With tokens that mix from the start, any patch
-            can carry the answer, and the best one is on the background (docs/log.md).
+        damping: what attention adds to the states of both towers starts at this share of its usual size (as in ReZero,
+            arXiv 2003.04887). With tokens that mix fully from the start, any patch can carry the answer, and the best
+            one is on the background (docs/log.md).
+        alone: share of the steps in which things are only named.
         curriculum: share of the steps after that over which relations and requests come in.
         seed: of weights, pictures and sentences.
         log_every: steps between lines of ``metrics.jsonl``.
@@ -231,12 +232,13 @@ class PretrainConfig:
 
     backbone: SmallPaliGemma = field(default_factory=SmallPaliGemma)
     objective: Contrast | Captioning | MaskedWords = field(default_factory=Contrast)
-    steps: int = 6000
+    steps: int = 3000
     batch_size: int = 32
-    learning_rate: float = 2e-3
-    warmup: int = 100
+    learning_rate: float = 1e-3
+    warmup: int = 50
     weight_decay: float = 0.01
     clip: float = 1.0
+    damping: float = 0.1
     alone: float = 0.2
     curriculum: float = 0.3
     threads: int = 1
@@ -284,9 +286,15 @@ def pretrain(
     scenes: Scenes,
     config: PretrainConfig,
     folder: Path,
-    tick: Callable[[str], None] = lambda note: None,
+    ticker: Ticker | None = None,
 ) -> Path:
-    """Train, or go on where a killed run stopped. Returns the file of weights.
+    """Train, or go on where a killed run stopped. Returns the file of weights: `SmallPaliGemma.weights`.
+
+    Args:
+        scenes: the training split.
+        config: what is trained and how.
+        folder: where weights and curves go.
+        ticker: told of every step.
 
     Raises:
         UserError: for scenes of another size, a folder of another configuration, or a loss that is not finite.
@@ -307,18 +315,19 @@ def pretrain(
         some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
         whiten_patches(backbone, pictures(scenes, some))
         both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
-        mixing = [p for name, p in backbone.model.named_parameters() if MIXING.search(name)]
-        for parameter in mixing:
-            nn.init.zeros_(parameter)
+        with torch.no_grad():
+            for name, parameter in backbone.model.named_parameters():
+                if MIXING.search(name):
+                    parameter.mul_(config.damping)
         optimizer = optimizer_for(both, config.learning_rate, config.weight_decay)
         first = _resume(folder / STATE, both, optimizer)
         lines = JsonLines(folder, first)
+        if ticker:
+            ticker.advance(first)
         captioner, clock = Captioner(scenes), time.perf_counter()
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
-            for parameter in mixing:
-                parameter.requires_grad_(step >= config.alone * config.steps)
             told = tell(captioner, config, step)
             loss = config.objective.loss(backbone, head, told, generator(config.seed, "cover", step))
             if not math.isfinite(value := loss.item()):
@@ -334,7 +343,8 @@ def pretrain(
                 clock = time.perf_counter()
             if done % config.save_every == 0 and done < config.steps:
                 _save(folder / STATE, both, optimizer, done)
-            tick(f"loss {value:.3f}")
+            if ticker:
+                ticker.advance(1, note=f"loss {value:.3f}")
         kept = {f"model.{name}": tensor.half() for name, tensor in backbone.model.state_dict().items()}
         save_tensors(folder / WEIGHTS, kept, backbone=asdict(config.backbone), steps=config.steps)
     return folder / WEIGHTS
@@ -352,3 +362,6 @@ def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> 
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
     load_optimizer(optimizer, tensors)
     return int(metadata["step"])
+
+
+OBJECTIVES = {objective.label: objective for objective in (Contrast(), Captioning(), MaskedWords())}

@@ -194,7 +194,7 @@ def train(
     dtype = pick_precision(config.precision, device)
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(samples, WHITENED)
-    policy = policy_config.build(None if condition.blind else samples.batch(some).images).to(device).train()
+    policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()
     told = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
     dry_run(policy, told)
     source = condition.saliency

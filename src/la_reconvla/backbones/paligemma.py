@@ -32,6 +32,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
+WORDS = "words"  # name of the weights that come with this package: `docs/data_card.md`
 PAD, EOS, BOS, UNK, IMAGE = range(5)
 
 
@@ -53,6 +54,8 @@ class SmallPaliGemma:
         wrist: a second camera as a second block of image tokens; off by default, as published.
         saliency_layers: how many of the last layers the saliency reads.
         max_tokens: longest instruction in tokens.
+        weights: what training starts from: ``words`` for those that come with this package, a file written by
+            ``la-reconvla pretrain``, or None for random ones.
     """
 
     image_size: int = 112
@@ -68,6 +71,7 @@ class SmallPaliGemma:
     wrist: bool = False
     saliency_layers: int = 3
     max_tokens: int = 40
+    weights: str | None = None
 
     def __post_init__(self):
         if self.image_size % self.patch:
@@ -85,6 +89,12 @@ class SmallPaliGemma:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         return self.image_size // self.patch, self.image_size // self.patch
+
+    @property
+    def architecture(self) -> dict[str, int]:
+        """What decides the shapes of the model's weights, and what its positions mean."""
+        shapes = ("image_size", "patch", "width", "vision_layers", "language_layers", "heads", "kv_heads", "mlp")
+        return {name: getattr(self, name) for name in shapes}
 
     def build(self) -> PaliGemmaBackbone:
         """The backbone with fresh weights from torch's global generator (see `randomness.seeded`)."""
@@ -174,6 +184,11 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
     filters = rotation @ (components * scale).T
     weight.copy_(filters.view_as(weight))
     embeddings.position_embedding.weight.sub_(mean @ filters.T)
+
+
+def weights_file(name: str) -> Path:
+    """The file of `SmallPaliGemma.weights`."""
+    return Path(__file__).with_name(f"{WORDS}.safetensors") if name == WORDS else Path(name)
 
 
 class PaliGemmaBackbone(Wrapped):

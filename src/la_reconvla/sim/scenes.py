@@ -31,12 +31,13 @@ from la_reconvla.storage import claim, locked, require_free_space
 
 CONFIG = "scenes.json"
 SHARD = 50  # scenes a file
-APART = 0.10  # centres of two objects are at least this far apart (m); a bowl's radius is 0.056
+APART = 0.11  # centres of two objects are at least this far apart (m); a bowl's radius is 0.056
 NEAR = 0.15  # an object placed beside another is at most this far from it (m)
-BESIDE = 0.45  # share of the objects that are placed beside an earlier one, so that relations are frequent
-PRESENT = 0.7  # chance that an object is in the scene at all
+BESIDE = 0.35  # share of the objects that are placed beside an earlier one, so that relations are frequent
+PRESENT = 0.5  # chance that an object is in the scene at all
 ARM = (0.35, 0.25, 0.25, 0.3, 0.3, 0.3, 0.5)  # standard deviation of the arm's seven joints (rad)
 AWAY = -5.0  # y of what is not in the scene (m): behind the camera
+DEEP = 0.004  # how far two things may reach into each other (m); what rests on a table sinks in by less
 TRIES = 200
 
 
@@ -66,11 +67,11 @@ class Arena:
 
 FLOOR = (-0.30, 0.30)
 ARENAS = (
-    Arena("libero_spatial", 0, y=(-0.22, 0.36), share=0.6),
-    Arena("libero_goal", 0, share=0.16),
-    Arena("libero_object", 0, y=FLOOR, share=0.08),
-    Arena("libero_object", 3, y=FLOOR, share=0.08),
-    Arena("libero_object", 5, y=FLOOR, share=0.08),
+    Arena("libero_spatial", 0, y=(-0.22, 0.36), share=0.4),
+    Arena("libero_goal", 0, share=0.18),
+    Arena("libero_object", 0, y=FLOOR, share=0.14),
+    Arena("libero_object", 3, y=FLOOR, share=0.14),
+    Arena("libero_object", 5, y=FLOOR, share=0.14),
 )
 
 
@@ -89,7 +90,7 @@ class ScenesConfig:
     """
 
     out: Path
-    scenes: int = 5000
+    scenes: int = 8000
     arenas: tuple[Arena, ...] = ARENAS
     image_size: int = 112
     quality: Quality = "fast"
@@ -176,23 +177,35 @@ class Studio:
         self.arena, self.task = arena, load_task(arena.suite, arena.task)
         self.env = LiberoEnv(image_size=image_size, quality=quality)
         self.env.reset(official_start(self.task, 0, seed=zlib.crc32(arena.name.encode()) % 1000))
+        model, objects = self.env.sim.model._model, self.task.objects
+        bodies = (model.body(body).name for body in model.geom_bodyid)
+        self._movable = np.array([body.startswith(objects) for body in bodies])
         self.rest = self.env.state()  # settled: heights and orientations are those of things that lie still
 
     def scene(self, rng: np.random.Generator) -> Scenes:
         """One random arrangement and its pictures."""
-        state = self.rest.copy()
-        state[1:8] += rng.normal(0.0, ARM)
-        places = arrange(rng, self.arena, len(self.task.objects))
-        for i, place in enumerate(places):
-            pose = self._pose(state, i)
-            pose[:2] = (0.0, AWAY - i) if np.isnan(place).any() else place
-            turn = Rotation.from_rotvec([0.0, 0.0, rng.uniform(-np.pi, np.pi)])
-            pose[3:] = (turn * Rotation.from_quat(pose[3:], scalar_first=True)).as_quat(scalar_first=True)
-        self.env.set_state(state)
+        while True:
+            state = self.rest.copy()
+            state[1:8] += rng.normal(0.0, ARM)
+            places = arrange(rng, self.arena, len(self.task.objects))
+            for i, place in enumerate(places):
+                pose = self._pose(state, i)
+                pose[:2] = (0.0, AWAY - i) if np.isnan(place).any() else place
+                turn = Rotation.from_rotvec([0.0, 0.0, rng.uniform(-np.pi, np.pi)])
+                pose[3:] = (turn * Rotation.from_quat(pose[3:], scalar_first=True)).as_quat(scalar_first=True)
+            self.env.set_state(state)
+            if not self._pierced():
+                break
         seen, image = self.env.segmentation(self.task.objects), self.env.observe().image
         pixels = np.bincount(seen.ravel(), minlength=len(self.task.objects) + 1)[1:]
         columns = places[None].astype(np.float32), pixels[None].astype(np.int32)
         return Scenes((self.arena.name,), self.task.objects, image[None], seen[None], *columns)
+
+    def _pierced(self) -> bool:
+        """Whether an object stands in furniture, in the robot or in another object."""
+        data = self.env.sim.data._data
+        deep = [contact.geom for contact in data.contact[: data.ncon] if contact.dist < -DEEP]
+        return bool(self._movable[np.array(deep, dtype=int)].any())
 
     def _pose(self, state: Float[np.ndarray, "s"], index: int) -> Float[np.ndarray, "7"]:
         """View of one object's place in a state: x, y, z and a quaternion in wxyz order."""

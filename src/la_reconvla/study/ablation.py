@@ -19,7 +19,7 @@ from rich.console import Console
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
-from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy
+from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
 from la_reconvla.contracts import ACTION_DIM, Moment
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
@@ -506,6 +506,8 @@ def _require_room(backbone: SmallPaliGemma | Pretrained, told: Iterable[str]) ->
         built: Any = replace(backbone, dtype="fp32", quantize=None).skeleton(backbone.tokenizer())
     else:
         built = backbone.build()
+        if backbone.weights is not None:
+            load_start(built, backbone)
     dry_run(Policy(built, bins).to(next(built.parameters()).device), told)
 
 

@@ -45,7 +45,7 @@ def _pairing(seed: int, arms: dict[str, dict[str, str]], blind: set[str], study:
     for part, what in PARTS.items():
         groups: dict[str, list[str]] = {}
         for arm, logged in arms.items():
-            # Patches start whitened by the training images (`whiten_patches`), of which a blind arm sees none.
+            # Random patches start whitened by the training images (`whiten_patches`), of which a blind arm sees none.
             if part != "backbone" or arm not in blind:
                 groups.setdefault(logged[part], []).append(arm)
         if len(groups) > 1:

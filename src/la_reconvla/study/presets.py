@@ -78,7 +78,8 @@ class StudyConfig:
     def changed(self, **changes: Any) -> StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
 
-        None changes nothing. `backbone` is the source of a pretrained one, which is given what the preset's own is.
+        None changes nothing; weights are taken away by "none". `backbone` is the source of a pretrained one, which is
+        given what the preset's own is.
         Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is replaced by the last arm.
 
         Raises:
@@ -86,10 +87,14 @@ class StudyConfig:
         """
         given = {name: value for name, value in changes.items() if value is not None}
         parts = {}
+        if given.get("weights") == "none":
+            given["weights"] = None
         if (source := given.pop("backbone", None)) is not None:
             self = replace(self, backbone=_pretrained(self.backbone, source))
         if own := {name: given.pop(name) for name in ("lora_rank", "quantize", "dtype") if name in given}:
             self = replace(self, backbone=_adapted(self.backbone, **own))
+        if "weights" in given and isinstance(self.backbone, Pretrained):
+            raise UserError("weights is for the small backbone: a pretrained one brings its own, leave --weights out")
         for part in ("backbone", "head", "train"):
             own = getattr(self, part)
             mine = {f.name: given.pop(f.name) for f in fields(own) if f.name in given}

@@ -13,12 +13,18 @@ so far, of the one that it covers most. Where two things share that patch, a win
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
 
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, whiten_patches
+from la_reconvla.checkpoint import load_start
+from la_reconvla.contracts import Features, SaliencySource
 from la_reconvla.data.captions import (
     FALSE,
     HELD_OUT_WORDINGS,
@@ -32,7 +38,22 @@ from la_reconvla.data.captions import (
 )
 from la_reconvla.data.samples import patch_coverage
 from la_reconvla.data.scenes import Scenes
-from la_reconvla.study import grounding
+from la_reconvla.method.heads import LocalisationHeads
+from la_reconvla.method.saliency import MEAN, SinkRemoved
+from la_reconvla.method.words import ContentWords
+from la_reconvla.pretrain import WHITENED, pictures
+from la_reconvla.randomness import seeded
+from la_reconvla.storage import atomic_write, write_json
+from la_reconvla.study import figures, grounding
+from la_reconvla.study.statistics import mean_interval
+from la_reconvla.study.tables import TextTable
+
+SCORES = ("named", "told_apart", "told_apart_held_out", "pointing", "auroc", "aid")
+SOURCES: tuple[SaliencySource, ...] = (MEAN, ContentWords(), LocalisationHeads(), SinkRemoved())
+"""Nothing has asked anything of the action tokens yet, and a teacher is a later average: neither has a map here."""
+EVERYWHERE = "all"
+FRAMES = 64  # training scenes that localisation heads are chosen on
+SHOWN = 6  # pictures in the figure
 
 COVERED = 0.25  # share of a patch that a thing must cover for the patch to be its own
 
@@ -191,3 +212,172 @@ def mean_maps(asked: Sequence[Question], maps: Float[np.ndarray, "q n"]) -> Floa
 def centre_prior(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "n"]:
     """The control that ignores picture and words: where things stand on average in these (training) scenes."""
     return coverage(scenes, grid).sum(1).mean(0) + 1e-6
+
+
+# ---------------------------------------------------------------- the table
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """Answers of one kind of map to one set of questions.
+
+    Attributes:
+        whose: saliency source of the pretrained weights, or a control.
+        wordings: ``held-out`` or ``trained``.
+        answers: to all questions.
+    """
+
+    whose: str
+    wordings: str
+    answers: Answers
+
+    def scores(self, scene: Int[np.ndarray, "q"], chosen: Bool[np.ndarray, "q"]) -> dict[str, dict[str, float]]:
+        """Mean, 95 % interval and number of questions of each score that applies to some of the `chosen`.
+
+        Questions about one scene are not independent: the bootstrap draws scenes, then questions of each.
+        """
+        found = {}
+        for name, values in vars(self.answers).items():
+            if (asked := np.isfinite(values) & chosen).any():
+                interval = mean_interval(values[asked], scene[asked], np.zeros(asked.sum()))
+                found[name] = {
+                    "mean": float(values[asked].mean()),
+                    "low": interval.low,
+                    "high": interval.high,
+                    "questions": int(asked.sum()),
+                }
+        return found
+
+
+def looking(backbone: PaliGemmaBackbone, source: SaliencySource, state: torch.Tensor | None = None) -> Look:
+    """Where a backbone looks by `source`."""
+
+    @torch.no_grad()
+    def look(images: UInt8[np.ndarray, "b H W 3"], texts: list[str]) -> Float[np.ndarray, "b n"]:
+        features = _features(backbone, images, texts, source)
+        return source(features, state).numpy()
+
+    return look
+
+
+def _features(backbone: PaliGemmaBackbone, images: np.ndarray, texts: list[str], source: SaliencySource) -> Features:
+    seen = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    features = backbone(seen, texts, attention=source.rows)
+    features.texts = texts
+    return features
+
+
+def fitted(backbone: PaliGemmaBackbone, source: SaliencySource, scenes: Scenes) -> torch.Tensor | None:
+    """What `source` learns from some training scenes and sentences about them, without labels."""
+    if not source.frames:
+        return None
+    some = np.linspace(0, len(scenes) - 1, min(FRAMES, len(scenes))).astype(int)
+    captioner, rng = Captioner(scenes), np.random.default_rng(0)
+    said = [(i, caption.text) for i in some if (caption := captioner.caption(rng, int(i)))]
+    with torch.no_grad():
+        return source.fit([_features(backbone, scenes.images[[i for i, _ in said]], [t for _, t in said], source)])
+
+
+def compare(config: SmallPaliGemma, train: Scenes, test: Scenes, seed: int = 0) -> Iterator[tuple[Row, list[Question]]]:
+    """Every map on every question: the pretrained weights by saliency source, and the controls.
+
+    The *wrong word* is the map under the sentence of another thing, judged as if it were this one's: what remains of a
+    score under it is not due to the word.
+
+    Raises:
+        UserError: as `load_start`.
+    """
+    trained, fresh = (_started(config, weights, train, seed) for weights in (config.weights, None))
+    states = {source.label: fitted(trained, source, train) for source in SOURCES}
+    prior = centre_prior(train, config.grid)
+    for wordings in ("held-out", "trained"):
+        asked = questions(test, seed, held_out_wordings=wordings == "held-out")
+
+        def row(whose: str, maps: np.ndarray, wrong: np.ndarray, wordings=wordings, asked=asked) -> Row:
+            return Row(whose, wordings, judge(asked, maps, wrong, test, config.grid))
+
+        for source in SOURCES:
+            maps, wrong = ask(looking(trained, source, states[source.label]), asked, test)
+            yield row(source.label, maps, wrong), asked
+            if source is MEAN:
+                yield row("wrong word", wrong, maps), asked
+                everything = mean_maps(asked, maps)
+                yield row("mean map", everything, everything), asked
+        yield row("random weights", *ask(looking(fresh, MEAN), asked, test)), asked
+        always = np.tile(prior, (len(asked), 1))
+        yield row("centre prior", always, always), asked
+
+
+def _started(config: SmallPaliGemma, weights: str | None, scenes: Scenes, seed: int) -> PaliGemmaBackbone:
+    with seeded(seed, "weights"):
+        backbone = config.build()
+    if weights is not None:
+        load_start(backbone, config)
+    else:
+        some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
+        whiten_patches(backbone, pictures(scenes, some))
+    return backbone.eval()
+
+
+def report(config: SmallPaliGemma, train: Scenes, test: Scenes, out: Path, seed: int = 0) -> list[TextTable]:
+    """Measure, write ``words.json``, ``words.md`` and ``words.png`` into `out`; returns the tables.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    arenas = np.array(test.arenas)
+    records = []
+    for row, asked in compare(config, train, test, seed):
+        scene = np.array([q.scene for q in asked])
+        for arena in (EVERYWHERE, *sorted(set(test.arenas))):
+            if arena == EVERYWHERE or row.whose == MEAN.label:
+                chosen = np.ones(len(asked), bool) if arena == EVERYWHERE else arenas[scene] == arena
+                scores = row.scores(scene, chosen)
+                records.append({"whose": row.whose, "wordings": row.wordings, "arenas": arena, "scores": scores})
+    everywhere = [record for record in records if record["arenas"] == EVERYWHERE]
+    by_arena = [record for record in records if record["arenas"] != EVERYWHERE]
+    tables = [
+        _table("Where words look", "map", "whose", everywhere),
+        _table(f"By arena, map {MEAN.label}", "arena", "arenas", by_arena),
+    ]
+    write_json(out / "words.json", {"rows": records, "seed": seed, "scenes": len(test)})
+    with atomic_write(out / "words.md") as temporary:
+        temporary.write_text("\n\n".join(table.markdown() for table in tables) + "\n", encoding="utf-8")
+    with atomic_write(out / "words.png") as temporary:
+        temporary.write_bytes(picture(_started(config, config.weights, train, seed), test))
+    return tables
+
+
+def _table(title: str, first: str, key: str, records: Sequence[dict[str, Any]]) -> TextTable:
+    def cell(record: dict[str, Any], name: str) -> str:
+        score = record["scores"].get(name)
+        if score is None:
+            return "-"
+        return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] of {score['questions']}"
+
+    header = (first, "wordings", *(name.replace("_", " ") for name in ("named_chance", *SCORES)))
+    rows = []
+    for record in records:
+        chance = record["scores"].get("named_chance")
+        cells = [cell(record, name) for name in SCORES]
+        rows.append((record[key], record["wordings"], f"{chance['mean']:.3f}" if chance else "-", *cells))
+    return TextTable(title, header, rows)
+
+
+def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
+    """PNG: scenes of different arenas, and where the words for up to three of their things look."""
+    asked = questions(scenes)
+    order = np.linspace(0, len(scenes) - 1, SHOWN).astype(int)
+    images, titles, columns = [], [], [[] for _ in range(3)]
+    for scene in order:
+        mine = [q for q in asked if q.scene == scene and q.alike < 0][:3]
+        if not mine:
+            continue
+        images.append(scenes.images[scene])
+        titles.append("; ".join(q.text for q in mine))
+        padded = [mine[min(i, len(mine) - 1)] for i in range(3)]
+        maps = looking(backbone, MEAN)(scenes.images[[scene] * 3], [q.text for q in padded])
+        for column, each in zip(columns, maps, strict=True):
+            column.append(each)
+    named = {name: np.stack(column) for name, column in zip(("first", "second", "third"), columns, strict=True)}
+    return figures.attention_grid(np.stack(images), titles, named, backbone.grid)
