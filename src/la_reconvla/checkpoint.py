@@ -81,7 +81,8 @@ class PolicyConfig:
             policy = Policy(self.backbone.build(), self.bins, state_shape=self.saliency_state)
         if self.head is not None:
             with seeded(self.seed, "decoder"):
-                policy.reconstructor = self.head.build(backbone.width, backbone.grid, backbone.patch_size)
+                inner = policy.backbone
+                policy.reconstructor = self.head.build(inner.width, inner.grid, inner.patch_size)
         return policy
 
     def start(self, images: UInt8[torch.Tensor, "m 3 H W"] | None) -> Policy:

@@ -345,9 +345,14 @@ def pretrain(
                 _save(folder / STATE, both, optimizer, done)
             if ticker:
                 ticker.advance(1, note=f"loss {value:.3f}")
-        kept = {f"model.{name}": tensor.half() for name, tensor in backbone.model.state_dict().items()}
+        kept = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
         save_tensors(folder / WEIGHTS, kept, backbone=asdict(config.backbone), steps=config.steps)
     return folder / WEIGHTS
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """In half precision, unless a value is too large for it, as those of patches that hardly vary may be."""
+    return half if bool((half := tensor.half()).isfinite().all()) else tensor
 
 
 def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.backbones.paligemma import WORDS, SmallPaliGemma
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
 from la_reconvla.conditions import ARMS, NO_IMAGE
 from la_reconvla.contracts import PlacementKind, Quality
@@ -146,7 +146,7 @@ PRESETS = {
             preset="quick",
             tasks=(0, 1),
             demos=28,
-            backbone=SmallPaliGemma(patch=28, mlp=2, chunk=16),
+            backbone=SmallPaliGemma(mlp=2, chunk=16, weights=WORDS),
             head=MAEDecoder(depth=2, width=128, heads=4),
             train=TrainConfig(steps=1100, batch_size=16, warmup=40),
             episodes=4,

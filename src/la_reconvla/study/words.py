@@ -90,7 +90,8 @@ def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) 
         held_out_wordings: wordings that training never used, or those that it did.
     """
     rng = np.random.default_rng(seed)
-    wordings = HELD_OUT_WORDINGS if held_out_wordings else WORDINGS
+    # A bare name can be one token, which has no part of its own to be told from a sink.
+    wordings = HELD_OUT_WORDINGS if held_out_wordings else [wording for wording in WORDINGS if wording != "{0}"]
     captioner, result = Captioner(scenes), []
     kinds = [kind(name) for name in scenes.instances]
     for index in range(len(scenes)):
