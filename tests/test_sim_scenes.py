@@ -1,5 +1,6 @@
 """Scenes rendered in LIBERO's arenas: what the generator says of them is what is in the picture."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_left_and_right_in_the_picture_are_those_of_the_world(studio):
     for seed in range(12):
         scene = studio.scene(np.random.default_rng(seed))
         seen = [i for i in range(len(scene.instances)) if scene.pixels[0, i] > 60]
-        for a, b in zip(seen, seen[1:], strict=False):
+        for a, b in itertools.pairwise(seen):
             if abs(scene.positions[0, a, 1] - scene.positions[0, b, 1]) > 0.15:
                 columns = [np.nonzero(scene.maps[0] == i + 1)[1].mean() for i in (a, b)]
                 assert (scene.positions[0, a, 1] > scene.positions[0, b, 1]) == (columns[0] < columns[1])
@@ -75,7 +76,7 @@ def test_nothing_stands_in_something_else(studio):
         assert not studio._pierced()
     state = studio.rest.copy()
     one, two = studio._pose(state, 0), studio._pose(state, 1)
-    two[:3] = one[:3] + (0.04, 0.0, 0.0)
+    two[:3] = one[:3] + np.array([0.04, 0.0, 0.0])
     studio.env.set_state(state)
     assert studio._pierced()
 
