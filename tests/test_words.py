@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import BINS, HEAD, TINY
+from la_reconvla import cli
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, kept, load_policy, load_tensors, save_tensors, started_from
 from la_reconvla.errors import UserError
@@ -147,3 +148,21 @@ def test_the_wrong_word_is_judged_as_if_it_were_the_right_one(file):
     rows = {row.whose: row for row, _ in words.compare(replace(TINY, weights=str(file)), small_scenes(12), test)}
     np.testing.assert_allclose(rows["mean"].answers.aid, rows["wrong word"].answers.aid)
     assert not np.array_equal(rows["mean"].answers.auroc, rows["wrong word"].answers.auroc)
+
+
+def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        rows = [[rng.uniform(-0.3, 0.3, 2) for _ in range(4)] for _ in range(6)]
+        scenes_of(*rows, size=112).save(tmp_path / "scenes" / "table" / split / "0000.safetensors")
+    cli.pretrain(tmp_path / "scenes", tmp_path / "run", steps=2)
+    made = tmp_path / "run" / "backbone.safetensors"
+    assert str(made) in capsys.readouterr().out
+    cli.words(tmp_path / "scenes", tmp_path / "words", weights=str(made))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Where words look" in shown
+    assert "centre" in shown
+    assert (tmp_path / "words" / "words.json").exists()
+    preset = PRESETS["quick"].changed(weights=str(made))  # the size that the command trains is that of the preset
+    assert isinstance(preset.backbone, SmallPaliGemma)
+    config_of(preset.backbone).start(None)

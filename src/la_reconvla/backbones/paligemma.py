@@ -32,7 +32,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
-WORDS = "words"  # name of the weights that come with this package: `docs/data_card.md`
+WORDS = "words"  # name of the weights that come with this package: `docs/words.md`
 PAD, EOS, BOS, UNK, IMAGE = range(5)
 
 

@@ -321,7 +321,7 @@ def _started(config: SmallPaliGemma, weights: str | None, scenes: Scenes, seed: 
 
 
 def report(config: SmallPaliGemma, train: Scenes, test: Scenes, out: Path, seed: int = 0) -> list[TextTable]:
-    """Measure, write ``words.json``, ``words.md`` and ``words.png`` into `out`; returns the tables.
+    """Measure, write ``words.json``, ``words.md`` and ``words.png`` into `out`; returns the tables without intervals.
 
     Raises:
         UserError: as `compare`.
@@ -337,24 +337,28 @@ def report(config: SmallPaliGemma, train: Scenes, test: Scenes, out: Path, seed:
                 records.append({"whose": row.whose, "wordings": row.wordings, "arenas": arena, "scores": scores})
     everywhere = [record for record in records if record["arenas"] == EVERYWHERE]
     by_arena = [record for record in records if record["arenas"] != EVERYWHERE]
-    tables = [
-        _table("Where words look", "map", "whose", everywhere),
-        _table(f"By arena, map {MEAN.label}", "arena", "arenas", by_arena),
-    ]
+    full, brief = (
+        [
+            _table("Where words look", "map", "whose", everywhere, intervals),
+            _table(f"By arena, map {MEAN.label}", "arena", "arenas", by_arena, intervals),
+        ]
+        for intervals in (True, False)
+    )
     write_json(out / "words.json", {"rows": records, "seed": seed, "scenes": len(test)})
     with atomic_write(out / "words.md") as temporary:
-        temporary.write_text("\n\n".join(table.markdown() for table in tables) + "\n", encoding="utf-8")
+        temporary.write_text("\n\n".join(table.markdown() for table in full) + "\n", encoding="utf-8")
     with atomic_write(out / "words.png") as temporary:
         temporary.write_bytes(picture(_started(config, config.weights, train, seed), test))
-    return tables
+    return brief
 
 
-def _table(title: str, first: str, key: str, records: Sequence[dict[str, Any]]) -> TextTable:
+def _table(title: str, first: str, key: str, records: Sequence[dict[str, Any]], intervals: bool) -> TextTable:
     def cell(record: dict[str, Any], name: str) -> str:
         score = record["scores"].get(name)
         if score is None:
             return "-"
-        return f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] of {score['questions']}"
+        mean = f"{score['mean']:.3f}"
+        return f"{mean} [{score['low']:.3f}, {score['high']:.3f}] of {score['questions']}" if intervals else mean
 
     header = (first, "wordings", *(name.replace("_", " ") for name in ("named_chance", *SCORES)))
     rows = []
