@@ -330,7 +330,7 @@ def pretrain(
     scenes: Path,
     out: Path,
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
-    steps: int = 3000,
+    steps: int = 4000,
     seed: int = 0,
     threads: int = 1,
 ) -> None:

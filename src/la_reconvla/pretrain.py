@@ -230,9 +230,9 @@ class PretrainConfig:
         save_every: steps between saved states.
     """
 
-    backbone: SmallPaliGemma = field(default_factory=SmallPaliGemma)
+    backbone: SmallPaliGemma = field(default_factory=lambda: SmallPaliGemma(mlp=2))
     objective: Contrast | Captioning | MaskedWords = field(default_factory=Contrast)
-    steps: int = 3000
+    steps: int = 4000
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 50
@@ -240,7 +240,7 @@ class PretrainConfig:
     clip: float = 1.0
     damping: float = 0.1
     alone: float = 0.2
-    curriculum: float = 0.3
+    curriculum: float = 0.2
     threads: int = 1
     seed: int = 0
     log_every: int = 50

@@ -148,7 +148,7 @@ PRESETS = {
             demos=28,
             backbone=SmallPaliGemma(mlp=2, chunk=16, weights=WORDS),
             head=MAEDecoder(depth=2, width=128, heads=4),
-            train=TrainConfig(steps=1100, batch_size=16, warmup=40),
+            train=TrainConfig(steps=600, batch_size=16, warmup=40),
             episodes=4,
             floor_episodes=2,
         ),
