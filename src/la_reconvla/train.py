@@ -200,7 +200,8 @@ def train(
     source = condition.saliency
     if source:
         source.require(told)
-    _require_space(folder, policy)
+    averages = source is not None and source.decay is not None
+    _require_space(folder, policy, averages)
     policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
     arm = {"precision": str(dtype), "reconstruction": repr(condition.reconstruction)}
@@ -213,7 +214,7 @@ def train(
     halves = (dtype, getattr(policy.backbone, "compute", None))
     scaler = torch.amp.GradScaler(device.type, enabled=torch.float16 in halves)
     backbone: Any = policy.backbone
-    teacher: Any = teacher_of(backbone) if source and source.decay is not None else None
+    teacher: Any = teacher_of(backbone) if averages else None
     first, seen = _resume(folder, policy, optimizer, scaler, teacher)
     trackers: tuple[Tracker, ...] = (JsonLines(folder, first), TensorBoard(folder, first))
     clock, counted = time.perf_counter(), 0
@@ -391,13 +392,13 @@ def _diverged(reason: str, step: int) -> UserError:
     return UserError(f"{reason} at step {step}: lower the learning rate or check the data")
 
 
-def _require_space(folder: Path, policy: Policy) -> None:
-    """A state is the weights and two moments of each, and the next one is complete before the last one goes."""
+def _require_space(folder: Path, policy: Policy, averages: bool) -> None:
+    """A state is the weights, two moments and perhaps an average of each; the next is complete before the last goes."""
     if (folder / WEIGHTS).exists():
         return
     weights = sum(tensor.nbytes for tensor in kept(policy).values())
     states = 1 if (folder / STATE).exists() else 2
-    require_free_space(folder, states * 3 * weights + SMALL_FILES)
+    require_free_space(folder, states * (3 + averages) * weights + SMALL_FILES)
 
 
 def _drop_state(folder: Path) -> None:

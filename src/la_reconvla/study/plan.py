@@ -378,8 +378,7 @@ def trial(policy: Policy, batch: Batch, condition: Condition, dtype: torch.dtype
 
 def _objective(policy: Policy, batch: Batch, condition: Condition) -> tuple[Tensor, float]:
     extra = condition.reconstruction
-    looks = extra is not None and extra.mask.needs_attention
-    features = policy.features(batch, attention="instruction" if looks else None)
+    features = policy.features(batch, attention=condition.saliency.rows if condition.saliency else None)
     rows = float(features.attention.nbytes) if features.attention is not None else 0.0
     logits = policy.head(features.actions, features.instruction)
     action = -(torch.zeros_like(logits) * logits.log_softmax(-1)).sum(-1).mean()
