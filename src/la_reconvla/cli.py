@@ -314,7 +314,7 @@ def scenes(out: Path, scenes: int = 8000, image_size: int = 112, workers: int = 
 
     Args:
         out: folder to write to.
-        scenes: training scenes; a tenth as many are rendered for tests.
+        scenes: training scenes; a fifth as many are rendered for tests.
         image_size: rows and columns of the pictures.
         workers: processes.
         seed: of the arrangements.
@@ -330,7 +330,7 @@ def pretrain(
     scenes: Path,
     out: Path,
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
-    steps: int = 4000,
+    steps: int = 5000,
     seed: int = 0,
     threads: int = 1,
 ) -> None:

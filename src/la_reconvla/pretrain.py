@@ -5,8 +5,9 @@ against a picture by the best patch of each word; here the score comes from the 
 
     z[i, j] = max over patches p of  mean over words, heads and layers of  q_i . k_jp / sqrt(d)
 
-and a binary cross-entropy asks whether sentence i is true of picture j, for all pairs of a batch. A sentence's queries
-have seen its own picture only, so that its tokens cannot decide what another picture holds: only the patches can.
+and a binary cross-entropy asks whether sentence i is true of picture j, for all pairs of a batch. Sentences and
+pictures pass through the model in random pairs: tokens have seen a picture, and patches a sentence, that say nothing
+about which pairs are true, so that only what a patch shows can decide.
 `Captioning` and `MaskedWords` are the usual objectives, for comparison; they train the attention indirectly.
 """
 
@@ -33,7 +34,16 @@ from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import claim, locked
-from la_reconvla.train import STATE, JsonLines, Ticker, load_optimizer, optimizer_for, optimizer_tensors, scheduled
+from la_reconvla.train import (
+    STATE,
+    JsonLines,
+    Ticker,
+    drop_state,
+    load_optimizer,
+    optimizer_for,
+    optimizer_tensors,
+    scheduled,
+)
 
 WEIGHTS, CONFIG = "backbone.safetensors", "pretrain.json"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
@@ -50,7 +60,7 @@ class Told:
 
     Attributes:
         images: uint8 [b 3 H W].
-        captions: b sentences, each read beside the picture of its number, of which it may be false.
+        captions: b sentences; about half are drawn for the picture of their number, the others may be false of it.
         truth: float [b b], FALSE, UNSURE or TRUE: is caption i true of picture j?
     """
 
@@ -106,12 +116,14 @@ class Contrast:
 
     def loss(self, backbone: PaliGemmaBackbone, head: Biases, told: Told, generator: torch.Generator) -> Tensor:
         """Binary cross-entropy over pairs; true and false ones weigh the same, unsure ones nothing."""
-        maps = pair_logits(backbone, told.images, told.texts)  # [l b b n]
+        order = torch.randperm(len(told.captions), generator=generator)
+        truth = told.truth[order]
+        maps = pair_logits(backbone, told.images, [told.texts[i] for i in order])  # [l b b n]
         maps = torch.cat([maps.mean(0, keepdim=True), maps])
         scores = maps.amax(-1) * head.scale[:, None, None] + head.bias[:, None, None]
-        true, false = told.truth == TRUE, told.truth < UNSURE
+        true, false = truth == TRUE, truth < UNSURE
         weight = true / true.sum().clamp_min(1) + false / false.sum().clamp_min(1)
-        losses = F.binary_cross_entropy_with_logits(scores, told.truth.expand_as(scores), reduction="none")
+        losses = F.binary_cross_entropy_with_logits(scores, truth.expand_as(scores), reduction="none")
         per_layer = (losses * weight).sum((1, 2)) / 2
         return per_layer[0] + self.each_layer * per_layer[1:].mean()
 
@@ -151,8 +163,7 @@ class MaskedWords:
         tokens = backbone.encode(told.texts)
         drawn = torch.rand(tokens.ids.shape, generator=generator).to(tokens.ids.device)
         mine = tokens.rows & _own_truth(told)[:, None]
-        covered = mine & (drawn < torch.maximum(torch.tensor(self.share), drawn.masked_fill(~mine, 2.0).min()))
-        covered |= mine & (drawn == drawn.masked_fill(~mine, 2.0).min())
+        covered = mine & ((drawn < self.share) | (drawn == drawn[mine].min()))
         ids = tokens.ids.masked_fill(covered, UNK)
         states = _states(backbone, told.images, ids, tokens.present, causal=False)
         return F.cross_entropy(head(states[covered]), tokens.ids[covered])
@@ -232,7 +243,7 @@ class PretrainConfig:
 
     backbone: SmallPaliGemma = field(default_factory=lambda: SmallPaliGemma(mlp=2))
     objective: Contrast | Captioning | MaskedWords = field(default_factory=Contrast)
-    steps: int = 4000
+    steps: int = 5000
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: int = 50
@@ -246,11 +257,15 @@ class PretrainConfig:
     log_every: int = 50
     save_every: int = 250
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "threads", "log_every", "save_every"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+
+    def identity(self, scenes: Scenes) -> dict[str, Any]:
         """What decides the weights that come out."""
         kept = {k: v for k, v in asdict(self).items() if k not in ("threads", "log_every", "save_every")}
-        return {**kept, "objective": repr(self.objective)}
+        return {**kept, "objective": repr(self.objective), "scenes": len(scenes), "scenes_hash": scenes.hash}
 
     def rate(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -306,8 +321,9 @@ def pretrain(
         )
     torch.set_num_threads(config.threads)
     with locked(folder):
-        claim(folder / CONFIG, config.identity)
+        claim(folder / CONFIG, config.identity(scenes))
         if (folder / WEIGHTS).exists():
+            drop_state(folder)  # a kill may have come between the two
             return folder / WEIGHTS
         with seeded(config.seed, "weights"):
             backbone = config.backbone.build()
@@ -347,6 +363,7 @@ def pretrain(
                 ticker.advance(1, note=f"loss {value:.3f}")
         kept = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
         save_tensors(folder / WEIGHTS, kept, backbone=asdict(config.backbone), steps=config.steps)
+        drop_state(folder)
     return folder / WEIGHTS
 
 

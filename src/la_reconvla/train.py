@@ -207,7 +207,7 @@ def train(
     arm = {"precision": str(dtype), "reconstruction": repr(condition.reconstruction)}
     claim(folder / SCHEDULE, {**config.identity, **arm})
     if (folder / WEIGHTS).exists():
-        _drop_state(folder)  # a kill may have come between the two
+        drop_state(folder)  # a kill may have come between the two
         return folder
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
     optimizer = optimizer_for(policy, config.learning_rate, config.weight_decay)
@@ -276,7 +276,7 @@ def train(
     for tracker in trackers:
         tracker.close()
     save_tensors(folder / WEIGHTS, kept(policy), steps=config.steps, batches=seen[:16])
-    _drop_state(folder)
+    drop_state(folder)
     return folder
 
 
@@ -401,7 +401,8 @@ def _require_space(folder: Path, policy: Policy, averages: bool) -> None:
     require_free_space(folder, states * (3 + averages) * weights + SMALL_FILES)
 
 
-def _drop_state(folder: Path) -> None:
+def drop_state(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
     shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 

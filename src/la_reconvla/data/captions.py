@@ -80,6 +80,8 @@ HELD_OUT_WORDINGS = (
     "lift the {0} and place it on the {1}",
     "where is the {0}",
     "this is a {0}",
+    "could you bring me the {0}",
+    "transfer the {0} onto the {1}",
 )
 
 
@@ -182,13 +184,14 @@ RELATIONS: tuple[tuple[Relation, float], ...] = (
 
 
 def held_out_pair(head: str, other: str) -> bool:
-    """Whether "`head` next to `other`" never occurs in training: bowls by plates, and a fifth of the rest.
+    """Whether "next to" never joins the two in training, in either order: bowls and plates, and a fifth of the rest.
 
     Of the bowls, the only things of which there are two, one pair is enough: that is the test of relations.
     """
-    if head == "akita_black_bowl":
-        return other == "plate"
-    return zlib.crc32(f"{head}/{other}".encode()) % 5 == 0
+    first, second = sorted((head, other))
+    if first == "akita_black_bowl":
+        return second == "plate"
+    return zlib.crc32(f"{first}/{second}".encode()) % 5 == 0
 
 
 # ---------------------------------------------------------------- expressions and captions
@@ -243,12 +246,15 @@ class Caption:
     onto: str | None = None
 
     def truth(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m"]:
-        """FALSE, UNSURE or TRUE for each of the scenes `chosen`. Without the place to put it, a request is UNSURE."""
+        """FALSE, UNSURE or TRUE for each of the scenes `chosen`.
+
+        Where the place to put it is not seen, a request is UNSURE: it would tell true from false by that place alone.
+        """
         holds = self.expression.meant(scenes, chosen).max(-1)
         if self.onto is None:
             return holds
         there = Expression(self.onto).meant(scenes, chosen).max(-1)
-        return np.where((holds > FALSE) & (there < TRUE), UNSURE, holds)
+        return np.where(there < TRUE, UNSURE, holds)
 
 
 def _visible(scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m o"]:
@@ -273,15 +279,17 @@ def say(
     """Put an expression into words; wordings with a place to put it are used only where `onto` is given."""
     fitting = [w for w in wordings if onto is not None or "{1}" not in w]
     wording = fitting[rng.integers(len(fitting))]
-    noun = _pick(rng, NOUNS[expression.head])
+    where = ""
     if expression.relation is not None:
         others = [_pick(rng, NOUNS[other]) for other in expression.others]
         if len(others) == 2 and rng.random() < 0.5:
             others.reverse()
-        noun = f"{noun} {_pick(rng, expression.relation.phrases).format(*others)}"
-    if "{1}" not in wording or onto is None:
-        return Caption(wording.format(noun), expression)
-    return Caption(wording.format(noun, _pick(rng, NOUNS[onto])), expression, onto)
+        where = f" {_pick(rng, expression.relation.phrases).format(*others)}"
+    if onto is None or "{1}" not in wording:
+        onto = None
+    destination = _pick(rng, NOUNS[onto]) if onto else ""
+    noun = _pick(rng, NOUNS[expression.head])  # last: with another head the rest of the sentence is drawn alike
+    return Caption(wording.format(noun + where, destination), expression, onto)
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ One safetensors file a shard. Its metadata names the columns, so that a file can
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -46,6 +47,11 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all pictures, in order."""
+        return hashlib.sha256(self.images.tobytes()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Write one shard, atomically."""

@@ -81,7 +81,7 @@ class ScenesConfig:
 
     Attributes:
         out: folder to write to.
-        scenes: training scenes in all arenas together; a tenth as many are rendered for tests.
+        scenes: training scenes in all arenas together; a fifth as many are rendered for tests.
         arenas: where.
         image_size: rows and columns.
         quality: render quality.
@@ -124,7 +124,7 @@ def shards(config: ScenesConfig) -> Iterator[Shard]:
     """All shards, arena by arena: changing the arena costs a worker some seconds."""
     for arena in config.arenas:
         for split in get_args(Split):
-            wanted = config.scenes * arena.share / (10 if split == "test" else 1)
+            wanted = config.scenes * arena.share / (5 if split == "test" else 1)
             yield from (Shard(arena, split, number) for number in range(math.ceil(wanted / SHARD)))
 
 
