@@ -134,6 +134,13 @@ def test_held_out_pairs_and_wordings_are_never_drawn():
     assert not held_out_pair(BOWL, RAMEKIN)
     pairs = [(a, b) for a in NOUNS for b in NOUNS if a != b]
     assert 0.1 < np.mean([held_out_pair(*pair) for pair in pairs]) < 0.3
+    assert all(held_out_pair(a, b) == held_out_pair(b, a) for a, b in pairs)
+    scenes = scenes_of([(0.0, 0.0), None, (0.1, 0.0), (0.0, 0.1)])  # bowl, ramekin and plate, all next to each other
+    captioner, rng = Captioner(scenes), np.random.default_rng(0)
+    drawn = [captioner.caption(rng, 0) for _ in range(300)]
+    near = {frozenset((c.expression.head, *c.expression.others)) for c in drawn if c and c.expression.others[1:] == ()}
+    assert frozenset((BOWL, RAMEKIN)) in near
+    assert frozenset((BOWL, PLATE)) not in near
 
 
 def test_a_request_presupposes_the_place_that_it_mentions():
@@ -209,17 +216,17 @@ def test_questions_mean_one_thing_and_cover_alike_things():
 def test_an_oracle_wins_every_question_and_a_liar_none():
     asked, answers = judged(lambda q: spot(q.target))
     means = answers.means()
-    assert means["named"] == means["told_apart"] == means["pointing"] == means["auroc"] == 1.0
+    assert means["named"] == means["told_apart_by_things"] == means["pointing"] == means["auroc"] == 1.0
     _, liar = judged(lambda q: spot(q.alike if q.alike >= 0 else (q.target + 1) % 4))
     means = liar.means()
-    assert means["named"] == means["told_apart"] == means["pointing"] == 0.0
-    assert answers.counts()["named"] == sum(q.alike < 0 for q in asked)
+    assert means["named"] == means["told_apart_by_things"] == means["pointing"] == 0.0
+    assert np.isfinite(answers.named).sum() == sum(q.alike < 0 for q in asked)
     assert means["named_chance"] == 0.25
 
 
 def test_a_map_without_preference_wins_half_of_the_pairs():
     means = judged(lambda q: np.ones(16))[1].means()
-    assert means["told_apart"] == means["auroc"] == 0.5
+    assert means["told_apart_by_things"] == means["told_apart_by_places"] == means["auroc"] == 0.5
     assert means["aid"] == pytest.approx(0.0)
 
 
@@ -229,9 +236,46 @@ def test_things_that_share_their_patch_share_the_win():
     assert answers.means()["named"] == 0.5
 
 
+def test_small_things_count_for_pointing_and_large_ones_stand_beside_them():
+    """A square covers a sixteenth of its patch."""
+    scenes = scenes_of(
+        [None, None, (0.0, 0.0), (0.2, 0.2)], size=112, cells=16
+    )
+    asked, answers = judged(lambda q: spot(0), scenes)
+    assert np.isfinite(answers.pointing).all()
+    assert not np.isfinite(answers.pointing_large).any()
+    assert answers.means()["pointing"] == 1.0
+    assert len(asked) == 2
+
+
+def test_the_wrong_word_changes_the_name_and_nothing_else():
+    scenes = scenes_of([(0.0, 0.0), (0.3, 0.3), (0.1, 0.0), (0.25, -0.25)])
+    names = sorted({noun for nouns in NOUNS.values() for noun in nouns}, key=len, reverse=True)
+
+    def frame(text: str, first: str) -> tuple[str, str]:
+        noun = next(noun for noun in names if noun in NOUNS[first] and noun in text)
+        before, after = text.split(noun, 1)
+        return before, after
+
+    for seed in range(10):
+        for q in words.questions(scenes, seed):
+            assert q.wrong != q.text
+            wrong = {kind(name) for name in INSTANCES} - {q.expression.head}
+            assert frame(q.text, q.expression.head) in [
+                frame(q.wrong, head) for head in wrong if any(noun in q.wrong for noun in NOUNS[head])
+            ]
+
+
+def test_a_relation_to_a_thing_has_that_thing_as_its_landmark():
+    for q in words.questions(scenes_of([(0.0, 0.0), (0.3, 0.3), (0.1, 0.0), (0.25, -0.25)])):
+        assert (q.landmark is None) == (not q.expression.others)
+        if q.landmark:
+            assert any(noun in q.landmark for noun in NOUNS[q.expression.others[0]])
+
+
 def test_controls():
     scenes = scenes_of([(0.0, 0.0), None, (0.1, 0.0), None], [(0.0, 0.0), None, None, None])
-    prior = words.centre_prior(scenes, GRID)
+    prior = words.centre_prior(scenes, GRID, "table")
     assert prior.argmax() == 0
     assert prior[2] == pytest.approx(0.5, abs=1e-3)
     asked = words.questions(scenes)

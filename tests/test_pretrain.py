@@ -11,6 +11,7 @@ from la_reconvla import pretrain as module
 from la_reconvla.checkpoint import load_tensors
 from la_reconvla.data.captions import FALSE, TRUE, UNSURE, Caption, Captioner, Expression
 from la_reconvla.errors import UserError
+from la_reconvla.method.saliency import MEAN
 from la_reconvla.pretrain import (
     STATE,
     WEIGHTS,
@@ -25,6 +26,7 @@ from la_reconvla.pretrain import (
 )
 from la_reconvla.randomness import generator
 from la_reconvla.storage import read_jsonl
+from la_reconvla.study import grounding, words
 from test_captions import scenes_of
 
 TEXTS = ["pick up the black bowl", "the ramekin", "a plate next to the bowl"]
@@ -228,6 +230,12 @@ def test_pretraining_learns(tmp_path):
     pretrain(scenes, config, tmp_path)
     losses = [line["loss"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    trained = words.started(replace(TINY, weights=str(tmp_path / WEIGHTS)))
+    maps = words.looking(trained, MEAN)(scenes.images[:2], ["the black bowl", "the ramekin"])
+    covered = words.coverage(scenes, TINY.grid)[[0, 1], [0, 2]]
+    measured = grounding.measure(maps, covered)
+    assert measured.pointing.tolist() == [1.0, 1.0]
+    assert measured.auroc.min() > 0.9
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path):

@@ -466,8 +466,8 @@ def test_the_rate_of_the_log_is_the_rate_used(demonstrations: Path, tmp_path: Pa
     frozen = dataclasses.replace(SHORT, learning_rate=0.0)
     run = train_tiny(demonstrations, tmp_path / "frozen", C1, config=frozen)
     training = Samples(open_demonstrations(demonstrations).divide(0.25)[0], TINY.image_size, TINY.chunk)
-    images = training.batch(spread_indices(training, WHITENED)).images
-    fresh = PolicyConfig.load(run).build(images).state_dict()
+    images = training.batch(spread_indices(len(training), WHITENED)).images
+    fresh = PolicyConfig.load(run).start(images).state_dict()
     assert weights(run) == {name: tensor.numpy().tobytes() for name, tensor in fresh.items()}
 
 

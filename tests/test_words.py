@@ -11,7 +11,17 @@ import torch
 from helpers import BINS, HEAD, TINY
 from la_reconvla import cli
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file
-from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, kept, load_policy, load_tensors, save_tensors, started_from
+from la_reconvla.checkpoint import (
+    WEIGHTS,
+    PolicyConfig,
+    kept,
+    load_policy,
+    load_tensors,
+    pinned,
+    save_tensors,
+    started_from,
+)
+from la_reconvla.data.captions import NOUNS, kind
 from la_reconvla.errors import UserError
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.pretrain import PretrainConfig, pretrain
@@ -83,10 +93,34 @@ def test_missing_and_foreign_files_are_refused(tmp_path, file):
     save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, steps=1)
     with pytest.raises(UserError, match="not written by la-reconvla pretrain"):
         started_from(str(tmp_path / "other.safetensors"))
+    with pytest.raises(UserError, match="there are no weights"):
+        started_from(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", ["more", "less", "other shape"])
+def test_a_file_that_does_not_fit_whole_is_refused(tmp_path, file, change):
     tensors, facts = load_tensors(file)
-    save_tensors(tmp_path / "newer.safetensors", {**tensors, "model.new": torch.zeros(1)}, **facts)
-    with pytest.raises(UserError, match=r"model\.new"):
-        config_of(replace(TINY, weights=str(tmp_path / "newer.safetensors"))).start(None)
+    name = next(name for name in tensors if "embed_tokens" in name)
+    if change == "more":
+        tensors["model.new"] = torch.zeros(1)
+    elif change == "less":
+        del tensors[name]
+    else:
+        tensors[name] = tensors[name][:-1]
+    save_tensors(tmp_path / "changed.safetensors", tensors, **facts)
+    with pytest.raises(UserError, match=r"model\.new" if change == "more" else name):
+        config_of(replace(TINY, weights=str(tmp_path / "changed.safetensors"))).start(None)
+
+
+def test_a_run_refuses_other_weights_under_the_same_name(tmp_path, file):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(file.read_bytes())
+    config = pinned(replace(TINY, weights=str(copy)))
+    config_of(config).start(None)
+    tensors, facts = load_tensors(file)
+    save_tensors(copy, {name: 2 * tensor for name, tensor in tensors.items()}, **facts)
+    with pytest.raises(UserError, match="not those that this began with"):
+        config_of(config).start(None)
 
 
 def test_options_take_start_weights_away_and_refuse_them_elsewhere(file):
@@ -125,17 +159,23 @@ def test_looking_is_the_saliency_that_a_mask_is_made_of():
 
 def test_report_has_every_source_and_control_with_its_count(file, tmp_path):
     train, test = small_scenes(12), small_scenes(5)
-    tables = words.report(replace(TINY, weights=str(file)), train, test, tmp_path)
+    tables = words.report([str(file), str(file)], train, test, tmp_path)
     rows = json.loads((tmp_path / "words.json").read_text())["rows"]
     everywhere = [row for row in rows if row["arenas"] == words.EVERYWHERE]
-    whose = ["mean", "wrong word", "mean map", "words", "heads", "sinks", "random weights", "centre prior"]
+    whose = ["mean", "wrong word", "mean map", "words", "heads", "sinks", "landmark"]
+    whose += [str(file), "random weights", "centre prior"]
     assert [row["whose"] for row in everywhere] == 2 * whose
     asked = len([q for q in words.questions(test) if q.alike < 0])
     for row in everywhere:
+        if row["whose"] == "landmark":
+            assert {"told_apart_by_things", "told_apart_held_out"} & row["scores"].keys()
+            continue
         named = row["scores"]["named"]
         assert named["questions"] == asked
         assert 0 <= named["low"] <= named["mean"] <= named["high"] <= 1
     controls = {row["whose"]: row["scores"] for row in everywhere}
+    assert controls["mean"] == controls[str(file)]  # the same weights
+    assert controls["random weights"] != controls["mean"]
     assert controls["centre prior"]["aid"]["mean"] == pytest.approx(0, abs=1e-6)  # it knows no words
     assert controls["mean map"]["aid"]["mean"] == pytest.approx(0, abs=1e-6)
     assert "## Where words look" in (tmp_path / "words.md").read_text()
@@ -143,11 +183,32 @@ def test_report_has_every_source_and_control_with_its_count(file, tmp_path):
     assert len(tables) == 2
 
 
-def test_the_wrong_word_is_judged_as_if_it_were_the_right_one(file):
+def test_the_wrong_word_is_judged_as_if_it_were_the_right_one(file, monkeypatch):
+    """A model that always looks at what its sentence names wins every name and, told the wrong one, none."""
     test = small_scenes(5)
-    rows = {row.whose: row for row, _ in words.compare(replace(TINY, weights=str(file)), small_scenes(12), test)}
+    covered = words.coverage(test, TINY.grid)
+    by_image = {image.tobytes(): shown for image, shown in zip(test.images, covered, strict=True)}
+
+    def oracle(*_):
+        def look(images, texts):
+            maps = []
+            for image, text in zip(images, texts, strict=True):
+                first = min(
+                    (text.find(noun), i)
+                    for i, name in enumerate(test.instances)
+                    for noun in NOUNS[kind(name)]
+                    if noun in text
+                )[1]
+                maps.append(by_image[image.tobytes()][first] + 1e-3)
+            return np.stack(maps)
+
+        return look
+
+    monkeypatch.setattr(words, "looking", oracle)
+    rows = {row.whose: row for row, _ in words.compare(replace(TINY, weights=str(file)), {}, small_scenes(12), test)}
+    assert rows["mean"].answers.means()["named"] == 1.0
+    assert rows["wrong word"].answers.means()["named"] == 0.0
     np.testing.assert_allclose(rows["mean"].answers.aid, rows["wrong word"].answers.aid)
-    assert not np.array_equal(rows["mean"].answers.auroc, rows["wrong word"].answers.auroc)
 
 
 def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, capsys):
@@ -158,7 +219,7 @@ def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, ca
     cli.pretrain(tmp_path / "scenes", tmp_path / "run", steps=2)
     made = tmp_path / "run" / "backbone.safetensors"
     assert str(made) in capsys.readouterr().out
-    cli.words(tmp_path / "scenes", tmp_path / "words", weights=str(made))
+    cli.words(tmp_path / "scenes", tmp_path / "words", weights=(str(made),))
     shown = " ".join(capsys.readouterr().out.split())
     assert "Where words look" in shown
     assert "centre" in shown

@@ -169,7 +169,16 @@ def started_from(weights: str) -> SmallPaliGemma:
     Raises:
         UserError: if the file is missing or damaged, or is something else.
     """
-    return replace(SmallPaliGemma(**_start(weights)[1]["backbone"]), weights=weights)
+    return pinned(replace(_start(weights)[1], weights=weights))
+
+
+def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
+    """The same with the hash of its start weights, so that what is saved names the very weights that it began with.
+
+    Raises:
+        UserError: if there are none.
+    """
+    return replace(config, weights_hash=config.weights and file_hash(_start_file(config.weights)))
 
 
 def load_start(backbone: Any, config: SmallPaliGemma) -> None:
@@ -178,26 +187,43 @@ def load_start(backbone: Any, config: SmallPaliGemma) -> None:
     Raises:
         UserError: if the file is missing or damaged, or is of a backbone of another size; what differs is named.
     """
-    tensors, facts = _start(str(config.weights))
-    theirs = SmallPaliGemma(**facts["backbone"]).architecture
+    found = file_hash(_start_file(str(config.weights)))
+    if config.weights_hash not in (None, found):
+        raise UserError(
+            f"the weights '{config.weights}' are not those that this began with ({found} instead of "
+            f"{config.weights_hash}): restore them, or begin in another folder"
+        )
+    tensors, made_for = _start(str(config.weights))
+    theirs = made_for.architecture
     if wrong := [f"{k} {theirs[k]}, not {v}" for k, v in config.architecture.items() if theirs[k] != v]:
         raise UserError(
             f"the weights '{config.weights}' are of another backbone ({', '.join(wrong)}): pretrain one of this size, "
             "or use --weights none"
         )
-    unknown = backbone.load_state_dict(tensors, strict=False).unexpected_keys
-    if unknown:
-        raise UserError(f"the weights '{config.weights}' hold {unknown[0]}, unknown to this version: pretrain again")
+    own = {name: tensor for name, tensor in backbone.state_dict().items() if name.startswith("model.")}
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
+            raise UserError(
+                f"the weights '{config.weights}' do not fit this version ({name} is unknown, missing or of another "
+                "shape): pretrain again, or use --weights none"
+            )
+    backbone.load_state_dict(tensors, strict=False)  # queries for actions and robot state are not among them
 
 
-def _start(weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _start_file(weights: str) -> Path:
     path = weights_file(weights)
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"there are no weights {path}: write them by la-reconvla pretrain, or use --weights none")
+    return path
+
+
+def _start(weights: str) -> tuple[dict[str, torch.Tensor], SmallPaliGemma]:
+    path = _start_file(weights)
     tensors, facts = load_tensors(path)
-    if "backbone" not in facts:
-        raise UserError(f"{path} was not written by la-reconvla pretrain")
-    return tensors, facts
+    try:
+        return tensors, SmallPaliGemma(**facts["backbone"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} was not written by la-reconvla pretrain of this version ({error})") from error
 
 
 def kept(policy: torch.nn.Module) -> dict[str, torch.Tensor]:

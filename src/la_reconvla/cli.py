@@ -355,21 +355,21 @@ def pretrain(
 
 
 @app.command
-def words(scenes: Path, out: Path, weights: str = "words", seed: int = 0) -> None:
+def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("words",), seed: int = 0) -> None:
     """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
 
     Args:
         scenes: folder that the command scenes wrote.
         out: folder for words.json, words.md and words.png.
-        weights: a file of the command pretrain, or words for those in the package.
+        weights: files of the command pretrain, or words for those in the package; the first is measured in detail.
         seed: of the questions, and of the random weights beside them.
     """
-    from la_reconvla.checkpoint import started_from
     from la_reconvla.data.scenes import load_scenes
     from la_reconvla.study.words import report
 
     console = Console()
-    for table in report(started_from(weights), load_scenes(scenes, "train"), load_scenes(scenes, "test"), out, seed):
+    console.width = max(console.width, 120)  # eleven columns
+    for table in report(weights, load_scenes(scenes, "train"), load_scenes(scenes, "test"), out, seed):
         console.print(table.rich())
     print(out / "words.md")
 

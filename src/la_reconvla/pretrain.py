@@ -30,6 +30,7 @@ from la_reconvla.backbones.attention_probe import QueryProbe
 from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
 from la_reconvla.checkpoint import load_tensors, save_tensors
 from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
+from la_reconvla.data.samples import spread_indices
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive, generator, seeded
@@ -47,7 +48,7 @@ from la_reconvla.train import (
 
 WEIGHTS, CONFIG = "backbone.safetensors", "pretrain.json"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
-WHITENED = 512
+WHITENED = 512  # scenes that the patch embedding starts from
 MIXING = re.compile(r"\.(out_proj|o_proj)\.")  # what attention adds to the states of both towers
 
 
@@ -328,8 +329,7 @@ def pretrain(
         with seeded(config.seed, "weights"):
             backbone = config.backbone.build()
             head: Any = config.objective.head(backbone)
-        some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
-        whiten_patches(backbone, pictures(scenes, some))
+        whiten_patches(backbone, pictures(scenes, spread_indices(len(scenes), WHITENED)))
         both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
         with torch.no_grad():
             for name, parameter in backbone.model.named_parameters():

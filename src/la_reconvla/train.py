@@ -193,7 +193,7 @@ def train(
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
-    some = spread_indices(samples, WHITENED)
+    some = spread_indices(len(samples), WHITENED)
     policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()
     told = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
     dry_run(policy, told)
@@ -331,7 +331,7 @@ def choose(
     teacher: Backbone | None = None,
 ) -> None:
     """Let `source` learn from evenly spaced training frames and today's weights: a resumed run learns the same."""
-    indices = spread_indices(samples, source.frames)
+    indices = spread_indices(len(samples), source.frames)
     parts = np.array_split(indices, -(-len(indices) // batch_size))
     policy.fit(source, (to_device(samples.batch(part), device, blind) for part in parts), teacher)
 
@@ -340,7 +340,7 @@ def choose(
 def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind: bool, count: int = 256) -> float:
     """Action loss on up to `count` evenly spaced held-out samples."""
     policy.eval()
-    chosen = spread_indices(samples, count)
+    chosen = spread_indices(len(samples), count)
     values, weights = [], []
     for part in np.array_split(chosen, max(1, len(chosen) // 64)):
         batch = to_device(samples.batch(part), device, blind)

@@ -38,7 +38,7 @@ PAD, EOS, BOS, UNK, IMAGE = range(5)
 
 @dataclass(frozen=True)
 class SmallPaliGemma:
-    """A PaliGemma of any size with random weights; the same class as the published one.
+    """A PaliGemma of any size; the same class as the published one.
 
     Attributes:
         image_size: side of the square input in pixels.
@@ -56,6 +56,7 @@ class SmallPaliGemma:
         max_tokens: longest instruction in tokens.
         weights: what training starts from: ``words`` for those that come with this package, a file written by
             ``la-reconvla pretrain``, or None for random ones.
+        weights_hash: hash of that file; filled in by `la_reconvla.checkpoint.pinned`.
     """
 
     image_size: int = 112
@@ -72,6 +73,7 @@ class SmallPaliGemma:
     saliency_layers: int = 3
     max_tokens: int = 40
     weights: str | None = None
+    weights_hash: str | None = None
 
     def __post_init__(self):
         if self.image_size % self.patch:

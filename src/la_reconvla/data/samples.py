@@ -174,9 +174,9 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.nda
     return np.array([orders[e][p] for e, p in zip(epochs, places % n, strict=True)], dtype=np.int64)
 
 
-def spread_indices(samples: Samples, count: int) -> Int64[np.ndarray, "m"]:
-    """Up to `count` evenly spaced samples."""
-    return np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(np.int64)
+def spread_indices(length: int, count: int) -> Int64[np.ndarray, "m"]:
+    """Up to `count` evenly spaced numbers below `length`."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(np.int64)
 
 
 def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:

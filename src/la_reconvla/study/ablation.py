@@ -19,7 +19,7 @@ from rich.console import Console
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
-from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start
+from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start, pinned
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
 from la_reconvla.contracts import ACTION_DIM, Moment
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
@@ -223,7 +223,7 @@ class Ablation:
         todo = [cell for cell in self.cells if stale(cell)]
         with progress("Held-out frames", total=len(todo), unit="policies", console=self.console) as bar:
             samples = self._held_out_samples()
-            indices = spread_indices(samples, self.config.frames)
+            indices = spread_indices(len(samples), self.config.frames)
             for cell in todo:
                 own = cell.condition.saliency or MEAN
                 records = measure_run(cell.folder, samples, indices, self._swaps, device=self.device, source=own)
@@ -387,7 +387,7 @@ class Ablation:
     def _pictures(self) -> Iterator[Picture]:
         """What each arm's mask follows, on the same held-out frames, and its reconstructions there."""
         samples = self._held_out_samples()
-        chosen = spread_indices(samples, SHOWN + 2)[1:-1]
+        chosen = spread_indices(len(samples), SHOWN + 2)[1:-1]
         batch = samples.batch(chosen)
         images = batch.images.permute(0, 2, 3, 1).numpy()
         seed, maps, masks = self.config.seeds[0], {}, {}
@@ -494,9 +494,8 @@ def ablate(preset_name: str, out: Path | None, workers: int, changes: Mapping[st
 
 def _pinned(config: StudyConfig) -> StudyConfig:
     """The study with its backbone's weights named exactly; a missing licence or file shows now."""
-    if not isinstance(config.backbone, Pretrained):
-        return config
-    return replace(config, backbone=config.backbone.pinned())
+    own = config.backbone
+    return replace(config, backbone=own.pinned() if isinstance(own, Pretrained) else pinned(own))
 
 
 def _require_room(backbone: SmallPaliGemma | Pretrained, told: Iterable[str]) -> None:

@@ -3,18 +3,20 @@
 Every question is a sentence and a scene in which it means exactly one visible thing. Asked is
 
 - **named**: is the thing named looked at more than every other thing in the scene? Chance is 1 in m;
-- **told apart**: of two alike things that a relation tells apart, is the one meant looked at more? Chance is 1/2;
-- **pointing**, **auroc**, **aid**: see `la_reconvla.study.grounding`; aid is taken against the sentence of another
-  thing of the same scene.
+- **told apart**: of two alike things that a relation tells apart, is the one meant looked at more? Chance is 1/2. By
+  what tells them apart: another thing (next to it, between two), a place (left, centre), a held-out pair of things;
+- **pointing**, **auroc**: see `la_reconvla.study.grounding`; *pointing, large* are those things that cover a quarter
+  of a patch;
+- **aid**: against the same sentence with another thing's name in it.
 
-How much a thing is looked at is the highest score of the patches that it covers to a quarter, or, if it covers none
-so far, of the one that it covers most. Where two things share that patch, a win counts half.
+A thing's own patches are those that it covers to a quarter, or, if it covers none so far, the one that it covers most.
+How much it is looked at is their highest score. Where two things share that patch, a win counts half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, whiten_patches
-from la_reconvla.checkpoint import load_start
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
+from la_reconvla.checkpoint import file_hash, load_start, started_from
 from la_reconvla.contracts import Features, SaliencySource
 from la_reconvla.data.captions import (
     FALSE,
@@ -36,7 +38,7 @@ from la_reconvla.data.captions import (
     kind,
     say,
 )
-from la_reconvla.data.samples import patch_coverage
+from la_reconvla.data.samples import patch_coverage, spread_indices
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.method.heads import LocalisationHeads
 from la_reconvla.method.saliency import MEAN, SinkRemoved
@@ -48,7 +50,16 @@ from la_reconvla.study import figures, grounding
 from la_reconvla.study.statistics import mean_interval
 from la_reconvla.study.tables import TextTable
 
-SCORES = ("named", "told_apart", "told_apart_held_out", "pointing", "auroc", "aid")
+SCORES = (
+    "named",
+    "told_apart_by_things",
+    "told_apart_by_places",
+    "told_apart_held_out",
+    "pointing",
+    "pointing_large",
+    "auroc",
+    "aid",
+)
 SOURCES: tuple[SaliencySource, ...] = (MEAN, ContentWords(), LocalisationHeads(), SinkRemoved())
 """Nothing has asked anything of the action tokens yet, and a teacher is a later average: neither has a map here."""
 EVERYWHERE = "all"
@@ -69,16 +80,18 @@ class Question:
         text: the sentence.
         target: column of the instance that it means.
         alike: column of the other instance of that kind that is visible and not meant, -1 if there is none.
-        held_out_pair: whether training never named this pair.
-        other: a sentence that means another thing of the scene; the wrong word.
+        expression: what it says of that.
+        wrong: the same sentence with the name of another thing of the scene in the place of this one's.
+        landmark: a sentence that means the thing that the relation refers to, None without one.
     """
 
     scene: int
     text: str
     target: int
     alike: int
-    held_out_pair: bool
-    other: str
+    expression: Expression
+    wrong: str
+    landmark: str | None
 
 
 def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) -> list[Question]:
@@ -109,18 +122,32 @@ def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) 
             others = sorted({kinds[i] for i in np.flatnonzero(seen)} - {expression.head})
             if not others:
                 continue
-            onto, wrong = others[rng.integers(len(others))], others[rng.integers(len(others))]
+            wrong = _one(rng, others, besides=expression.others)
+            onto = _one(rng, others, besides=(wrong, *expression.others))
+            landmark = expression.others[0] if expression.others else None
+            drawn = int(rng.integers(2**31))  # the same draws, so that sentences differ in what they name alone
+
+            def said(meant: Expression, drawn=drawn, onto=onto) -> str:
+                return say(np.random.default_rng(drawn), meant, onto, wordings).text
+
             result.append(
                 Question(
                     index,
-                    say(rng, expression, onto, wordings).text,
+                    said(expression),
                     target,
                     alike,
-                    expression.held_out,
-                    say(rng, Expression(wrong), None, wordings).text,
+                    expression,
+                    said(replace(expression, head=wrong)),
+                    said(Expression(landmark)) if landmark else None,
                 )
             )
     return result
+
+
+def _one(rng: np.random.Generator, among: Sequence[str], besides: Sequence[str]) -> str:
+    """One of `among`, if possible none of those that the sentence names already."""
+    fitting = [name for name in among if name not in besides] or among
+    return fitting[int(rng.integers(len(fitting)))]
 
 
 def coverage(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "m o n"]:
@@ -130,9 +157,12 @@ def coverage(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "m o n"
 
 def looked_at(maps: Float[np.ndarray, "q n"], covered: Float[np.ndarray, "q o n"]) -> Float[np.ndarray, "q o"]:
     """How much each thing is looked at, see the module; -inf for what is not in the scene."""
-    most = covered.max(-1, keepdims=True)
-    own = (covered >= np.minimum(COVERED, most)) & (covered > 0)
-    return np.where(own, maps[:, None], -np.inf).max(-1)
+    return np.where(own_patches(covered), maps[:, None], -np.inf).max(-1)
+
+
+def own_patches(covered: Float[np.ndarray, "*q n"]) -> Bool[np.ndarray, "*q n"]:
+    """Which patches are a thing's own, see the module."""
+    return (covered >= np.minimum(COVERED, covered.max(-1, keepdims=True))) & (covered > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,19 +171,17 @@ class Answers:
 
     named: Float[np.ndarray, "q"]
     named_chance: Float[np.ndarray, "q"]
-    told_apart: Float[np.ndarray, "q"]
+    told_apart_by_things: Float[np.ndarray, "q"]
+    told_apart_by_places: Float[np.ndarray, "q"]
     told_apart_held_out: Float[np.ndarray, "q"]
     pointing: Float[np.ndarray, "q"]
+    pointing_large: Float[np.ndarray, "q"]
     auroc: Float[np.ndarray, "q"]
     aid: Float[np.ndarray, "q"]
 
     def means(self) -> dict[str, float]:
         """The mean of each, over the questions to which it applies."""
         return {name: float(np.nanmean(v)) if np.isfinite(v).any() else np.nan for name, v in vars(self).items()}
-
-    def counts(self) -> dict[str, int]:
-        """How many questions each mean rests on."""
-        return {name: int(np.isfinite(v).sum()) for name, v in vars(self).items()}
 
 
 def judge(
@@ -176,14 +204,19 @@ def judge(
     alone, paired = alike < 0, alike >= 0
     twin = scores[each, np.maximum(alike, 0)]
     apart = np.where(paired, _won(own, twin), np.nan)
-    held_out = np.array([q.held_out_pair for q in asked])
-    measured = grounding.measure(maps, covered[each, targets], threshold=COVERED)
+    held_out = np.array([q.expression.held_out for q in asked])
+    by_things = np.array([bool(q.expression.others) for q in asked])
+    mine = covered[each, targets]
+    measured = grounding.measure(maps, own_patches(mine).astype(float))
+    large = mine.max(-1) >= COVERED
     return Answers(
         named=np.where(alone, _won(own, rivals.max(1)), np.nan),
         named_chance=np.where(alone, 1 / visible.sum(1), np.nan),
-        told_apart=np.where(held_out, np.nan, apart),
+        told_apart_by_things=np.where(by_things & ~held_out, apart, np.nan),
+        told_apart_by_places=np.where(by_things, np.nan, apart),
         told_apart_held_out=np.where(held_out, apart, np.nan),
         pointing=measured.pointing,
+        pointing_large=np.where(large, measured.pointing, np.nan),
         auroc=measured.auroc,
         aid=grounding.instruction_difference(maps, wrong),
     )
@@ -194,13 +227,13 @@ def _won(own: Float[np.ndarray, "q"], rival: Float[np.ndarray, "q"]) -> Float[np
 
 
 def ask(look: Look, asked: Sequence[Question], scenes: Scenes, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [q n] under each question's sentence and under its wrong word."""
+    """Maps [q n] under each question's sentence and under the same with the wrong word."""
     maps: list[list[np.ndarray]] = [[], []]
     for at in range(0, len(asked), batch_size):
         part = asked[at : at + batch_size]
         images = scenes.images[[q.scene for q in part]]
         maps[0].append(look(images, [q.text for q in part]))
-        maps[1].append(look(images, [q.other for q in part]))
+        maps[1].append(look(images, [q.wrong for q in part]))
     return np.concatenate(maps[0]), np.concatenate(maps[1])
 
 
@@ -210,9 +243,9 @@ def mean_maps(asked: Sequence[Question], maps: Float[np.ndarray, "q n"]) -> Floa
     return np.stack([maps[scene == s].mean(0) for s in scene])
 
 
-def centre_prior(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "n"]:
-    """The control that ignores picture and words: where things stand on average in these (training) scenes."""
-    return coverage(scenes, grid).sum(1).mean(0) + 1e-6
+def centre_prior(scenes: Scenes, grid: tuple[int, int], arena: str) -> Float[np.ndarray, "n"]:
+    """The control that ignores things and words: where things stand on average in this arena's (training) scenes."""
+    return coverage(scenes, grid)[np.array(scenes.arenas) == arena].sum(1).mean(0) + 1e-6
 
 
 # ---------------------------------------------------------------- the table
@@ -223,7 +256,7 @@ class Row:
     """Answers of one kind of map to one set of questions.
 
     Attributes:
-        whose: saliency source of the pretrained weights, or a control.
+        whose: saliency source of the pretrained weights, other weights, or a control.
         wordings: ``held-out`` or ``trained``.
         answers: to all questions.
     """
@@ -272,63 +305,87 @@ def fitted(backbone: PaliGemmaBackbone, source: SaliencySource, scenes: Scenes) 
     """What `source` learns from some training scenes and sentences about them, without labels."""
     if not source.frames:
         return None
-    some = np.linspace(0, len(scenes) - 1, min(FRAMES, len(scenes))).astype(int)
+    some = spread_indices(len(scenes), FRAMES)
     captioner, rng = Captioner(scenes), np.random.default_rng(0)
     said = [(i, caption.text) for i in some if (caption := captioner.caption(rng, int(i)))]
     with torch.no_grad():
         return source.fit([_features(backbone, scenes.images[[i for i, _ in said]], [t for _, t in said], source)])
 
 
-def compare(config: SmallPaliGemma, train: Scenes, test: Scenes, seed: int = 0) -> Iterator[tuple[Row, list[Question]]]:
-    """Every map on every question: the pretrained weights by saliency source, and the controls.
+def compare(
+    config: SmallPaliGemma, others: Mapping[str, SmallPaliGemma], train: Scenes, test: Scenes, seed: int = 0
+) -> Iterator[tuple[Row, list[Question]]]:
+    """Every map on every question: the pretrained weights by saliency source, other weights, and the controls.
 
-    The *wrong word* is the map under the sentence of another thing, judged as if it were this one's: what remains of a
-    score under it is not due to the word.
+    The *wrong word* is the map under the sentence with another thing's name, judged as if it were this one's: what
+    remains of a score under it is not due to the word. The *landmark* is the map under the name of the thing that a
+    relation refers to, judged as if it were the one related: who looks near the plate for "the bowl next to the
+    plate" need not know bowls.
 
     Raises:
         UserError: as `load_start`.
     """
-    trained, fresh = (_started(config, weights, train, seed) for weights in (config.weights, None))
+    trained, fresh = started(config), _fresh(config, train, seed)
     states = {source.label: fitted(trained, source, train) for source in SOURCES}
-    prior = centre_prior(train, config.grid)
+    priors = {arena: centre_prior(train, config.grid, arena) for arena in set(test.arenas)}
     for wordings in ("held-out", "trained"):
         asked = questions(test, seed, held_out_wordings=wordings == "held-out")
 
-        def row(whose: str, maps: np.ndarray, wrong: np.ndarray, wordings=wordings, asked=asked) -> Row:
-            return Row(whose, wordings, judge(asked, maps, wrong, test, config.grid))
+        def row(whose: str, maps: np.ndarray, wrong: np.ndarray, about: list[Question], wordings=wordings):
+            return Row(whose, wordings, judge(about, maps, wrong, test, config.grid)), about
 
         for source in SOURCES:
             maps, wrong = ask(looking(trained, source, states[source.label]), asked, test)
-            yield row(source.label, maps, wrong), asked
+            yield row(source.label, maps, wrong, asked)
             if source is MEAN:
-                yield row("wrong word", wrong, maps), asked
+                yield row("wrong word", wrong, maps, asked)
                 everything = mean_maps(asked, maps)
-                yield row("mean map", everything, everything), asked
-        yield row("random weights", *ask(looking(fresh, MEAN), asked, test)), asked
-        always = np.tile(prior, (len(asked), 1))
-        yield row("centre prior", always, always), asked
+                yield row("mean map", everything, everything, asked)
+        related = [replace(q, text=q.landmark) for q in asked if q.landmark]
+        if related:
+            yield row("landmark", *ask(looking(trained, MEAN), related, test), related)
+        for name, other in others.items():
+            yield row(name, *ask(looking(started(other), MEAN), asked, test), asked)
+        yield row("random weights", *ask(looking(fresh, MEAN), asked, test), asked)
+        always = np.stack([priors[test.arenas[q.scene]] for q in asked])
+        yield row("centre prior", always, always, asked)
 
 
-def _started(config: SmallPaliGemma, weights: str | None, scenes: Scenes, seed: int) -> PaliGemmaBackbone:
-    with seeded(seed, "weights"):
-        backbone = config.build()
-    if weights is not None:
-        load_start(backbone, config)
-    else:
-        some = np.linspace(0, len(scenes) - 1, min(WHITENED, len(scenes))).astype(int)
-        whiten_patches(backbone, pictures(scenes, some))
+def started(config: SmallPaliGemma) -> PaliGemmaBackbone:
+    """The backbone with its start weights, for looking.
+
+    Raises:
+        UserError: as `load_start`.
+    """
+    backbone = config.build()
+    load_start(backbone, config)
     return backbone.eval()
 
 
-def report(config: SmallPaliGemma, train: Scenes, test: Scenes, out: Path, seed: int = 0) -> list[TextTable]:
+def _fresh(config: SmallPaliGemma, scenes: Scenes, seed: int) -> PaliGemmaBackbone:
+    with seeded(seed, "weights"):
+        backbone = config.build()
+    whiten_patches(backbone, pictures(scenes, spread_indices(len(scenes), WHITENED)))
+    return backbone.eval()
+
+
+def report(weights: Sequence[str], train: Scenes, test: Scenes, out: Path, seed: int = 0) -> list[TextTable]:
     """Measure, write ``words.json``, ``words.md`` and ``words.png`` into `out`; returns the tables without intervals.
 
+    Args:
+        weights: files of pretrained weights; the first is looked at by every source, the others by the mean.
+        train: scenes that controls are made of.
+        test: scenes to ask about.
+        out: folder.
+        seed: of the questions and of the random weights.
+
     Raises:
-        UserError: as `compare`.
+        UserError: as `load_start`.
     """
+    first, *rest = (started_from(name) for name in weights)
     arenas = np.array(test.arenas)
     records = []
-    for row, asked in compare(config, train, test, seed):
+    for row, asked in compare(first, {str(config.weights): config for config in rest}, train, test, seed):
         scene = np.array([q.scene for q in asked])
         for arena in (EVERYWHERE, *sorted(set(test.arenas))):
             if arena == EVERYWHERE or row.whose == MEAN.label:
@@ -344,11 +401,15 @@ def report(config: SmallPaliGemma, train: Scenes, test: Scenes, out: Path, seed:
         ]
         for intervals in (True, False)
     )
-    write_json(out / "words.json", {"rows": records, "seed": seed, "scenes": len(test)})
+    of = {
+        "weights": {name: file_hash(weights_file(name)) for name in weights},
+        "scenes": {split: {"count": len(s), "hash": s.hash} for split, s in (("train", train), ("test", test))},
+    }
+    write_json(out / "words.json", {**of, "seed": seed, "rows": records})
     with atomic_write(out / "words.md") as temporary:
         temporary.write_text("\n\n".join(table.markdown() for table in full) + "\n", encoding="utf-8")
     with atomic_write(out / "words.png") as temporary:
-        temporary.write_bytes(picture(_started(config, config.weights, train, seed), test))
+        temporary.write_bytes(picture(started(first), test))
     return brief
 
 
@@ -372,9 +433,8 @@ def _table(title: str, first: str, key: str, records: Sequence[dict[str, Any]], 
 def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
     """PNG: scenes of different arenas, and where the words for up to three of their things look."""
     asked = questions(scenes)
-    order = np.linspace(0, len(scenes) - 1, SHOWN).astype(int)
     images, titles, columns = [], [], [[] for _ in range(3)]
-    for scene in order:
+    for scene in spread_indices(len(scenes), SHOWN):
         mine = [q for q in asked if q.scene == scene and q.alike < 0][:3]
         if not mine:
             continue
