@@ -77,11 +77,15 @@ def test_pair_logits_leave_the_model_as_it_was():
 def test_a_sentence_is_compared_with_every_picture_by_its_best_patch(monkeypatch):
     """Against numpy, on drawn logits."""
     maps = 0.1 * torch.randn(2, 3, 3, 5, generator=generator(0, "maps"))
-    monkeypatch.setattr(module, "pair_logits", lambda *_: maps)
-    backbone = TINY.build()
-    head = module.Biases(2)
+    orders = set()
+
+    def drawn(_, images, texts):
+        order = [TEXTS.index(text) for text in texts]
+        orders.add(tuple(order))
+        return maps[:, order]
+
+    monkeypatch.setattr(module, "pair_logits", drawn)
     batch = told()
-    loss = Contrast(each_layer=0.5).loss(backbone, head, batch, generator(0, "x"))
 
     def entropy(scores):
         p = 1 / (1 + np.exp(-(5 * scores.max(-1) - 2.0)))
@@ -90,17 +94,21 @@ def test_a_sentence_is_compared_with_every_picture_by_its_best_patch(monkeypatch
 
     layers = [entropy(layer) for layer in maps.numpy()]
     expected = entropy(maps.numpy().mean(0)) + 0.5 * np.mean(layers)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    for seed in range(8):
+        loss = Contrast(each_layer=0.5).loss(TINY.build(), module.Biases(2), batch, generator(seed, "x"))
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert len(orders) > 2  # sentences and pictures pass in random pairs, and each keeps its truth
 
 
-def test_unsure_pairs_change_nothing():
-    backbone, batch = TINY.build(), told()
-    head = Contrast().head(backbone)
-    batch.truth[:] = torch.tensor([[1.0, 0.5, 0.5], [0.5, 0.5, 0.5], [0.0, 0.5, 0.5]])
-    loss = Contrast().loss(backbone, head, batch, generator(0, "x"))
-    batch.captions[1] = Caption("a quite different sentence", Expression("milk"))
-    other = Contrast().loss(backbone, head, batch, generator(0, "x"))
-    torch.testing.assert_close(loss, other)
+def test_unsure_pairs_change_nothing(monkeypatch):
+    maps = torch.randn(2, 3, 3, 5, generator=generator(0, "maps"))
+    monkeypatch.setattr(module, "pair_logits", lambda _, images, texts: maps[:, [TEXTS.index(text) for text in texts]])
+    batch, head = told(), module.Biases(2)
+    loss = Contrast().loss(TINY.build(), head, batch, generator(0, "x"))
+    maps[:, 1, 2] += 3.0
+    torch.testing.assert_close(Contrast().loss(TINY.build(), head, batch, generator(0, "x")), loss)
+    maps[:, 1, 0] += 3.0
+    assert not torch.isclose(Contrast().loss(TINY.build(), head, batch, generator(0, "x")), loss)
 
 
 @pytest.mark.parametrize("objective", [Contrast(), Captioning(), MaskedWords()], ids=lambda o: o.label)
