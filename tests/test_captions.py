@@ -238,9 +238,7 @@ def test_things_that_share_their_patch_share_the_win():
 
 def test_small_things_count_for_pointing_and_large_ones_stand_beside_them():
     """A square covers a sixteenth of its patch."""
-    scenes = scenes_of(
-        [None, None, (0.0, 0.0), (0.2, 0.2)], size=112, cells=16
-    )
+    scenes = scenes_of([None, None, (0.0, 0.0), (0.2, 0.2)], size=112, cells=16)
     asked, answers = judged(lambda q: spot(0), scenes)
     assert np.isfinite(answers.pointing).all()
     assert not np.isfinite(answers.pointing_large).any()

@@ -10,7 +10,7 @@ import torch
 
 from helpers import BINS, HEAD, TINY
 from la_reconvla import cli
-from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file
+from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file
 from la_reconvla.checkpoint import (
     WEIGHTS,
     PolicyConfig,
@@ -138,9 +138,13 @@ def test_options_take_start_weights_away_and_refuse_them_elsewhere(file):
 def test_the_weights_in_the_package_fit_the_preset_that_names_them():
     named = [p for p in PRESETS.values() if isinstance(p.backbone, SmallPaliGemma) and p.backbone.weights]
     assert [preset.preset for preset in named] == ["quick"]
-    assert weights_file("words").stat().st_size < 20e6
+    assert sum(weights_file(name).stat().st_size for name in PACKAGED) < 20e6
     policy = dataclasses.replace(config_of(named[0].backbone), head=None).start(None)
     assert all(bool(p.isfinite().all()) for p in policy.parameters())
+    for name in PACKAGED:
+        own = started_from(name)
+        assert name == f"words-{own.grid[0]}x{own.grid[1]}"
+        config_of(own).start(None)
 
 
 # ---------------------------------------------------------------- the table
@@ -216,7 +220,7 @@ def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, ca
     for split in ("train", "test"):
         rows = [[rng.uniform(-0.3, 0.3, 2) for _ in range(4)] for _ in range(6)]
         scenes_of(*rows, size=112).save(tmp_path / "scenes" / "table" / split / "0000.safetensors")
-    cli.pretrain(tmp_path / "scenes", tmp_path / "run", steps=2)
+    cli.pretrain(tmp_path / "scenes", tmp_path / "run", patch=28, steps=2)
     made = tmp_path / "run" / "backbone.safetensors"
     assert str(made) in capsys.readouterr().out
     cli.words(tmp_path / "scenes", tmp_path / "words", weights=(str(made),))

@@ -6,6 +6,7 @@ Imports are inside the functions, so that ``doctor`` works where half of the mac
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -128,7 +129,7 @@ def train(
         seed: of weights, batches and masks.
         preset: where backbone, decoder and schedule come from; the options below replace single numbers.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
-        weights: what the preset's small backbone starts from: words (in the package), a file of pretrain, or none.
+        weights: what the preset's small backbone starts from: words-4x4, words-7x7, a file of pretrain, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -235,7 +236,7 @@ def ablate(
         preset: smoke, quick, small or paper; the options below replace single numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
-        weights: what the preset's small backbone starts from: words (in the package), a file of pretrain, or none.
+        weights: what the preset's small backbone starts from: words-4x4, words-7x7, a file of pretrain, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -330,6 +331,7 @@ def pretrain(
     scenes: Path,
     out: Path,
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
+    patch: int = 16,
     steps: int = 5000,
     seed: int = 0,
     threads: int = 1,
@@ -340,6 +342,7 @@ def pretrain(
         scenes: folder that the command scenes wrote.
         out: folder of weights and curves; its backbone.safetensors is what --weights takes.
         objective: what is minimised.
+        patch: side of a patch in pixels; pictures have 112.
         steps: optimizer steps.
         seed: of weights, pictures and sentences.
         threads: of the processor.
@@ -349,19 +352,20 @@ def pretrain(
     from la_reconvla.pretrain import pretrain as run
     from la_reconvla.progress import progress
 
-    config = PretrainConfig(objective=OBJECTIVES[objective], steps=steps, seed=seed, threads=threads)
+    size = replace(PretrainConfig().backbone, patch=patch)
+    config = PretrainConfig(size, OBJECTIVES[objective], steps=steps, seed=seed, threads=threads)
     with progress("Pretraining", total=steps, unit="steps") as bar:
         print(run(load_scenes(scenes, "train"), config, out, bar))
 
 
 @app.command
-def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("words",), seed: int = 0) -> None:
+def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("words-7x7",), seed: int = 0) -> None:
     """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
 
     Args:
         scenes: folder that the command scenes wrote.
         out: folder for words.json, words.md and words.png.
-        weights: files of the command pretrain, or words for those in the package; the first is measured in detail.
+        weights: words-4x4, words-7x7 or files of pretrain; the first is measured in detail.
         seed: of the questions, and of the random weights beside them.
     """
     from la_reconvla.data.scenes import load_scenes

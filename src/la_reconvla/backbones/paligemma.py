@@ -32,7 +32,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
-WORDS = "words"  # name of the weights that come with this package: `docs/words.md`
+PACKAGED = ("words-4x4", "words-7x7")  # weights that come with this package, by their grid: `docs/words.md`
 PAD, EOS, BOS, UNK, IMAGE = range(5)
 
 
@@ -54,7 +54,7 @@ class SmallPaliGemma:
         wrist: a second camera as a second block of image tokens; off by default, as published.
         saliency_layers: how many of the last layers the saliency reads.
         max_tokens: longest instruction in tokens.
-        weights: what training starts from: ``words`` for those that come with this package, a file written by
+        weights: what training starts from: a name in `PACKAGED`, a file written by
             ``la-reconvla pretrain``, or None for random ones.
         weights_hash: hash of that file; filled in by `la_reconvla.checkpoint.pinned`.
     """
@@ -190,7 +190,7 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
 
 def weights_file(name: str) -> Path:
     """The file of `SmallPaliGemma.weights`."""
-    return Path(__file__).with_name(f"{WORDS}.safetensors") if name == WORDS else Path(name)
+    return Path(__file__).with_name(f"{name}.safetensors") if name in PACKAGED else Path(name)
 
 
 class PaliGemmaBackbone(Wrapped):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from la_reconvla.backbones.paligemma import WORDS, SmallPaliGemma
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
 from la_reconvla.conditions import ARMS, NO_IMAGE
 from la_reconvla.contracts import PlacementKind, Quality
@@ -146,9 +146,9 @@ PRESETS = {
             preset="quick",
             tasks=(0, 1),
             demos=28,
-            backbone=SmallPaliGemma(mlp=2, chunk=16, weights=WORDS),
+            backbone=SmallPaliGemma(patch=28, mlp=2, chunk=16, weights="words-4x4"),
             head=MAEDecoder(depth=2, width=128, heads=4),
-            train=TrainConfig(steps=600, batch_size=16, warmup=40),
+            train=TrainConfig(steps=1100, batch_size=16, warmup=40),
             episodes=4,
             floor_episodes=2,
         ),
