@@ -11,7 +11,6 @@ from la_reconvla import pretrain as module
 from la_reconvla.checkpoint import load_tensors
 from la_reconvla.data.captions import FALSE, TRUE, UNSURE, Caption, Captioner, Expression
 from la_reconvla.errors import UserError
-from la_reconvla.method.saliency import MEAN
 from la_reconvla.pretrain import (
     STATE,
     WEIGHTS,
@@ -239,7 +238,7 @@ def test_pretraining_learns(tmp_path):
     losses = [line["loss"] for line in read_jsonl(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     trained = words.started(replace(TINY, weights=str(tmp_path / WEIGHTS)))
-    maps = words.looking(trained, MEAN)(scenes.images[:2], ["the black bowl", "the ramekin"])
+    maps = words.looking(trained)(scenes.images[:2], ["the black bowl", "the ramekin"])
     covered = words.coverage(scenes, TINY.grid)[[0, 1], [0, 2]]
     measured = grounding.measure(maps, covered)
     assert measured.pointing.tolist() == [1.0, 1.0]

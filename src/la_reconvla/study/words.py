@@ -47,7 +47,6 @@ from la_reconvla.pretrain import WHITENED, pictures
 from la_reconvla.randomness import seeded
 from la_reconvla.storage import atomic_write, write_json
 from la_reconvla.study import figures, grounding
-from la_reconvla.study.statistics import mean_interval
 from la_reconvla.study.tables import TextTable
 
 SCORES = (
@@ -65,10 +64,11 @@ SOURCES: tuple[SaliencySource, ...] = (MEAN, ContentWords(), LocalisationHeads()
 EVERYWHERE = "all"
 FRAMES = 64  # training scenes that localisation heads are chosen on
 SHOWN = 6  # pictures in the figure
+REPLICATES = 2000  # of the bootstrap
 
 COVERED = 0.25  # share of a patch that a thing must cover for the patch to be its own
 
-Look = Callable[[UInt8[np.ndarray, "b H W 3"], list[str]], Float[np.ndarray, "b n"]]
+Look = Callable[[UInt8[np.ndarray, "b H W 3"], list[str]], Float[np.ndarray, "*s b n"]]
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ def _won(own: Float[np.ndarray, "q"], rival: Float[np.ndarray, "q"]) -> Float[np
 
 
 def ask(look: Look, asked: Sequence[Question], scenes: Scenes, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Maps [q n] under each question's sentence and under the same with the wrong word."""
+    """Maps [*s q n] under each question's sentence and under the same with the wrong word."""
     maps: list[list[np.ndarray]] = [[], []]
     for at in range(0, len(asked), batch_size):
         part = asked[at : at + batch_size]
         images = scenes.images[[q.scene for q in part]]
         maps[0].append(look(images, [q.text for q in part]))
         maps[1].append(look(images, [q.wrong for q in part]))
-    return np.concatenate(maps[0]), np.concatenate(maps[1])
+    return np.concatenate(maps[0], -2), np.concatenate(maps[1], -2)
 
 
 def mean_maps(asked: Sequence[Question], maps: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
@@ -268,35 +268,35 @@ class Row:
     def scores(self, scene: Int[np.ndarray, "q"], chosen: Bool[np.ndarray, "q"]) -> dict[str, dict[str, float]]:
         """Mean, 95 % interval and number of questions of each score that applies to some of the `chosen`.
 
-        Questions about one scene are not independent: the bootstrap draws scenes, then questions of each.
+        Questions about one scene are not independent: the bootstrap draws scenes.
         """
         found = {}
         for name, values in vars(self.answers).items():
             if (asked := np.isfinite(values) & chosen).any():
-                interval = mean_interval(values[asked], scene[asked], np.zeros(asked.sum()))
-                found[name] = {
-                    "mean": float(values[asked].mean()),
-                    "low": interval.low,
-                    "high": interval.high,
-                    "questions": int(asked.sum()),
-                }
+                _, of = np.unique(scene[asked], return_inverse=True)
+                sums, counts = np.bincount(of, values[asked]), np.bincount(of)
+                draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), REPLICATES)
+                low, high = np.quantile((draws @ sums) / (draws @ counts), (0.025, 0.975))
+                mean = float(values[asked].mean())
+                found[name] = {"mean": mean, "low": float(low), "high": float(high), "questions": int(asked.sum())}
         return found
 
 
-def looking(backbone: PaliGemmaBackbone, source: SaliencySource, state: torch.Tensor | None = None) -> Look:
-    """Where a backbone looks by `source`."""
+def looking(backbone: PaliGemmaBackbone, states: Mapping[SaliencySource, torch.Tensor | None] | None = None) -> Look:
+    """Where a backbone looks: by the mean, or [s b n] by each of some sources with what they have learned."""
 
     @torch.no_grad()
-    def look(images: UInt8[np.ndarray, "b H W 3"], texts: list[str]) -> Float[np.ndarray, "b n"]:
-        features = _features(backbone, images, texts, source)
-        return source(features, state).numpy()
+    def look(images: UInt8[np.ndarray, "b H W 3"], texts: list[str]) -> Float[np.ndarray, "*s b n"]:
+        features = _features(backbone, images, texts)
+        if states is None:
+            return MEAN(features).numpy()
+        return np.stack([source(features, state).numpy() for source, state in states.items()])
 
     return look
 
 
-def _features(backbone: PaliGemmaBackbone, images: np.ndarray, texts: list[str], source: SaliencySource) -> Features:
-    seen = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    features = backbone(seen, texts, attention=source.rows)
+def _features(backbone: PaliGemmaBackbone, images: np.ndarray, texts: list[str]) -> Features:
+    features = backbone(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), texts, attention="instruction")
     features.texts = texts
     return features
 
@@ -309,7 +309,7 @@ def fitted(backbone: PaliGemmaBackbone, source: SaliencySource, scenes: Scenes) 
     captioner, rng = Captioner(scenes), np.random.default_rng(0)
     said = [(i, caption.text) for i in some if (caption := captioner.caption(rng, int(i)))]
     with torch.no_grad():
-        return source.fit([_features(backbone, scenes.images[[i for i, _ in said]], [t for _, t in said], source)])
+        return source.fit([_features(backbone, scenes.images[[i for i, _ in said]], [t for _, t in said])])
 
 
 def compare(
@@ -326,7 +326,7 @@ def compare(
         UserError: as `load_start`.
     """
     trained, fresh = started(config), _fresh(config, train, seed)
-    states = {source.label: fitted(trained, source, train) for source in SOURCES}
+    states = {source: fitted(trained, source, train) for source in SOURCES}
     priors = {arena: centre_prior(train, config.grid, arena) for arena in set(test.arenas)}
     for wordings in ("held-out", "trained"):
         asked = questions(test, seed, held_out_wordings=wordings == "held-out")
@@ -334,8 +334,7 @@ def compare(
         def row(whose: str, maps: np.ndarray, wrong: np.ndarray, about: list[Question], wordings=wordings):
             return Row(whose, wordings, judge(about, maps, wrong, test, config.grid)), about
 
-        for source in SOURCES:
-            maps, wrong = ask(looking(trained, source, states[source.label]), asked, test)
+        for source, maps, wrong in zip(SOURCES, *ask(looking(trained, states), asked, test), strict=True):
             yield row(source.label, maps, wrong, asked)
             if source is MEAN:
                 yield row("wrong word", wrong, maps, asked)
@@ -343,10 +342,10 @@ def compare(
                 yield row("mean map", everything, everything, asked)
         related = [replace(q, text=q.landmark) for q in asked if q.landmark]
         if related:
-            yield row("landmark", *ask(looking(trained, MEAN), related, test), related)
+            yield row("landmark", *ask(looking(trained), related, test), related)
         for name, other in others.items():
-            yield row(name, *ask(looking(started(other), MEAN), asked, test), asked)
-        yield row("random weights", *ask(looking(fresh, MEAN), asked, test), asked)
+            yield row(name, *ask(looking(started(other)), asked, test), asked)
+        yield row("random weights", *ask(looking(fresh), asked, test), asked)
         always = np.stack([priors[test.arenas[q.scene]] for q in asked])
         yield row("centre prior", always, always, asked)
 
@@ -441,7 +440,7 @@ def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
         images.append(scenes.images[scene])
         titles.append("; ".join(q.text for q in mine))
         padded = [mine[min(i, len(mine) - 1)] for i in range(3)]
-        maps = looking(backbone, MEAN)(scenes.images[[scene] * 3], [q.text for q in padded])
+        maps = looking(backbone)(scenes.images[[scene] * 3], [q.text for q in padded])
         for column, each in zip(columns, maps, strict=True):
             column.append(each)
     named = {name: np.stack(column) for name, column in zip(("first", "second", "third"), columns, strict=True)}
