@@ -30,6 +30,7 @@ from la_reconvla.contracts import Features, SaliencySource
 from la_reconvla.data.captions import (
     FALSE,
     HELD_OUT_WORDINGS,
+    NOUNS,
     TRUE,
     VISIBLE,
     WORDINGS,
@@ -438,9 +439,10 @@ def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
         if not mine:
             continue
         images.append(scenes.images[scene])
-        titles.append("; ".join(q.text for q in mine))
-        padded = [mine[min(i, len(mine) - 1)] for i in range(3)]
-        maps = looking(backbone)(scenes.images[[scene] * 3], [q.text for q in padded])
+        texts = [f"the {NOUNS[q.expression.head][0]}" for q in mine]  # short enough to stand above the picture
+        titles.append("; ".join(texts))
+        padded = [texts[min(i, len(texts) - 1)] for i in range(3)]
+        maps = looking(backbone)(scenes.images[[scene] * 3], padded)
         for column, each in zip(columns, maps, strict=True):
             column.append(each)
     named = {name: np.stack(column) for name, column in zip(("first", "second", "third"), columns, strict=True)}
