@@ -194,7 +194,7 @@ def judged(maps_of, scenes=None):
     scenes = scenes or scenes_of([(0.0, 0.0), (0.3, 0.3), (0.1, 0.0), (0.25, -0.25)])
     asked = words.questions(scenes)
     maps = np.array([maps_of(q) for q in asked])
-    return asked, words.judge(asked, maps, np.ones((len(asked), 16)), scenes, GRID)
+    return asked, words.judge(asked, maps, np.ones((len(asked), 16)), scenes, words.coverage(scenes, GRID))
 
 
 def spot(column):
@@ -273,7 +273,7 @@ def test_a_relation_to_a_thing_has_that_thing_as_its_landmark():
 
 def test_controls():
     scenes = scenes_of([(0.0, 0.0), None, (0.1, 0.0), None], [(0.0, 0.0), None, None, None])
-    prior = words.centre_prior(scenes, GRID, "table")
+    prior = words.centre_priors(scenes, GRID)["table"]
     assert prior.argmax() == 0
     assert prior[2] == pytest.approx(0.5, abs=1e-3)
     asked = words.questions(scenes)

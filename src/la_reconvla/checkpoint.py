@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ def started_from(weights: str) -> SmallPaliGemma:
     Raises:
         UserError: if the file is missing or damaged, or is something else.
     """
-    return pinned(replace(_start(weights)[1], weights=weights))
+    return pinned(dataclasses.replace(_start(weights)[1], weights=weights))
 
 
 def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
@@ -178,7 +178,7 @@ def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
     Raises:
         UserError: if there are none.
     """
-    return replace(config, weights_hash=config.weights and file_hash(_start_file(config.weights)))
+    return dataclasses.replace(config, weights_hash=config.weights and file_hash(_start_file(config.weights)))
 
 
 def load_start(backbone: Any, config: SmallPaliGemma) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from la_reconvla.backbones.attention_probe import QueryProbe
@@ -273,9 +273,14 @@ class PretrainConfig:
         return scheduled(step, self.steps, self.warmup, self.learning_rate)
 
 
-def pictures(scenes: Scenes, chosen: Int64[np.ndarray, "b"]) -> UInt8[Tensor, "b 3 H W"]:
-    """The pictures of these scenes as backbones take them."""
-    return torch.from_numpy(scenes.images[chosen]).permute(0, 3, 1, 2).contiguous()
+def pictures(images: UInt8[np.ndarray, "b H W 3"]) -> UInt8[Tensor, "b 3 H W"]:
+    """Pictures of scenes as backbones take them."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def whiten(backbone: PaliGemmaBackbone, scenes: Scenes) -> None:
+    """Fit a random patch embedding to some of these scenes, see `whiten_patches`."""
+    whiten_patches(backbone, pictures(scenes.images[spread_indices(len(scenes), WHITENED)]))
 
 
 def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
@@ -295,7 +300,7 @@ def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:
             caption = captioner.caption(rng, about, relations=not alone, wordings=wordings)
         captions.append(caption)
     truth = torch.from_numpy(np.stack([caption.truth(scenes, chosen) for caption in captions])).float()
-    return Told(pictures(scenes, chosen), captions, truth)
+    return Told(pictures(scenes.images[chosen]), captions, truth)
 
 
 def pretrain(
@@ -329,7 +334,7 @@ def pretrain(
         with seeded(config.seed, "weights"):
             backbone = config.backbone.build()
             head: Any = config.objective.head(backbone)
-        whiten_patches(backbone, pictures(scenes, spread_indices(len(scenes), WHITENED)))
+        whiten(backbone, scenes)
         both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
         with torch.no_grad():
             for name, parameter in backbone.model.named_parameters():

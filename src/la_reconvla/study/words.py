@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
-from la_reconvla.checkpoint import file_hash, load_start, started_from
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma
+from la_reconvla.checkpoint import load_start, started_from
 from la_reconvla.contracts import Features, SaliencySource
 from la_reconvla.data.captions import (
     FALSE,
@@ -44,7 +44,7 @@ from la_reconvla.data.scenes import Scenes
 from la_reconvla.method.heads import LocalisationHeads
 from la_reconvla.method.saliency import MEAN, SinkRemoved
 from la_reconvla.method.words import ContentWords
-from la_reconvla.pretrain import WHITENED, pictures
+from la_reconvla.pretrain import pictures, whiten
 from la_reconvla.randomness import seeded
 from la_reconvla.storage import atomic_write, write_json
 from la_reconvla.study import figures, grounding
@@ -190,10 +190,10 @@ def judge(
     maps: Float[np.ndarray, "q n"],
     wrong: Float[np.ndarray, "q n"],
     scenes: Scenes,
-    grid: tuple[int, int],
+    covered: Float[np.ndarray, "m o n"],
 ) -> Answers:
-    """Score maps, one a question; `wrong` are those of the wrong word."""
-    covered = coverage(scenes, grid)[[q.scene for q in asked]]
+    """Score maps, one a question; `wrong` are those of the wrong word, `covered` the `coverage` of the scenes."""
+    covered = covered[[q.scene for q in asked]]
     targets = np.array([q.target for q in asked])
     alike = np.array([q.alike for q in asked])
     each = np.arange(len(asked))
@@ -244,9 +244,10 @@ def mean_maps(asked: Sequence[Question], maps: Float[np.ndarray, "q n"]) -> Floa
     return np.stack([maps[scene == s].mean(0) for s in scene])
 
 
-def centre_prior(scenes: Scenes, grid: tuple[int, int], arena: str) -> Float[np.ndarray, "n"]:
-    """The control that ignores things and words: where things stand on average in this arena's (training) scenes."""
-    return coverage(scenes, grid)[np.array(scenes.arenas) == arena].sum(1).mean(0) + 1e-6
+def centre_priors(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Float[np.ndarray, "n"]]:
+    """The control that ignores things and words: where things stand on average in each arena's (training) scenes."""
+    covered, arenas = coverage(scenes, grid).sum(1), np.array(scenes.arenas)
+    return {arena: covered[arenas == arena].mean(0) + 1e-6 for arena in set(scenes.arenas)}
 
 
 # ---------------------------------------------------------------- the table
@@ -297,7 +298,7 @@ def looking(backbone: PaliGemmaBackbone, states: Mapping[SaliencySource, torch.T
 
 
 def _features(backbone: PaliGemmaBackbone, images: np.ndarray, texts: list[str]) -> Features:
-    features = backbone(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), texts, attention="instruction")
+    features = backbone(pictures(images), texts, attention="instruction")
     features.texts = texts
     return features
 
@@ -328,12 +329,12 @@ def compare(
     """
     trained, fresh = started(config), _fresh(config, train, seed)
     states = {source: fitted(trained, source, train) for source in SOURCES}
-    priors = {arena: centre_prior(train, config.grid, arena) for arena in set(test.arenas)}
+    priors, covered = centre_priors(train, config.grid), coverage(test, config.grid)
     for wordings in ("held-out", "trained"):
         asked = questions(test, seed, held_out_wordings=wordings == "held-out")
 
         def row(whose: str, maps: np.ndarray, wrong: np.ndarray, about: list[Question], wordings=wordings):
-            return Row(whose, wordings, judge(about, maps, wrong, test, config.grid)), about
+            return Row(whose, wordings, judge(about, maps, wrong, test, covered)), about
 
         for source, maps, wrong in zip(SOURCES, *ask(looking(trained, states), asked, test), strict=True):
             yield row(source.label, maps, wrong, asked)
@@ -365,7 +366,7 @@ def started(config: SmallPaliGemma) -> PaliGemmaBackbone:
 def _fresh(config: SmallPaliGemma, scenes: Scenes, seed: int) -> PaliGemmaBackbone:
     with seeded(seed, "weights"):
         backbone = config.build()
-    whiten_patches(backbone, pictures(scenes, spread_indices(len(scenes), WHITENED)))
+    whiten(backbone, scenes)
     return backbone.eval()
 
 
@@ -402,7 +403,7 @@ def report(weights: Sequence[str], train: Scenes, test: Scenes, out: Path, seed:
         for intervals in (True, False)
     )
     of = {
-        "weights": {name: file_hash(weights_file(name)) for name in weights},
+        "weights": {config.weights: config.weights_hash for config in (first, *rest)},
         "scenes": {split: {"count": len(s), "hash": s.hash} for split, s in (("train", train), ("test", test))},
     }
     write_json(out / "words.json", {**of, "seed": seed, "rows": records})
