@@ -18,7 +18,7 @@ from la_reconvla.contracts import Env, Features, Observation, Start
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
-from la_reconvla.method.decoder import patchify
+from la_reconvla.method.pixels import patchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN, ActionRows, SinkRemoved
 from la_reconvla.method.words import ContentWords

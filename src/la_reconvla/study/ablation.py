@@ -26,8 +26,8 @@ from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.method.decoder import patchify, unpatchify
 from la_reconvla.method.mask import masked_count
+from la_reconvla.method.pixels import patchify, unpatchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
