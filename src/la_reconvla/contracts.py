@@ -158,7 +158,8 @@ class Batch:
         valid: bool [b c], False where a chunk runs past the end of its episode.
         wrist: uint8 [b 3 H W] or None.
         proprio: float32 [b p] or None.
-        gaze: bool [b n] or None: patches of the annotated target. Only arms that declare annotation receive it.
+        gaze: float32 [b 4] or None: box of the annotated target as fractions of the picture (left, top, right, bottom),
+            in [0, 1], public convention. Only arms that declare annotation receive it.
     """
 
     images: UInt8[Tensor, "b 3 H W"]
@@ -167,7 +168,7 @@ class Batch:
     valid: Bool[Tensor, "b c"]
     wrist: UInt8[Tensor, "b 3 H W"] | None = None
     proprio: Float[Tensor, "b p"] | None = None
-    gaze: Bool[Tensor, "b n"] | None = None
+    gaze: Float[Tensor, "b 4"] | None = None
 
 
 @dataclass(eq=False)
