@@ -160,7 +160,7 @@ def test_a_view_replaces_its_own_fields_and_nothing_else(view: Any) -> None:
         random_batch(2),
         wrist=random_batch(2, seed=1).images,
         proprio=torch.rand(2, 1),
-        gaze=torch.ones(2, 16, dtype=torch.bool),
+        gaze=torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2),
     )
     given = dict(vars(batch))
     swaps = {(0, TRUE): WRONG, (3, WRONG): "do nothing", (3, TRUE): "of another task", (0, WRONG): "of another task"}

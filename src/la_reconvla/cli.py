@@ -97,6 +97,40 @@ def collect(
 
 
 @app.command
+def annotate(
+    demonstrations: Positional[Path],
+    out: Path,
+    source: str = "masks",
+    threshold: float = 0.25,
+    every: int = 1,
+    device: str = "auto",
+) -> None:
+    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
+
+    Args:
+        demonstrations: folder with ``*_demo.hdf5`` files.
+        out: the file of boxes, ``*.jsonl``.
+        source: masks, the simulator's own instance maps, or a zero-shot detector: an id on the hub or a folder.
+        threshold: lowest score of a detector's box that counts.
+        every: show a detector only every so many recorded frames.
+        device: of a detector: auto, cpu, cuda or mps.
+    """
+    from la_reconvla.data.annotate import Detector, summary, write_boxes
+    from la_reconvla.data.gaze import SUFFIX, Masks
+    from la_reconvla.data.hdf5 import open_demonstrations
+    from la_reconvla.progress import progress
+    from la_reconvla.train import pick_device
+
+    if out.suffix != SUFFIX:
+        raise UserError(f"{out}: a file of boxes is called *{SUFFIX}, which is how training knows it: name it so")
+    opened = open_demonstrations(demonstrations)
+    detector = Detector(source, threshold=threshold, every=every, device=str(pick_device(device)))
+    with progress("Annotating", total=len(opened.episodes), unit="episodes") as bar:
+        write_boxes(opened, Masks() if source == "masks" else detector, out, bar)
+    print(summary(opened, out))
+
+
+@app.command
 def train(
     demonstrations: Path,
     out: Path,

@@ -158,8 +158,8 @@ class Batch:
         valid: bool [b c], False where a chunk runs past the end of its episode.
         wrist: uint8 [b 3 H W] or None.
         proprio: float32 [b p] or None.
-        gaze: float32 [b 4] or None: box of the annotated target as fractions of the picture (left, top, right,
-            bottom). Only arms that declare annotation receive it.
+        gaze: float32 [b 4] or None: box of the annotated target as fractions of the picture (left, top, right, bottom),
+            in [0, 1], public convention. Only arms that declare annotation receive it.
     """
 
     images: UInt8[Tensor, "b 3 H W"]
