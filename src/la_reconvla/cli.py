@@ -153,6 +153,8 @@ def train(
     wrist: bool | None = None,
     max_tokens: int | None = None,
     norm_pixels: bool | None = None,
+    gaze: str | None = None,
+    latents: str | None = None,
 ) -> None:
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
@@ -178,6 +180,8 @@ def train(
         wrist: use the wrist camera too.
         max_tokens: longest instruction in tokens.
         norm_pixels: reconstruct pixels normalised in each patch.
+        gaze: for arms that are told where the target is: masks of the simulator, or a file of the command annotate.
+        latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
     """
     from la_reconvla.study.ablation import train_one
 
@@ -198,6 +202,8 @@ def train(
         "wrist": wrist,
         "max_tokens": max_tokens,
         "norm_pixels": norm_pixels,
+        "gaze": gaze,
+        "latents": latents,
     }
     train_one(demonstrations, out, condition, seed, preset, changes)
     print(out)
@@ -251,6 +257,7 @@ def ablate(
     dtype: Precision = None,
     seeds: Ints = None,
     conditions: Names = None,
+    grid: bool = False,
     tasks: Ints = None,
     demos: int | None = None,
     steps: int | None = None,
@@ -261,6 +268,8 @@ def ablate(
     wrist: bool | None = None,
     max_tokens: int | None = None,
     norm_pixels: bool | None = None,
+    gaze: str | None = None,
+    latents: str | None = None,
     device: str | None = None,
     workers: int = 0,
 ) -> None:
@@ -276,6 +285,7 @@ def ablate(
         dtype: of a pretrained backbone's weights.
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
+        grid: all arms of the grid: what is reconstructed, and by which head.
         tasks: indices of the suite's tasks.
         demos: demonstrations a task.
         steps: optimizer steps.
@@ -286,11 +296,16 @@ def ablate(
         wrist: use the wrist camera too.
         max_tokens: longest instruction in tokens.
         norm_pixels: reconstruct pixels normalised in each patch.
+        gaze: for arms that are told where the target is: masks of the simulator, or a file of the command annotate.
+        latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
         device: of training and policies: auto, cpu, cuda or mps.
         workers: processes; 0 takes one a core.
     """
+    from la_reconvla.conditions import GRID
     from la_reconvla.study.ablation import ablate as run
 
+    if grid and conditions:
+        raise UserError("--grid is a choice of conditions: leave one of the two out")
     changes = {
         "backbone": backbone,
         "weights": weights,
@@ -298,7 +313,7 @@ def ablate(
         "quantize": quantize,
         "dtype": dtype,
         "seeds": seeds,
-        "conditions": conditions,
+        "conditions": tuple(arm.id for arm in GRID) if grid else conditions,
         "tasks": tasks,
         "demos": demos,
         "steps": steps,
@@ -309,6 +324,8 @@ def ablate(
         "wrist": wrist,
         "max_tokens": max_tokens,
         "norm_pixels": norm_pixels,
+        "gaze": gaze,
+        "latents": latents,
         "device": device,
     }
     folder = run(preset, out, workers, changes)

@@ -6,6 +6,7 @@ is held in memory, pictures as uint8 at the policy's own size, so that a batch i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
@@ -70,13 +71,20 @@ class Samples:
         self._images = self._pictures("frames")
         self._wrist = self._pictures("wrist") if wrist else None
         self._proprio = self._states(proprio)
-        self._gaze = None
-        if gaze is not None:
-            boxes = [gaze(e)[:: self.stride // e.frame_stride] for e in episodes]
-            self._gaze = torch.from_numpy(np.concatenate(boxes))
+        self._gaze = None if gaze is None else self._boxes(gaze)
 
     def __len__(self) -> int:
         return len(self._step)
+
+    def told(self, gaze: Annotator) -> Samples:
+        """The same samples with the target's boxes; pictures are shared, not copied.
+
+        Raises:
+            UserError: `gaze` has no box for an episode.
+        """
+        result = copy.copy(self)
+        result._gaze = self._boxes(gaze)
+        return result
 
     def batch(self, indices: Int64[np.ndarray, "b"]) -> Batch:
         """The samples of these numbers, on the CPU."""
@@ -143,6 +151,10 @@ class Samples:
             result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
             done += len(pictures)
         return result
+
+    def _boxes(self, gaze: Annotator) -> Float[torch.Tensor, "N 4"]:
+        every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
+        return torch.from_numpy(np.concatenate(every))
 
     def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:
         if kind not in get_args(Proprioception):

@@ -407,7 +407,7 @@ class Ablation:
             extra = cell.condition.reconstruction
             if extra is None or policy.reconstructor is None:
                 continue
-            told = batch if cell.condition.annotation_free else annotated(samples, self.config).batch(chosen)
+            told = batch if cell.condition.annotation_free else samples.told(annotator(self.config.gaze)).batch(chosen)
             steps, draws = self.config.train.steps, generator(seed, "picture")
             _, mask = extra.cover(seen, policy.saliency_state, told.gaze, draws, steps)
             if extra.follows is not None and mask is not None:
@@ -455,16 +455,11 @@ def _samples_of(demonstrations: Demonstrations, config: StudyConfig) -> Samples:
     return Samples(demonstrations, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio)
 
 
-def annotated(samples: Samples, config: StudyConfig) -> Samples:
-    """The same samples with the target's boxes, for an arm that is told of them."""
-    return samples.told(annotator(config.gaze))
-
-
 def _train_cell(cell: Cell) -> None:
     config, _, _, ticker = _inherited
     samples, held_out = _samples()
     if not cell.condition.annotation_free:
-        samples = annotated(samples, config)
+        samples = samples.told(annotator(config.gaze))
     policy = PolicyConfig.of(
         cell.condition,
         seed=cell.seed,
