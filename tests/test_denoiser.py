@@ -152,7 +152,7 @@ def test_a_vae_that_is_missing_or_another_is_a_clear_error(vae_folder: str, tmp_
     (tmp_path / "config.json").write_text('{"hidden_size": 3}')
     with pytest.raises(UserError, match="not that of an AutoencoderKL"):
         Latents.of(str(tmp_path))
-    with pytest.raises(UserError, match="--latents FOLDER|no repository"):
+    with pytest.raises(UserError, match=r"--latents FOLDER|no repository"):
         Latents.of("nobody/nothing-of-this-name")
     other = Latents(vae_folder, channels=16, factor=8)
     with pytest.raises(UserError, match="4 channels and a factor of 2, not 16 and 8"):
@@ -200,10 +200,11 @@ def test_crops_lie_in_the_picture_and_are_equally_large(gaze, seed: int) -> None
     for found in (a, b):
         assert (found >= -1e-6).all()
         assert (found <= 1 + 1e-6).all()
-    side = np.clip(1.5 * np.maximum(gaze[:, 2] - gaze[:, 0], gaze[:, 3] - gaze[:, 1]), 0.25, 1)
+    edges = gaze.numpy()
+    side = np.clip(1.5 * (edges[:, 2:] - edges[:, :2]).max(1), 0.25, 1)
     for found in (a, b):
-        np.testing.assert_allclose(found[:, 2] - found[:, 0], side, atol=1e-6)
-        np.testing.assert_allclose(found[:, 3] - found[:, 1], side, atol=1e-6)
+        np.testing.assert_allclose((found[:, 2] - found[:, 0]).numpy(), side, atol=1e-6)
+        np.testing.assert_allclose((found[:, 3] - found[:, 1]).numpy(), side, atol=1e-6)
     for box, crop, length in zip(gaze, a, side, strict=True):
         if length < 1 or 1.5 * max(box[2] - box[0], box[3] - box[1]) <= 1:  # the target is all in its own crop
             assert (crop[:2] <= box[:2] + 1e-6).all()
@@ -228,7 +229,7 @@ def test_a_gaze_mask_takes_the_patches_of_the_target_first(gaze, rows: int, colu
     assert (mask.sum(1) == masked_count(0.25, n)).all()
     for box, chosen in zip(gaze.double().numpy(), mask, strict=True):
         low = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2) / [columns, rows]
-        high = low + [1 / columns, 1 / rows]
+        high = low + np.array([1 / columns, 1 / rows])
         gap = np.hypot(*np.maximum(np.maximum(box[:2] - high, low - box[2:]), 0).T)
         assert gap[chosen].max() <= gap[~chosen].min() + 2e-3
 
@@ -351,45 +352,39 @@ def test_at_first_zero_is_predicted_and_the_loss_is_the_noise() -> None:
 
 
 def toy(b: int, seed: int) -> torch.Tensor:
-    """A scene where only the target's pixels vary: a grey table with one square whose colour is drawn."""
-    images = torch.full((b, 3, 32, 32), 96, dtype=torch.uint8)
-    images[:, :, 16:24, 8:16] = torch.randint(0, 256, (b, 3, 1, 1), generator=generator(seed, "toy"), dtype=torch.uint8)
+    """A scene where only the target's pixels vary: a grey table with one square that is dark or bright."""
+    images = torch.full((b, 3, 32, 32), 128, dtype=torch.uint8)
+    bright = torch.rand(b, 1, 1, 1, generator=generator(seed, "toy")) < 0.5
+    images[:, :, 16:24, 8:16] = torch.where(bright, 255, 0).to(torch.uint8)
     return images
 
 
 @pytest.mark.slow
-def test_the_gaze_arm_reconstructs_what_a_blinded_backbone_cannot() -> None:
-    """Only the target varies, so all there is to know is its colour: a policy that sees it draws it, a blind one not."""
+@pytest.mark.parametrize("blind", [False, True])
+def test_the_gaze_arm_draws_what_a_blinded_backbone_cannot(blind: bool) -> None:
+    """All there is to know is whether the target is bright: a policy that sees it draws it, a blind one guesses."""
+    torch.manual_seed(0)
+    backbone = BACKBONE.build()
+    head = Denoiser(depth=1, width=32, heads=4, repeats=4, target=Pixels(1)).build(32, (4, 4), 8)
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=3e-3)
     box = torch.tensor([[8 / 32, 16 / 32, 16 / 32, 24 / 32]])
-    errors = {}
-    for blind in (False, True):
-        torch.manual_seed(0)
-        backbone = BACKBONE.build()
-        head = Denoiser(depth=2, width=48, heads=4, repeats=4, target=Pixels(2)).build(32, (4, 4), 8)
-        crop = GazeCrop(smallest=0.25)
-        optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=2e-3)
 
-        def both(images: torch.Tensor, backbone=backbone, head=head, crop=crop, blind=blind):
-            told = torch.full_like(images, 128) if blind else images
-            states = backbone(told, ["pick up the square"] * len(images)).patches
-            wanted = cut(images, crop(box.expand(len(images), 4), len(images), torch.Generator()))
-            return states, head.target(wanted)
+    def states_and_target(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        told = torch.full_like(images, 128) if blind else images
+        states = backbone(told, ["pick up the square"] * len(images)).patches
+        return states, head.target(cut(images, GazeCrop()(box.expand(len(images), 4), len(images), torch.Generator())))
 
-        for step in range(350):
-            optimizer.zero_grad()
-            states, wanted = both(toy(16, step))
-            head.loss(states, None, wanted, generator(0, "noise", step)).backward()
-            optimizer.step()
-        with torch.no_grad():
-            images = toy(32, 10_000)
-            states, wanted = both(images)
-            drawn = head.picture(states, None, wanted, steps=20)
-            whole = patchify(cut(images, crop(box.expand(32, 4), 32, torch.Generator())), 8)
-        middle = [5, 6, 9, 10]  # patches of the crop that show the square alone
-        errors[blind] = (drawn - whole)[:, middle].square().mean().item()
-    spread = patchify(toy(32, 10_000), 8)[:, 9].var(0).mean().item()
-    assert errors[False] < 0.15 * spread
-    assert errors[True] > 0.7 * spread
+    for step in range(150):
+        optimizer.zero_grad()
+        states, target = states_and_target(toy(16, step))
+        head.loss(states, None, target, generator(0, "noise", step)).backward()
+        optimizer.step()
+    with torch.no_grad():
+        images = toy(200, 10_000)
+        states, target = states_and_target(images)
+        drawn = head.picture(states, None, target, steps=10)[:, [5, 6, 9, 10]].mean((1, 2))  # the middle of the crop
+    right = ((drawn > 0) == (images[:, 0, 20, 12] == 255)).float().mean().item()
+    assert right < 0.65 if blind else right > 0.95
 
 
 @pytest.mark.slow
@@ -399,11 +394,12 @@ def test_sampling_recovers_a_trained_image(masked: bool) -> None:
     torch.manual_seed(0)
     images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, 3, 4, 4), dtype=np.uint8))
     images = images.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    head = Denoiser(depth=2, width=48, heads=4, repeats=8, target=Pixels(2)).build(16, (4, 4), 8)
+    head = Denoiser(depth=1, width=32, heads=4, repeats=16, target=Pixels(1)).build(16, (4, 4), 8)
     states, target = torch.randn(1, 16, 16), head.target(images)
     mask = torch.tensor([[i % 3 == 0 for i in range(16)]]) if masked else None
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
-    for step in range(500):
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / 400)
         optimizer.zero_grad()
         head.loss(states, mask, target, generator(0, "noise", step)).backward()
         optimizer.step()
@@ -411,7 +407,7 @@ def test_sampling_recovers_a_trained_image(masked: bool) -> None:
     for steps in (10, 50):
         drawn = head.picture(states, mask, target, steps=steps)
         assert torch.equal(drawn, head.picture(states, mask, target, steps=steps))
-        assert (drawn - patchify(images, 8))[chosen].square().mean() < 0.02
+        assert (drawn - head.codec.decode(target))[chosen].square().mean() < 0.003
     assert not torch.equal(head.picture(states, mask, target, 10), head.picture(states, mask, target, 50))
 
 

@@ -221,7 +221,7 @@ def limits(results: Results) -> list[str]:
     )
     if any(c.id == "R1" for c in results.conditions):
         said.append(
-            "R1 is ReconVLA's loss on this study's backbone, budget and head size; it is not the published model, which "
+            "R1 is ReconVLA's loss on this study's backbone, budget and head size. It is not the published model: that "
             "has 7 billion parameters and was pretrained for reconstruction."
         )
     else:
