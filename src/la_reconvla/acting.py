@@ -4,9 +4,10 @@
 embeddings, positions, rotary tables, the mask of who attends to whom. `Actor` records the tensor operations of one call
 for each set of instructions and shapes, freezes the weights into the recording and folds all that does not depend on
 pictures and robot state into constants. What is left runs without Python: on a CPU in the interpreter of TorchScript, on
-a GPU compiled, as CUDA graphs. No code of the library is copied, so that it serves every family alike.
+a GPU compiled, as CUDA graphs. No code of the library is copied.
 
-A recording is believed only where it gives what `Policy.act` gives; elsewhere `Policy.act` itself goes on acting.
+A recording is believed only where it gives what `Policy.act` gives; elsewhere `Policy.act` itself goes on acting. So it
+does for families whose library code asks a tensor for its value on the way (all causal ones but Mistral's, Mllama).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Actor:
         else:
             found = fast(*inputs.values())
         self._known[key] = fast
-        if len(self._known) > KEPT:
+        while len(self._known) > KEPT:
             self._known.popitem(last=False)
         return found
 
@@ -87,7 +88,7 @@ class Actor:
             fast = kind(self.policy, instructions, tuple(inputs), examples)
             for _ in range(3):  # the interpreter settles in its first calls
                 found = fast(*examples)
-        except Exception:  # noqa: BLE001 (of an operation that cannot be recorded: any, from any library)
+        except Exception:
             return None
         return fast if torch.allclose(found, expected, rtol=0, atol=TOLERANCE) else None
 
