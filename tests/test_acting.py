@@ -67,7 +67,7 @@ def test_all_families_act_alike(name):
 
 @pytest.mark.parametrize("name", ["paligemma", "paligemma2", "smolvlm", "llava", "llava_window", "qwen"])
 def test_all_families_decode_alike(name):
-    """To the slow path is left a window that is shorter than the sequence, and what asks a tensor while it is recorded."""
+    """Windows shorter than the sequence, and what asks a tensor while it is recorded, are left to the slow path."""
     inner = backbone(name, Given(chunk=1))
     with seeded(0, "head"):
         policy = Policy(inner, BINS, head=TokenHead(inner, 256, 2)).eval()

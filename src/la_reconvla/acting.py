@@ -3,7 +3,7 @@
 `Policy.act` is the one to read. While an instruction stays, most of what it does stays too: tokens and their
 embeddings, positions, rotary tables, the mask of who attends to whom. `Actor` records the tensor operations of one call
 for each set of instructions and shapes, freezes the weights into the recording and folds all that does not depend on
-pictures and robot state into constants. What is left runs without Python: on a CPU in the interpreter of TorchScript, on
+pictures and robot state into constants. The rest runs without Python: on a CPU in the interpreter of TorchScript, on
 a GPU compiled, as CUDA graphs. No code of the library is copied.
 
 A recording is believed only where it gives what `Policy.act` gives; elsewhere `Policy.act` itself goes on acting. So it
@@ -86,8 +86,9 @@ class Actor:
         try:
             kind = decoded if isinstance(self.policy.head, TokenHead) else whole
             fast = kind(self.policy, instructions, tuple(inputs), examples)
-            for _ in range(3):  # the interpreter settles in its first calls
-                found = fast(*examples)
+            for _ in range(2):  # the interpreter settles in its first calls
+                fast(*examples)
+            found = fast(*examples)
         except Exception:
             return None
         return fast if torch.allclose(found, expected, rtol=0, atol=TOLERANCE) else None
