@@ -11,6 +11,7 @@ from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
 from la_reconvla.conditions import ARMS, NO_IMAGE
 from la_reconvla.contracts import PlacementKind, Quality
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.method.autoregressive import DecodingName
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.pixels import Pixels
@@ -41,6 +42,7 @@ class StudyConfig:
             parameters of `head` to 5 % and draws one noise level a sample, so that both cost the same compute.
         gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
             written by ``la-reconvla annotate``.
+        decoding: of actions: all in one pass, or token by token.
         train: how to train.
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.
@@ -64,6 +66,7 @@ class StudyConfig:
     head: MAEDecoder = field(default_factory=MAEDecoder)
     denoiser: Denoiser = field(default_factory=Denoiser)
     gaze: str = "masks"
+    decoding: DecodingName = "parallel"
     train: TrainConfig = field(default_factory=TrainConfig)
     spread: float = 4.0
     seeds: tuple[int, ...] = (0,)
