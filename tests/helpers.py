@@ -7,6 +7,7 @@ import torch
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.autoregressive import DECODINGS, DecodingName
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import seeded
@@ -19,10 +20,17 @@ BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
 INSTRUCTIONS = ["pick up the black bowl next to the plate", "open the drawer", "put the cheese on the stove top now"]
 
 
-def tiny_policy(head: MAEDecoder | None = HEAD, backbone: SmallPaliGemma = TINY, seed: int = 0) -> Policy:
+def tiny_policy(
+    head: MAEDecoder | None = HEAD,
+    backbone: SmallPaliGemma = TINY,
+    seed: int = 0,
+    decoding: DecodingName = "parallel",
+) -> Policy:
     """A policy of a few thousand weights, real transformers classes inside."""
+    chosen = DECODINGS[decoding]
     with seeded(seed, "weights"):
-        policy = Policy(backbone.build(), BINS)
+        inner = chosen.given(backbone).build()
+        policy = Policy(inner, BINS, head=chosen.head(inner, BINS, backbone.chunk))
     if head is not None:
         with seeded(seed, "decoder"):
             policy.reconstructor = head.build(policy.backbone.width, policy.backbone.grid, policy.backbone.patch_size)

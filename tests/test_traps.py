@@ -124,7 +124,8 @@ def test_the_reconstruction_gradient_reaches_the_backbone(place):
 
 
 @pytest.mark.parametrize("naive", [False, True])
-def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_saliency_reads(naive):
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_saliency_reads(naive, decoding):
     """In a decoder read at the action tokens only, the last layer's text rows are dead: no gradient reaches them.
 
     The naive build is made by cutting the head's path from the instruction; the test must tell the two apart.
@@ -142,7 +143,7 @@ def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_sali
 
     AttentionInterface.register("recorded_for_test", recorded)
     AttentionMaskInterface.register("recorded_for_test", sdpa_mask)
-    policy, batch = tiny_policy(), random_batch()
+    policy, batch = tiny_policy(decoding=decoding), random_batch()
     policy.backbone.model.language_model.set_attn_implementation("recorded_for_test")
     if naive:
         torch.nn.init.zeros_(policy.head.from_instruction.weight)

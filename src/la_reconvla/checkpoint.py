@@ -25,6 +25,7 @@ from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, Quality
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.autoregressive import DECODINGS, DecodingName, TokenHead
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import seeded
@@ -50,6 +51,7 @@ class PolicyConfig:
         data_hash: hash of the demonstrations.
         train_starts: ids of the initial states that were trained on.
         saliency_state: shape of what the arm's saliency source learns from training frames, () for nothing.
+        decoding: how actions come out, a key of `la_reconvla.method.autoregressive.DECODINGS`.
     """
 
     condition: str
@@ -63,6 +65,7 @@ class PolicyConfig:
     data_hash: str
     train_starts: tuple[str, ...]
     saliency_state: tuple[int, ...] = ()
+    decoding: DecodingName = "parallel"
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
@@ -78,7 +81,10 @@ class PolicyConfig:
         start from equal weights, with or without a decoder.
         """
         with seeded(self.seed, "weights"):
-            policy = Policy(self.backbone.build(), self.bins, state_shape=self.saliency_state)
+            decoding = DECODINGS[self.decoding]
+            backbone = decoding.given(self.backbone).build()
+            head = decoding.head(backbone, self.bins, self.backbone.chunk)
+            policy = Policy(backbone, self.bins, state_shape=self.saliency_state, head=head)
         if self.head is not None:
             with seeded(self.seed, "decoder"):
                 inner = policy.backbone
@@ -97,6 +103,8 @@ class PolicyConfig:
         policy = self.build()
         if isinstance(self.backbone, SmallPaliGemma) and self.backbone.weights is not None:
             load_start(policy.backbone, self.backbone)
+            if isinstance(policy.head, TokenHead):
+                policy.head.adopt(policy.backbone)
         elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone):
             whiten_patches(policy.backbone, images)
         return policy
@@ -359,4 +367,7 @@ def dry_run(policy: Policy, instructions: Iterable[str]) -> None:
     wrist = images if backbone.config.wrist else None
     width = PROPRIO_WIDTH[backbone.config.proprio]
     proprio = torch.zeros(len(told), width, device=device) if width else None
+    training = policy.training
+    policy.eval()  # checkpointing, which only training does, and a cache of keys exclude each other
     policy.act(images.to(device), told, None if wrist is None else wrist.to(device), proprio)
+    policy.train(training)

@@ -22,6 +22,7 @@ Ints = Optional[tuple[int, ...]]  # noqa: UP045 (tyro reads it at run time on Py
 Names = Optional[tuple[str, ...]]  # noqa: UP045
 Quantize = Optional[Literal["nf4"]]  # noqa: UP045
 Precision = Optional[Literal["fp32", "bf16", "fp16"]]  # noqa: UP045
+Decoding = Optional[Literal["parallel", "autoregressive"]]  # noqa: UP045
 Proprio = Optional[Literal["none", "gripper", "all"]]  # noqa: UP045
 
 
@@ -115,6 +116,7 @@ def train(
     shift: int | None = None,
     device: str | None = None,
     chunk: int | None = None,
+    decoding: Decoding = None,
     proprio: Proprio = None,
     wrist: bool | None = None,
     max_tokens: int | None = None,
@@ -140,6 +142,7 @@ def train(
         shift: move training pictures by up to so many pixels at random.
         device: auto, cpu, cuda or mps.
         chunk: actions decoded and executed at once; 1 is the published setting.
+        decoding: parallel, all actions of a chunk in one pass; autoregressive, token by token as RT-2 and OpenVLA do.
         proprio: robot state: none (published), the gripper's width, or all of it.
         wrist: use the wrist camera too.
         max_tokens: longest instruction in tokens.
@@ -160,6 +163,7 @@ def train(
         "shift": shift,
         "device": device,
         "chunk": chunk,
+        "decoding": decoding,
         "proprio": proprio,
         "wrist": wrist,
         "max_tokens": max_tokens,
@@ -223,6 +227,7 @@ def ablate(
     episodes: int | None = None,
     shift: int | None = None,
     chunk: int | None = None,
+    decoding: Decoding = None,
     proprio: Proprio = None,
     wrist: bool | None = None,
     max_tokens: int | None = None,
@@ -248,6 +253,7 @@ def ablate(
         episodes: evaluation episodes a task; more may join a finished study.
         shift: move training pictures by up to so many pixels at random.
         chunk: actions decoded and executed at once; 1 is the published setting.
+        decoding: parallel, all actions of a chunk in one pass; autoregressive, token by token as RT-2 and OpenVLA do.
         proprio: robot state: none (published), the gripper's width, or all of it.
         wrist: use the wrist camera too.
         max_tokens: longest instruction in tokens.
@@ -271,6 +277,7 @@ def ablate(
         "episodes": episodes,
         "shift": shift,
         "chunk": chunk,
+        "decoding": decoding,
         "proprio": proprio,
         "wrist": wrist,
         "max_tokens": max_tokens,

@@ -11,7 +11,7 @@ Axes, everywhere in the package::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -379,6 +379,51 @@ class Backbone(Protocol):
         proprio: Float[Tensor, "b p"] | None = None,
     ) -> Features:
         """`hidden` patches' pixels are removed before the vision tower; `attention` asks for rows of the probe."""
+        ...
+
+
+Step = Callable[["Tensor"], "Tensor"]
+"""Puts one more token, an embedding [b d], behind a sequence and returns its final hidden state [b d]."""
+
+
+@runtime_checkable
+class SequentialBackbone(Protocol):
+    """A `Backbone` that can also go on behind its queries, token by token. Only autoregressive decoding asks for it."""
+
+    def __call__(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        attention: Rows | None = None,
+        hidden: Bool[Tensor, "b n"] | None = None,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+        following: Float[Tensor, "b s d"] | None = None,
+    ) -> Features:
+        """As a backbone's; the embeddings `following` stand behind the queries and see only what is before them.
+
+        `Features.actions` is then [b c+s d]: the states of the queries and of what follows.
+        """
+        ...
+
+    def begin(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+    ) -> tuple[Features, Step]:
+        """The features, and what takes the tokens that follow, one by one, without computing the rest again."""
+        ...
+
+    def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
+        """Table of token embeddings, and the factor by which a row is multiplied when it enters the model.
+
+        Raises:
+            UserError: if this backbone is none after all.
+        """
         ...
 
 

@@ -25,12 +25,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.backbones.shared import CLIP, HALF, Geometry, Pixels, Wrapped, average, last_layers
+from la_reconvla.backbones.continuing import Continuing, Memory
+from la_reconvla.backbones.shared import CLIP, HALF, Geometry, Pixels, average, last_layers
 from la_reconvla.backbones.text import encode
 from la_reconvla.contracts import BackboneConfig, Features, Rows
 
 
-class CausalBackbone(Wrapped):
+class CausalBackbone(Continuing):
     """`contracts.Backbone` on a causal vision-language model; one subclass a family.
 
     Args:
@@ -79,8 +80,12 @@ class CausalBackbone(Wrapped):
         hidden: Bool[Tensor, "b n"] | None = None,
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
+        following: Float[Tensor, "b s d"] | None = None,
+        memory: Memory | None = None,
     ) -> Features:
-        """See `la_reconvla.contracts.Backbone` and the drawing above.
+        """See `la_reconvla.contracts.Backbone`, `la_reconvla.contracts.SequentialBackbone` and the drawing above.
+
+        `memory` is filled for `begin`.
 
         Raises:
             UserError: if the image has another size, camera or robot state are missing or not expected, or an
@@ -112,18 +117,19 @@ class CausalBackbone(Wrapped):
             add(self._special(self.closing, b, device))
         again = add(embed(told.ids))
         present[-1] = told.present
-        suffix = self.suffix(b, proprio, blocks[0].dtype)
+        suffix = self.suffix(b, proprio, blocks[0].dtype, following)
         end = add(suffix).stop
-        acting = slice(end - self.config.chunk, end)
+        acting = slice(end - self.answers(following), end)
 
         rows = again if attention == "instruction" else acting
         probe = AttentionProbe(self.saliency_layers, rows, seen[0]) if attention else None
         there = torch.cat(present, dim=1)
+        positions = self.positions(there, seen)
         out = self.language(
             inputs_embeds=torch.cat(blocks, dim=1),
             attention_mask=there.long(),
-            position_ids=self.positions(there, seen),
-            use_cache=False,
+            position_ids=positions,
+            **(memory.over(self.language, there.long(), positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
         own = attention == "instruction"

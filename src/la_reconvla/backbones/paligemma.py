@@ -6,7 +6,8 @@ The sequence, and who attends to whom (prefix-LM: the prefix is bidirectional, t
     |<------------- prefix: all see all ------------>|  nobody   |<- suffix: sees prefix and its own past ->|
 
 The prefix never sees the suffix, so saliency and patch features do not depend on robot state or on the queries. The
-image patches do see the instruction. All actions of a chunk are decoded in one pass from the queries.
+image patches do see the instruction. All actions of a chunk are decoded in one pass from the queries; or there is one
+query, and action tokens follow it, each of which sees the ones before it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGe
 from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.backbones.shared import HALF, Geometry, Wrapped, average, last_layers
+from la_reconvla.backbones.continuing import Continuing, Memory
+from la_reconvla.backbones.shared import HALF, Geometry, average, last_layers
 from la_reconvla.backbones.text import Tokens, encode
 from la_reconvla.contracts import BackboneConfig, Features, Proprioception, Rows
 from la_reconvla.errors import UserError
@@ -193,7 +195,7 @@ def weights_file(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.safetensors") if name in PACKAGED else Path(name)
 
 
-class PaliGemmaBackbone(Wrapped):
+class PaliGemmaBackbone(Continuing):
     """`contracts.Backbone` on `PaliGemmaForConditionalGeneration`: PaliGemma, and PaliGemma 2 with Gemma 2 inside.
 
     Args:
@@ -214,6 +216,11 @@ class PaliGemmaBackbone(Wrapped):
     def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
         """Size of the picture and of an image token, from the library's configuration."""
         return Geometry(architecture.vision_config.image_size, architecture.vision_config.patch_size)
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        return self.model.language_model
 
     def encode(self, instructions: list[str]) -> Tokens:
         """Tokens of bos, instruction, newline, padding.
@@ -246,8 +253,12 @@ class PaliGemmaBackbone(Wrapped):
         hidden: Bool[Tensor, "b n"] | None = None,
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
+        following: Float[Tensor, "b s d"] | None = None,
+        memory: Memory | None = None,
     ) -> Features:
-        """See `la_reconvla.contracts.Backbone` and the drawing above.
+        """See `la_reconvla.contracts.Backbone`, `la_reconvla.contracts.SequentialBackbone` and the drawing above.
+
+        `memory` is filled for `begin`.
 
         Raises:
             UserError: if the image has another size, or camera or robot state are missing or not expected.
@@ -261,7 +272,7 @@ class PaliGemmaBackbone(Wrapped):
         seen = sum(block.shape[1] for block in blocks)
         blocks.append(self.model.get_input_embeddings()(told.ids))
         prefix = seen + told.ids.shape[1]
-        blocks.append(self.suffix(b, proprio, blocks[0].dtype))
+        blocks.append(self.suffix(b, proprio, blocks[0].dtype, following))
         embeddings = torch.cat(blocks, dim=1)
 
         length = embeddings.shape[1]
@@ -269,22 +280,22 @@ class PaliGemmaBackbone(Wrapped):
         present[:, seen:prefix] = told.present
         suffix = torch.zeros_like(present)
         suffix[:, prefix:] = 1
-        asked = {"instruction": slice(seen, prefix), "actions": slice(length - self.config.chunk, length)}
+        acting = slice(length - self.answers(following), length)
+        asked = {"instruction": slice(seen, prefix), "actions": acting}
         probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None
+        positions = present.cumsum(1)  # PaliGemma counts from 1; padding does not count
         out = self.model(
             inputs_embeds=embeddings,
             attention_mask=present,
-            position_ids=present.cumsum(1),  # PaliGemma counts from 1; padding does not count
+            position_ids=positions,
             token_type_ids=suffix,
-            use_cache=False,
+            **(memory.over(self.model, present, positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
-        rows, spans = (
-            (told.rows, told.spans) if attention == "instruction" else (suffix[:, -self.config.chunk :] > 0, None)
-        )
+        rows, spans = (told.rows, told.spans) if attention == "instruction" else (suffix[:, acting] > 0, None)
         return Features(
             patches=out[:, :n],
-            actions=out[:, -self.config.chunk :],
+            actions=out[:, acting],
             instruction=average(told, out[:, seen:prefix]),
             attention=probe.stacked() if probe else None,
             rows=rows if probe else None,

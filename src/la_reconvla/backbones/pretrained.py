@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from la_reconvla.backbones.families import Family, family_of
 from la_reconvla.backbones.paligemma import BOS, EOS, PAD, TOKENIZER
 from la_reconvla.backbones.shared import Geometry
-from la_reconvla.contracts import Features, Proprioception, Rows
+from la_reconvla.contracts import Features, Proprioception, Rows, Step
 from la_reconvla.errors import UserError, unknown
 
 KNOWN = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
@@ -319,12 +319,46 @@ class PretrainedBackbone(nn.Module):
         hidden: Bool[Tensor, "b n"] | None = None,
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
+        following: Float[Tensor, "b s d"] | None = None,
     ) -> Features:
-        """See `la_reconvla.contracts.Backbone`."""
-        with torch.autocast(images.device.type, self.compute) if self.compute else nullcontext():
+        """See `la_reconvla.contracts.Backbone`; `following` is of `la_reconvla.contracts.SequentialBackbone`."""
+        more = {} if following is None else {"following": following}
+        with self._computing(images.device):
             features = self.inner(
-                images, instructions, attention=attention, hidden=hidden, wrist=wrist, proprio=proprio
+                images, instructions, attention=attention, hidden=hidden, wrist=wrist, proprio=proprio, **more
             )
+        return self._floats(features)
+
+    def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
+        """See `la_reconvla.contracts.SequentialBackbone`.
+
+        Raises:
+            UserError: if the family is not one.
+        """
+        return self.inner.vocabulary()
+
+    def begin(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+    ) -> tuple[Features, Step]:
+        """See `la_reconvla.contracts.SequentialBackbone`."""
+        with self._computing(images.device):
+            features, step = self.inner.begin(images, instructions, wrist=wrist, proprio=proprio)
+
+        def floats(token: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+            with self._computing(token.device):
+                return step(token.to(self.inner.queries.dtype if self.compute is None else self.compute)).float()
+
+        return self._floats(features), floats
+
+    def _computing(self, device: torch.device) -> Any:
+        return torch.autocast(device.type, self.compute) if self.compute else nullcontext()
+
+    def _floats(self, features: Features) -> Features:
         if self.compute is None:
             return features
         floats = {name: getattr(features, name).float() for name in ("patches", "actions", "instruction")}

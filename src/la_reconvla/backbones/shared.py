@@ -97,12 +97,35 @@ class Wrapped(nn.Module):
         proprio = PROPRIO_WIDTH[config.proprio]
         self.state = nn.Linear(proprio, width) if proprio else None
 
-    def suffix(self, b: int, proprio: Float[Tensor, "b p"] | None, dtype: torch.dtype) -> Float[Tensor, "b s d"]:
-        """Robot state, if any, and the action queries."""
-        blocks = [repeat(self.queries, "c d -> b c d", b=b)]
+    def suffix(
+        self,
+        b: int,
+        proprio: Float[Tensor, "b p"] | None,
+        dtype: torch.dtype,
+        following: Float[Tensor, "b s d"] | None = None,
+    ) -> Float[Tensor, "b s d"]:
+        """Robot state, if any, the action queries, and action tokens that are known already, if any."""
+        blocks: list[Tensor] = [repeat(self.queries, "c d -> b c d", b=b)]
         if self.state is not None and proprio is not None:
             blocks.insert(0, self.state(proprio.to(self.queries.dtype))[:, None])
+        if following is not None:
+            blocks.append(following)
         return torch.cat([block.to(dtype) for block in blocks], dim=1)
+
+    def answers(self, following: Float[Tensor, "b s d"] | None) -> int:
+        """How many of the last positions are read as actions: the queries and what follows them."""
+        return self.config.chunk + (0 if following is None else following.shape[1])
+
+    def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
+        """See `la_reconvla.contracts.SequentialBackbone`.
+
+        Raises:
+            UserError: from a backbone that is not one.
+        """
+        raise UserError(
+            "this kind of backbone cannot decode actions token by token: take PaliGemma, SmolVLM, Idefics3, LLaVA or "
+            "Qwen2.5-VL, or --decoding parallel"
+        )
 
     def markers(self, *tokens: str) -> list[int]:
         """Numbers of the special tokens among `tokens` that this tokenizer has."""

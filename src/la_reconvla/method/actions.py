@@ -7,11 +7,11 @@ is two-valued: its label is the first or the last bin, and its decision is which
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from la_reconvla.contracts import ACTION_DIM
@@ -77,6 +77,13 @@ class ActionBins:
         soft[..., GRIPPER, :] = F.one_hot(place[..., GRIPPER].long(), self.count)
         return soft
 
+    def values(self, tokens: Int64[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
+        """Centre of each bin in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
+        dimensions = torch.arange(ACTION_DIM, device=tokens.device)
+        values = self.centers(tokens.device)[dimensions, tokens]
+        gripper = torch.where(tokens[..., GRIPPER] >= self.count // 2, 1.0, -1.0)
+        return torch.cat([values[..., :GRIPPER], gripper[..., None]], dim=-1)
+
     def decide(self, logits: Float[Tensor, "b c 7 v"]) -> Float[Tensor, "b c 7"]:
         """Actions in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
         mass = logits.float().softmax(-1)
@@ -110,6 +117,14 @@ class ActionHead(nn.Module):
         """Logits in float32, all dimensions and all steps of the chunk in one pass."""
         hidden = self.norm(actions + self.from_instruction(instruction)[:, None])
         return self.logits(hidden).float().unflatten(-1, (ACTION_DIM, self.count))
+
+    def told(self, bins: ActionBins, actions: Float[Tensor, "b c 7"]) -> None:
+        """Nothing of the true actions is shown to the backbone in training."""
+
+    def act(self, backbone: Any, bins: ActionBins, *seen: Any, **more: Any) -> Float[Tensor, "b c 7"]:
+        """Actions from one pass of the backbone; arguments as of it."""
+        features = backbone(*seen, **more)
+        return bins.decide(self(features.actions, features.instruction))
 
 
 def action_loss(

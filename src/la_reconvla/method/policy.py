@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from la_reconvla.contracts import Backbone, Batch, Features, Reconstructor, Rows, SaliencySource
 from la_reconvla.method.actions import ActionBins, ActionHead
+from la_reconvla.method.autoregressive import TokenHead
 from la_reconvla.method.saliency import MEAN, NOT_CHOSEN
 
 
@@ -22,6 +23,7 @@ class Policy(nn.Module):
         reconstructor: the training-only head, or None. Deleting it changes no bit of `act`.
         state_shape: shape of what the arm's saliency source learns from frames (`SaliencySource.state_shape`), which is
             kept with the weights as `saliency_state`; () for nothing.
+        head: the action head, see `la_reconvla.method.autoregressive.Decoding`; None for the parallel one.
     """
 
     saliency_state: Tensor | None
@@ -35,11 +37,12 @@ class Policy(nn.Module):
         bins: ActionBins,
         reconstructor: Reconstructor | None = None,
         state_shape: tuple[int, ...] = (),
+        head: ActionHead | TokenHead | None = None,
     ):
         super().__init__()
         self.backbone = backbone
         self.bins = bins
-        self.head = ActionHead(backbone.width, bins.count)
+        self.head = ActionHead(backbone.width, bins.count) if head is None else head
         self.reconstructor = reconstructor
         empty = torch.full(state_shape, NOT_CHOSEN) if state_shape else None
         self.register_buffer("saliency_state", empty)
@@ -52,7 +55,11 @@ class Policy(nn.Module):
         hidden: Bool[Tensor, "b n"] | None = None,
         teacher: Backbone | None = None,
     ) -> Features:
-        """The features of a batch from the backbone, or from its `teacher`; see `la_reconvla.contracts.Backbone`."""
+        """The features of a batch from the backbone, or from its `teacher`; see `la_reconvla.contracts.Backbone`.
+
+        An autoregressive head shows the true actions to all passes but those that only reconstruct.
+        """
+        told = None if hidden is not None else self.head.told(self.bins, batch.actions)
         features = (self.backbone if teacher is None else teacher)(
             batch.images,
             batch.instructions,
@@ -60,6 +67,7 @@ class Policy(nn.Module):
             hidden=hidden,
             wrist=batch.wrist,
             proprio=batch.proprio,
+            **({} if told is None else {"following": told}),
         )
         features.texts = batch.instructions
         return features
@@ -83,9 +91,8 @@ class Policy(nn.Module):
         wrist: UInt8[Tensor, "b 3 H W"] | None = None,
         proprio: Float[Tensor, "b p"] | None = None,
     ) -> Float[Tensor, "b c 7"]:
-        """One chunk of actions a sample, in the environment's units: one pass, no decoder, no attention rows."""
-        features = self.backbone(images, instructions, wrist=wrist, proprio=proprio)
-        return self.bins.decide(self.head(features.actions, features.instruction))
+        """One chunk of actions a sample, in the environment's units: no decoder, no attention rows."""
+        return self.head.act(self.backbone, self.bins, images, instructions, wrist=wrist, proprio=proprio)
 
     @torch.no_grad()
     def look(

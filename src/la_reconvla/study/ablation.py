@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start, pinned
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
@@ -26,6 +25,7 @@ from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.autoregressive import DECODINGS
 from la_reconvla.method.decoder import patchify, unpatchify
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
@@ -132,7 +132,7 @@ class Ablation:
         require_simulator()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
-        _require_room(c.backbone, (text for _, text in wording(c.suite, c.tasks, c.placement)))
+        _require_room(c, (text for _, text in wording(c.suite, c.tasks, c.placement)))
         with locked(self.folder):
             self._claim(started)
             self._timed("collection", self._collect)
@@ -462,6 +462,7 @@ def _train_cell(cell: Cell) -> None:
         image_size=samples.demonstrations.image_size,
         data_hash=samples.demonstrations.hash,
         train_starts=samples.demonstrations.starts,
+        decoding=config.decoding,
     )
     train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
 
@@ -473,7 +474,7 @@ def train_one(
     config, arm = _pinned(preset(preset_name).changed(**changes)), condition(condition_id)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
-    _require_room(config.backbone, (episode.instruction for episode in opened.episodes))
+    _require_room(config, (episode.instruction for episode in opened.episodes))
     training, held_out = opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _samples.cache_clear()
@@ -498,16 +499,21 @@ def _pinned(config: StudyConfig) -> StudyConfig:
     return replace(config, backbone=own.pinned() if isinstance(own, Pretrained) else pinned(own))
 
 
-def _require_room(backbone: SmallPaliGemma | Pretrained, told: Iterable[str]) -> None:
-    """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet."""
-    bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
+def _require_room(config: StudyConfig, told: Iterable[str]) -> None:
+    """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet.
+
+    Also if the backbone cannot decode as it should.
+    """
+    bins, decoding = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM), DECODINGS[config.decoding]
+    backbone = decoding.given(config.backbone)
     if isinstance(backbone, Pretrained):
         built: Any = replace(backbone, dtype="fp32", quantize=None).skeleton(backbone.tokenizer())
     else:
         built = backbone.build()
         if backbone.weights is not None:
             load_start(built, backbone)
-    dry_run(Policy(built, bins).to(next(built.parameters()).device), told)
+    head = decoding.head(built, bins, config.backbone.chunk)
+    dry_run(Policy(built, bins, head=head).to(next(built.parameters()).device), told)
 
 
 def _write(path: Path, data: bytes) -> None:

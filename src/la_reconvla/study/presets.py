@@ -10,6 +10,7 @@ from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
 from la_reconvla.conditions import ARMS, NO_IMAGE
 from la_reconvla.contracts import PlacementKind, Quality
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.method.autoregressive import DecodingName
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.train import TrainConfig
 
@@ -30,6 +31,7 @@ class StudyConfig:
         frame_stride: control steps between recorded frames.
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
         head: size of the reconstruction decoder in every arm that has one.
+        decoding: of actions: all in one pass, or token by token.
         train: how to train.
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.
@@ -51,6 +53,7 @@ class StudyConfig:
     frame_stride: int = 2
     backbone: SmallPaliGemma | Pretrained = field(default_factory=SmallPaliGemma)
     head: MAEDecoder = field(default_factory=MAEDecoder)
+    decoding: DecodingName = "parallel"
     train: TrainConfig = field(default_factory=TrainConfig)
     spread: float = 4.0
     seeds: tuple[int, ...] = (0,)

@@ -92,7 +92,8 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         f"- backbone: {source or 'a small PaliGemma trained from random weights'}"
         + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and source == backbone.source else ""),
         *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
-        f"- actions in a chunk: {backbone.chunk}; robot state: {backbone.proprio}; wrist camera: {backbone.wrist}",
+        f"- actions in a chunk: {backbone.chunk}, {config.decoding} decoding; robot state: {backbone.proprio}; "
+        f"wrist camera: {backbone.wrist}",
         "",
         "## Data",
         "",

@@ -1,0 +1,71 @@
+"""Going on behind a sequence, one token at a time, as autoregressive decoding does.
+
+The sequence is run once and leaves its keys and values in a cache; each further token is one row that attends to them
+and to its own past. Padding inside the sequence stays masked and counts in no position, so that the answers are those
+of one pass over sequence and tokens together (a test).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from transformers import DynamicCache
+
+from la_reconvla.backbones.shared import Wrapped
+from la_reconvla.contracts import Features, Step
+
+
+class Memory:
+    """What a forward pass leaves behind for the tokens that follow it; itself the `contracts.Step` that takes them.
+
+    The cache keeps every token in every layer: where a layer has a window, the library's mask holds it.
+    """
+
+    def __init__(self):
+        self.cache = DynamicCache()
+
+    def over(self, model: Any, present: Tensor, positions: Tensor) -> dict[str, Any]:
+        """Arguments that make `model` remember; `present` [b s] and `positions` [... b s] are of the sequence."""
+        self.model, self.present, self.position = model, present, positions[..., -1:]
+        return {"past_key_values": self.cache, "use_cache": True}
+
+    def __call__(self, token: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Final hidden state of one more token."""
+        self.present = torch.cat([self.present, torch.ones_like(self.present[:, :1])], dim=1)
+        self.position = self.position + 1
+        return self.model(
+            inputs_embeds=token[:, None],
+            attention_mask=self.present,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, 0]
+
+
+class Continuing(Wrapped):
+    """A backbone whose `forward` takes `following` and `memory`: it satisfies `contracts.SequentialBackbone`."""
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        raise NotImplementedError
+
+    def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
+        """See `la_reconvla.contracts.SequentialBackbone`."""
+        table = self.language.get_input_embeddings()
+        return table.weight, float(getattr(table, "scalar_embed_scale", 1.0))
+
+    def begin(
+        self,
+        images: UInt8[Tensor, "b 3 H W"],
+        instructions: list[str],
+        *,
+        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
+        proprio: Float[Tensor, "b p"] | None = None,
+    ) -> tuple[Features, Step]:
+        """See `la_reconvla.contracts.SequentialBackbone`."""
+        memory = Memory()
+        return self(images, instructions, wrist=wrist, proprio=proprio, memory=memory), memory
