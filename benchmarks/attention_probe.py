@@ -42,8 +42,9 @@ from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.mask import AttentionMask, RandomMask
-from la_reconvla.method.objective import Losses, Reconstruction, losses
+from la_reconvla.method.objective import Losses, losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.randomness import generator, seeded
 
 Way = Literal["without", "rows", "eager"]

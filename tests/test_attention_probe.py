@@ -15,8 +15,9 @@ from la_reconvla.backbones.families import FAMILIES, architecture_of, family_of,
 from la_reconvla.contracts import Batch
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import action_loss
-from la_reconvla.method.objective import Reconstruction, losses
+from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import generator, seeded
 from tiny_models import BUILDERS, LANGUAGE, MARKERS, SIZE, WIDTH, Given, backbone, random_model, tokenizer

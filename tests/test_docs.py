@@ -160,7 +160,7 @@ def test_the_example_is_a_policy_with_the_method_in_it() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
     assert actions.shape == (2, 8, 7)
 
-    from la_reconvla.method.objective import Reconstruction, losses
+    from la_reconvla.method.objective import losses
 
     policy, batch = names["policy"], names["batch"]
     swapped = policy.act(batch.images, batch.instructions[::-1])

@@ -18,7 +18,7 @@ from la_reconvla.contracts import Env, Features, Observation, Start
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
-from la_reconvla.method.decoder import patchify
+from la_reconvla.method.pixels import patchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN, ActionRows, SinkRemoved
 from la_reconvla.method.words import ContentWords
@@ -160,7 +160,7 @@ def test_a_view_replaces_its_own_fields_and_nothing_else(view: Any) -> None:
         random_batch(2),
         wrist=random_batch(2, seed=1).images,
         proprio=torch.rand(2, 1),
-        gaze=torch.ones(2, 16, dtype=torch.bool),
+        gaze=torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2),
     )
     given = dict(vars(batch))
     swaps = {(0, TRUE): WRONG, (3, WRONG): "do nothing", (3, TRUE): "of another task", (0, WRONG): "of another task"}

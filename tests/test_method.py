@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
 from la_reconvla.backbones.paligemma import BOS, PAD, SmallPaliGemma, whiten_patches
 from la_reconvla.method.actions import ActionBins, action_loss
-from la_reconvla.method.decoder import MAEDecoder, patchify, position_table, unpatchify
+from la_reconvla.method.decoder import MAEDecoder, position_table
 from la_reconvla.method.mask import AttentionMask, RandomMask, masked_count
-from la_reconvla.method.objective import Reconstruction, losses
+from la_reconvla.method.objective import losses
+from la_reconvla.method.pixels import patchify, unpatchify
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import derive, generator, seeded
 

@@ -99,7 +99,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
     config = checkpoint.PolicyConfig.load(copied)
     loss = json.loads((copied / METRICS).read_text().splitlines()[-1])["action_loss"]
     for said in (
-        "C4: attention mask; attention mask, lambda 0.5, masked at the decoder",
+        "C4: attention mask; attention, mae head, lambda 0.5, masked at the decoder",
         f"- backbone: {source} at {config.backbone.revision}",  # pyright: ignore
         "LoRA of rank 4 of the language model; the vision tower stayed; base in fp32",
         config.data_hash,

@@ -19,7 +19,8 @@ from la_reconvla.contracts import Features, Moment
 from la_reconvla.errors import UserError
 from la_reconvla.method.heads import LocalisationHeads, elbow, spatial_entropy
 from la_reconvla.method.mask import AttentionMask, RandomMask, WarmUp, masked_count
-from la_reconvla.method.objective import Reconstruction, losses
+from la_reconvla.method.objective import losses
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.regions import RegionMask, TwoRegionMask, grow, neighbours
 from la_reconvla.method.saliency import MEAN, ActionRows, Mean, SinkRemoved, per_head, saliency
 from la_reconvla.method.teacher import EMATeacher, averaged, follow, teacher_of

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from la_reconvla.contracts import Batch
+from la_reconvla.data.gaze import Masks
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations, write_file
 from la_reconvla.data.samples import Samples, batch_indices, pad_actions, patch_coverage, proprio_view, resize, shifted
 from la_reconvla.errors import UserError
@@ -73,7 +74,7 @@ def test_batches_do_not_share_memory_with_the_samples(demonstrations: Demonstrat
     assert torch.equal(samples.batch(np.arange(2)).images, before)
 
 
-def test_gaze_is_the_patches_of_each_episodes_own_target(tmp_path: Path) -> None:
+def test_patches_show_each_episodes_own_target(tmp_path: Path) -> None:
     recording = make_recording(size=16)
     recording.instances[:] = 3
     recording.instances[:, 0:8, 8:16] = 1  # the target: three quarters of the patch of row 0, column 1 ...
@@ -81,12 +82,6 @@ def test_gaze_is_the_patches_of_each_episodes_own_target(tmp_path: Path) -> None
     recording.instances[:, 8, 0] = 1  # ... and one pixel of another patch
     write_file(tmp_path / "a_demo.hdf5", make_header(size=16), [recording])
     found = open_demonstrations(tmp_path)
-    gaze = Samples(found, 8, 2, gaze=(2, 2)).batch(np.arange(2)).gaze
-    assert gaze is not None
-    assert gaze.tolist() == [[False, True, False, False]] * 2
-    touched = Samples(found, 8, 2, gaze=(2, 2), gaze_threshold=0.0).batch(np.arange(1)).gaze
-    assert touched is not None
-    assert touched.tolist() == [[False, True, True, False]]
     samples = Samples(found, 8, 2)
     shares = samples.instance_patches(np.array([1, 0]), ("destination", "target", "robot"), (2, 2))
     assert shares.shape == (2, 3, 4)
@@ -114,7 +109,7 @@ def test_official_files_have_samples_but_no_gaze(tmp_path: Path) -> None:
     found = open_demonstrations(tmp_path)
     assert len(Samples(found, 16, 4, wrist=True, proprio="all")) == 10
     with pytest.raises(UserError, match="has no 'instances/map'"):
-        Samples(found, 16, 4, gaze=(2, 2))
+        Samples(found, 16, 4, gaze=Masks())
 
 
 def test_what_does_not_fit_is_refused(demonstrations: Demonstrations) -> None:
@@ -213,13 +208,25 @@ def test_shifts_differ_between_samples_and_reach_both_ends() -> None:
     assert sorted(set(middle - 16)) == [-3, -2, -1, 0, 1, 2, 3]
 
 
-def test_pictures_are_not_shifted_under_the_target_s_patches() -> None:
-    batch = Batch(
-        images=torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
-        instructions=["a"] * 2,
-        actions=torch.zeros(2, 1, 7),
-        valid=torch.ones(2, 1, dtype=torch.bool),
-        gaze=torch.zeros(2, 4, dtype=torch.bool),
-    )
-    with pytest.raises(ValueError, match="gaze"):
-        shifted(batch, 1, torch.Generator())
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_boxes_move_with_what_they_hold(data) -> None:
+    """A rectangle that is drawn, moved and looked for: its box says where it is, cut off at the edges."""
+    height, width, pixels = (data.draw(st.integers(*span)) for span in ((8, 20), (8, 20), (0, 6)))
+    left, right = sorted(data.draw(st.lists(st.integers(1, width - 1), min_size=2, max_size=2, unique=True)))
+    top, bottom = sorted(data.draw(st.lists(st.integers(1, height - 1), min_size=2, max_size=2, unique=True)))
+    images = torch.zeros(8, 3, height, width, dtype=torch.uint8)
+    images[:, :, top:bottom, left:right] = 255
+    box = torch.tensor([left / width, top / height, right / width, bottom / height])
+    batch = Batch(images, ["a"] * 8, torch.zeros(8, 1, 7), torch.ones(8, 1, dtype=torch.bool), gaze=box.repeat(8, 1))
+    found = shifted(batch, pixels, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    assert found.gaze is not None
+    for image, moved in zip(found.images, found.gaze.tolist(), strict=True):
+        rows, columns = np.nonzero(image[0].numpy())
+        if len(rows):
+            seen = [columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height]
+            np.testing.assert_allclose(moved, seen, atol=1e-6)
+        else:
+            assert moved[0] == pytest.approx(moved[2], abs=1e-6) or moved[1] == pytest.approx(moved[3], abs=1e-6)
+        assert all(0 <= value <= 1 for value in moved)
+    assert torch.equal(batch.gaze, box.repeat(8, 1))

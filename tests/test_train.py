@@ -32,7 +32,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.heads import LocalisationHeads
 from la_reconvla.method.mask import WarmUp
-from la_reconvla.method.objective import Reconstruction
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.regions import TwoRegionMask
 from la_reconvla.method.teacher import EMATeacher
 from la_reconvla.method.words import ContentWords

@@ -20,9 +20,10 @@ from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.conditions import ARMS, C2_INPUT
 from la_reconvla.data.samples import batch_indices
 from la_reconvla.errors import UserError
-from la_reconvla.method.decoder import patchify
 from la_reconvla.method.mask import RandomMask
-from la_reconvla.method.objective import Reconstruction, losses
+from la_reconvla.method.objective import losses
+from la_reconvla.method.pixels import patchify
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.randomness import derive, generator, seeded
 
 

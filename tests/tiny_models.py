@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from transformers import (
+    BertTokenizerFast,
+    CLIPTokenizerFast,
     CLIPVisionConfig,
     Gemma2Config,
     GemmaConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     LlamaConfig,
@@ -20,6 +26,8 @@ from transformers import (
     MistralConfig,
     MllamaConfig,
     MllamaForConditionalGeneration,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -28,6 +36,7 @@ from transformers import (
     SiglipVisionModel,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
+    SwinConfig,
 )
 
 from la_reconvla.backbones.families import family_of
@@ -212,3 +221,76 @@ def backbone(name: str, given: Given = Given(), seed: int = 0, markers: bool = T
     model = random_model(name, seed)
     with seeded(seed, "backbone"):
         return family_of(model.config).backbone(model, tokenizer(markers), given).eval()
+
+
+# ---------------------------------------------------------------- detectors, saved as the hub has them
+
+
+def grounding_dino(folder: Path) -> None:
+    """BERT over ten words beside Swin."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", "black", "bowl", "plate"]
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=128,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=2,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config={
+            "model_type": "bert",
+            "vocab_size": len(words),
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        },
+        d_model=WIDTH,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=6,
+        max_text_len=WIDTH,
+    )
+    _save(GroundingDinoForObjectDetection(config), folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    reader = {"image_processor_type": "GroundingDinoImageProcessor", "processor_class": "GroundingDinoProcessor"}
+    reader |= {"size": {"shortest_edge": 128, "longest_edge": 160}, "format": "coco_detection"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(reader))
+
+
+def owlv2(folder: Path) -> None:
+    """CLIP whose words are letters."""
+    letters = [chr(number) for number in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    config = Owlv2Config(
+        text_config={**part, **ends, "vocab_size": len(words), "max_position_embeddings": 32},
+        vision_config={**part, "image_size": SIZE, "patch_size": 8},
+        projection_dim=16,
+    )
+    _save(Owlv2ForObjectDetection(config), folder)
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=32)
+    tokenizer.save_pretrained(folder)
+    reader = {"image_processor_type": "Owlv2ImageProcessor", "processor_class": "Owlv2Processor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**reader, "size": {"height": SIZE, "width": SIZE}}))
+
+
+def _save(model: Any, folder: Path) -> None:
+    with seeded(0, "weights"), torch.no_grad():
+        enliven(model)
+        for name, parameter in model.named_parameters():
+            if "bbox_embed" in name or "box_head" in name:
+                parameter *= 0.3  # else every edge is at one end of its sigmoid
+    model.save_pretrained(folder)
+
+
+DETECTORS: dict[str, Callable[[Path], None]] = {build.__name__: build for build in (grounding_dino, owlv2)}

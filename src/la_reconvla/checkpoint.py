@@ -19,14 +19,17 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
 from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import PROPRIO_WIDTH, Quality
+from la_reconvla.contracts import PROPRIO_WIDTH, HeadConfig, Quality
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.autoregressive import DECODINGS, DecodingName, TokenHead
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.denoiser import Denoiser
+from la_reconvla.method.pixels import Pixels
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import seeded
 from la_reconvla.storage import atomic_write, claim, read_json
@@ -59,7 +62,7 @@ class PolicyConfig:
     seed: int
     backbone: SmallPaliGemma | Pretrained
     bins: ActionBins
-    head: MAEDecoder | None
+    head: HeadConfig | None
     quality: Quality
     image_size: int
     data_hash: str
@@ -129,7 +132,7 @@ class PolicyConfig:
             raw["backbone"] = _backbone(raw["backbone"], folder)
             low, high = raw["bins"].pop("low"), raw["bins"].pop("high")
             raw["bins"] = ActionBins(tuple(low), tuple(high), **raw["bins"])
-            raw["head"] = MAEDecoder(**raw["head"]) if raw["head"] else None
+            raw["head"] = _head(raw["head"]) if raw["head"] else None
             raw["train_starts"] = tuple(raw["train_starts"])
             raw["saliency_state"] = tuple(raw.get("saliency_state", ()))
             return cls(**raw)
@@ -137,6 +140,14 @@ class PolicyConfig:
             raise UserError(
                 f"{folder / CONFIG} is not the configuration of a policy of this version ({error}): train it again"
             ) from error
+
+
+def _head(raw: dict[str, Any]) -> HeadConfig:
+    """The configuration whose fields were saved."""
+    if "target" not in raw:
+        return MAEDecoder(**raw)
+    target = raw["target"]
+    return Denoiser(**{**raw, "target": Latents(**target) if "source" in target else Pixels(**target)})
 
 
 def _backbone(raw: dict[str, Any], folder: Path) -> SmallPaliGemma | Pretrained:

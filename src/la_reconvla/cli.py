@@ -98,6 +98,40 @@ def collect(
 
 
 @app.command
+def annotate(
+    demonstrations: Positional[Path],
+    out: Path,
+    source: str = "masks",
+    threshold: float = 0.25,
+    every: int = 1,
+    device: str = "auto",
+) -> None:
+    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
+
+    Args:
+        demonstrations: folder with ``*_demo.hdf5`` files.
+        out: the file of boxes, ``*.jsonl``.
+        source: masks, the simulator's own instance maps, or a zero-shot detector: an id on the hub or a folder.
+        threshold: lowest score of a detector's box that counts.
+        every: show a detector only every so many recorded frames.
+        device: of a detector: auto, cpu, cuda or mps.
+    """
+    from la_reconvla.data.annotate import Detector, summary, write_boxes
+    from la_reconvla.data.gaze import SUFFIX, Masks
+    from la_reconvla.data.hdf5 import open_demonstrations
+    from la_reconvla.progress import progress
+    from la_reconvla.train import pick_device
+
+    if out.suffix != SUFFIX:
+        raise UserError(f"{out}: a file of boxes is called *{SUFFIX}, which is how training knows it: name it so")
+    opened = open_demonstrations(demonstrations)
+    detector = Detector(source, threshold=threshold, every=every, device=str(pick_device(device)))
+    with progress("Annotating", total=len(opened.episodes), unit="episodes") as bar:
+        write_boxes(opened, Masks() if source == "masks" else detector, out, bar)
+    print(summary(opened, out))
+
+
+@app.command
 def train(
     demonstrations: Path,
     out: Path,
@@ -121,6 +155,8 @@ def train(
     wrist: bool | None = None,
     max_tokens: int | None = None,
     norm_pixels: bool | None = None,
+    gaze: str | None = None,
+    latents: str | None = None,
 ) -> None:
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
@@ -147,6 +183,8 @@ def train(
         wrist: use the wrist camera too.
         max_tokens: longest instruction in tokens.
         norm_pixels: reconstruct pixels normalised in each patch.
+        gaze: for arms that are told where the target is: masks of the simulator, or a file of the command annotate.
+        latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
     """
     from la_reconvla.study.ablation import train_one
 
@@ -168,6 +206,8 @@ def train(
         "wrist": wrist,
         "max_tokens": max_tokens,
         "norm_pixels": norm_pixels,
+        "gaze": gaze,
+        "latents": latents,
     }
     train_one(demonstrations, out, condition, seed, preset, changes)
     print(out)
@@ -221,6 +261,7 @@ def ablate(
     dtype: Precision = None,
     seeds: Ints = None,
     conditions: Names = None,
+    grid: bool = False,
     tasks: Ints = None,
     demos: int | None = None,
     steps: int | None = None,
@@ -232,6 +273,8 @@ def ablate(
     wrist: bool | None = None,
     max_tokens: int | None = None,
     norm_pixels: bool | None = None,
+    gaze: str | None = None,
+    latents: str | None = None,
     device: str | None = None,
     workers: int = 0,
 ) -> None:
@@ -247,6 +290,7 @@ def ablate(
         dtype: of a pretrained backbone's weights.
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
+        grid: all arms of the grid: what is reconstructed, and by which head.
         tasks: indices of the suite's tasks.
         demos: demonstrations a task.
         steps: optimizer steps.
@@ -258,11 +302,16 @@ def ablate(
         wrist: use the wrist camera too.
         max_tokens: longest instruction in tokens.
         norm_pixels: reconstruct pixels normalised in each patch.
+        gaze: for arms that are told where the target is: masks of the simulator, or a file of the command annotate.
+        latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
         device: of training and policies: auto, cpu, cuda or mps.
         workers: processes; 0 takes one a core.
     """
+    from la_reconvla.conditions import GRID
     from la_reconvla.study.ablation import ablate as run
 
+    if grid and conditions:
+        raise UserError("--grid is a choice of conditions: leave one of the two out")
     changes = {
         "backbone": backbone,
         "weights": weights,
@@ -270,7 +319,7 @@ def ablate(
         "quantize": quantize,
         "dtype": dtype,
         "seeds": seeds,
-        "conditions": conditions,
+        "conditions": tuple(arm.id for arm in GRID) if grid else conditions,
         "tasks": tasks,
         "demos": demos,
         "steps": steps,
@@ -282,6 +331,8 @@ def ablate(
         "wrist": wrist,
         "max_tokens": max_tokens,
         "norm_pixels": norm_pixels,
+        "gaze": gaze,
+        "latents": latents,
         "device": device,
     }
     folder = run(preset, out, workers, changes)

@@ -9,6 +9,21 @@ C3     attention   MAE             0.1, 1.0 is the result fragile in lambda?
 C4     attention   MAE             0.5      the method
 ====== =========== =============== ======== =========================================================
 
+The grid asks *what* is reconstructed and *by what*, at equal lambda, and at equal parameters and compute of the heads
+(`study.presets`). Masks are patches of the policy's own picture, crops are stretched over a picture of their own, as
+in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 are told of it.
+
+============= ============== =============
+what          MAE, one pass  diffusion
+============= ============== =============
+random        C2             D2
+attention     C4             A1
+gaze          G1             G2
+random crop                  R2
+gaze crop                    R1: ReconVLA
+whole image                  R3
+============= ============== =============
+
 ``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of C1
 that never sees anything but grey. The arms below `SOURCES` differ from C4 in one thing each: what the mask follows
 (`method.saliency`) or how it is cut (`method.mask`). They are not part of the default study.
@@ -18,12 +33,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from la_reconvla.contracts import SaliencySource
+from la_reconvla.contracts import HeadConfig, SaliencySource
 from la_reconvla.errors import unknown
-from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.denoiser import Denoiser
+from la_reconvla.method.gaze import GazeCrop, GazeMask, RandomCrop, WholeImage
 from la_reconvla.method.heads import LocalisationHeads
 from la_reconvla.method.mask import AttentionMask, RandomMask, WarmUp
-from la_reconvla.method.objective import Reconstruction
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.regions import RegionMask, TwoRegionMask
 from la_reconvla.method.saliency import ActionRows, SinkRemoved
 from la_reconvla.method.teacher import EMATeacher
@@ -39,26 +55,28 @@ class Condition:
         name: for people.
         reconstruction: what is added to the action loss; None for nothing.
         blind: train and act on a grey image.
-        annotation_free: False for arms that are told where the target is.
     """
 
     id: str
     name: str
     reconstruction: Reconstruction | None = None
     blind: bool = False
-    annotation_free: bool = True
 
     @property
     def saliency(self) -> SaliencySource | None:
         """What the arm's mask follows; None where it follows nothing."""
-        extra = self.reconstruction
-        return extra.saliency if extra is not None and extra.mask.needs_attention else None
+        return None if self.reconstruction is None else self.reconstruction.follows
 
-    def with_head(self, head: MAEDecoder) -> Condition:
-        """The same arm with a decoder of another size; arms without a decoder stay as they are."""
-        if self.reconstruction is None:
-            return self
-        return replace(self, reconstruction=replace(self.reconstruction, head=head))
+    @property
+    def annotation_free(self) -> bool:
+        """Whether the arm is trained without being told where the target is."""
+        return self.reconstruction is None or not self.reconstruction.region.needs_gaze
+
+    def with_head(self, *heads: HeadConfig) -> Condition:
+        """The same arm with the one of `heads` that is of its kind, thus of another size; without one as it is."""
+        own = self.reconstruction
+        fits = [head for head in heads if own is not None and type(head) is type(own.head)]
+        return replace(self, reconstruction=replace(own, head=fits[0])) if own and fits else self
 
 
 C1 = Condition("C1", "action loss only")
@@ -81,8 +99,18 @@ SOURCES = (
     Condition("C4-warmup", "attention mask after random ones", Reconstruction(WarmUp())),
 )
 
+PUBLISHED = Denoiser()
+R1 = Condition("R1", "gaze crop (ReconVLA)", Reconstruction(None, PUBLISHED, crop=GazeCrop()))
+R2 = Condition("R2", "random crop", Reconstruction(None, PUBLISHED, crop=RandomCrop()))
+R3 = Condition("R3", "whole image", Reconstruction(None, PUBLISHED, crop=WholeImage()))
+G1 = Condition("G1", "gaze mask", Reconstruction(GazeMask()))
+G2 = Condition("G2", "gaze mask, diffusion", Reconstruction(GazeMask(), PUBLISHED))
+A1 = Condition("A1", "attention mask, diffusion", Reconstruction(AttentionMask(), PUBLISHED))
+D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), PUBLISHED))
+
+GRID = (C1, C2, D2, C4, A1, G1, G2, R1, R2, R3)
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
-CONDITIONS = {condition.id: condition for condition in (*ARMS, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)}
+CONDITIONS = {condition.id: condition for condition in (*ARMS, *GRID, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)}
 
 
 def condition(id: str) -> Condition:

@@ -158,7 +158,8 @@ class Batch:
         valid: bool [b c], False where a chunk runs past the end of its episode.
         wrist: uint8 [b 3 H W] or None.
         proprio: float32 [b p] or None.
-        gaze: bool [b n] or None: patches of the annotated target. Only arms that declare annotation receive it.
+        gaze: float32 [b 4] or None: box of the annotated target as fractions of the picture (left, top, right, bottom),
+            in [0, 1], public convention. Only arms that declare annotation receive it.
     """
 
     images: UInt8[Tensor, "b 3 H W"]
@@ -167,7 +168,7 @@ class Batch:
     valid: Bool[Tensor, "b c"]
     wrist: UInt8[Tensor, "b 3 H W"] | None = None
     proprio: Float[Tensor, "b p"] | None = None
-    gaze: Bool[Tensor, "b n"] | None = None
+    gaze: Float[Tensor, "b 4"] | None = None
 
 
 @dataclass(eq=False)
@@ -265,11 +266,13 @@ class Moment:
         step: optimizer step, counted from 0.
         grid: rows and columns of the patches; None where only their number is known.
         parts: one map [b n] for each of the mask's `parts`; NaN in samples whose instruction has no such words.
+        gaze: the batch's boxes, which it has for arms that declare annotation only.
     """
 
     step: int = 0
     grid: tuple[int, int] | None = None
     parts: tuple[Float[Tensor, "b n"], ...] = ()
+    gaze: Float[Tensor, "b 4"] | None = None
 
 
 START = Moment()
@@ -299,25 +302,98 @@ class MaskSource(Protocol):
         ...
 
     @property
+    def needs_gaze(self) -> bool:
+        """Whether the target's boxes must be given: then the arm counts as annotated."""
+        ...
+
+    @property
     def label(self) -> str:
         """One word for tables, for example ``random``."""
         ...
 
 
+class CropSource(Protocol):
+    """Chooses the part of the picture to reconstruct as a picture of its own; see `MaskSource`."""
+
+    def __call__(self, gaze: Float[Tensor, "b 4"] | None, b: int, generator: torch.Generator) -> Float[Tensor, "b 4"]:
+        """Boxes (left, top, right, bottom) as fractions of the picture. `gaze`: the target's, if they are known."""
+        ...
+
+    @property
+    def needs_gaze(self) -> bool:
+        """As of a `MaskSource`."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """For tables, for example ``gaze crop``."""
+        ...
+
+
+class Codec(Protocol):
+    """Pictures to rows of numbers, one row a patch, and back."""
+
+    @property
+    def width(self) -> int:
+        """Numbers a row, q."""
+        ...
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the numbers lie in [-1, 1]."""
+        ...
+
+    def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]: ...
+
+    def decode(self, rows: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
+        """All pixels of every patch, as `method.pixels.patchify` gives them."""
+        ...
+
+
+class Target(Protocol):
+    """What a head draws of a picture: a frozen dataclass."""
+
+    def codec(self, grid: tuple[int, int], patch: int) -> Codec:
+        """For pictures of this grid of patches."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """One word for tables, for example ``pixels``."""
+        ...
+
+
+class HeadConfig(Protocol):
+    """Kind and size of a reconstructor: a frozen dataclass."""
+
+    def build(self, backbone_width: int, grid: tuple[int, int], patch: int) -> Any:
+        """The `Reconstructor`, a trainable module."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """One word for tables, for example ``mae``."""
+        ...
+
+
 class Reconstructor(Protocol):
-    """A training-only head that predicts what is under the mask."""
+    """A training-only head that predicts what is under the mask, or without a mask a picture of its own."""
+
+    def target(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
+        """What is to be predicted of these pictures, one row a patch."""
+        ...
 
     def loss(
         self,
         patches: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None,
         target: Float[Tensor, "b n q"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]: ...
 
     def picture(
-        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], target: Float[Tensor, "b n q"]
-    ) -> Float[Tensor, "b n q"]:
+        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None, target: Float[Tensor, "b n q"]
+    ) -> Float[Tensor, "b n p"]:
         """Predicted pixels of every patch in [-1, 1], for people to look at.
 
         A head that predicts something relative to `target`'s own statistics undoes that with them.

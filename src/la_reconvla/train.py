@@ -243,8 +243,10 @@ def train(
                 choose(policy, source, samples, config.batch_size, device, condition.blind, teacher)
         try:
             with seeded(seed, f"dropout/{step}"):
-                draws = generator(seed, "mask", step)
-                values = backward(policy, batch, condition, config.accumulate, draws, scaler, dtype, step, teacher)
+                draws, noise = generator(seed, "mask", step), generator(seed, "noise", step)
+                values = backward(
+                    policy, batch, condition, config.accumulate, draws, scaler, dtype, step, teacher, noise
+                )
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
         scaler.unscale_(optimizer)
@@ -297,6 +299,7 @@ def backward(
     dtype: torch.dtype,
     step: int = 0,
     teacher: Backbone | None = None,
+    noise: torch.Generator | None = None,
 ) -> dict[str, Any]:
     """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; what to log of it.
 
@@ -307,7 +310,7 @@ def backward(
     values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
     for part, of_samples, of_steps in micro_batches(batch, parts):
         with half(dtype, device):
-            loss = losses(policy, part, condition.reconstruction, draws, step, teacher)
+            loss = losses(policy, part, condition.reconstruction, draws, step, teacher, noise)
             # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
             total = of_samples * loss.total + (of_steps - of_samples) * loss.action
         if not math.isfinite(value := total.item()):

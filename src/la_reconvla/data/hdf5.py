@@ -45,6 +45,8 @@ from la_reconvla.storage import TEMPORARY, atomic_write
 SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
 """Folder of an unfinished collection; while it is there the demonstrations beside it are not complete."""
+ROLES = ("target", "destination")
+"""Names that stand for another instance in each episode."""
 
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1}
 _REQUIRED = ("actions", "obs/agentview_rgb")
@@ -338,6 +340,19 @@ class Episode:
                 f"{len(self.instance_names)} names; {_REMEDY}"
             )
         return maps
+
+    def instance_number(self, name: str) -> int:
+        """The number that stands for an instance in `instances`; ``target`` and ``destination`` are the episode's own.
+
+        Raises:
+            UserError: the file has no such instance, or does not say what the episode's own is.
+        """
+        wanted = getattr(self, name) if name in ROLES else name
+        if wanted is None:
+            raise UserError(f"{self.path}: {self.demo} does not say what its {name} is; collect with this package")
+        if wanted not in self.instance_names:
+            raise unknown(f"instance in {self.name}", wanted, self.instance_names)
+        return self.instance_names.index(wanted) + 1
 
     def proprio(self) -> Float32[np.ndarray, "T 8"]:
         """End effector position (m), orientation (axis-angle, rad) and two finger positions (m), at every step.

@@ -6,6 +6,7 @@ is held in memory, pictures as uint8 at the policy's own size, so that a batch i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
@@ -16,12 +17,11 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
 from la_reconvla.contracts import ACTION_DIM, Batch, Proprioception
+from la_reconvla.data.gaze import Annotator
 from la_reconvla.data.hdf5 import Demonstrations, Episode
 from la_reconvla.errors import UserError, unknown
 
 GREY = 128  # pixel value of an image that shows nothing
-ROLES = ("target", "destination")
-"""Names that stand for another instance in each episode."""
 
 
 class Samples:
@@ -34,13 +34,11 @@ class Samples:
         stride: control steps between samples of an episode; a multiple of the recorded frame stride (the default).
         wrist: whether batches carry wrist pictures.
         proprio: how much of the robot's own state batches carry, see `proprio_view`.
-        gaze: patch grid (rows, columns) at which batches carry the target's patches; None for every arm that needs no
-            annotation.
-        gaze_threshold: a patch belongs to the target if the target covers at least this share of it.
+        gaze: who says where the target is; None for every arm that needs no annotation.
 
     Raises:
-        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, or the target is not
-            among the instances of an episode.
+        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, or `gaze` has no box
+            for an episode.
     """
 
     def __init__(
@@ -52,8 +50,7 @@ class Samples:
         stride: int | None = None,
         wrist: bool = False,
         proprio: Proprioception = "none",
-        gaze: tuple[int, int] | None = None,
-        gaze_threshold: float = 0.1,
+        gaze: Annotator | None = None,
     ) -> None:
         if image_size < 1 or chunk < 1:
             raise UserError(f"image size and chunk must be at least 1, not {image_size} and {chunk}")
@@ -74,13 +71,20 @@ class Samples:
         self._images = self._pictures("frames")
         self._wrist = self._pictures("wrist") if wrist else None
         self._proprio = self._states(proprio)
-        self._gaze = None
-        if gaze is not None:
-            covered = self.instance_patches(np.arange(len(self)), ("target",), gaze)[:, 0]
-            self._gaze = torch.from_numpy((covered > 0) & (covered >= gaze_threshold))
+        self._gaze = None if gaze is None else self._boxes(gaze)
 
     def __len__(self) -> int:
         return len(self._step)
+
+    def told(self, gaze: Annotator) -> Samples:
+        """The same samples with the target's boxes; pictures are shared, not copied.
+
+        Raises:
+            UserError: `gaze` has no box for an episode.
+        """
+        result = copy.copy(self)
+        result._gaze = self._boxes(gaze)
+        return result
 
     def batch(self, indices: Int64[np.ndarray, "b"]) -> Batch:
         """The samples of these numbers, on the CPU."""
@@ -125,7 +129,7 @@ class Samples:
             episode, here = self.demonstrations.episodes[number], self._episode[indices] == number
             maps = episode.instances()[self._step[indices[here]] // episode.frame_stride]
             for column, name in enumerate(names):
-                result[here, column] = patch_coverage(maps == _instance_number(episode, name), grid)
+                result[here, column] = patch_coverage(maps == episode.instance_number(name), grid)
         return result
 
     def _checked_stride(self, episode: Episode) -> int:
@@ -147,6 +151,10 @@ class Samples:
             result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
             done += len(pictures)
         return result
+
+    def _boxes(self, gaze: Annotator) -> Float[torch.Tensor, "N 4"]:
+        every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
+        return torch.from_numpy(np.concatenate(every))
 
     def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:
         if kind not in get_args(Proprioception):
@@ -183,20 +191,19 @@ def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     """The batch with every picture moved by up to `pixels` along both axes, its edge repeated: DrQ (arXiv 2004.13649).
 
     What the hand must do depends on where things are from each other, not on where they stand in the picture; a few
-    dozen demonstrations do not say so themselves. Both cameras of a sample move alike.
-
-    Raises:
-        ValueError: the batch carries patches of the target, which would no longer lie on it.
+    dozen demonstrations do not say so themselves. Both cameras of a sample move alike, and so does the box of `gaze`;
+    what of it leaves the picture is cut off, all of it in the worst case: a box without area at the edge.
     """
-    if batch.gaze is not None:
-        raise ValueError("pictures cannot be shifted under the patches of `gaze`: train without `shift`")
     b, _, height, width = batch.images.shape
     offsets = torch.randint(-pixels, pixels + 1, (2, b, 1), generator=generator)
     rows = (torch.arange(height) + offsets[0]).clamp(0, height - 1)[:, None, :, None]
     columns = (torch.arange(width) + offsets[1]).clamp(0, width - 1)[:, None, None, :]
     sample, channel = torch.arange(b)[:, None, None, None], torch.arange(3)[None, :, None, None]
     moved = (p if p is None else p[sample, channel, rows, columns] for p in (batch.images, batch.wrist))
-    return replace(batch, **dict(zip(("images", "wrist"), moved, strict=True)))
+    gaze = batch.gaze
+    if gaze is not None:  # row r shows what row r + offset did, so things move against the offset
+        gaze = (gaze - (offsets.flip(0)[..., 0].T / torch.tensor([width, height])).repeat(1, 2)).clamp(0, 1)
+    return replace(batch, gaze=gaze, **dict(zip(("images", "wrist"), moved, strict=True)))
 
 
 def greyed(batch: Batch) -> Batch:
@@ -241,13 +248,3 @@ def _overlap(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]:
     edges, borders = np.arange(cells + 1) / cells * pixels, np.arange(pixels)
     low, high = edges[:-1, None], edges[1:, None]
     return np.clip(np.minimum(high, borders + 1) - np.maximum(low, borders), 0, None) / (pixels / cells)
-
-
-def _instance_number(episode: Episode, name: str) -> int:
-    """The number that stands for an instance in the episode's maps."""
-    wanted = getattr(episode, name) if name in ROLES else name
-    if wanted is None:
-        raise UserError(f"{episode.path}: {episode.demo} does not say what its {name} is; collect with this package")
-    if wanted not in episode.instance_names:
-        raise unknown(f"instance in {episode.name}", wanted, episode.instance_names)
-    return episode.instance_names.index(wanted) + 1

@@ -12,21 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-
-def patchify(images: UInt8[Tensor, "b 3 H W"], patch: int) -> Float[Tensor, "b n q"]:
-    """Pixels of each patch in row-major order, scaled to [-1, 1] as the vision tower sees them; q = 3 patch^2."""
-    patches = rearrange(images, "b ch (gh ph) (gw pw) -> b (gh gw) (ph pw ch)", ph=patch, pw=patch)
-    return patches.float() / 127.5 - 1.0
-
-
-def unpatchify(patches: Float[Tensor, "b n q"], grid: tuple[int, int], patch: int) -> UInt8[Tensor, "b 3 H W"]:
-    """The inverse of `patchify`; values outside [-1, 1] are clipped."""
-    pixels = ((patches.clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8)
-    return rearrange(pixels, "b (gh gw) (ph pw ch) -> b ch (gh ph) (gw pw)", gh=grid[0], gw=grid[1], ph=patch, pw=patch)
+from la_reconvla.method.pixels import patchify
 
 
 def position_table(grid: tuple[int, int], width: int) -> Float[Tensor, "n d"]:
@@ -61,32 +50,41 @@ class MAEReconstructor(nn.Module):
 
     def __init__(self, config: MAEDecoder, backbone_width: int, grid: tuple[int, int], patch: int):
         super().__init__()
-        self.config = config
+        self.config, self.patch = config, patch
         self.enter = nn.Linear(backbone_width, config.width)
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
         self.register_buffer("positions", position_table(grid, config.width), persistent=False)
         self.blocks = nn.Sequential(*(_block(config) for _ in range(config.depth)), nn.LayerNorm(config.width))
         self.leave = nn.Linear(config.width, 3 * patch * patch)
 
-    def decode(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n w"]:
-        """Decoder states at all positions. Where `mask` is True nothing of `patches` is read."""
-        tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), self.enter(patches))
+    def target(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
+        """All pixels of each patch, see `patchify`."""
+        return patchify(images, self.patch)
+
+    def decode(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n w"]:
+        """Decoder states at all positions. Where `mask` is True nothing of `patches` is read; without one all is."""
+        tokens = self.enter(patches)
+        if mask is not None:
+            tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), tokens)
         return self.blocks(tokens + self.positions.to(tokens.dtype))
 
     def loss(
         self,
         patches: Float[Tensor, "b n d"],
-        mask: Bool[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None,
         target: Float[Tensor, "b n q"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
         """Mean squared pixel error over the masked patches and nothing else (MAE, equation of section 3).
 
+        Without a mask, for a target that is not the policy's own picture, over all.
+
         `generator` is unused: one pass needs no noise. Pixels are in [-1, 1], or of zero mean and unit variance in
         each patch with ``norm_pixels``.
         """
-        predicted = self.leave(self.decode(patches, mask)[mask]).float()
-        wanted = target[mask]
+        chosen = slice(None) if mask is None else mask
+        predicted = self.leave(self.decode(patches, mask)[chosen]).float()
+        wanted = target[chosen]
         if self.config.norm_pixels:
             mean, deviation = _moments(wanted)
             wanted = (wanted - mean) / deviation
@@ -94,7 +92,7 @@ class MAEReconstructor(nn.Module):
 
     @torch.no_grad()
     def picture(
-        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], target: Float[Tensor, "b n q"]
+        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None, target: Float[Tensor, "b n q"]
     ) -> Float[Tensor, "b n q"]:
         """Predicted pixels at every position, in [-1, 1]; only those under the mask were ever trained.
 

@@ -46,6 +46,7 @@ class Whole:
     """A mask that is made of one map."""
 
     parts: tuple[SaliencySource, ...] = ()
+    needs_gaze = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ class WarmUp:
     def needs_attention(self) -> bool:
         """As `mask`, also before it is followed."""
         return self.mask.needs_attention
+
+    @property
+    def needs_gaze(self) -> bool:
+        """As `mask`."""
+        return self.mask.needs_gaze
 
     @property
     def parts(self) -> tuple[SaliencySource, ...]:

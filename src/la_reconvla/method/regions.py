@@ -91,6 +91,7 @@ class TwoRegionMask:
     fraction: float = 0.25
     parts: tuple[SaliencySource, ...] = (TargetWords(), DestinationWords())
     needs_attention = True
+    needs_gaze = False
     label = "two regions"
 
     def __call__(

@@ -20,14 +20,15 @@ from rich.console import Console
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start, pinned
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
-from la_reconvla.contracts import ACTION_DIM, Moment
+from la_reconvla.contracts import ACTION_DIM
+from la_reconvla.data.gaze import annotator
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.autoregressive import DECODINGS
-from la_reconvla.method.decoder import patchify, unpatchify
 from la_reconvla.method.mask import masked_count
+from la_reconvla.method.pixels import unpatchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
@@ -96,7 +97,7 @@ class Ablation:
 
     def __init__(self, config: StudyConfig, folder: Path, workers: int):
         self.config, self.folder, self.workers = config, folder, max(1, workers)
-        arms = [condition(id).with_head(config.head) for id in config.conditions]
+        arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]
         self.tasks = [load_task(config.suite, index) for index in config.tasks]
         self.cells = [
             Cell(arm, seed, folder / arm.id / f"seed{seed}") for seed in config.seeds for arm in (*arms, NO_IMAGE)
@@ -133,6 +134,7 @@ class Ablation:
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
         _require_room(c, (text for _, text in wording(c.suite, c.tasks, c.placement)))
+        _require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
             self._timed("collection", self._collect)
@@ -405,17 +407,20 @@ class Ablation:
             extra = cell.condition.reconstruction
             if extra is None or policy.reconstructor is None:
                 continue
-            parts = tuple(part(seen, policy.saliency_state) for part in extra.mask.parts)
-            moment = Moment(self.config.train.steps, grid, parts)
-            mask = extra.mask(looks, (looks.shape[0], looks.shape[1]), generator(seed, "picture"), moment)
-            if extra.mask.needs_attention:
+            told = batch if cell.condition.annotation_free else samples.told(annotator(self.config.gaze)).batch(chosen)
+            steps, draws = self.config.train.steps, generator(seed, "picture")
+            _, mask = extra.cover(seen, policy.saliency_state, told.gaze, draws, steps)
+            if extra.follows is not None and mask is not None:
                 masks[cell.condition.id] = mask.numpy()
             with torch.no_grad():
                 patches = policy.features(batch, hidden=mask if extra.mask_at == "input" else None).patches
-            target = patchify(batch.images, policy.backbone.patch_size)
-            painted = unpatchify(policy.reconstructor.picture(patches, mask, target), grid, policy.backbone.patch_size)
-            strip = figures.reconstruction_strip(
-                images, mask.numpy(), painted.permute(0, 2, 3, 1).numpy(), grid, batch.instructions
+            wanted = extra.picture(told, draws)
+            painted = policy.reconstructor.picture(patches, mask, policy.reconstructor.target(wanted))
+            drawn = unpatchify(painted, grid, policy.backbone.patch_size).permute(0, 2, 3, 1).numpy()
+            strip = (
+                figures.crop_strip(images, wanted.permute(0, 2, 3, 1).numpy(), drawn, batch.instructions)
+                if mask is None
+                else figures.reconstruction_strip(images, mask.numpy(), drawn, grid, batch.instructions)
             )
             yield self._save(f"maps/reconstruction_{cell.condition.id}.png", strip, "reconstruction", cell.condition)
         path = self.folder / "maps/attention.png"
@@ -453,6 +458,8 @@ def _samples_of(demonstrations: Demonstrations, config: StudyConfig) -> Samples:
 def _train_cell(cell: Cell) -> None:
     config, _, _, ticker = _inherited
     samples, held_out = _samples()
+    if not cell.condition.annotation_free:
+        samples = samples.told(annotator(config.gaze))
     policy = PolicyConfig.of(
         cell.condition,
         seed=cell.seed,
@@ -471,15 +478,17 @@ def train_one(
     demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
-    config, arm = _pinned(preset(preset_name).changed(**changes)), condition(condition_id)
+    config = _pinned(preset(preset_name).changed(**changes))
+    arm = condition(condition_id).with_head(config.head, config.denoiser)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
     _require_room(config, (episode.instruction for episode in opened.episodes))
+    _require_heads(config, [arm])
     training, held_out = opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _samples.cache_clear()
         _receive(config, training, held_out, bar)
-        _train_cell(Cell(arm.with_head(config.head), seed, out))
+        _train_cell(Cell(arm, seed, out))
     return out
 
 
@@ -514,6 +523,17 @@ def _require_room(config: StudyConfig, told: Iterable[str]) -> None:
             load_start(built, backbone)
     head = decoding.head(built, bins, config.backbone.chunk)
     dry_run(Policy(built, bins, head=head).to(next(built.parameters()).device), told)
+
+
+def _require_heads(config: StudyConfig, arms: Iterable[Condition]) -> None:
+    """Raise a `UserError` if boxes or a VAE that an arm needs are not there, while nothing is written yet."""
+    for arm in arms:
+        if not arm.annotation_free:
+            annotator(config.gaze)
+        if arm.reconstruction is not None:
+            size = config.backbone.image_size
+            head = arm.reconstruction.head.build(4, config.backbone.grid, size // config.backbone.grid[0])
+            head.target(torch.zeros(1, 3, size, size, dtype=torch.uint8))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -343,6 +343,18 @@ def head_grid(
     return _png(figure)
 
 
+def crop_strip(
+    images: UInt8[np.ndarray, "f H W 3"],
+    crops: UInt8[np.ndarray, "f H W 3"],
+    predictions: UInt8[np.ndarray, "f H W 3"],
+    instructions: Sequence[str],
+) -> bytes:
+    """What the policy saw, the crop that the head had to draw, and what it drew, one frame a row, as PNG."""
+    titles = "original", "crop", "drawn from noise and the policy's states"
+    rows = [list(zip(titles, shown, strict=True)) for shown in zip(images, crops, predictions, strict=True)]
+    return _strip(rows, instructions)
+
+
 def reconstruction_strip(
     images: UInt8[np.ndarray, "f H W 3"],
     masks: Bool[np.ndarray, "f n"],
@@ -359,17 +371,25 @@ def reconstruction_strip(
         grid: rows and columns of patches.
         instructions: a title for each row.
     """
-    figure = Figure(figsize=(5.6, 2.05 * len(images) + 0.3), layout="constrained")
-    for i, strip in enumerate(figure.subfigures(len(images), 1, squeeze=False)[:, 0]):
+    rows = []
+    for image, mask, predicted in zip(images, masks, predictions, strict=True):
+        hidden = _per_pixel(mask.reshape(grid), image.shape[:2])[..., None]
+        rows.append(
+            [
+                ("original", image),
+                ("masked", np.where(hidden, np.uint8(128), image)),
+                ("prediction in the masked patches", np.where(hidden, predicted, image)),
+            ]
+        )
+    return _strip(rows, instructions)
+
+
+def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str] | None) -> bytes:
+    figure = Figure(figsize=(5.6, 2.05 * len(rows) + 0.3), layout="constrained")
+    for i, strip in enumerate(figure.subfigures(len(rows), 1, squeeze=False)[:, 0]):
         if instructions:
             strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
-        hidden = _per_pixel(masks[i].reshape(grid), images[i].shape[:2])[..., None]
-        shown = (
-            ("original", images[i]),
-            ("masked", np.where(hidden, np.uint8(128), images[i])),
-            ("prediction in the masked patches", np.where(hidden, predictions[i], images[i])),
-        )
-        for axes, (title, picture) in zip(strip.subplots(1, 3), shown, strict=True):
+        for axes, (title, picture) in zip(strip.subplots(1, len(rows[i])), rows[i], strict=True):
             _show(axes, picture, title)
     return _png(figure)
 

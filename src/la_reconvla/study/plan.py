@@ -28,7 +28,7 @@ from la_reconvla.conditions import C4, Condition, condition
 from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, BackboneConfig, Batch
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.method.decoder import patchify
+from la_reconvla.method.decoder import MAEReconstructor
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
 
@@ -388,11 +388,13 @@ def _objective(policy: Policy, batch: Batch, condition: Condition) -> tuple[Tens
     mask = torch.zeros(patches.shape[:2], dtype=torch.bool)
     if extra.mask_at == "input":
         patches = policy.features(batch, hidden=mask).patches
-    masked: Any = reconstructor
+    head: Any = reconstructor
+    target = head.target(batch.images)
+    if not isinstance(head, MAEReconstructor):  # it draws everything, whatever the loss is taken of
+        return action + extra.weight * head.loss(patches, None, target, torch.Generator()), rows
     few = slice(0, masked_count(0.25, patches.shape[1]))
-    predicted = masked.leave(masked.decode(patches, mask)[:, few]).float()
-    target = patchify(batch.images, policy.backbone.patch_size)[:, few]
-    return action + extra.weight * (predicted - target).square().mean(), rows
+    predicted = head.leave(head.decode(patches, mask)[:, few]).float()
+    return action + extra.weight * (predicted - target[:, few]).square().mean(), rows
 
 
 # ---------------------------------------------------------------- for people

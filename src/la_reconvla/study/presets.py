@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
 from la_reconvla.conditions import ARMS, NO_IMAGE
@@ -12,7 +13,13 @@ from la_reconvla.contracts import PlacementKind, Quality
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.autoregressive import DecodingName
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.denoiser import Denoiser
+from la_reconvla.method.pixels import Pixels
 from la_reconvla.train import TrainConfig
+
+# What small diffusion heads draw: 48 numbers a patch, about as many as the published latents have. Noise in all of a
+# patch's 588 to 2352 pixels does not pass through tokens of 44 to 240 numbers.
+COARSE = Pixels(side=4)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,12 @@ class StudyConfig:
         quality: render quality of everything.
         frame_stride: control steps between recorded frames.
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
-        head: size of the reconstruction decoder in every arm that has one.
         decoding: of actions: all in one pass, or token by token.
+        head: size of the MAE decoder in every arm that has one.
+        denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
+            parameters of `head` to 5 % and draws one noise level a sample, so that both cost the same compute.
+        gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
+            written by ``la-reconvla annotate``.
         train: how to train.
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.
@@ -54,6 +65,8 @@ class StudyConfig:
     backbone: SmallPaliGemma | Pretrained = field(default_factory=SmallPaliGemma)
     head: MAEDecoder = field(default_factory=MAEDecoder)
     decoding: DecodingName = "parallel"
+    denoiser: Denoiser = field(default_factory=Denoiser)
+    gaze: str = "masks"
     train: TrainConfig = field(default_factory=TrainConfig)
     spread: float = 4.0
     seeds: tuple[int, ...] = (0,)
@@ -92,6 +105,8 @@ class StudyConfig:
         parts = {}
         if given.get("weights") == "none":
             given["weights"] = None
+        if (latents := given.pop("latents", None)) is not None:
+            self = replace(self, denoiser=replace(self.denoiser, target=Latents.of(latents)))
         if (source := given.pop("backbone", None)) is not None:
             self = replace(self, backbone=_pretrained(self.backbone, source))
         if own := {name: given.pop(name) for name in ("lora_rank", "quantize", "dtype") if name in given}:
@@ -139,6 +154,7 @@ PRESETS = {
             frame_stride=8,
             backbone=SmallPaliGemma(image_size=56, patch=14, width=48, vision_layers=1),
             head=MAEDecoder(depth=1, width=48, heads=4),
+            denoiser=Denoiser(depth=1, width=44, heads=4, repeats=1, sampling=10, target=COARSE),
             train=TrainConfig(steps=30, batch_size=8, warmup=5, save_every=10, check_every=10),
             conditions=("C1", "C2", "C4"),
             episodes=1,
@@ -151,6 +167,7 @@ PRESETS = {
             demos=28,
             backbone=SmallPaliGemma(patch=28, mlp=2, chunk=16, weights="words-4x4"),
             head=MAEDecoder(depth=2, width=128, heads=4),
+            denoiser=Denoiser(depth=2, width=128, heads=4, repeats=1, target=COARSE),
             train=TrainConfig(steps=1100, batch_size=16, warmup=40),
             episodes=4,
             floor_episodes=2,
@@ -161,6 +178,7 @@ PRESETS = {
             also_official=10,
             demos=50,
             backbone=SmallPaliGemma(image_size=224, patch=16, mlp=2, chunk=24),
+            denoiser=Denoiser(depth=3, width=240, heads=8, repeats=1, target=COARSE),
             train=TrainConfig(steps=6000, batch_size=16, save_every=500, check_every=500),
             seeds=(0, 1, 2),
             episodes=20,

@@ -14,6 +14,7 @@ from la_reconvla.backbones.pretrained import KNOWN, Pretrained
 from la_reconvla.checkpoint import PolicyConfig, export_policy
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.storage import atomic_write, read_json, read_jsonl
 from la_reconvla.study.results import rate
 from la_reconvla.train import METRICS
@@ -88,7 +89,7 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         "## Condition",
         "",
         f"- {config.condition}: {arm.name if arm else 'not among the named ones'}"
-        + (f"; {extra.mask.label} mask, lambda {extra.weight}, masked at the {extra.mask_at}" if extra else ""),
+        + (f"; {_objective(extra)}" if extra else ""),
         f"- backbone: {source or 'a small PaliGemma trained from random weights'}"
         + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and source == backbone.source else ""),
         *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
@@ -120,6 +121,11 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _objective(extra: Reconstruction) -> str:
+    place = "" if extra.mask is None else f", masked at the {extra.mask_at}"
+    return f"{extra.region.label}, {extra.head.label} head, lambda {extra.weight}{place}"
 
 
 def _source(config: PolicyConfig) -> str | None:

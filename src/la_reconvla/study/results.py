@@ -229,7 +229,7 @@ class Arm:
         return cls(
             id=condition.id,
             name=condition.name,
-            mask=None if extra is None else extra.mask.label,
+            mask=None if extra is None else extra.region.label,
             reconstructor=None if extra is None else extra.head.label,
             weight=None if extra is None else extra.weight,
             annotation_free=condition.annotation_free,

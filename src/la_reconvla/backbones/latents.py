@@ -1,0 +1,127 @@
+"""Latents of a pretrained VAE as what the diffusion head draws, as published; `method.pixels.Pixels` is the other."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from la_reconvla.backbones.pretrained import hub_files
+from la_reconvla.errors import UserError
+from la_reconvla.method.pixels import patchify
+from la_reconvla.storage import read_json
+
+FILES = ("*.json", "*.safetensors")
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents of a `diffusers` AutoencoderKL, folded to one row a patch; 27 x 27 x 64 in ReconVLA.
+
+    The VAE is frozen and is no part of the policy: its weights stay at their source, and acting never loads them.
+
+    Attributes:
+        source: folder, or id on the hub.
+        revision: commit or branch on the hub.
+        fold: latent pixels a side of each patch.
+        channels: numbers a latent pixel; filled in by `of`.
+        factor: pixels of the picture a side of each latent pixel; filled in by `of`.
+    """
+
+    source: str
+    revision: str | None = None
+    fold: int = 2
+    channels: int = 16
+    factor: int = 8
+    label = "latents"
+
+    @classmethod
+    def of(cls, source: str, revision: str | None = None, fold: int = 2) -> Latents:
+        """The latents of this VAE; only its configuration is read.
+
+        Raises:
+            UserError: if it cannot be had, or is something else.
+        """
+        folder = _folder(source, revision, ("*.json",))
+        facts = read_json(folder / "config.json")
+        try:
+            levels = len(facts["block_out_channels"])
+            return cls(source, revision, fold, int(facts["latent_channels"]), 2 ** (levels - 1))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder}/config.json is not that of an AutoencoderKL ({error})") from error
+
+    def codec(self, grid: tuple[int, int], patch: int) -> LatentCodec:
+        """The pair of maps for pictures of this grid and patch size."""
+        return LatentCodec(self, grid, patch)
+
+
+@dataclass(frozen=True)
+class LatentCodec:
+    """Pictures to rows of `fold` x `fold` x `channels` latents a patch, and back. The VAE is loaded with its first use.
+
+    A picture is resized so that each patch has `fold` latent pixels a side.
+    """
+
+    config: Latents
+    grid: tuple[int, int]
+    patch: int
+    bounded = False
+
+    @property
+    def width(self) -> int:
+        """Numbers a row, q."""
+        return self.config.channels * self.config.fold**2
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
+        """The mean of the latents' distribution, shifted and scaled as the VAE's own pipelines do.
+
+        Raises:
+            UserError: if the VAE cannot be had, or does not match the configuration.
+        """
+        vae = _vae(self.config, images.device)
+        side = self.config.fold * self.config.factor
+        size = side * self.grid[0], side * self.grid[1]
+        pixels = F.interpolate(images.float() / 127.5 - 1.0, size, mode="bilinear", antialias=True)
+        latents = (vae.encode(pixels).latent_dist.mode() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return rearrange(latents, "b ch (r s) (c t) -> b (r c) (s t ch)", s=self.config.fold, t=self.config.fold)
+
+    @torch.no_grad()
+    def decode(self, rows: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
+        """Rows of all pixels of a patch, in [-1, 1]."""
+        vae, fold = _vae(self.config, rows.device), self.config.fold
+        latents = rearrange(rows, "b (r c) (s t ch) -> b ch (r s) (c t)", r=self.grid[0], s=fold, t=fold)
+        pixels = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
+        size = self.patch * self.grid[0], self.patch * self.grid[1]
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(-1, 1)
+        return patchify(((pixels + 1.0) * 127.5).round().to(torch.uint8), self.patch)
+
+
+@functools.lru_cache(maxsize=2)
+def _vae(config: Latents, device: torch.device) -> Any:
+    """The frozen VAE; one a process and device, however many heads use it."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    folder = _folder(config.source, config.revision, FILES)
+    try:
+        vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} holds no AutoencoderKL of diffusers ({error}): give one that does") from error
+    found = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+    if found != (config.channels, config.factor):
+        raise UserError(
+            f"the VAE {config.source} has {found[0]} channels and a factor of {found[1]}, not {config.channels} and "
+            f"{config.factor}: it is not the one that this was trained with"
+        )
+    return vae.requires_grad_(False).eval().to(device)
+
+
+def _folder(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    return hub_files(source, revision, patterns, give="--latents ")

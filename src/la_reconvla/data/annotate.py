@@ -1,0 +1,193 @@
+"""Boxes of the target made by a detector, written to a file, and compared with the simulator's own.
+
+What reads them is `la_reconvla.data.gaze`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from la_reconvla.data.gaze import Annotator, Boxes, Filled, Masks, filled
+from la_reconvla.data.hdf5 import Demonstrations, Episode
+from la_reconvla.errors import UserError, unknown
+from la_reconvla.method.words import moved_thing
+from la_reconvla.progress import Bar, Ticker
+from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
+
+PROMPTS = {
+    "grounding-dino": "{}.",
+    "mm-grounding-dino": "{}.",
+    "owlv2": "a photo of a {}",
+    "owlvit": "a photo of a {}",
+}
+"""How each family of detectors wants to be asked, by ``model_type``."""
+DETECTOR_FILES = ("*.json", "*.txt", "*.safetensors")
+BATCH = 8  # pictures that a detector is shown at once; it enlarges each to some 900 pixels
+
+
+@dataclass(frozen=True)
+class Detector(Filled):
+    """A zero-shot detector (Grounding DINO, OWLv2), asked for `moved_thing` of the episode's instruction.
+
+    Attributes:
+        source: id on the hub, or a folder.
+        revision: commit on the hub; None for the newest.
+        threshold: a box with a lower score does not count.
+        every: only every so many recorded frames are looked at.
+        device: of the model, as torch names it.
+    """
+
+    source: str
+    revision: str | None = None
+    threshold: float = 0.25
+    every: int = 1
+    device: str = "cpu"
+    label = "detector"
+
+    def __post_init__(self):
+        if not 0 <= self.threshold < 1 or self.every < 1:
+            raise UserError(f"give a threshold in [0, 1) and every >= 1, not {self.threshold} and {self.every}")
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """The very weights, and how they are asked.
+
+        Raises:
+            UserError: the source cannot be had.
+        """
+        from la_reconvla.backbones.pretrained import Pretrained
+
+        weights = Pretrained(self.source, self.revision).pinned().revision
+        return {"source": self.source, "revision": weights, "threshold": self.threshold, "every": self.every}
+
+    def found(self, episode: Episode) -> Float32[np.ndarray, "F 5"]:
+        """The box of the highest score in each frame that is looked at, cut off at the picture's edges.
+
+        Raises:
+            UserError: the detector cannot be had, or the instruction names nothing.
+        """
+        thing, frames = moved_thing(episode.instruction), episode.frames()
+        result = np.full((len(frames), 5), np.nan, dtype=np.float32)
+        looked_at = np.arange(0, len(frames), self.every)
+        for rows in np.split(looked_at, range(BATCH, len(looked_at), BATCH)):
+            result[rows] = self._detect(frames[rows], thing)
+        return result
+
+    def _detect(self, frames: UInt8[np.ndarray, "m H W 3"], thing: str) -> Float32[np.ndarray, "m 5"]:
+        import torch
+
+        processor, model = _load_detector(self.source, self.identity["revision"], self.device)
+        text = [PROMPTS[model.config.model_type].format(thing)] * len(frames)
+        images = [Image.fromarray(frame) for frame in frames]
+        inputs = processor(images=images, text=text, truncation=True, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            outputs = model(**inputs)
+        sizes = [(1, 1)] * len(frames)  # so that the library's pixels are fractions
+        answers = processor.post_process_grounded_object_detection(
+            outputs, threshold=self.threshold, target_sizes=sizes
+        )
+        result = np.full((len(frames), 5), np.nan, dtype=np.float32)
+        for row, answer in zip(result, answers, strict=True):
+            if len(answer["scores"]):
+                best = answer["scores"].argmax()
+                left, top, right, bottom = answer["boxes"][best].clamp(0, 1).tolist()
+                if left < right and top < bottom:
+                    row[:] = left, top, right, bottom, answer["scores"][best].item()
+        return result
+
+
+@functools.lru_cache(maxsize=1)
+def _load_detector(source: str, revision: str | None, device: str) -> tuple[Any, Any]:
+    """Processor and model."""
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+    from la_reconvla.backbones.pretrained import hub_files, quiet
+
+    folder = hub_files(source, revision, DETECTOR_FILES, give="--source ")
+    try:
+        with quiet():
+            kind = AutoConfig.from_pretrained(folder).model_type
+            if kind not in PROMPTS:
+                raise unknown("family of detectors", kind, PROMPTS)
+            # "pil" reads pictures alike everywhere: the other backend needs torchvision
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
+    except (OSError, ImportError, ValueError, KeyError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{source} cannot be loaded as a detector ({first}): check its files") from error
+    return processor, model.eval().to(device)
+
+
+def write_boxes(demonstrations: Demonstrations, annotator: Annotator, path: Path, ticker: Bar | Ticker) -> None:
+    """Write what `annotator` found as the file that `Boxes` reads: one line a frame, null where there is no box.
+
+    The file appears when it is complete. Until then a file beside it holds one line an episode; the same call goes on
+    from there. `ticker` advances once an episode, also for those that were there.
+
+    Raises:
+        UserError: `annotator` cannot annotate an episode, or the disk is full.
+    """
+    episodes = demonstrations.episodes
+    names = [episode.name for episode in episodes]
+    key = hashlib.sha256(json.dumps([annotator.identity, demonstrations.hash, names]).encode()).hexdigest()[:8]
+    part = path.with_name(f"{path.name}.{key}.part")
+    done: list[list[dict[str, Any]]] = read_jsonl(part)
+    ticker.advance(len(done))
+    for episode in episodes[len(done) :]:
+        lines = []
+        for step, (*box, score) in zip(episode.frame_steps.tolist(), annotator.found(episode).tolist(), strict=True):
+            there = {"box": None} if math.isnan(score) else {"box": box, "score": score}
+            lines.append({"episode": episode.name, "step": step, **there})
+        append_jsonl(part, lines)
+        done.append(lines)
+        ticker.advance(note=episode.name)
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for lines in done for line in lines), encoding="utf-8")
+    part.unlink(missing_ok=True)
+
+
+def summary(demonstrations: Demonstrations, path: Path) -> str:
+    """One line on a file of boxes, beside the instance maps where the recordings have them.
+
+    Compared are the filled boxes of frames that show the target; an episode without any box counts as missed.
+    """
+    boxes, episodes = Boxes(path), demonstrations.episodes
+    found = [boxes.found(episode)[:, :4] for episode in episodes]
+    own = np.concatenate([~np.isnan(f[:, 0]) for f in found])
+    empty = sum(bool(np.isnan(f[:, 0]).all()) for f in found)
+    line = f"{path}: {len(episodes)} episodes, {len(own)} frames, {own.mean():.0%} with a box of their own"
+    line += f", {empty} episodes without any (training refuses them)" if empty else ""
+    ious, hits = [np.empty(0)], [np.empty(0)]
+    for episode, mine in zip(episodes, found, strict=True):
+        if episode.target is None or episode.target not in episode.instance_names:
+            continue
+        truth = Masks().found(episode)[:, :4]
+        shown = ~np.isnan(truth[:, 0])
+        nothing = bool(np.isnan(mine).all())
+        mine = np.full_like(mine, -1) if nothing else filled(mine, episode.name)
+        mine, truth = mine[shown], truth[shown]
+        centre = (mine[:, :2] + mine[:, 2:]) / 2
+        ious.append(overlap(mine, truth))
+        hits.append(np.all((truth[:, :2] <= centre) & (centre < truth[:, 2:]), axis=1))
+    iou, inside = np.concatenate(ious), np.concatenate(hits)
+    if len(iou):
+        line += f"; against the masks: mean IoU {iou.mean():.2f}, centre inside {inside.mean():.0%}"
+    return line
+
+
+def overlap(a: Float32[np.ndarray, "F 4"], b: Float32[np.ndarray, "F 4"]) -> Float32[np.ndarray, "F"]:
+    """Intersection over union."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    common = sides.clip(0).prod(1)
+    return common / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - common)

@@ -1,0 +1,106 @@
+"""The network of the diffusion head: a transformer whose blocks are told, for each token, what to draw there.
+
+::
+
+    tokens     x x x x x x    rows of a noised picture
+    +          0 1 2 3 4 5    positions
+    condition  s s s s s s    of *each token*: embedding of the noise level + linear(the backbone's state there). Each
+                              block scales, shifts and gates that token by it, and by nothing at first: adaLN-Zero of
+                              DiT (Peebles and Xie, arXiv 2212.09748), which tells all tokens the same
+
+Under a mask it plays the game of the MAE decoder. A masked token's state is replaced by one learned vector; a visible
+one has a state but nothing is drawn there::
+
+    tokens     . . x . x .
+    condition  s s M s M s
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from la_reconvla.method.decoder import position_table
+
+WAVES = 256  # sines and cosines of the noise level
+
+
+class DiT(nn.Module):
+    """Rows of a noised picture, a noise level and the backbone's states to one prediction a row.
+
+    Args:
+        depth: number of blocks.
+        width: hidden size; must be divisible by 4 and by `heads`.
+        heads: attention heads.
+        rows: numbers a row, q.
+        backbone_width: size of the backbone's states, d.
+        grid: rows and columns of tokens.
+    """
+
+    positions: Tensor
+
+    def __init__(self, depth: int, width: int, heads: int, rows: int, backbone_width: int, grid: tuple[int, int]):
+        super().__init__()
+        # Imported here: it takes seconds, which no other arm should wait for.
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+
+        self.enter = nn.Linear(rows, width)
+        self.register_buffer("positions", position_table(grid, width), persistent=False)
+        self.waves = Timesteps(WAVES, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.level = TimestepEmbedding(WAVES, width)
+        self.state = nn.Linear(backbone_width, width)
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm, self.modulation = nn.LayerNorm(width, 1e-6, elementwise_affine=False), nn.Linear(width, 2 * width)
+        self.leave = nn.Linear(width, rows)
+        _silence(self.modulation)
+        _silence(self.leave)
+
+    def forward(
+        self,
+        noised: Float[Tensor, "b n q"],
+        t: Int64[Tensor, "b"],
+        patches: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b n q"]:
+        """A prediction for all rows. Where `mask` is True nothing of `patches` is read, elsewhere none of `noised`.
+
+        Without a mask, for a picture that is not the policy's own, everything is read.
+        """
+        dtype = patches.dtype
+        state, tokens = self.state(patches), self.enter(noised.to(dtype))
+        if mask is not None:
+            state = torch.where(mask[..., None], self.mask_token.to(state.dtype), state)
+            tokens = tokens.masked_fill(~mask[..., None], 0.0)
+        told = nn.functional.silu(state + self.level(self.waves(t).to(dtype))[:, None])
+        tokens = tokens + self.positions.to(tokens.dtype)
+        for block in self.blocks:
+            tokens = block(tokens, told)
+        shift, scale = self.modulation(told).chunk(2, dim=-1)
+        return self.leave(self.norm(tokens) * (1 + scale) + shift)
+
+
+class Block(nn.Module):
+    """A transformer block; the condition scales, shifts and gates its attention and its MLP for each token."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width, 1e-6, elementwise_affine=False) for _ in range(2))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.modulation = nn.Linear(width, 6 * width)
+        _silence(self.modulation)
+
+    def forward(self, x: Float[Tensor, "b n w"], told: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
+        """`told` is the condition after its activation."""
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(told).chunk(6, dim=-1)
+        y = self.norms[0](x) * (1 + scale) + shift
+        x = x + gate * self.attention(y, y, y, need_weights=False)[0]
+        return x + gate_2 * self.mlp(self.norms[1](x) * (1 + scale_2) + shift_2)
+
+
+def _silence(layer: nn.Linear) -> None:
+    """Start at zero: at first a block changes nothing, and zero is predicted."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
