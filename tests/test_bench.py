@@ -19,10 +19,12 @@ from la_reconvla import cli
 from la_reconvla.conditions import C4
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
+from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.study import bench as bench_module
-from la_reconvla.study.bench import Act, Place, Settings, Size, Step, claim, recording
+from la_reconvla.study.bench import CONTROL, Act, Draw, Place, Settings, Size, Step, claim, recording
 from la_reconvla.study.timing import Kept, Roof, Times, counted, difference, interleaved, measure_roof, ratio
 
+TINY_SIZE = Size("quick", TINY, HEAD, Denoiser(depth=1, width=32, heads=2, repeats=1))
 HERE = Place(torch.device("cpu"), torch.float32)
 
 
@@ -154,7 +156,7 @@ def test_the_sentence() -> None:
 
 
 def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
-    ready = Step(C4, batch=2).ready(Size("tiny", TINY, HEAD), HERE)
+    ready = Step(C4, batch=2).ready(TINY_SIZE, HERE)
     before = [p.detach().clone() for p in ready.policy.parameters()]
     weights = sum(p.nbytes for p in before)
     assert ready.memory() > 4 * weights
@@ -163,18 +165,18 @@ def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, ready.policy.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
 @pytest.mark.parametrize("chunk", [1, 5])
-def test_an_arm_acts_with_its_chunk_and_its_image_tokens(chunk: int) -> None:
-    act = Act("C4", chunk, side=3)
-    size = Size("tiny", TINY, HEAD)
+def test_an_arm_acts_with_its_chunk_and_its_image_tokens(chunk: int, decoding: Any) -> None:
+    act = Act("C4", chunk, decoding, side=3)
+    size = TINY_SIZE
     assert act.policy(size, HERE).backbone.grid == (3, 3)
     assert act.build(size, HERE)().shape == (1, chunk, 7)
 
 
 def test_a_pretrained_architecture_takes_another_number_of_image_tokens() -> None:
     size = Size.of("google/paligemma-3b-pt-224", torch.bfloat16)
-    assert size.takes(None)
-    assert size.takes(27)
+    assert all(size.takes(case) for case in CONTROL)
     assert size.architecture(27).vision_config.image_size == 27 * 14
     assert size.backbone.image_size == 224
 
@@ -199,7 +201,9 @@ def test_settings_are_checked() -> None:
 def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_module.Size, "of", lambda name, dtype: Size(name, TINY, HEAD))
+    monkeypatch.setattr(bench_module.Size, "of", lambda name, dtype: TINY_SIZE)
+    few = (Draw("MAE"), Draw("diffusion", 3), Draw("MAE", seeing=True), Draw("diffusion", 3, seeing=True))
+    monkeypatch.setattr(bench_module, "PICTURE", few)
     monkeypatch.setattr(bench_module, "measure_roof", lambda device, dtype: Roof(1e9, 1e9))
     command = f"la-reconvla bench --backbone quick --repeats 1 --seconds 1 --episodes 0 --out {tmp_path}"
     monkeypatch.setattr(sys, "argv", command.split())

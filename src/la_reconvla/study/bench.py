@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from la_reconvla.backbones.continuing import Continuing
 from la_reconvla.backbones.paligemma import TOKENIZER, SmallPaliGemma
 from la_reconvla.backbones.pretrained import ATTENTION, DTYPES, Dtype, Freeze, Pretrained, quiet
 from la_reconvla.conditions import CONDITIONS, Condition
@@ -33,7 +34,9 @@ from la_reconvla.data.hdf5 import FileHeader, Recording, open_demonstrations, wr
 from la_reconvla.data.samples import Samples, batch_indices
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.autoregressive import DECODINGS, DecodingName
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.mask import RandomMask
 from la_reconvla.method.policy import Policy
 from la_reconvla.processes import keep_memory
@@ -119,11 +122,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Size:
-    """A backbone without its weights, and the decoder that goes with it."""
+    """A backbone without its weights, and the heads that go with it."""
 
     id: str
     backbone: SmallPaliGemma | Pretrained
     head: MAEDecoder = field(default_factory=MAEDecoder)
+    denoiser: Denoiser = field(default_factory=Denoiser)
 
     @classmethod
     def of(cls, name: str, dtype: torch.dtype) -> Size:
@@ -135,10 +139,10 @@ class Size:
         own: Any = next(key for key, value in DTYPES.items() if value == dtype)
         if name not in PRESETS:
             return cls(name, Pretrained(name, dtype=own))
-        backbone = PRESETS[name].backbone
-        if isinstance(backbone, Pretrained):
-            return cls(name, replace(backbone, dtype=own), PRESETS[name].head)
-        return cls(name, replace(backbone, weights=None), PRESETS[name].head)
+        preset = PRESETS[name]
+        backbone: Any = preset.backbone
+        changed = {"dtype": own} if isinstance(backbone, Pretrained) else {"weights": None}
+        return cls(name, replace(backbone, **changed), preset.head, preset.denoiser)
 
     def acting(self, chunk: int) -> Size:
         """As it acts, with `chunk` actions: nothing trains."""
@@ -155,12 +159,15 @@ class Size:
             found.vision_config.image_size = side * self.backbone.geometry.patch
         return found
 
-    def takes(self, side: int | None) -> bool:
-        """Whether the family has a form with `side` x `side` image tokens; None: its own number."""
-        if side is None or isinstance(self.backbone, SmallPaliGemma):
+    def takes(self, case: Act) -> bool:
+        """Whether the family has a form that acts so."""
+        if isinstance(self.backbone, SmallPaliGemma):
             return True
-        geometry = self.backbone.family.backbone.geometry_of(self.architecture(side), self.backbone)
-        return geometry.grid == (side, side)
+        family = self.backbone.family.backbone
+        if case.decoding == "autoregressive" and not (isinstance(family, type) and issubclass(family, Continuing)):
+            return False
+        grid = self.backbone.family.backbone.geometry_of(self.architecture(case.side), self.backbone).grid
+        return case.side is None or grid == (case.side, case.side)
 
     def build(self, place: Place, side: int | None = None) -> Backbone:
         """The backbone with random weights and `side` x `side` image tokens, on its device."""
@@ -213,7 +220,7 @@ class Act:
 
     arm: str
     chunk: int
-    decoding: Literal["parallel"] = "parallel"
+    decoding: DecodingName = "parallel"
     side: int | None = None
 
     @property
@@ -223,9 +230,10 @@ class Act:
 
     def policy(self, size: Size, place: Place) -> Policy:
         """What acts, with random weights."""
-        size = size.acting(self.chunk)
+        size, decoding = size.acting(self.chunk), DECODINGS[self.decoding]
         with seeded(0, "weights"):
-            policy = Policy(size.build(place, self.side), BINS).to(place.device).eval()
+            backbone = replace(size, backbone=decoding.given(size.backbone)).build(place, self.side)
+            policy = Policy(backbone, BINS, head=decoding.head(backbone, BINS, self.chunk)).to(place.device).eval()
         return policy if isinstance(size.backbone, Pretrained) else policy.to(place.dtype)
 
     def build(self, size: Size, place: Place) -> Work:
@@ -235,8 +243,15 @@ class Act:
         return lambda: policy.act(batch.images, batch.instructions, batch.wrist, batch.proprio)
 
 
-CONTROL = (*(Act("C4", chunk) for chunk in (1, 5, 8)), Act("C4", 8, side=16))
-"""Neither C4 nor the ReconVLA arm reconstructs when it acts: what is left between them is how actions are decoded."""
+CONTROL = (
+    *(Act("C4", chunk) for chunk in (1, 5, 8)),
+    *(Act("ReconVLA", chunk, "autoregressive") for chunk in (1, 5, 8)),
+    Act("C4", 8, side=16),
+    Act("ReconVLA", 5, "autoregressive", side=27),  # two views in one picture, 35 tokens one after the other
+)
+"""As many images as the backbone's own, then both as published.
+
+Neither C4 nor the ReconVLA arm reconstructs when it acts: what is left between them is how actions are decoded."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +268,7 @@ class Step:
 
     def ready(self, size: Size, place: Place) -> Training:
         """Everything that a step needs."""
-        condition = self.condition.with_head(size.head)
+        condition = self.condition.with_head(size.head, size.denoiser)
         with seeded(0, "weights"):
             backbone = size.build(place)
             policy = Policy(backbone, BINS, state_shape=condition.saliency.state_shape if condition.saliency else ())
@@ -261,7 +276,10 @@ class Step:
                 head = condition.reconstruction.head
                 policy.reconstructor = head.build(backbone.width, backbone.grid, backbone.patch_size)
         policy.to(place.device).train()
-        return Training(condition, policy, drawn(backbone, self.batch, place), place)
+        batch = drawn(backbone, self.batch, place)
+        if not condition.annotation_free:
+            batch.gaze = torch.tensor([[0.25, 0.25, 0.5, 0.5]], device=place.device).repeat(self.batch, 1)
+        return Training(condition, policy, batch, place)
 
     def build(self, size: Size, place: Place) -> Work:
         """See `Case`."""
@@ -280,8 +298,10 @@ class Training:
     def gradient(self) -> None:
         """Forward and backward pass."""
         number = next(self.numbers)
-        draws = generator(0, "mask", number)
-        backward(self.policy, self.batch, self.condition, 1, draws, self.scaler, self.place.dtype, number)
+        draws, noise = generator(0, "mask", number), generator(0, "noise", number)
+        backward(
+            *(self.policy, self.batch, self.condition, 1, draws, self.scaler, self.place.dtype, number), noise=noise
+        )
 
     def step(self) -> None:
         """One optimizer step."""
@@ -314,10 +334,12 @@ MEMORY = {
     "cuda": "MB: weights, moments and the peak of a step (max_memory_allocated)",
     "cpu": "MB: weights, moments, gradients and what is saved for the backward pass",
 }
-ARMS = ("C1", "C2", "C4", "C2-input", "C4-input")
+ARMS = ("C1", "C2", "C4", "A1", "R1", "C4-input")
 PAID = (
     ("random mask and MAE head", "C2", "C1"),
     ("attention's rows and mask instead of a random one", "C4", "C2"),
+    ("diffusion head instead of the MAE decoder", "A1", "C4"),
+    ("crop and diffusion head", "R1", "C1"),
     ("a second pass that keeps masked pixels out", "C4-input", "C4"),
 )
 """What an arm has and another has not."""
@@ -328,14 +350,12 @@ class Draw:
     """One picture by a reconstruction head.
 
     Attributes:
-        head: its name.
-        config: the head; None for the size's own MAE decoder.
+        head: its kind, see `Size`.
         steps: denoising steps; None for one pass.
         seeing: the backbone's pass counts too.
     """
 
-    head: str
-    config: Any = None
+    head: Literal["MAE", "diffusion"]
     steps: int | None = None
     seeing: bool = False
 
@@ -350,12 +370,12 @@ class Draw:
         size = size.acting(1)
         with seeded(0, "weights"):
             backbone = size.build(place).eval()  # pyright: ignore[reportAttributeAccessIssue] (a module, too)
-            head: Any = (self.config or size.head).build(backbone.width, backbone.grid, backbone.patch_size)
+            config = {"MAE": size.head, "diffusion": size.denoiser}[self.head]
+            head: Any = config.build(backbone.width, backbone.grid, backbone.patch_size)
         head.to(place.device).eval()
         batch = drawn(backbone, 1, place)
-        n = math.prod(backbone.grid)
-        mask = RandomMask()(None, (1, n), generator(0, "mask")).to(place.device)
-        target = torch.zeros(1, n, 3 * backbone.patch_size**2, device=place.device)
+        mask = RandomMask()(None, (1, math.prod(backbone.grid)), generator(0, "mask")).to(place.device)
+        target = head.target(batch.images)
         more = {} if self.steps is None else {"steps": self.steps}
 
         @torch.no_grad()
@@ -372,7 +392,11 @@ class Draw:
         return work
 
 
-PICTURE: tuple[Draw, ...] = tuple(Draw("MAE", seeing=seeing) for seeing in (False, True))
+PICTURE = tuple(
+    case
+    for seeing in (False, True)
+    for case in (Draw("MAE", None, seeing), *(Draw("diffusion", steps, seeing) for steps in (10, 50, 250, 1000)))
+)
 
 
 @dataclass(frozen=True)
@@ -469,7 +493,7 @@ class Bench:
 
     def control(self, size: Size) -> None:
         """Milliseconds a chunk; with ``limit`` also the bound of each."""
-        cases = {case.id: case for case in CONTROL if size.takes(case.side)}
+        cases = {case.id: case for case in CONTROL if size.takes(case)}
         works = {name: case.build(size, self.place) for name, case in cases.items()}
         for name, seconds in self.timed(size, "control", works).items():
             case, times = cases[name], Times.of(seconds)
@@ -498,7 +522,7 @@ class Bench:
 
     def training(self, size: Size) -> None:
         """Milliseconds and memory of a step, and what an arm pays for."""
-        arms = {arm: Step(CONDITIONS[arm]).ready(size, self.place) for arm in ARMS if arm in CONDITIONS}
+        arms = {arm: Step(CONDITIONS[arm]).ready(size, self.place) for arm in ARMS}
         memory = {arm: ready.memory() / 1e6 for arm, ready in arms.items()}
         seconds = self.timed(size, "training", {arm: ready.step for arm, ready in arms.items()})
         for arm, found in seconds.items():
