@@ -49,13 +49,13 @@ class Pixels:
         dtype: torch.dtype,
     ) -> Float[Tensor, "b 3 H W"]:
         """What the tower gets; the pixels of `hidden` patches are mid-grey, whatever they were."""
-        pixels = images.to(dtype).div_(255)  # in place from here on: on a CPU a new picture costs more than its numbers
+        pixels = images.to(dtype) / 255
         if hidden is not None:
             p, rows = geometry.patch, geometry.grid[0]
             cover = repeat(hidden, "b (r c) -> b 1 (r p) (c q)", r=rows, p=p, q=p)
-            pixels.masked_fill_(cover, 0.5)
+            pixels = pixels.masked_fill(cover, 0.5)
         mean, std = (pixels.new_tensor(part).view(1, 3, 1, 1) for part in (self.mean, self.std))
-        return pixels.sub_(mean).div_(std)
+        return (pixels - mean) / std
 
 
 HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # SigLIP and what stands on it
