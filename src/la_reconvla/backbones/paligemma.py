@@ -276,10 +276,9 @@ class PaliGemmaBackbone(Continuing):
         embeddings = torch.cat(blocks, dim=1)
 
         length = embeddings.shape[1]
-        present = torch.ones(b, length, dtype=torch.long, device=embeddings.device)
-        present[:, seen:prefix] = told.present
-        suffix = torch.zeros_like(present)
-        suffix[:, prefix:] = 1
+        suffix = (torch.arange(length, device=embeddings.device) >= prefix).long().expand(b, -1)
+        ones = torch.ones(b, length, dtype=torch.long, device=embeddings.device)
+        present = torch.cat([ones[:, :seen], told.present.long(), ones[:, prefix:]], dim=1)
         acting = slice(length - self.answers(following), length)
         asked = {"instruction": slice(seen, prefix), "actions": acting}
         probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None

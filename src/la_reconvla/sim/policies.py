@@ -93,13 +93,16 @@ def swapped(said: Iterable[tuple[int, str]]) -> tuple[tuple[int, str, str], ...]
 
 
 class TrainedPolicy:
-    """`RolloutPolicy` over a `Policy`."""
+    """`RolloutPolicy` over a `Policy`, which acts the fast way once an instruction has been heard for a while."""
 
-    sees = True
+    sees, patience = True, 200
 
     def __init__(self, policy: Policy, config: PolicyConfig, specification: Trained):
+        from la_reconvla.acting import Actor
+
         self.name = config.condition
         self.policy, self.config, self.specification = policy.to(specification.device), config, specification
+        self.actor = Actor(self.policy, self.patience)
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
@@ -119,7 +122,7 @@ class TrainedPolicy:
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
         """One chunk from one forward pass."""
-        return self.policy.act(*self._inputs(observation))[0].cpu().numpy()
+        return self.actor(*self._inputs(observation))[0].cpu().numpy()
 
     def look(self, observation: Observation) -> Float[np.ndarray, "n"]:
         """Saliency for this observation under the instruction that the policy was told."""

@@ -25,6 +25,7 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from la_reconvla.acting import Actor
 from la_reconvla.backbones.continuing import Continuing
 from la_reconvla.backbones.paligemma import TOKENIZER, SmallPaliGemma
 from la_reconvla.backbones.pretrained import ATTENTION, DTYPES, Dtype, Freeze, Pretrained, quiet
@@ -216,17 +217,20 @@ class Act:
         chunk: actions.
         decoding: all in one pass, or token by token.
         side: rows and columns of image tokens; None for the backbone's own.
+        fast: by a recording of the policy, see `la_reconvla.acting`.
     """
 
     arm: str
     chunk: int
     decoding: DecodingName = "parallel"
     side: int | None = None
+    fast: bool = False
 
     @property
     def id(self) -> str:
-        """Arm, decoding, chunk, and how it was published."""
-        return f"{self.arm}, {self.decoding}, chunk {self.chunk}" + (f", {self.side**2} tokens" if self.side else "")
+        """All of it."""
+        tokens = f", {self.side**2} tokens" if self.side else ""
+        return f"{self.arm}, {self.decoding}, chunk {self.chunk}{tokens}{', fast' if self.fast else ''}"
 
     def policy(self, size: Size, place: Place) -> Policy:
         """What acts, with random weights."""
@@ -240,18 +244,20 @@ class Act:
         """See `Case`."""
         policy = self.policy(size, place)
         batch = drawn(policy.backbone, 1, place)
-        return lambda: policy.act(batch.images, batch.instructions, batch.wrist, batch.proprio)
+        act = Actor(policy) if self.fast else policy.act
+        return lambda: act(batch.images, batch.instructions, batch.wrist, batch.proprio)
 
 
-CONTROL = (
+PLAIN = (
     *(Act("C4", chunk) for chunk in (1, 5, 8)),
     *(Act("ReconVLA", chunk, "autoregressive") for chunk in (1, 5, 8)),
     Act("C4", 8, side=16),
     Act("ReconVLA", 5, "autoregressive", side=27),  # two views in one picture, 35 tokens one after the other
 )
-"""As many images as the backbone's own, then both as published.
+"""With the backbone's own number of image tokens, then both as published.
 
 Neither C4 nor the ReconVLA arm reconstructs when it acts: what is left between them is how actions are decoded."""
+CONTROL = (*PLAIN, *(replace(case, fast=True) for case in PLAIN))
 
 
 @dataclass(frozen=True)
@@ -501,7 +507,7 @@ class Bench:
             about |= {"image_tokens": case.side and case.side**2, "hertz": case.chunk / times.median}
             self.add("control", size, name, unit="ms", **times.scaled(1e3), **about)
         if "limit" in self.settings.only:
-            self.limit(size, works)
+            self.limit(size, {case.id: works[name] for name, case in cases.items() if not case.fast})
 
     def limit(self, size: Size, works: Mapping[str, Work]) -> None:
         """The bound of each work beside its time."""
@@ -602,7 +608,7 @@ def claim(rows: Sequence[Row], backbone: str) -> str:
     """What is left of "up to 5 times faster" on one backbone, as a sentence."""
 
     def found(**wanted: Any) -> Row | None:
-        wanted |= {"section": "control", "backbone": backbone}
+        wanted |= {"section": "control", "backbone": backbone, "fast": False}
         return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
 
     def faster(ours: Row, theirs: Row) -> str:
@@ -633,7 +639,7 @@ def tables(rows: Sequence[Row], place: Place) -> list[TextTable]:
 
     def made(title: str, header: tuple[str, ...], section: Section, cells: Callable[[Row], tuple[str, ...]], **wanted):
         own = [r for r in rows if r["section"] == section and all(r.get(k) == v for k, v in wanted.items())]
-        return TextTable(title, ("backbone", *header), [(str(row["backbone"]), *cells(row)) for row in own])
+        return TextTable(title, ("backbone", *header), [(row["backbone"] or "–", *cells(row)) for row in own])
 
     statistics = ("median", "p5 to p95", "rounds")
     found = [
