@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from la_reconvla import cli
-from la_reconvla.data.annotate import Detector, overlap, summary, write_boxes
+from la_reconvla.data.annotate import Detector, moved_thing, overlap, summary, write_boxes
 from la_reconvla.data.gaze import Annotator, Boxes, Masks, annotator, box_of, filled
 from la_reconvla.data.hdf5 import Demonstrations, Episode, open_demonstrations, write_file
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
-from la_reconvla.method.words import moved_thing
 from la_reconvla.progress import progress
 from test_hdf5 import NAMES, make_header, make_official, make_recording
 from tiny_models import DETECTORS
@@ -376,6 +375,15 @@ def test_the_identity_of_a_detector_is_its_weights_and_how_it_is_asked(folder: P
     assert detector.identity == Detector(str(folder), threshold=0.3, every=2, device="cpu").identity
     assert detector.identity != Detector(str(folder), threshold=0.4, every=2).identity
     json.dumps(detector.identity)
+
+
+def test_a_detector_that_cannot_be_downloaded_is_explained(told: Demonstrations, monkeypatch) -> None:
+    def nothing(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
+    with pytest.raises(UserError, match=r"google/owlv2 cannot be downloaded .no network.*then --source FOLDER"):
+        Detector("google/owlv2").found(told.episodes[0])
 
 
 def test_what_is_no_detector_is_explained(tmp_path: Path, told: Demonstrations) -> None:

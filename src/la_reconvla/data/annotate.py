@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 from la_reconvla.data.gaze import Annotator, Boxes, Filled, Masks, filled
 from la_reconvla.data.hdf5 import Demonstrations, Episode
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.method.words import moved_thing
+from la_reconvla.method.words import STOP_WORDS
 from la_reconvla.progress import Bar, Ticker
 from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
 
@@ -33,6 +34,36 @@ PROMPTS = {
 """How each family of detectors wants to be asked, by ``model_type``."""
 DETECTOR_FILES = ("*.json", "*.txt", "*.safetensors")
 BATCH = 8  # pictures that a detector is shown at once; it enlarges each to some 900 pixels
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_COLOURS = frozenset({"black", "blue", "brown", "green", "grey", "orange", "purple", "red", "white", "yellow"})
+
+
+def moved_thing(text: str) -> str:
+    """What the instruction is about to move, in lower case: "black bowl" of "Pick up the black bowl next to the plate".
+
+    The words after the first verb, from the first that is none of `STOP_WORDS` to the next that is: no place, no
+    destination. Of two things ("the soup and the sauce") the first. A rule for LIBERO's sentences, which begin with
+    their verb.
+
+    Raises:
+        UserError: it names nothing.
+    """
+    words = list(_WORD.finditer(text))[1:]  # the first is the verb, also one that `STOP_WORDS` does not know
+    ends = STOP_WORDS | {"not"}
+    while words and words[0].group().lower() in ends:
+        words.pop(0)
+    end = 0
+    while end < len(words) and (words[end].group().lower() not in ends or _joins_colours(words, end)):
+        end += 1
+    if not end:
+        raise UserError(f"the instruction '{text}' names nothing to move: reword it, as 'pick up the black bowl'")
+    return text[words[0].start() : words[end - 1].end()].lower()
+
+
+def _joins_colours(words: list[re.Match[str]], i: int) -> bool:
+    """Whether word `i` is the "and" of "yellow and white mug"."""
+    around = {word.group().lower() for word in (words[i - 1], *words[i + 1 : i + 2])}
+    return words[i].group().lower() == "and" and len(around) == 2 and around <= _COLOURS
 
 
 @dataclass(frozen=True)
@@ -65,8 +96,9 @@ class Detector(Filled):
         Raises:
             UserError: the source cannot be had.
         """
-        from la_reconvla.backbones.pretrained import Pretrained
+        from la_reconvla.backbones.pretrained import Pretrained, hub_files
 
+        hub_files(self.source, self.revision, ("config.json",), give="--source ")  # so that errors name our option
         weights = Pretrained(self.source, self.revision).pinned().revision
         return {"source": self.source, "revision": weights, "threshold": self.threshold, "every": self.every}
 

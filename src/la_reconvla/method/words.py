@@ -24,8 +24,6 @@ VERBS |= {"open", "close", "turn", "drop", "lay", "leave", "then"}
 STOP_WORDS = frozenset(DETERMINERS | PREPOSITIONS | VERBS)
 """Words that name no thing and no property of one: articles, pronouns, prepositions, verbs of handling."""
 PLACING = re.compile(r"\b(place|put|set|move|push|stack|bring|drop|lay|leave)\b", re.IGNORECASE)
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-COLOURS = frozenset({"black", "blue", "brown", "green", "grey", "orange", "purple", "red", "white", "yellow"})
 TOWARDS = re.compile(r"(?<!next )(?<!close )\b(onto|on|into|inside|in|to|under|at)\b", re.IGNORECASE)
 
 
@@ -33,34 +31,6 @@ def content_words(text: str) -> list[tuple[int, int]]:
     """First and last-plus-one character of each word that is not one of `STOP_WORDS`."""
     words = re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", text)
     return [word.span() for word in words if word.group().lower() not in STOP_WORDS]
-
-
-def moved_thing(text: str) -> str:
-    """What the instruction is about to move, in lower case: "black bowl" of "Pick up the black bowl next to the plate".
-
-    The words after the first verb, from the first that is none of `STOP_WORDS` to the next that is: no place, no
-    destination. Of two things ("the soup and the sauce") the first. A rule for LIBERO's sentences, which begin with
-    their verb.
-
-    Raises:
-        UserError: it names nothing.
-    """
-    words = list(WORD.finditer(text))[1:]  # the first is the verb, also one that `VERBS` does not know
-    ends = STOP_WORDS | {"not"}
-    while words and words[0].group().lower() in ends:
-        words.pop(0)
-    end = 0
-    while end < len(words) and (words[end].group().lower() not in ends or _joins_colours(words, end)):
-        end += 1
-    if not end:
-        raise UserError(f"the instruction '{text}' names nothing to move: reword it, as 'pick up the black bowl'")
-    return text[words[0].start() : words[end - 1].end()].lower()
-
-
-def _joins_colours(words: list[re.Match[str]], i: int) -> bool:
-    """Whether word `i` is the "and" of "yellow and white mug"."""
-    around = {word.group().lower() for word in (words[i - 1], *words[i + 1 : i + 2])}
-    return words[i].group().lower() == "and" and len(around) == 2 and around <= COLOURS
 
 
 def destination_at(text: str) -> int:

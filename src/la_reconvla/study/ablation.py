@@ -41,6 +41,7 @@ from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures
+from la_reconvla.study.cost import head_cost
 from la_reconvla.study.evaluate import (
     EPISODES,
     Evaluation,
@@ -308,10 +309,11 @@ class Ablation:
 
     def _results(self) -> Results:
         c = self.config
-        arms, floors = [], []
+        arms, floors, inner = [], [], load_policy(self.cells[0].folder)[0].backbone
         for arm in self.arms:
             cells = [cell for cell in self.cells if cell.condition == arm]
-            arms.append((Arm.of(arm), self._evidence(cells)))
+            cost = head_cost(arm, inner.width, inner.grid, inner.patch_size)
+            arms.append((Arm.of(arm, cost), self._evidence(cells)))
             for view in ("grey_image", "wrong_instruction"):
                 frames = [r for cell in cells for r in read_json(cell.folder / HELD_OUT)[view]]
                 episodes = []

@@ -29,6 +29,7 @@ from la_reconvla.study.results import (
 from la_reconvla.study.statistics import FEW_SEEDS
 from la_reconvla.study.tables import (
     duration,
+    grid_table,
     headline,
     markdown,
     named,
@@ -117,6 +118,7 @@ def render(results: Results, folder: Path) -> str:
         per_task=per_task,
         stage_names=STAGES,
         same_within=SAME_WITHIN,
+        grid=grid_table(results),
         charts=charts,
         missing_curves=missing_curves,
         pictures=pictures,
@@ -217,10 +219,16 @@ def limits(results: Results) -> list[str]:
     said.append(
         "Only comparisons of the declared family are corrected for their number; intervals elsewhere stand alone."
     )
-    said.append(
-        "The ReconVLA arm (diffusion reconstruction of an annotated crop) is not part of this study, so nothing here "
-        "compares with it."
-    )
+    if any(c.id == "R1" for c in results.conditions):
+        said.append(
+            "R1 is ReconVLA's loss on this study's backbone, budget and head size. It is not the published model: that "
+            "has 7 billion parameters and was pretrained for reconstruction."
+        )
+    else:
+        said.append(
+            "The ReconVLA arm (diffusion reconstruction of an annotated crop) is not part of this study, so nothing "
+            "here compares with it."
+        )
     return [*said, *results.study.limits]
 
 

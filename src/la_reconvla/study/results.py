@@ -29,20 +29,29 @@ from la_reconvla.study.statistics import Agreement, Equivalence, Interval, Verdi
 
 if TYPE_CHECKING:
     from la_reconvla.conditions import Condition
+    from la_reconvla.study.cost import HeadCost
 
 SCHEMA = 1
 STAGES = ("approached", "distractor_approached", "grasped", "lifted", "placed")
 OVERLAPS = ("aos", "aos_chance", "aos_ceiling", "aos_g", "aos_g_chance", "mass", "mass_over_area", "pointing", "auroc")
 EPISODE_METRICS = {"tsr": "success", "smallest_distance": "smallest_distance"} | {stage: stage for stage in STAGES}
 SAME_WITHIN = 0.05  # success rates closer than this count as equal: five points
-FAMILY = (("C4", "C2", "tsr"), ("C4", "C1", "tsr"), ("C4", "C2", "aos"), ("C4", "C1", "aos"))
-"""Comparisons declared before the data were seen; Holm's correction runs over these."""
-EXPLORATORY = tuple(
-    ("C4", other, metric)
-    for metric in ("approached", "grasped", "lifted", "smallest_distance")
-    for other in ("C2", "C1")
+FAMILY = (
+    *(("C4", other, metric) for metric in ("tsr", "aos") for other in ("C2", "C1")),
+    *(("R1", other, "tsr") for other in ("R2", "R3")),
 )
-"""Comparisons of how far episodes got, outside of the declared family and not corrected for their number."""
+"""Comparisons declared before the data were seen; Holm's correction runs over these."""
+ARM = "C4", "R1", "tsr"
+"""What H1 judges, by equivalence."""
+WHAT = ("R1", "R2"), ("R1", "R3"), ("A1", "D2"), ("G1", "C2"), ("G2", "D2"), ("C4", "G1")
+"""Pairs of the grid with one head and two regions."""
+HEADS = ("A1", "C4"), ("D2", "C2"), ("G2", "G1")
+"""Pairs of the grid with one region and two heads."""
+EXPLORATORY = (
+    *(("C4", o, metric) for metric in ("approached", "grasped", "lifted", "smallest_distance") for o in ("C2", "C1")),
+    *((a, b, metric) for a, b in (*WHAT, *HEADS, ARM[:2]) for metric in ("approached", "action_error", "aos")),
+)
+"""Comparisons outside of the declared family, not corrected for their number."""
 
 FloorId = Literal["blind_replay", "no_image", "grey_image", "wrong_instruction"]
 Record = Mapping[str, Any]
@@ -212,7 +221,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Arm:
-    """What a condition is, in words and numbers; None where it has no such part."""
+    """What a condition is, in words and numbers; None where it has no such part.
+
+    `mask` names what is reconstructed, masked patches or a crop; the last two are those of `la_reconvla.study.cost`.
+    """
 
     id: str
     name: str
@@ -221,10 +233,12 @@ class Arm:
     weight: float | None
     annotation_free: bool
     mask_at: str | None = None
+    head_parameters: int | None = None
+    head_operations: int | None = None
 
     @classmethod
-    def of(cls, condition: Condition) -> Arm:
-        """The description of `condition`."""
+    def of(cls, condition: Condition, cost: HeadCost | None = None) -> Arm:
+        """The description of `condition`; `cost` is that of its head."""
         extra = condition.reconstruction
         return cls(
             id=condition.id,
@@ -233,7 +247,9 @@ class Arm:
             reconstructor=None if extra is None else extra.head.label,
             weight=None if extra is None else extra.weight,
             annotation_free=condition.annotation_free,
-            mask_at=None if extra is None else extra.mask_at,
+            mask_at=None if extra is None or extra.mask is None else extra.mask_at,
+            head_parameters=None if cost is None else cost.parameters,
+            head_operations=None if cost is None else cost.operations,
         )
 
 
@@ -686,7 +702,7 @@ def build(
     evidence = {arm.id: found for arm, found in arms}
     comparisons = (
         *_family(evidence, family),
-        *_compared(evidence, [key for key in EXPLORATORY if key not in family]),
+        *_compared(evidence, [key for key in (ARM, *EXPLORATORY) if key not in family]),
         *_against_floors(evidence, floors),
     )
     return Results(
@@ -765,9 +781,14 @@ CLAIMS = {
 }
 NOT_COMPARED = "The data for this comparison are not part of this study."
 NO_RECONVLA = (
-    "This needs the ReconVLA arm, a diffusion head that reconstructs an annotated crop. "
+    "This needs the ReconVLA arm (R1), a diffusion head that reconstructs an annotated crop. "
     "That arm is not part of this study."
 )
+NOT_SPEED = (
+    "A study measures no speed, and neither arm reconstructs when it acts: `la-reconvla bench` measures control, "
+    "training and pictures apart."
+)
+NOT_ELSEWHERE = "Changed wording, objects and suites are not part of this study."
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
@@ -777,10 +798,10 @@ def judge(comparisons: Sequence[Comparison]) -> list[Hypothesis]:
     grounding = [known.get(("C4", other, "aos")) for other in ("C2", "C1")]
     judged = {
         HEADLINE: _judge_headline(known.get(("C4", "C2", "tsr"))),
-        "H1": ("inconclusive", NO_RECONVLA),
-        "H2": ("inconclusive", NO_RECONVLA),
+        "H1": _judge_equal(known.get(ARM)),
+        "H2": ("inconclusive", NOT_SPEED),
         "H3": _together([_judge_arms(c) for c in grounding]),
-        "H4": ("inconclusive", NO_RECONVLA),
+        "H4": ("inconclusive", NOT_ELSEWHERE),
         # A grey image is foreign to a policy trained on images; one trained without images is the fairer floor.
         "image": _judge_floor(comparisons, "grey_image", "no_image"),
         "words": _judge_floor(comparisons, "wrong_instruction"),
@@ -799,11 +820,8 @@ def _judge_headline(c: Comparison | None) -> Judgement:
     word, because = _judge_arms(c)
     if c is None or c.agreement is None or word != "inconclusive":
         return word, because
-    if c.agreement.neither == c.n:
-        return word, f"{because} Neither policy ever succeeded, so success cannot tell them apart."
-    rates = [(c.agreement.both + only) / c.n for only in (c.agreement.only_a, c.agreement.only_b)]
-    if max(rates) < SAME_WITHIN or min(rates) > 1 - SAME_WITHIN:
-        return word, f"{because} Both are at the floor or ceiling, where five points say nothing."
+    if _tells_nothing(c):
+        return word, f"{because} {_tells_nothing(c)}"
     if c.equivalence == "equivalent" and c.seeds > 1:
         return "refuted", f"{because} The two are equal within {100 * SAME_WITHIN:.0f} points."
     if c.a_mean is not None and c.b_mean is not None and c.a_mean != c.b_mean:
@@ -812,6 +830,30 @@ def _judge_headline(c: Comparison | None) -> Judgement:
             f" To tell such rates apart, about {needed} independent episodes an arm are needed; there were {c.n}."
         )
     return word, because
+
+
+def _judge_equal(c: Comparison | None) -> Judgement:
+    """Success within `SAME_WITHIN` by two one-sided tests; with more than one seed, and where success tells at all."""
+    if c is None or c.agreement is None:
+        return "inconclusive", NO_RECONVLA
+    if _tells_nothing(c):
+        return "inconclusive", f"{in_words(c)} {_tells_nothing(c)}"
+    decided: dict[str | None, Verdict] = {"equivalent": "supported", "different": "refuted"}
+    word = decided.get(c.equivalence, "inconclusive")
+    if word != "inconclusive" and c.seeds < 2:
+        return "inconclusive", f"{in_words(c)} {ONE_SEED}"
+    return word, in_words(c)
+
+
+def _tells_nothing(c: Comparison) -> str:
+    """Why a tie of successes says nothing; empty if it may say something."""
+    assert c.agreement is not None
+    if c.agreement.neither == c.n:
+        return "Neither policy ever succeeded, so success cannot tell them apart."
+    rates = [(c.agreement.both + only) / c.n for only in (c.agreement.only_a, c.agreement.only_b)]
+    if max(rates) < SAME_WITHIN or min(rates) > 1 - SAME_WITHIN:
+        return "Both are at the floor or ceiling, where five points say nothing."
+    return ""
 
 
 def _judge_arms(c: Comparison | None) -> Judgement:

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from la_reconvla.study.results import (
+    EXPLORATORY,
     HEADLINE,
     STAGES,
     Comparison,
@@ -25,6 +26,7 @@ from la_reconvla.study.results import (
     in_words,
 )
 
+GRID_WEIGHT = 0.5  # lambda of every arm of the grid
 FLOORS = {
     "grey_image": "grey image",
     "wrong_instruction": "wrong instruction",
@@ -135,6 +137,55 @@ def comparison_table(results: Results) -> TextTable:
     return TextTable("Declared comparisons", ("arms", "of", "difference", "p", "p (Holm)", "pairs"), rows)
 
 
+HEAD_NAMES = {"mae": "MAE, one pass", "diffusion": "diffusion"}
+REGIONS = "random", "attention", "gaze", "random crop", "gaze crop", "whole image"
+
+
+def grid_table(results: Results) -> TextTable:
+    """What was reconstructed, down, by which head, across; without rows where no arm has a diffusion head.
+
+    Arms that differ in anything else (lambda, the leak-free variant, another source of attention) are not in it.
+    """
+    found = {(c.mask, c.reconstructor): c for c in reversed(results.conditions) if c.weight == GRID_WEIGHT}
+    rows = [
+        (region.replace("_", " "), *(_grid_cell(found.get((region, head))) for head in HEAD_NAMES))
+        for region in REGIONS
+        if any((region, head) in found for head in HEAD_NAMES)
+    ]
+    none = [c for c in results.conditions if c.reconstructor is None]
+    rows += [("nothing", _grid_cell(c), "") for c in none]
+    shown = rows if any(head == "diffusion" for _, head in found) else []
+    title = "The grid: what is reconstructed, and by which head"
+    return TextTable(title, ("what", *HEAD_NAMES.values()), shown)
+
+
+def _grid_cell(c: ConditionResult | None) -> str:
+    if c is None:
+        return "–"
+    said = [f"{c.id}{'' if c.annotation_free else ' (annotated)'}"]
+    if c.tsr is not None:
+        said.append(f"success {c.tsr.successes} / {c.tsr.episodes}, {percent(c.tsr.low)} to {percent(c.tsr.high)}")
+    if c.stages is not None:
+        said.append(f"approached {percent(c.stages.approached)}")
+    if c.action_error is not None:
+        said.append(f"action error {_interval(c.action_error)}")
+    if c.aos is not None:
+        said.append(f"AOS {number(c.aos.mean)} ({number(c.aos.low)} to {number(c.aos.high)})")
+    if c.head_parameters is not None and c.head_operations is not None:
+        said.append(f"head {c.head_parameters / 1e6:.2f} M parameters, {c.head_operations / 1e6:.0f} MFLOP a sample")
+    return "; ".join(said)
+
+
+def exploratory_table(results: Results) -> TextTable:
+    """Comparisons of the grid outside of the declared family."""
+    rows = [
+        (f"{c.a} - {c.b}", c.metric.replace("_", " "), _difference(c), p_value(c.p), str(c.n))
+        for c in map(lambda key: results.comparison(*key), EXPLORATORY)
+        if c is not None and c.p_holm is None
+    ]
+    return TextTable("Exploratory comparisons, not corrected", ("arms", "of", "difference", "p", "pairs"), rows)
+
+
 def verdict_table(results: Results) -> TextTable:
     """What each hypothesis came to."""
     rows = [(h.id, h.verdict, h.claim) for h in results.hypotheses]
@@ -158,7 +209,16 @@ def markdown(results: Results) -> str:
         "intervals": "95 %; n, of held-out frames, is the number of different scenes",
     }
     parts = [f"# {s.preset}: {headline(results)}", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
-    makers = (success_table, stage_table, error_table, overlap_table, comparison_table, verdict_table)
+    makers = (
+        success_table,
+        grid_table,
+        stage_table,
+        error_table,
+        overlap_table,
+        comparison_table,
+        exploratory_table,
+        verdict_table,
+    )
     tables = [make(results) for make in makers]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 

@@ -67,13 +67,13 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every arm, round by round: what else the machine does falls on all arms alike.
 
-    A round runs each arm once, in an order that is shuffled anew. The first round warms up and is not counted, unless
-    it took so long that no second one fits.
+    A round runs each arm once, in an order that is shuffled anew. A round before the first warms up: it is neither
+    counted nor part of the budget, as what it compiles or records may take longer than all others together.
 
     Args:
         arms: what to run, by name.
         repeats: counted rounds at most.
-        seconds: a round begins only if one as long as the longest so far would end within so many from the start.
+        seconds: after the first, a round begins only if one as long as the longest so far would end within so many.
         wait: called before and after each run, see `synchronise`.
         clock: what tells the seconds.
         ticked: told of every run, for a progress bar.
@@ -83,21 +83,25 @@ def interleaved(
         For each arm a list of equal length; numbers of one index belong to one round.
     """
     order, names = np.random.default_rng(seed), list(arms)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    begun, longest = clock(), 0.0
-    for _ in range(repeats + 1):
-        started = clock()
-        if started - begun + longest > seconds:
-            break
+
+    def turn() -> dict[str, float]:
+        taken = {}
         for name in order.permutation(names):
             wait()
             before = clock()
             arms[name]()
             wait()
-            taken[name].append(clock() - before)
+            taken[str(name)] = clock() - before
             ticked(str(name))
+        return taken
+
+    turn()
+    begun, longest, rounds = clock(), 0.0, []
+    while len(rounds) < repeats and (not rounds or clock() - begun + longest <= seconds):
+        started = clock()
+        rounds.append(turn())
         longest = max(longest, clock() - started)
-    return {name: runs[1:] or runs for name, runs in taken.items()}
+    return {name: [taken[name] for taken in rounds] for name in names}
 
 
 def ratio(of: Sequence[float], over: Sequence[float]) -> float:
