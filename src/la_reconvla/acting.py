@@ -3,10 +3,11 @@
 `Policy.act` is the one to read. While an instruction stays, most of what it does stays too: tokens and their
 embeddings, positions, rotary tables, the mask of who attends to whom. `Actor` records the tensor operations of one call
 for each set of instructions and shapes, freezes the weights into the recording and folds all that does not depend on
-pictures and robot state into constants. What is left runs without Python: on a CPU in the interpreter of TorchScript, on
-a GPU compiled, as CUDA graphs. No code of the library is copied, so that it serves every family alike.
+pictures and robot state into constants. The rest runs without Python: on a CPU in the interpreter of TorchScript, on
+a GPU compiled, as CUDA graphs. No code of the library is copied.
 
-A recording is believed only where it gives what `Policy.act` gives; elsewhere `Policy.act` itself goes on acting.
+A recording is believed only where it gives what `Policy.act` gives; elsewhere `Policy.act` itself goes on acting. So it
+does for families whose library code asks a tensor for its value on the way (all causal ones but Mistral's, Mllama).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Actor:
         else:
             found = fast(*inputs.values())
         self._known[key] = fast
-        if len(self._known) > KEPT:
+        while len(self._known) > KEPT:
             self._known.popitem(last=False)
         return found
 
@@ -85,8 +86,9 @@ class Actor:
         try:
             kind = decoded if isinstance(self.policy.head, TokenHead) else whole
             fast = kind(self.policy, instructions, tuple(inputs), examples)
-            for _ in range(3):  # the interpreter settles in its first calls
-                found = fast(*examples)
+            for _ in range(2):  # the interpreter settles in its first calls
+                fast(*examples)
+            found = fast(*examples)
         except Exception:
             return None
         return fast if torch.allclose(found, expected, rtol=0, atol=TOLERANCE) else None
