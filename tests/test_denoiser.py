@@ -392,9 +392,8 @@ def test_the_gaze_arm_draws_what_a_blinded_backbone_cannot(blind: bool) -> None:
 def test_sampling_recovers_a_trained_image(masked: bool) -> None:
     """One picture, learnt by heart: drawn again from noise, in any number of steps, also under a mask."""
     torch.manual_seed(0)
-    images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, 3, 4, 4), dtype=np.uint8))
-    images = images.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    head = Denoiser(depth=1, width=32, heads=4, repeats=16, target=Pixels(1)).build(16, (4, 4), 8)
+    images = torch.from_numpy(np.random.default_rng(3).integers(0, 256, (1, 3, 8, 8), dtype=np.uint8))
+    head = Denoiser(depth=1, width=32, heads=4, repeats=16).build(16, (4, 4), 2)
     states, target = torch.randn(1, 16, 16), head.target(images)
     mask = torch.tensor([[i % 3 == 0 for i in range(16)]]) if masked else None
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
@@ -407,7 +406,9 @@ def test_sampling_recovers_a_trained_image(masked: bool) -> None:
     for steps in (10, 50):
         drawn = head.picture(states, mask, target, steps=steps)
         assert torch.equal(drawn, head.picture(states, mask, target, steps=steps))
-        assert (drawn - head.codec.decode(target))[chosen].square().mean() < 0.003
+        assert (drawn - patchify(images, 2))[chosen].square().mean() < 0.01
+        if mask is not None:
+            assert torch.equal(drawn[~mask], patchify(images, 2)[~mask])
     assert not torch.equal(head.picture(states, mask, target, 10), head.picture(states, mask, target, 50))
 
 

@@ -207,6 +207,8 @@ def train(
     policy_config.save(folder)
     # repr, because the fields of two kinds of mask may be equal
     arm = {"precision": str(dtype), "reconstruction": repr(condition.reconstruction)}
+    if samples.annotation is not None:
+        arm["annotation"] = samples.annotation
     claim(folder / SCHEDULE, {**config.identity, **arm})
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two

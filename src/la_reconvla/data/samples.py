@@ -71,7 +71,9 @@ class Samples:
         self._images = self._pictures("frames")
         self._wrist = self._pictures("wrist") if wrist else None
         self._proprio = self._states(proprio)
-        self._gaze = None if gaze is None else self._boxes(gaze)
+        self._gaze, self.annotation = None, None
+        if gaze is not None:
+            self._annotate(gaze)
 
     def __len__(self) -> int:
         return len(self._step)
@@ -83,7 +85,7 @@ class Samples:
             UserError: `gaze` has no box for an episode.
         """
         result = copy.copy(self)
-        result._gaze = self._boxes(gaze)
+        result._annotate(gaze)
         return result
 
     def batch(self, indices: Int64[np.ndarray, "b"]) -> Batch:
@@ -152,9 +154,10 @@ class Samples:
             done += len(pictures)
         return result
 
-    def _boxes(self, gaze: Annotator) -> Float[torch.Tensor, "N 4"]:
+    def _annotate(self, gaze: Annotator) -> None:
+        """Take the boxes; `annotation` then says what decided them, None where there are none."""
         every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
-        return torch.from_numpy(np.concatenate(every))
+        self._gaze, self.annotation = torch.from_numpy(np.concatenate(every)), gaze.identity
 
     def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:
         if kind not in get_args(Proprioception):

@@ -105,7 +105,8 @@ class DiffusionReconstructor(nn.Module):
     ) -> Float[Tensor, "b n p"]:
         """Pixels of every patch in [-1, 1], drawn in `steps` steps by DDIM (arXiv 2010.02502).
 
-        It begins with the same noise in every call. Of `target` only the shape is read.
+        It begins with the same noise in every call. Under a mask, visible patches are those of `target`, which a codec
+        that blends neighbours must know; nothing else of it is read.
         """
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
@@ -115,4 +116,4 @@ class DiffusionReconstructor(nn.Module):
         for t in sampler.timesteps:
             level = t.to(patches.device).expand(len(drawn))
             drawn = sampler.step(self.network(drawn, level, patches, mask).float(), t, drawn).prev_sample
-        return self.codec.decode(drawn)
+        return self.codec.decode(drawn if mask is None else torch.where(mask[..., None], drawn, target))

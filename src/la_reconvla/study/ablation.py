@@ -374,6 +374,7 @@ class Ablation:
                 "actions in a chunk": c.backbone.chunk,
                 "render quality": c.quality,
                 "seeds": list(c.seeds),
+                **({} if all(a.annotation_free for a in self.arms) else {"boxes": annotator(c.gaze).label}),
                 "config": asdict(c),
             },
             action_error_unit=UNIT,
