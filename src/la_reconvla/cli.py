@@ -489,6 +489,41 @@ def plan(
 
 
 @app.command
+def bench(
+    backbone: tuple[str, ...] = ("quick", "small"),
+    device: str = "auto",
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    threads: int = 1,
+    repeats: int = 20,
+    seconds: float = 60.0,
+    only: tuple[Literal["control", "training", "picture", "limit", "data"], ...] = (
+        *("control", "training", "picture", "limit", "data"),
+    ),
+    demonstrations: Path | None = None,
+    episodes: int = 3,
+    out: Path | None = None,
+) -> None:
+    """Measure how fast arms act, train and draw, and what limits them; tables, and as the last line JSON.
+
+    Args:
+        backbone: presets (their sizes), ids on the hub, or folders with a config.json; weights are random.
+        device: auto, cpu, cuda or mps.
+        dtype: of the arithmetic; auto takes what the device does well.
+        threads: of the CPU.
+        repeats: rounds, in each of which every arm runs once.
+        seconds: a section of one backbone begins no further round after so many.
+        only: sections; data includes the simulator where it is installed.
+        demonstrations: folder with *_demo.hdf5 files for the loader; noise is written and read without one.
+        episodes: of the simulator; 0 leaves it out.
+        out: folder for bench.json, bench.md and bench.svg.
+    """
+    from la_reconvla.study.bench import Settings
+    from la_reconvla.study.bench import bench as run
+
+    run(Settings(backbone, device, dtype, threads, repeats, seconds, only, demonstrations, episodes), out)
+
+
+@app.command
 def export(run: Positional[Path], out: Path, merged: bool = False) -> None:
     """Write a policy and its card to a folder that others can load.
 

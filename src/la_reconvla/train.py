@@ -35,6 +35,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.teacher import averaged, follow, teacher_of
+from la_reconvla.processes import keep_memory
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
 
@@ -192,6 +193,7 @@ def train(
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
+    keep_memory()
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(len(samples), WHITENED)
     policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()

@@ -49,8 +49,9 @@ def encode(
     Raises:
         UserError: if an instruction is empty or longer than `max_tokens`.
     """
-    encodings = tokenizer.encode_batch(list(instructions), add_special_tokens=False)
-    for text, encoding in zip(instructions, encodings, strict=True):
+    texts = list(dict.fromkeys(instructions))  # a batch says few different things
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
         if not encoding.ids or not text.strip():
             raise UserError("an instruction is empty: say what the robot should do")
         if len(encoding.ids) > max_tokens:
@@ -58,15 +59,18 @@ def encode(
                 f"the instruction has {len(encoding.ids)} tokens, the context holds {max_tokens}: shorten it or "
                 f"train with a larger max_tokens ('{text[:60]}...')"
             )
-    shape = len(encodings), len(before) + max(len(encoding.ids) for encoding in encodings) + len(after)
-    ids = torch.full(shape, pad, dtype=torch.long)
-    rows, present = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-    spans = torch.full((*shape, 2), -1, dtype=torch.long)
-    for i, encoding in enumerate(encodings):
-        sequence = [*before, *encoding.ids, *after]
-        own = slice(len(before), len(before) + len(encoding.ids))
-        ids[i, : len(sequence)] = torch.tensor(sequence)
-        present[i, : len(sequence)] = True
-        rows[i, own] = True
-        spans[i, own] = torch.tensor(encoding.offsets)
-    return Tokens(ids, rows, spans, present)
+    longest = max(len(encoding.ids) for encoding in encodings)
+    first, last = len(before), len(after)
+    lines = []
+    for encoding in encodings:
+        own, rest = len(encoding.ids), longest - len(encoding.ids)
+        lines.append(
+            (
+                [*before, *encoding.ids, *after, *[pad] * rest],
+                [*[False] * first, *[True] * own, *[False] * (last + rest)],
+                [*[(-1, -1)] * first, *encoding.offsets, *[(-1, -1)] * (last + rest)],
+                [*[True] * (first + own + last), *[False] * rest],
+            )
+        )
+    which = torch.tensor([texts.index(text) for text in instructions])
+    return Tokens(*(torch.tensor(column)[which] for column in zip(*lines, strict=True)))

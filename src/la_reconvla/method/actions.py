@@ -69,12 +69,13 @@ class ActionBins:
     def targets(self, actions: Float[Tensor, "... 7"]) -> Float[Tensor, "... 7 v"]:
         """Target distribution over the bins. The gripper's is always one-hot."""
         place = self.labels(actions)
-        hard = F.one_hot(place.round().long(), self.count).to(actions.dtype)
         if self.spread == 0:
-            return hard
+            return F.one_hot(place.round().long(), self.count).to(actions.dtype)
         bins = torch.arange(self.count, device=actions.device, dtype=actions.dtype)
-        soft = (-0.5 * ((bins - place[..., None]) / self.spread).square()).softmax(-1)
-        return torch.cat([soft[..., :GRIPPER, :], hard[..., GRIPPER:, :]], dim=-2)
+        away = (bins - place[..., None]).div_(self.spread)  # in place: these are the largest tensors beside the states
+        soft = away.square_().mul_(-0.5).softmax(-1)
+        soft[..., GRIPPER, :] = F.one_hot(place[..., GRIPPER].long(), self.count)
+        return soft
 
     def values(self, tokens: Int64[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
         """Centre of each bin in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""

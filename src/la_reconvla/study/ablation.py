@@ -134,8 +134,8 @@ class Ablation:
         require_simulator()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
-        _require_heads(c, self.arms)
         _require_room(c, (text for _, text in wording(c.suite, c.tasks, c.placement)))
+        _require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
             self._timed("collection", self._collect)
@@ -485,8 +485,8 @@ def train_one(
     arm = condition(condition_id).with_head(config.head, config.denoiser)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
-    _require_heads(config, [arm])
     _require_room(config, (episode.instruction for episode in opened.episodes))
+    _require_heads(config, [arm])
     training, held_out = opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _samples.cache_clear()

@@ -152,6 +152,23 @@ def overlap_chart(results: Results) -> bytes | None:
     return _svg(draw, (7, 0.95 + 0.42 * len(arms)))
 
 
+def time_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Times of the bench: a bar a row of ``bench.json``, its median with p5 to p95, on a logarithmic axis (ms)."""
+    named = sorted({(row["section"], row["backbone"]) for row in rows}, key=lambda key: key)
+    colour = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(named)}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, row in enumerate(rows):
+            _bar(axes, place, row["median"], row["p5"], row["p95"], colour[row["section"], row["backbone"]])
+        labels = [f"{row['section']}, {row['backbone']}: {row['case']}" for row in rows]
+        _lines(axes, labels)
+        axes.set_xscale("log")
+        axes.set_xlabel("milliseconds, 5th to 95th percentile")
+
+    return _svg(draw, (8, 0.9 + 0.26 * len(rows)))
+
+
 def _bar(axes: Axes, row: int, value: float, low: float, high: float, colour: str) -> None:
     axes.barh(row, value, color=colour, height=0.62)
     axes.plot([low, high], [row, row], color=INK, linewidth=1.6, solid_capstyle="butt")
@@ -162,8 +179,12 @@ def _tick(axes: Axes, row: int, value: float, colour: str, style: str) -> None:
 
 
 def _rows(axes: Axes, conditions: Sequence[ConditionResult]) -> None:
-    axes.set_yticks(range(len(conditions)), [f"{c.id}  {c.name}" for c in conditions])
-    axes.set_ylim(len(conditions) - 0.45, -0.55)
+    _lines(axes, [f"{c.id}  {c.name}" for c in conditions])
+
+
+def _lines(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.55)
     axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from la_reconvla.backbones.pretrained import DTYPES, Dtype, Freeze, Lora, Pretrained
 from la_reconvla.conditions import C4, Condition, condition
-from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, Batch
+from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, BackboneConfig, Batch
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEReconstructor
@@ -352,7 +352,7 @@ def _fake(policy: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def random_batch(backbone: Pretrained, size: int) -> Batch:
+def random_batch(backbone: BackboneConfig, size: int) -> Batch:
     """A batch of the shapes that `backbone` takes, with an instruction of LIBERO's length."""
     pixels, width = (size, 3, backbone.image_size, backbone.image_size), PROPRIO_WIDTH[backbone.proprio]
     return Batch(

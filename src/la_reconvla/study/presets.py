@@ -37,12 +37,12 @@ class StudyConfig:
         quality: render quality of everything.
         frame_stride: control steps between recorded frames.
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
+        decoding: of actions: all in one pass, or token by token.
         head: size of the MAE decoder in every arm that has one.
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
             parameters of `head` to 5 % and draws one noise level a sample, so that both cost the same compute.
         gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
             written by ``la-reconvla annotate``.
-        decoding: of actions: all in one pass, or token by token.
         train: how to train.
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.
@@ -64,9 +64,9 @@ class StudyConfig:
     frame_stride: int = 2
     backbone: SmallPaliGemma | Pretrained = field(default_factory=SmallPaliGemma)
     head: MAEDecoder = field(default_factory=MAEDecoder)
+    decoding: DecodingName = "parallel"
     denoiser: Denoiser = field(default_factory=Denoiser)
     gaze: str = "masks"
-    decoding: DecodingName = "parallel"
     train: TrainConfig = field(default_factory=TrainConfig)
     spread: float = 4.0
     seeds: tuple[int, ...] = (0,)
