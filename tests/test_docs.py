@@ -161,6 +161,7 @@ def test_the_example_is_a_policy_with_the_method_in_it() -> None:
     assert actions.shape == (2, 8, 7)
 
     from la_reconvla.method.objective import losses
+    from la_reconvla.method.reconstruction import Reconstruction
 
     policy, batch = names["policy"], names["batch"]
     swapped = policy.act(batch.images, batch.instructions[::-1])

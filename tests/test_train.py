@@ -26,12 +26,15 @@ from la_reconvla import checkpoint, storage
 from la_reconvla import train as train_module
 from la_reconvla.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy, load_tensors, save_tensors
 from la_reconvla.conditions import C1, C2, C4, CONDITIONS, NO_IMAGE, Condition
+from la_reconvla.data.gaze import Masks
 from la_reconvla.data.hdf5 import open_demonstrations, write_file
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.heads import LocalisationHeads
 from la_reconvla.method.mask import WarmUp
+from la_reconvla.method.pixels import Pixels
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.regions import TwoRegionMask
 from la_reconvla.method.teacher import EMATeacher
@@ -40,6 +43,7 @@ from la_reconvla.storage import read_jsonl
 from la_reconvla.train import METRICS, SMALL_FILES, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
 from test_hdf5 import make_header, make_recording
 
+DENOISER = Denoiser(depth=1, width=16, heads=2, repeats=1, target=Pixels(2))
 SHORT = TrainConfig(steps=4, batch_size=4, warmup=2, log_every=1, save_every=2, check_every=2, device="cpu")
 KILLED = dataclasses.replace(SHORT, steps=60, log_every=3, save_every=7, check_every=30)
 
@@ -69,7 +73,9 @@ def train_tiny(
     """Train the tiny policy; the same call goes on with a run that was stopped."""
     parts = open_demonstrations(demonstrations).divide(held_out)
     training, rest = (Samples(part, TINY.image_size, TINY.chunk) for part in parts)
-    condition = condition.with_head(HEAD)
+    condition = condition.with_head(HEAD, DENOISER)
+    if not condition.annotation_free:
+        training = training.told(Masks())
     policy = PolicyConfig.of(
         condition,
         seed=seed,

