@@ -1,6 +1,7 @@
 """The diffusion head and the arms that need the target's box, against closed forms and known answers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,10 +55,16 @@ def test_noise_levels_are_the_cosine_schedule() -> None:
     betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
     np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), np.cumprod(1 - betas), rtol=2e-4, atol=1e-9)
     np.testing.assert_allclose(schedule.alphas_cumprod[:-1].numpy(), (f[1:] / f[0])[:-1], rtol=2e-3, atol=1e-7)
-    x, e = torch.ones(1, 4, 48), torch.full((1, 4, 48), 2.0)
-    noised = schedule.add_noise(x, e, torch.tensor([300]))
-    a = f[301] / f[0]
-    np.testing.assert_allclose(noised.numpy(), math.sqrt(a) + 2 * math.sqrt(1 - a), rtol=1e-4)
+    x = torch.ones(1, 4, 48)
+    head = SMALL.build(16, (2, 2), 8)
+    seen = []
+    head.network.forward = lambda noised, t, *_: seen.append((noised, t)) or torch.zeros_like(noised)
+    wrong = head.loss(torch.zeros(1, 4, 16), None, x, torch.Generator().manual_seed(1))
+    ((noised, t),) = seen
+    g = torch.Generator().manual_seed(1)
+    a, e = f[int(t) + 1] / f[0], torch.randn(1, 4, 48, generator=(torch.randint(1000, (1,), generator=g), g)[1])
+    np.testing.assert_allclose(noised.numpy(), math.sqrt(a) + e.numpy() * math.sqrt(1 - a), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(wrong.item(), e.square().mean().item(), rtol=1e-5)
 
 
 def test_the_published_head_has_64_million_parameters() -> None:
@@ -159,6 +166,28 @@ def test_a_vae_that_is_missing_or_another_is_a_clear_error(vae_folder: str, tmp_
         other.codec((4, 4), 4).encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
+def test_a_vae_of_other_weights_is_refused(vae_folder: str, tmp_path) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    known = Latents.of(vae_folder)
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    vae.encoder.conv_in.bias.data += 1
+    vae.save_pretrained(tmp_path)
+    assert Latents.of(str(tmp_path)) != replace(known, source=str(tmp_path))
+    with pytest.raises(UserError, match="are not those that this was trained with"):
+        replace(known, source=str(tmp_path)).codec((4, 4), 4).encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_latents_are_exact_under_autocast(vae_folder: str) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16), dtype=np.uint8))
+    codec = Latents.of(vae_folder).codec((4, 4), 4)
+    plain = codec.encode(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = codec.encode(images)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, plain)
+
+
 def test_a_saved_head_is_read_again(vae_folder: str, tmp_path) -> None:
     for number, target in enumerate((Pixels(4), Pixels(), Latents.of(vae_folder))):
         head = Denoiser(depth=1, width=16, heads=2, target=target)
@@ -209,6 +238,23 @@ def test_crops_lie_in_the_picture_and_are_equally_large(gaze, seed: int) -> None
         if length < 1 or 1.5 * max(box[2] - box[0], box[3] - box[1]) <= 1:  # the target is all in its own crop
             assert (crop[:2] <= box[:2] + 1e-6).all()
             assert (crop[2:] >= box[2:] - 1e-6).all()
+
+
+def test_a_target_that_was_shifted_out_of_the_picture_still_has_a_region() -> None:
+    """`data.samples.shifted` may leave a box without area at an edge."""
+    gaze = torch.tensor([[1.0, 0.4, 1.0, 0.6], [0.2, 0.0, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    for crop in (GazeCrop(), RandomCrop()):
+        found = crop(gaze, 3, generator(0, "x"))
+        assert torch.isfinite(found).all()
+        assert (found[:, 2:] - found[:, :2] >= 0.25 - 1e-6).all()
+        assert found.min() >= 0
+        assert found.max() <= 1
+    near = GazeCrop()(gaze, 3, generator(0, "x"))
+    torch.testing.assert_close(near[0, 2], torch.tensor(1.0))
+    torch.testing.assert_close(near[2], torch.tensor([0.0, 0.0, 0.25, 0.25]))
+    mask = GazeMask()(None, (3, 16), torch.Generator(), Moment(grid=(4, 4), gaze=gaze))
+    assert mask.sum(1).tolist() == [4, 4, 4]
+    assert mask[2].nonzero().flatten().tolist()[0] == 0
 
 
 def test_random_crops_are_uniform_and_do_not_know_the_place() -> None:
@@ -412,6 +458,28 @@ def test_sampling_recovers_a_trained_image(masked: bool) -> None:
     assert not torch.equal(head.picture(states, mask, target, 10), head.picture(states, mask, target, 50))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 20, 250, 1000])
+def test_sampling_with_the_exact_noise_gives_the_distribution_in_any_number_of_steps(steps: int) -> None:
+    """For pixels that are N(0.3, 0.1^2) the best prediction of the noise has a closed form; DDIM must end at them.
+
+    One step can only give the mean; the more there are, the nearer the deviation comes to its own.
+    """
+    head = SMALL.build(16, (16, 16), 4)
+    mean, deviation = 0.3, 0.1
+
+    def exact(x: torch.Tensor, t: torch.Tensor, *_) -> torch.Tensor:
+        a = head.kept[t, None, None].double()
+        return ((1 - a).sqrt() * (x.double() - a.sqrt() * mean) / (a * deviation**2 + 1 - a)).float()
+
+    head.network.forward = exact
+    drawn = head.picture(torch.zeros(4, 256, 16), None, torch.zeros(4, 256, 48), steps=steps)
+    assert drawn.mean().item() == pytest.approx(mean, abs=0.01)
+    if steps >= 250:
+        assert drawn.std().item() == pytest.approx(deviation, rel=0.1)
+    else:
+        assert drawn.std().item() < deviation
+
+
 def test_pairs_of_arms_draw_the_same_noise_and_levels() -> None:
     """R1, R2 and R3 differ in what is cut and in nothing else: noise has a stream of its own."""
     drawn = []
@@ -419,9 +487,14 @@ def test_pairs_of_arms_draw_the_same_noise_and_levels() -> None:
         condition = arm.with_head(SMALL)
         policy = policy_config(condition).build()
         batch, seen = batch_of(gaze=True), []
-        policy.reconstructor.schedule.add_noise = lambda x, e, t, seen=seen: seen.append((e, t)) or x
+        head = policy.reconstructor
+        inner = head.network.forward
+        head.network.forward = lambda x, t, *rest, seen=seen, inner=inner: seen.append((x, t)) or inner(x, t, *rest)
+        target = head.target(condition.reconstruction.picture(batch, generator(0, "mask")))
         losses(policy, batch, condition.reconstruction, generator(0, "mask"), noise=generator(0, "noise"))
-        drawn.append(seen[0])
+        ((noised, level),) = seen
+        a = head.kept[level, None, None]
+        drawn.append(((noised - a.sqrt() * target) / (1 - a).sqrt(), level))
     for noise, level in drawn[1:]:
-        assert torch.equal(noise, drawn[0][0])
+        torch.testing.assert_close(noise, drawn[0][0], atol=1e-3, rtol=1e-3)
         assert torch.equal(level, drawn[0][1])

@@ -16,8 +16,9 @@ from transformers import AutoConfig
 from helpers import HEAD
 from la_reconvla import cli
 from la_reconvla.backbones.pretrained import DTYPES, KNOWN, Freeze, Lora, Pretrained
-from la_reconvla.conditions import C1, C4
+from la_reconvla.conditions import C1, C4, CONDITIONS
 from la_reconvla.errors import UserError
+from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.study import plan as planning
 from la_reconvla.study.plan import DEVICES, NF4_BYTES, Live, Step, device, fitting, plan, random_batch, trial, verdict
 from test_pretrained import policy_of, save_tiny, tiny
@@ -171,3 +172,18 @@ def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: py
     shown = capsys.readouterr().out
     for part in ("weights", "gradients", "optimizer", "activations", "attention rows", "peak", "time a step", "fits: "):
         assert part in shown
+
+
+@pytest.mark.parametrize("arm", ["A1", "R1", "G1"])
+def test_a_plan_knows_every_head_of_the_grid(source: str, arm: str) -> None:
+    """Noise in one level a sample or in four: the head's operations are four times as many."""
+    backbone = tiny(source, checkpointing=False)
+    base = planning._trace(planning._skeleton(backbone, C1), Step(backbone, C1, 8, 1)).operations
+
+    def of_head(repeats: int) -> float:
+        condition = CONDITIONS[arm].with_head(HEAD, Denoiser(1, 16, 4, repeats=repeats))
+        return (
+            planning._trace(planning._skeleton(backbone, condition), Step(backbone, condition, 8, 1)).operations - base
+        )
+
+    assert of_head(4) == pytest.approx((1 if arm == "G1" else 4) * of_head(1), rel=0.05)

@@ -40,7 +40,17 @@ from la_reconvla.method.regions import TwoRegionMask
 from la_reconvla.method.teacher import EMATeacher
 from la_reconvla.method.words import ContentWords
 from la_reconvla.storage import read_jsonl
-from la_reconvla.train import METRICS, SMALL_FILES, STATE, WHITENED, TrainConfig, pick_device, pick_precision, train
+from la_reconvla.train import (
+    METRICS,
+    SCHEDULE,
+    SMALL_FILES,
+    STATE,
+    WHITENED,
+    TrainConfig,
+    pick_device,
+    pick_precision,
+    train,
+)
 from test_hdf5 import make_header, make_recording
 
 DENOISER = Denoiser(depth=1, width=16, heads=2, repeats=1, target=Pixels(2))
@@ -676,3 +686,30 @@ def test_damaged_runs_are_named(demonstrations: Path, tmp_path: Path) -> None:
     (run / CONFIG).write_text((run / CONFIG).read_text()[:-20])
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         load_policy(run)
+
+
+def test_boxes_and_arms_must_fit(demonstrations: Path, tmp_path: Path) -> None:
+    """An arm that is told nothing never gets boxes, also if a caller hands them over; one that needs them says so."""
+    parts = open_demonstrations(demonstrations).divide(0.25)
+    samples = Samples(parts[0], TINY.image_size, TINY.chunk)
+    for arm, told, said in ((C4, samples.told(Masks()), "told nothing"), (CONDITIONS["G1"], samples, "must be told")):
+        arm = arm.with_head(HEAD)
+        policy = PolicyConfig.of(
+            arm,
+            seed=0,
+            backbone=TINY,
+            bins=ActionBins.from_quantiles(*samples.quantiles()),
+            quality=samples.demonstrations.quality,
+            image_size=samples.demonstrations.image_size,
+            data_hash=samples.demonstrations.hash,
+            train_starts=samples.demonstrations.starts,
+        )
+        with pytest.raises(UserError, match=said):
+            train(arm, policy, SHORT, told, None, tmp_path / arm.id)
+        assert not (tmp_path / arm.id).exists()
+
+
+def test_what_decided_the_boxes_is_part_of_the_run(demonstrations: Path, tmp_path: Path) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run", CONDITIONS["G1"])
+    assert json.loads((run / SCHEDULE).read_text())["annotation"] == "masks"
+    assert "annotation" not in json.loads((train_tiny(demonstrations, tmp_path / "c4") / SCHEDULE).read_text())

@@ -125,9 +125,11 @@ def annotate(
     if out.suffix != SUFFIX:
         raise UserError(f"{out}: a file of boxes is called *{SUFFIX}, which is how training knows it: name it so")
     opened = open_demonstrations(demonstrations)
-    detector = Detector(source, threshold=threshold, every=every, device=str(pick_device(device)))
+    annotator = Masks()
+    if source != annotator.label:
+        annotator = Detector(source, threshold=threshold, every=every, device=str(pick_device(device)))
     with progress("Annotating", total=len(opened.episodes), unit="episodes") as bar:
-        write_boxes(opened, Masks() if source == "masks" else detector, out, bar)
+        write_boxes(opened, annotator, out, bar)
     print(summary(opened, out))
 
 

@@ -9,9 +9,9 @@ C3     attention   MAE             0.1, 1.0 is the result fragile in lambda?
 C4     attention   MAE             0.5      the method
 ====== =========== =============== ======== =========================================================
 
-The grid asks *what* is reconstructed and *by what*, at equal lambda, and at equal parameters and compute of the heads
-(`study.presets`). Masks are patches of the policy's own picture, crops are stretched over a picture of their own, as
-in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 are told of it.
+The grid asks *what* is reconstructed and *by what*, at equal lambda, and in the small presets with heads of equal
+parameters (`study.presets`). Masks are patches of the policy's own picture, crops are stretched over a picture of their
+own, as in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 are told of it.
 
 ============= ============== =============
 what          MAE, one pass  diffusion

@@ -379,6 +379,11 @@ class HeadConfig(Protocol):
 class Reconstructor(Protocol):
     """A training-only head that predicts what is under the mask, or without a mask a picture of its own."""
 
+    @property
+    def rows(self) -> int:
+        """Numbers of a target's row, q."""
+        ...
+
     def target(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
         """What is to be predicted of these pictures, one row a patch."""
         ...

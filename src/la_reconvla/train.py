@@ -186,11 +186,18 @@ def train(
         `folder`.
 
     Raises:
-        UserError: for a folder of another configuration, too few samples, too little space, a full disk, or a loss or
-            gradient that is not finite; the weights that come of one are never saved.
+        UserError: for a folder of another configuration, boxes that the arm must not have or lacks, too few samples,
+            too little space, a full disk, or a loss or gradient that is not finite; the weights that come of one are
+            never saved.
     """
     if len(samples) < config.batch_size:
         raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
+    if condition.annotation_free != (samples.annotation is None):
+        raise UserError(
+            f"{condition.id} is told nothing of the target: train it on samples without boxes"
+            if condition.annotation_free
+            else f"{condition.id} must be told where the target is: give boxes, Samples.told(annotator('masks'))"
+        )
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     keep_memory()

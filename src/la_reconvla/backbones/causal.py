@@ -121,7 +121,8 @@ class CausalBackbone(Continuing):
         end = add(suffix).stop
         acting = slice(end - self.answers(following), end)
 
-        rows = again if attention == "instruction" else acting
+        queries = slice(acting.start, acting.start + self.config.chunk)  # not the tokens that training tells
+        rows = again if attention == "instruction" else queries
         probe = AttentionProbe(self.saliency_layers, rows, seen[0]) if attention else None
         there = torch.cat(present, dim=1)
         positions = self.positions(there, seen)
@@ -138,7 +139,7 @@ class CausalBackbone(Continuing):
             actions=out[:, acting],
             instruction=average(told, out[:, again]),
             attention=probe.stacked() if probe else None,
-            rows=(told.rows if own else there[:, acting]) if probe else None,
+            rows=(told.rows if own else there[:, queries]) if probe else None,
             spans=told.spans if own else None,
             grid=self.grid,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from la_reconvla.backbones.pretrained import hub_files
+from la_reconvla.backbones.pretrained import folder_hash, hub_files
 from la_reconvla.errors import UserError
 from la_reconvla.method.pixels import patchify
 from la_reconvla.storage import read_json
@@ -33,6 +32,7 @@ class Latents:
         fold: latent pixels a side of each patch.
         channels: numbers a latent pixel; filled in by `of`.
         factor: pixels of the picture a side of each latent pixel; filled in by `of`.
+        weights: hash of the VAE's weights; filled in by `of`, so that a run names the very target that it was given.
     """
 
     source: str
@@ -40,20 +40,22 @@ class Latents:
     fold: int = 2
     channels: int = 16
     factor: int = 8
+    weights: str | None = None
     label = "latents"
 
     @classmethod
     def of(cls, source: str, revision: str | None = None, fold: int = 2) -> Latents:
-        """The latents of this VAE; only its configuration is read.
+        """The latents of this VAE, with the facts that name it.
 
         Raises:
             UserError: if it cannot be had, or is something else.
         """
-        folder = _folder(source, revision, ("*.json",))
+        folder = hub_files(source, revision, FILES, give="--latents ")
         facts = read_json(folder / "config.json")
         try:
             levels = len(facts["block_out_channels"])
-            return cls(source, revision, fold, int(facts["latent_channels"]), 2 ** (levels - 1))
+            channels = int(facts["latent_channels"])
+            return cls(source, revision, fold, channels, 2 ** (levels - 1), folder_hash(folder))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}/config.json is not that of an AutoencoderKL ({error})") from error
 
@@ -80,8 +82,10 @@ class LatentCodec:
         return self.config.channels * self.config.fold**2
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
-        """The mean of the latents' distribution, shifted and scaled as the VAE's own pipelines do.
+        """The mean of the latents' distribution, shifted and scaled as the VAE's own pipelines do; always in float32.
 
         Raises:
             UserError: if the VAE cannot be had, or does not match the configuration.
@@ -94,9 +98,11 @@ class LatentCodec:
         return rearrange(latents, "b ch (r s) (c t) -> b (r c) (s t ch)", s=self.config.fold, t=self.config.fold)
 
     @torch.no_grad()
+    @torch.autocast("cuda", enabled=False)
+    @torch.autocast("cpu", enabled=False)
     def decode(self, rows: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
         """Rows of all pixels of a patch, in [-1, 1]."""
-        vae, fold = _vae(self.config, rows.device), self.config.fold
+        vae, fold, rows = _vae(self.config, rows.device), self.config.fold, rows.float()
         latents = rearrange(rows, "b (r c) (s t ch) -> b ch (r s) (c t)", r=self.grid[0], s=fold, t=fold)
         pixels = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
         size = self.patch * self.grid[0], self.patch * self.grid[1]
@@ -109,7 +115,7 @@ def _vae(config: Latents, device: torch.device) -> Any:
     """The frozen VAE; one a process and device, however many heads use it."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    folder = _folder(config.source, config.revision, FILES)
+    folder = hub_files(config.source, config.revision, FILES, give="--latents ")
     try:
         vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -120,8 +126,9 @@ def _vae(config: Latents, device: torch.device) -> Any:
             f"the VAE {config.source} has {found[0]} channels and a factor of {found[1]}, not {config.channels} and "
             f"{config.factor}: it is not the one that this was trained with"
         )
+    if config.weights not in (None, folder_hash(folder)):
+        raise UserError(
+            f"the weights of the VAE {config.source} are not those that this was trained with: restore them, or begin "
+            "in another folder"
+        )
     return vae.requires_grad_(False).eval().to(device)
-
-
-def _folder(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    return hub_files(source, revision, patterns, give="--latents ")

@@ -280,7 +280,8 @@ class PaliGemmaBackbone(Continuing):
         ones = torch.ones(b, length, dtype=torch.long, device=embeddings.device)
         present = torch.cat([ones[:, :seen], told.present.long(), ones[:, prefix:]], dim=1)
         acting = slice(length - self.answers(following), length)
-        asked = {"instruction": slice(seen, prefix), "actions": acting}
+        queries = slice(acting.start, acting.start + self.config.chunk)  # not the tokens that training tells
+        asked = {"instruction": slice(seen, prefix), "actions": queries}
         probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None
         positions = present.cumsum(1)  # PaliGemma counts from 1; padding does not count
         out = self.model(
@@ -291,7 +292,7 @@ class PaliGemmaBackbone(Continuing):
             **(memory.over(self.model, present, positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
-        rows, spans = (told.rows, told.spans) if attention == "instruction" else (suffix[:, acting] > 0, None)
+        rows, spans = (told.rows, told.spans) if attention == "instruction" else (suffix[:, queries] > 0, None)
         return Features(
             patches=out[:, :n],
             actions=out[:, acting],

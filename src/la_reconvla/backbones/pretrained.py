@@ -208,7 +208,7 @@ class Pretrained:
         """
         folder = Path(self.source)
         if folder.is_dir():
-            found = f"sha256:{_weights_hash(folder)}"
+            found = f"sha256:{folder_hash(folder)}"
             if self.revision not in (None, found):
                 raise UserError(
                     f"the weights in {folder} are not those that this run was trained on ({found} instead of "
@@ -474,7 +474,12 @@ def hub_files(source: str, revision: str | None, patterns: tuple[str, ...] | Non
         raise UserError(f"{source} cannot be downloaded ({first}): {how}") from error
 
 
-def _weights_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
+    """Hash of all weights in a folder.
+
+    Raises:
+        UserError: if there are none.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder} holds no *.safetensors: give the folder that save_pretrained wrote the weights to")

@@ -96,6 +96,14 @@ class Boxes(Filled):
         """SHA-256 of the file."""
         return hashlib.sha256(self._bytes()).hexdigest()
 
+    def check(self) -> None:
+        """Read the whole file now.
+
+        Raises:
+            UserError: a line of it cannot be, with its number and what to do.
+        """
+        _ = self._episodes
+
     def found(self, episode: Episode) -> Float32[np.ndarray, "F 5"]:
         """What the file says of this episode.
 
@@ -152,10 +160,10 @@ _AGAIN = "write the boxes of these very demonstrations with `la-reconvla annotat
 
 
 def annotator(name: str) -> Annotator:
-    """``masks``, or a file of boxes.
+    """``masks``, or a file of boxes, which is read.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or a line of the file cannot be.
     """
     if name == "masks":
         return Masks()
@@ -166,7 +174,9 @@ def annotator(name: str) -> Annotator:
         )
     if not Path(name).is_file():
         raise UserError(f"{name}: no such file; write it with `la-reconvla annotate --out {name}`")
-    return Boxes(Path(name))
+    boxes = Boxes(Path(name))
+    boxes.check()
+    return boxes
 
 
 # ---------------------------------------------------------------- boxes

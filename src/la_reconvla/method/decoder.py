@@ -57,6 +57,11 @@ class MAEReconstructor(nn.Module):
         self.blocks = nn.Sequential(*(_block(config) for _ in range(config.depth)), nn.LayerNorm(config.width))
         self.leave = nn.Linear(config.width, 3 * patch * patch)
 
+    @property
+    def rows(self) -> int:
+        """Numbers of a target's row, q."""
+        return 3 * self.patch**2
+
     def target(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
         """All pixels of each patch, see `patchify`."""
         return patchify(images, self.patch)

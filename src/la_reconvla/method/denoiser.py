@@ -59,6 +59,8 @@ class Denoiser:
 class DiffusionReconstructor(nn.Module):
     """Predicts the noise in a picture from the backbone's states at each of its patches."""
 
+    kept: Tensor
+
     def __init__(self, config: Denoiser, backbone_width: int, grid: tuple[int, int], patch: int):
         super().__init__()
         from diffusers.schedulers.scheduling_ddpm import (
@@ -69,7 +71,13 @@ class DiffusionReconstructor(nn.Module):
         self.schedule: Any = DDPMScheduler(
             config.timesteps, beta_schedule="squaredcos_cap_v2", clip_sample=self.codec.bounded
         )
+        self.register_buffer("kept", self.schedule.alphas_cumprod, persistent=False)  # a_t
         self.network = DiT(config.depth, config.width, config.heads, self.codec.width, backbone_width, grid)
+
+    @property
+    def rows(self) -> int:
+        """Numbers of a target's row, q."""
+        return self.codec.width
 
     def target(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
         """What is drawn of these pictures, one row a patch."""
@@ -90,8 +98,9 @@ class DiffusionReconstructor(nn.Module):
         patches, target = patches.repeat_interleave(r, 0), target.repeat_interleave(r, 0)
         mask = None if mask is None else mask.repeat_interleave(r, 0)
         t = torch.randint(self.config.timesteps, (len(target),), generator=generator).to(target.device)
-        noise = torch.randn(target.shape, generator=generator).to(target)
-        found = self.network(self.schedule.add_noise(target, noise, t), t, patches, mask)
+        noise = torch.randn(target.shape, generator=generator).to(target.device)
+        a = self.kept[t, None, None]
+        found = self.network(a.sqrt() * target.float() + (1 - a).sqrt() * noise, t, patches, mask)
         wrong = (found.float() - noise).square().mean(-1)
         return (wrong if mask is None else wrong[mask]).mean()
 
@@ -110,7 +119,8 @@ class DiffusionReconstructor(nn.Module):
         """
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
-        sampler: Any = DDIMScheduler.from_config(self.schedule.config)
+        # trailing: the first step is taken at t = T - 1, where there is nothing but noise, however few steps there are
+        sampler: Any = DDIMScheduler.from_config(self.schedule.config, timestep_spacing="trailing")
         sampler.set_timesteps(steps or self.config.sampling)
         drawn = torch.randn(target.shape, generator=torch.Generator().manual_seed(0)).to(patches.device)
         for t in sampler.timesteps:

@@ -69,7 +69,7 @@ from la_reconvla.study.results import (
     write_results,
 )
 from la_reconvla.study.tables import terminal_summary
-from la_reconvla.train import METRICS, pick_device, pick_precision, train
+from la_reconvla.train import METRICS, SCHEDULE, pick_device, pick_precision, train
 
 HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
@@ -157,6 +157,7 @@ class Ablation:
         """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
         config = {**asdict(self.config), "train": self.config.train.identity}
         size = {key: config.pop(key) for key in GROWS}
+        config.pop("gaze")  # who says where the target is belongs to the arms that are told, see `_told`
         path, now = self.folder / "study.json", commit()
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
@@ -195,6 +196,7 @@ class Ablation:
                 raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
         if not todo:
             return
+        self._told(training)
         todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
         total = len(todo) * self.config.train.steps
         with progress("Training", total=total, unit="steps", console=self.console) as bar:
@@ -203,6 +205,18 @@ class Ablation:
             with worker_pool(self.workers, _receive, shared) as pool, explain_death("training"):
                 for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
                     future.result()
+
+    def _told(self, training: Demonstrations) -> None:
+        """See that every demonstration has its boxes, and that finished arms were told the same, before one trains."""
+        annotated = [cell for cell in self.cells if not cell.condition.annotation_free]
+        if not annotated:
+            return
+        source = annotator(self.config.gaze)
+        for cell in annotated:
+            if (cell.folder / WEIGHTS).exists() and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
+                raise UserError(f"{cell.folder} was told other boxes: delete it, or give those with --gaze")
+        for episode in training.episodes:
+            source(episode)
 
     def _paired(self) -> tuple[Pairing, ...]:
         return pairings(((cell.condition, cell.seed, cell.folder) for cell in self.cells), self.folder)

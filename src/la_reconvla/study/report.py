@@ -119,6 +119,7 @@ def render(results: Results, folder: Path) -> str:
         stage_names=STAGES,
         same_within=SAME_WITHIN,
         grid=grid_table(results),
+        heads=heads(results),
         charts=charts,
         missing_curves=missing_curves,
         pictures=pictures,
@@ -219,17 +220,46 @@ def limits(results: Results) -> list[str]:
     said.append(
         "Only comparisons of the declared family are corrected for their number; intervals elsewhere stand alone."
     )
-    if any(c.id == "R1" for c in results.conditions):
-        said.append(
-            "R1 is ReconVLA's loss on this study's backbone, budget and head size. It is not the published model: that "
-            "has 7 billion parameters and was pretrained for reconstruction."
-        )
+    if arm := next((c for c in results.conditions if c.id == "R1"), None):
+        said.append(reconvla(results, arm))
     else:
         said.append(
             "The ReconVLA arm (diffusion reconstruction of an annotated crop) is not part of this study, so nothing "
             "here compares with it."
         )
     return [*said, *results.study.limits]
+
+
+def reconvla(results: Results, arm: ConditionResult) -> str:
+    """What R1 has of the published ReconVLA, and what not."""
+    head = results.study.settings.get("config", {}).get("denoiser", {})
+    target = head.get("target", {})
+    drawn = "latents of a VAE" if "source" in target else f"{target.get('side') or 'all'} pixels a side of each patch"
+    size = f", {arm.head_parameters / 1e6:.1f} M parameters" if arm.head_parameters else ""
+    return (
+        f"R1 has ReconVLA's region and kind of head on this study's backbone and budget: it draws {drawn} "
+        f"({head.get('repeats', '?')} noise levels a sample, lambda {arm.weight}{size}). The published model has 7 "
+        "billion parameters, draws latents with 4 noise levels, lambda 1.0 and 64 M parameters, and was pretrained to."
+    )
+
+
+def heads(results: Results) -> str:
+    """How far the two heads of the grid cost the same, from the numbers; and what else differs between them."""
+    sizes = {
+        kind: next((c for c in results.conditions if c.reconstructor == kind and c.head_operations), None)
+        for kind in ("mae", "diffusion")
+    }
+    one, other = sizes["mae"], sizes["diffusion"]
+    said = "The heads differ in their target too: the MAE decoder predicts all pixels of a patch, "
+    said += "the diffusion head what the limits below say; so a difference between heads may be one between targets."
+    if not (one and other and one.head_parameters and other.head_parameters and one.head_operations):
+        return said
+    parameters = other.head_parameters / one.head_parameters
+    operations = (other.head_operations or 0) / one.head_operations
+    return (
+        f"The diffusion head has {parameters:.2f} times the parameters of the MAE decoder and takes {operations:.2f} "
+        f"times its operations in a training step (the backbone, which is the same, not counted). {said}"
+    )
 
 
 def _few_scenes(results: Results) -> list[str]:

@@ -49,7 +49,8 @@ HEADS = ("A1", "C4"), ("D2", "C2"), ("G2", "G1")
 """Pairs of the grid with one region and two heads."""
 EXPLORATORY = (
     *(("C4", o, metric) for metric in ("approached", "grasped", "lifted", "smallest_distance") for o in ("C2", "C1")),
-    *((a, b, metric) for a, b in (*WHAT, *HEADS, ARM[:2]) for metric in ("approached", "action_error", "aos")),
+    *((a, b, metric) for a, b in (*WHAT, *HEADS) for metric in ("tsr", "approached", "action_error", "aos")),
+    *((*ARM[:2], metric) for metric in ("approached", "action_error", "aos")),
 )
 """Comparisons outside of the declared family, not corrected for their number."""
 

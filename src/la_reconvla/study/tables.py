@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
+from la_reconvla.conditions import GRID
 from la_reconvla.study.results import (
     EXPLORATORY,
     HEADLINE,
@@ -26,7 +27,6 @@ from la_reconvla.study.results import (
     in_words,
 )
 
-GRID_WEIGHT = 0.5  # lambda of every arm of the grid
 FLOORS = {
     "grey_image": "grey image",
     "wrong_instruction": "wrong instruction",
@@ -146,7 +146,8 @@ def grid_table(results: Results) -> TextTable:
 
     Arms that differ in anything else (lambda, the leak-free variant, another source of attention) are not in it.
     """
-    found = {(c.mask, c.reconstructor): c for c in reversed(results.conditions) if c.weight == GRID_WEIGHT}
+    members = {arm.id for arm in GRID}
+    found = {(c.mask, c.reconstructor): c for c in results.conditions if c.id in members}
     rows = [
         (region.replace("_", " "), *(_grid_cell(found.get((region, head))) for head in HEAD_NAMES))
         for region in REGIONS
