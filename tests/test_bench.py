@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,37 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import HEAD, TINY, random_batch, tiny_policy
 from la_reconvla import cli
-from la_reconvla.conditions import C4
-from la_reconvla.data.samples import Samples
+from la_reconvla.conditions import C1, C4, CONDITIONS
+from la_reconvla.data.samples import Samples, batch_indices
 from la_reconvla.errors import UserError
+from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.denoiser import Denoiser
+from la_reconvla.method.pixels import Pixels
 from la_reconvla.study import bench as bench_module
-from la_reconvla.study.bench import CONTROL, Act, Draw, Place, Settings, Size, Step, claim, recording
+from la_reconvla.study.bench import (
+    CONTROL,
+    EQUAL,
+    GROUPS,
+    PUBLISHED,
+    Act,
+    Bench,
+    Draw,
+    Load,
+    NotRecordedError,
+    Place,
+    Settings,
+    Size,
+    Step,
+    claim,
+    recording,
+    require_memory,
+    unrecorded,
+)
 from la_reconvla.study.timing import Kept, Roof, Times, counted, difference, interleaved, measure_roof, ratio
+from test_pretrained import save_tiny
 
 TINY_SIZE = Size("quick", TINY, HEAD, Denoiser(depth=1, width=32, heads=2, repeats=1))
 HERE = Place(torch.device("cpu"), torch.float32)
@@ -102,11 +124,8 @@ def test_operations_of_attention_are_counted_on_a_cpu_too() -> None:
 
 
 def test_operations_of_a_whole_policy() -> None:
-    """Against torch's own counter, which leaves attention out on a CPU, and against the closed form with it."""
     policy, batch = tiny_policy(None), random_batch(1)
     found = counted(lambda: policy.act(batch.images, batch.instructions))
-    with FlopCounterMode(display=False) as theirs:
-        policy.act(batch.images, batch.instructions)
     told = policy.backbone.encode(batch.instructions).ids.shape[1]  # pyright: ignore
     n, d, c = 16, TINY.width, TINY.chunk
     s = n + told + c
@@ -115,9 +134,7 @@ def test_operations_of_a_whole_policy() -> None:
     towers += TINY.language_layers * (2 * d * d + 2 * d * kv + 3 * TINY.mlp * d * d) * s
     ends = n * 3 * TINY.patch**2 * d + n * d * d + c * d * 7 * 256 + d * d  # patches, projector, bins, instruction
     attention = 2 * d * (TINY.vision_layers * n * n + TINY.language_layers * s * s)
-    assert found.operations - theirs.get_total_flops() in (0, 2 * attention)
-    average = found.operations - 2 * (towers + ends + attention)
-    assert 0 <= average <= 2 * told * d + 2 * s * 16  # the instruction's average, and rotary angles
+    assert found.operations == 2 * (towers + ends + attention + told * d)  # the last is the instruction's average
 
 
 def test_the_bound_is_the_larger_time_of_each_product_summed() -> None:
@@ -139,20 +156,145 @@ def test_what_is_kept_for_the_backward_pass() -> None:
     assert kept.bytes == rows.nbytes + 2 * 3 * 4 * 4  # input, and the results of both exponentials
 
 
-def control(arm: str, decoding: str, chunk: int, median: float, tokens: int | None = None) -> dict[str, Any]:
-    about = {"arm": arm, "decoding": decoding, "chunk": chunk, "image_tokens": tokens, "fast": False}
-    about |= {"section": "control", "backbone": "quick", "median": median, "hertz": 1000 * chunk / median}
-    return about
+def control(case: Act, hertz: float) -> dict[str, Any]:
+    return {"section": "control", "backbone": "quick", "case": case.id, "hertz": hertz}
 
 
-def test_the_sentence() -> None:
-    ours, theirs = control("C4", "parallel", 8, 20.0, 256), control("ReconVLA", "autoregressive", 5, 100.0, 729)
-    said = claim([ours, theirs], "quick")
-    assert "8 actions in 20.0 ms and ReconVLA 5 in 100.0 ms, 8.0 times as many actions a second." in said
-    alike = [control("C4", "parallel", 5, 10.0), control("ReconVLA", "autoregressive", 5, 30.0)]
-    assert "by decoding in parallel alone, 3.0 times as many" in claim([ours, theirs, *alike], "quick")
-    assert "nothing is measured" in claim([ours], "quick")
-    assert "nothing is measured" in claim([ours, theirs], "small")
+def test_the_sentence_gives_the_ratios_and_what_they_are_of() -> None:
+    hertz = dict(zip(EQUAL[0] + EQUAL[1] + PUBLISHED, (60.0, 20.0, 28.0, 4.0, 90.0, 11.0, 10.0), strict=True))
+    rows = [control(case, value) for case, value in hertz.items()]
+    rows += [control(replace(case, fast=True), value**2) for case, value in hertz.items()]
+    said = claim(rows, "quick")
+    numbers = re.findall(r"\d+\.\d", said)
+    assert numbers == ["3.0", "9.0", "7.0", "49.0", "1.1", "1.2", "9.0", "81.0"]  # chunks of 5, of 1, published, of 8
+    for fact in ("equal images and chunks of 5", "256", "729", "35", "on this backbone", "our choice", "executed"):
+        assert fact in said
+    assert "as published" not in said
+    assert said.count(". ") == 1
+    assert "not measured" in claim(rows[:4], "quick")
+    assert "nothing is measured" in claim(rows[1:], "quick")
+    assert "nothing is measured" in claim(rows, "small")
+
+
+def test_a_fast_row_that_would_be_slow_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise ValueError("a tensor was asked\nfor its value")
+
+    monkeypatch.setattr(bench_module, "whole", refused)
+    monkeypatch.setattr(bench_module.Actor, "records", lambda self: 0)
+    monkeypatch.setattr(bench_module, "CONTROL", (Act("C4", 1), Act("C4", 1, fast=True)))
+    with pytest.raises(NotRecordedError, match=r"^ValueError: a tensor was asked$"):
+        Act("C4", 1, fast=True).build(TINY_SIZE, HERE)
+    bench = Bench(Settings(repeats=1, only=("control",)), HERE)
+    bench.control(TINY_SIZE)
+    found = {row["case"]: (row["unit"], row.get("reason"), "median" in row) for row in bench.rows}
+    assert found[Act("C4", 1).id] == ("ms", None, True)
+    reason = "ValueError: a tensor was asked"
+    assert found[Act("C4", 1, fast=True).id] == ("not recorded", reason, False)
+    shown = {table.title: table.rows for table in bench_module.tables(bench.rows, HERE)}
+    assert list(shown["Control: no fast path"]) == [("quick", Act("C4", 1, fast=True).id, reason)]
+
+
+def test_a_recording_that_differs_is_said_to_differ() -> None:
+    policy, batch = tiny_policy(None), random_batch(1)
+    assert "differ" in unrecorded(policy, batch)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Size:
+    """A tiny model that is built as a large one is."""
+    return Size.of(str(save_tiny(tmp_path_factory.mktemp("model"))), torch.float32)
+
+
+def places(module: nn.Module) -> dict[str, int]:
+    return {name: p.data_ptr() for name, p in module.named_parameters() if not p.requires_grad}
+
+
+def test_cases_share_one_set_of_weights(large: Size) -> None:
+    shared = large.acting(1).sharing(HERE)
+    lent = places(shared.like)
+    for case in (Act("C4", 5), Act("C4", 1, side=6), Act("ReconVLA", 2, "autoregressive")):
+        policy = case.policy(shared, HERE)
+        own = places(policy.backbone)  # pyright: ignore
+        different = {name.rpartition(".")[0].rpartition(".")[2] for name in own if own[name] != lent[name]}
+        assert different == ({"position_embedding"} if case.side else set())
+        batch = bench_module.drawn(policy.backbone, 1, HERE)
+        assert policy.act(batch.images, batch.instructions).isfinite().all()
+
+
+def test_shared_weights_give_the_same_actions(large: Size) -> None:
+    shared = large.acting(1).sharing(HERE)
+    policy = Act("C4", 1).policy(shared, HERE)
+    batch = bench_module.drawn(policy.backbone, 1, HERE)
+    found = policy.act(batch.images, batch.instructions)
+    policy.backbone = shared.like
+    assert torch.equal(policy.act(batch.images, batch.instructions), found)
+
+
+def test_arms_in_training_share_what_is_frozen_and_nothing_else(large: Size) -> None:
+    shared = large.sharing(HERE, GROUPS["preset's heads"])
+    small = (HEAD, TINY_SIZE.denoiser)
+    one, two = (Step(CONDITIONS[arm], 2, small).ready(shared, HERE) for arm in ("C1", "A1"))
+    assert places(one.policy.backbone) == places(two.policy.backbone)  # pyright: ignore
+    before = {name: p.detach().clone() for name, p in two.policy.backbone.named_parameters()}  # pyright: ignore
+    one.step()
+    for name, p in two.policy.backbone.named_parameters():  # pyright: ignore
+        assert torch.equal(p, before[name])
+    two.step()
+
+
+def test_what_does_not_fit_is_refused_before_it_is_built(large: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_memory("big", 10, 10, "cuda")
+    with pytest.raises(UserError, match=r"big needs 12\.0 GB .* 8\.5 GB .*--dtype bf16, --only control"):
+        require_memory("big", 12_000_000_000, 8_500_000_000, "cuda")
+    monkeypatch.setattr(Size, "build", None)
+    monkeypatch.setattr(bench_module, "free_bytes", lambda device: 1000)
+    with pytest.raises(UserError, match="needs"):
+        large.sharing(HERE)
+
+
+def test_heads_are_counted_without_being_built(large: Size) -> None:
+    from la_reconvla.conditions import A1
+
+    backbone = large.build(HERE)
+    for step in (Step(C4), Step(A1), Step(C1)):
+        head = step.sized(large).reconstruction
+        built = head and head.head.build(backbone.width, backbone.grid, backbone.patch_size)
+        assert step.head_size(large, backbone) == sum(p.numel() for p in built.parameters()) if built else True
+
+
+def test_published_heads_are_the_published_ones() -> None:
+    base, mae, diffusion = (step.sized(TINY_SIZE).reconstruction for step in GROUPS["published heads"])
+    assert base is None
+    assert mae is not None
+    assert diffusion is not None
+    assert mae.head == MAEDecoder(depth=4, width=256, heads=8)
+    assert replace(diffusion.head, target=Pixels()) == Denoiser(depth=3, width=1024, heads=16, repeats=4)
+    assert mae.region == diffusion.region
+
+
+def test_the_share_of_the_added_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"C1": [0.1, 0.2], "C4": [0.12, 0.22], "A1": [0.3, 0.4]}
+    monkeypatch.setattr(Bench, "timed", lambda *_: taken)
+    bench = Bench(Settings(), HERE)
+    bench.group(TINY_SIZE, "some", tuple(Step(CONDITIONS[arm], 16) for arm in taken))
+    (row,) = (row for row in bench.rows if row["unit"] == "of the added time")
+    assert (row["mae_ms"], row["diffusion_ms"], row["share"]) == pytest.approx((20, 200, 0.1))
+    assert row["at_most_a_fifth"]
+    assert row["case"] == "mae 1 x 32 over diffusion 1 x 32, r = 1, 192 numbers a token"
+    (more,) = (r["case"] for r in bench.rows if r["unit"] == "ms more")
+    assert more == "diffusion 1 x 32, r = 1, 192 numbers a token instead of mae 1 x 32"
+
+
+def test_the_loader_shifts_pictures(tmp_path: Path) -> None:
+    from la_reconvla.data.hdf5 import open_demonstrations
+
+    recording(tmp_path, 16, episodes=1, length=10)
+    samples = Samples(open_demonstrations(tmp_path), 16, 4)
+    found = Load(samples, 5).build(TINY_SIZE, HERE)()
+    plain = samples.batch(batch_indices(0, 0, 5, len(samples)))
+    assert torch.equal(found.actions, plain.actions)
+    assert not torch.equal(found.images, plain.images)
 
 
 def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
@@ -201,9 +343,13 @@ def test_settings_are_checked() -> None:
 def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_module.Size, "of", lambda name, dtype: TINY_SIZE)
-    control = tuple(case for case in CONTROL if case.chunk < 8)
+    size = replace(TINY_SIZE, backbone=replace(TINY, patch=2, image_size=8, width=16, heads=2, kv_heads=1))
+    monkeypatch.setattr(bench_module.Size, "of", lambda name, dtype: size)
+    _, single, theirs = PUBLISHED
+    control = (*EQUAL[1], single, theirs, replace(single, fast=True))
     monkeypatch.setattr(bench_module, "CONTROL", control)
+    groups = {name: tuple(replace(s, batch=2, heads=()) for s in steps) for name, steps in GROUPS.items()}
+    monkeypatch.setattr(bench_module, "GROUPS", groups)
     few = (Draw("MAE"), Draw("diffusion", 3), Draw("MAE", seeing=True), Draw("diffusion", 3, seeing=True))
     monkeypatch.setattr(bench_module, "PICTURE", few)
     monkeypatch.setattr(bench_module, "measure_roof", lambda device, dtype: Roof(1e9, 1e9))
@@ -215,6 +361,7 @@ def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     assert document["command"] == command
     assert {row["section"] for row in document["rows"]} == {"control", "training", "picture", "limit", "data"}
     assert all(row["backbone"] == "quick" and row["n"] >= 1 for row in document["rows"] if "n" in row)
+    assert {row["image_tokens"] for row in document["rows"] if row["section"] == "control"} == {None, 256, 729}
     limits = [row for row in document["rows"] if row["section"] == "limit"]
     assert [row["ratio"] for row in limits] == pytest.approx([row["median"] / row["bound"] for row in limits])
     for title in ("Control", "Limit", "Training", "Picture", "Data"):

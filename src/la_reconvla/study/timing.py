@@ -6,6 +6,7 @@ Nothing here knows the method. Seconds, operations (a product and a sum are two)
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -208,7 +210,9 @@ def measure_roof(
     sides = sides or ((2048, 4096, 8192) if gpu else (512, 1024, 2048))
     rates = []
     for side in sides:
-        a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+        a, b = (
+            torch.randn(side, side, dtype=dtype, device=device) for _ in range(2)
+        )  # equal bits would draw less power
         out = torch.empty_like(a)
         rates.append(2 * side**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device))
     source = torch.ones((mebibytes or (2048 if gpu else 256)) << 20, dtype=torch.uint8, device=device)
@@ -222,6 +226,20 @@ def _best(work: Work, device: torch.device, rounds: int = 5) -> float:
 
 
 # ---------------------------------------------------------------- memory
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are free on the device, or on the host for one that shares its memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def release(device: torch.device) -> None:
+    """Give back what nobody holds any more, compiled recordings too."""
+    if device.type == "cuda":
+        torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 @dataclass
