@@ -350,7 +350,7 @@ def crop_strip(
     instructions: Sequence[str],
 ) -> bytes:
     """What the policy saw, the crop that the head had to draw, and what it drew, one frame a row, as PNG."""
-    titles = "original", "crop", "drawn from noise and the policy's states"
+    titles = "original", "crop", "drawn from noise"
     rows = [list(zip(titles, shown, strict=True)) for shown in zip(images, crops, predictions, strict=True)]
     return _strip(rows, instructions)
 
