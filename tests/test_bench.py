@@ -24,21 +24,20 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.pixels import Pixels
 from la_reconvla.study import bench as bench_module
-from la_reconvla.study.bench import (
+from la_reconvla.study import cases
+from la_reconvla.study.bench import Bench, Settings, claim
+from la_reconvla.study.cases import (
     CONTROL,
     EQUAL,
     GROUPS,
     PUBLISHED,
     Act,
-    Bench,
     Draw,
     Load,
     NotRecordedError,
     Place,
-    Settings,
     Size,
     Step,
-    claim,
     recording,
     require_memory,
     unrecorded,
@@ -180,8 +179,8 @@ def test_a_fast_row_that_would_be_slow_is_marked(monkeypatch: pytest.MonkeyPatch
     def refused(*_: Any) -> Any:
         raise ValueError("a tensor was asked\nfor its value")
 
-    monkeypatch.setattr(bench_module, "whole", refused)
-    monkeypatch.setattr(bench_module.Actor, "records", lambda self: 0)
+    monkeypatch.setattr(cases, "whole", refused)
+    monkeypatch.setattr(cases.Actor, "records", lambda self: 0)
     monkeypatch.setattr(bench_module, "CONTROL", (Act("C4", 1), Act("C4", 1, fast=True)))
     with pytest.raises(NotRecordedError, match=r"^ValueError: a tensor was asked$"):
         Act("C4", 1, fast=True).build(TINY_SIZE, HERE)
@@ -218,14 +217,14 @@ def test_cases_share_one_set_of_weights(large: Size) -> None:
         own = places(policy.backbone)  # pyright: ignore
         different = {name.rpartition(".")[0].rpartition(".")[2] for name in own if own[name] != lent[name]}
         assert different == ({"position_embedding"} if case.side else set())
-        batch = bench_module.drawn(policy.backbone, 1, HERE)
+        batch = cases.drawn(policy.backbone, 1, HERE)
         assert policy.act(batch.images, batch.instructions).isfinite().all()
 
 
 def test_shared_weights_give_the_same_actions(large: Size) -> None:
     shared = large.acting(1).sharing(HERE)
     policy = Act("C4", 1).policy(shared, HERE)
-    batch = bench_module.drawn(policy.backbone, 1, HERE)
+    batch = cases.drawn(policy.backbone, 1, HERE)
     found = policy.act(batch.images, batch.instructions)
     policy.backbone = shared.like
     assert torch.equal(policy.act(batch.images, batch.instructions), found)
@@ -248,7 +247,7 @@ def test_what_does_not_fit_is_refused_before_it_is_built(large: Size, monkeypatc
     with pytest.raises(UserError, match=r"big needs 12\.0 GB .* 8\.5 GB .*--dtype bf16, --only control"):
         require_memory("big", 12_000_000_000, 8_500_000_000, "cuda")
     monkeypatch.setattr(Size, "build", None)
-    monkeypatch.setattr(bench_module, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(cases, "free_bytes", lambda device: 1000)
     with pytest.raises(UserError, match="needs"):
         large.sharing(HERE)
 
@@ -344,7 +343,7 @@ def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = replace(TINY_SIZE, backbone=replace(TINY, patch=2, image_size=8, width=16, heads=2, kv_heads=1))
-    monkeypatch.setattr(bench_module.Size, "of", lambda name, dtype: size)
+    monkeypatch.setattr(cases.Size, "of", lambda name, dtype: size)
     _, single, theirs = PUBLISHED
     control = (*EQUAL[1], single, theirs, replace(single, fast=True))
     monkeypatch.setattr(bench_module, "CONTROL", control)

@@ -275,8 +275,8 @@ def paired_means(
     """Difference of two means of a continuous metric (action error, AOS) over the same episodes.
 
     Average frames to episodes first: frames of one episode are nearly copies of each other. p is read from the same
-    bootstrap as the interval, but is never below the least that an exact test could give, the one that flips the sign of
-    each start's difference: four scenes cannot give less than 1/8. Arguments and errors as in `paired_successes`.
+    bootstrap as the interval, but is never below the least that an exact test could give, the one that flips the sign
+    of each start's difference: four scenes cannot give less than 1/8. Arguments and errors as in `paired_successes`.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
