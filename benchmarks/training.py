@@ -80,7 +80,7 @@ def compare(size: str, arm: str, rounds: int, threads: int) -> dict[str, object]
     command = [sys.executable, __file__, "--sizes", size, "--arms", arm, "--threads", str(threads)]
     processes = {
         keep: subprocess.Popen(
-            [*command, "--keep" if keep else "--no-keep"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, "--keep", str(keep)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for keep in seen
     }

@@ -33,6 +33,7 @@ from la_reconvla.study.cases import (
     BATCH,
     CONTROL,
     EQUAL,
+    FAST,
     FIFTH,
     GROUPS,
     MEMORY,
@@ -153,7 +154,7 @@ class Bench:
             self.limit(size, {case.id: works[name] for name, case in cases.items() if not case.fast})
 
     def limit(self, size: Size, works: Mapping[str, Work]) -> None:
-        """The bound of each work beside its time."""
+        """The bound of each work beside its time, and beside that of its recording, which has the same products."""
         self.roof = self.roof or measure_roof(self.place.device, self.place.dtype)
         own = [row for row in self.rows if row["section"] == "control" and row["backbone"] == size.id]
         measured = {row["case"]: row["median"] for row in own if row["unit"] == "ms"}
@@ -166,6 +167,8 @@ class Bench:
                 median=measured[name],
                 bound=bound,
                 ratio=measured[name] / bound,
+                fast=(fast := measured.get(f"{name}{FAST}")),
+                fast_ratio=None if fast is None else fast / bound,
                 operations=products.operations,
                 bytes=products.bytes,
             )
@@ -324,10 +327,11 @@ def tables(rows: Sequence[Row], place: Place) -> list[TextTable]:
         ),
         made(
             "Limit: what the machine needs at least for the products of a chunk",
-            ("arm", "ms", "at least", "ratio", "Gop", "MB"),
+            ("arm", "ms", "at least", "ratio", "fast, ms", "ratio", "Gop", "MB"),
             "limit",
             lambda row: (
                 *(row["case"], f"{row['median']:.1f}", f"{row['bound']:.2f}", f"{row['ratio']:.1f}"),
+                *("–" if row[key] is None else f"{row[key]:.1f}" for key in ("fast", "fast_ratio")),
                 *(f"{row['operations'] / 1e9:.3f}", f"{row['bytes'] / 1e6:.1f}"),
             ),
         ),

@@ -49,6 +49,7 @@ from la_reconvla.train import backward, half, optimizer_for, to_device
 BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
 BATCH = 16  # samples of a training step
 CLIP = 1.0  # largest norm of the gradient, as in training
+FAST = ", fast"  # at the end of a row's name
 SHIFT = 4  # pixels that the loader moves pictures by, as DrQ does; by default training moves none
 
 
@@ -252,7 +253,7 @@ class Act:
     def id(self) -> str:
         """All of it."""
         tokens = f", {self.side**2} tokens" if self.side else ""
-        return f"{self.arm}, {self.decoding}, chunk {self.chunk}{tokens}{', fast' if self.fast else ''}"
+        return f"{self.arm}, {self.decoding}, chunk {self.chunk}{tokens}{FAST if self.fast else ''}"
 
     def policy(self, size: Size, place: Place) -> Policy:
         """What acts, with random weights."""
