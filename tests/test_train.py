@@ -713,3 +713,15 @@ def test_what_decided_the_boxes_is_part_of_the_run(demonstrations: Path, tmp_pat
     run = train_tiny(demonstrations, tmp_path / "run", CONDITIONS["G1"])
     assert json.loads((run / SCHEDULE).read_text())["annotation"] == "masks"
     assert "annotation" not in json.loads((train_tiny(demonstrations, tmp_path / "c4") / SCHEDULE).read_text())
+
+
+def test_a_training_leaves_its_looks_on_the_same_held_out_samples_at_every_check(demonstrations, tmp_path):
+    """Drift and overlap over training are measured from these files, so they must be maps of the policy itself."""
+    run = train_tiny(demonstrations, tmp_path / "run")
+    looks = {path.stem: np.load(path) for path in sorted((run / "looks").iterdir())}
+    assert list(looks) == ["000000", "000002", "000004"]
+    held_out = Samples(open_demonstrations(demonstrations).divide(0.25)[1], TINY.image_size, TINY.chunk)
+    batch = held_out.batch(spread_indices(len(held_out), 64))
+    wanted = load_policy(run)[0].look(batch.images, batch.instructions).numpy()
+    assert np.allclose(looks["000004"], wanted, atol=1e-6)
+    assert not np.array_equal(looks["000000"], looks["000004"])

@@ -41,6 +41,7 @@ from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_
 
 METRICS, SCHEDULE, STATE = "metrics.jsonl", "train.json", "state/latest.safetensors"
 SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
+LOOKS, WATCHED = "looks", 64  # folder, and on how many held-out samples a training is watched
 WHITENED = 256  # training images that the patch embedding starts from
 
 
@@ -235,6 +236,8 @@ def train(
             counts["frozen"] = frozen
         for tracker in trackers:
             tracker.log({**counts, "start": start_hash}, 0)
+        if held_out is not None:
+            save_looks(folder, 0, policy, held_out, device, condition.blind)
     if ticker:
         ticker.advance(first)
 
@@ -278,6 +281,7 @@ def train(
             }
             if held_out is not None and (done % config.check_every == 0 or done == config.steps):
                 values["held_out_action_loss"] = held_out_loss(policy, held_out, device, condition.blind)
+                save_looks(folder, done, policy, held_out, device, condition.blind)
             for tracker in trackers:
                 tracker.log({**values, "batches": seen[:16]}, done)
             clock, counted = time.perf_counter(), 0
@@ -362,6 +366,24 @@ def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind:
         weights.append(len(part))
     policy.train()
     return float(np.average(values, weights=weights))
+
+
+@torch.no_grad()
+def save_looks(folder: Path, step: int, policy: Policy, samples: Samples, device: torch.device, blind: bool) -> None:
+    """Keep where `policy` looks on `WATCHED` evenly spaced samples: float32 [m n] in ``looks/<step>.npy``.
+
+    The mean map, whatever the arm's mask follows, so that arms compare. How it changes from check to check is measured
+    from these files, see `la_reconvla.study.grounding`.
+    """
+    policy.eval()
+    parts = np.array_split(spread_indices(len(samples), WATCHED), max(1, WATCHED // 32))
+    batches = (to_device(samples.batch(part), device, blind) for part in parts)
+    looks = [policy.look(batch.images, batch.instructions, batch.wrist, batch.proprio) for batch in batches]
+    policy.train()
+    path = folder / LOOKS / f"{step:06d}.npy"
+    path.parent.mkdir(exist_ok=True)
+    with explain_disk_errors(path), atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.save(file, torch.cat(looks).float().cpu().numpy(), allow_pickle=False)
 
 
 class JsonLines:
