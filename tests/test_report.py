@@ -24,19 +24,8 @@ from la_reconvla.errors import UserError
 from la_reconvla.sim.rollout import Film
 from la_reconvla.study import figures, report, tables
 from la_reconvla.study.evaluate import save_film
-from la_reconvla.study.results import (
-    Arm,
-    Elsewhere,
-    Evidence,
-    Pairing,
-    Picture,
-    Rate,
-    Results,
-    Study,
-    Video,
-    build,
-    write_results,
-)
+from la_reconvla.study.evidence import Evidence, build
+from la_reconvla.study.results import Arm, Elsewhere, Pairing, Picture, Rate, Results, Study, Video, write_results
 from test_results import GRID, frames, study_results
 
 SECTIONS = {

@@ -22,27 +22,13 @@ from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.pixels import Pixels
 from la_reconvla.study import grounding
 from la_reconvla.study.cost import head_cost
+from la_reconvla.study.declared import HEADLINE
+from la_reconvla.study.evidence import Evidence, FloorEvidence, build, by_unit, comparison, measure, rate
 from la_reconvla.study.presets import PRESETS
-from la_reconvla.study.results import (
-    HEADLINE,
-    Arm,
-    Comparison,
-    Evidence,
-    FloorEvidence,
-    Results,
-    Study,
-    build,
-    by_unit,
-    comparison,
-    in_words,
-    judge,
-    measure,
-    rate,
-    read_results,
-    write_results,
-)
+from la_reconvla.study.results import Arm, Comparison, Results, Study, read_results, write_results
 from la_reconvla.study.statistics import wilson
 from la_reconvla.study.tables import grid_table
+from la_reconvla.study.verdicts import in_words, judge
 
 TASKS = ("between", "ramekin", "drawer")
 GRID = (7, 7)

@@ -51,23 +51,13 @@ from la_reconvla.study.evaluate import (
     settings_for,
     wording,
 )
+from la_reconvla.study.evidence import Evidence, FloorEvidence, build
 from la_reconvla.study.facts import commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
-from la_reconvla.study.results import (
-    Arm,
-    Evidence,
-    FloorEvidence,
-    Pairing,
-    Picture,
-    Results,
-    Study,
-    Video,
-    build,
-    write_results,
-)
+from la_reconvla.study.results import Arm, Pairing, Picture, Results, Study, Video, write_results
 from la_reconvla.study.tables import terminal_summary
 from la_reconvla.train import METRICS, SCHEDULE, pick_device, pick_precision, train
 

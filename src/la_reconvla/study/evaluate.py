@@ -25,8 +25,9 @@ from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform, 
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import load_task, official_start, official_states
 from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
+from la_reconvla.study.evidence import rate
 from la_reconvla.study.figures import overlay, write_video
-from la_reconvla.study.results import STAGES, rate
+from la_reconvla.study.results import STAGES
 from la_reconvla.train import pick_device
 
 EPISODES = "episodes.jsonl"

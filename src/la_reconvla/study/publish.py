@@ -16,7 +16,7 @@ from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.storage import atomic_write, read_json, read_jsonl
-from la_reconvla.study.results import rate
+from la_reconvla.study.evidence import rate
 from la_reconvla.train import METRICS
 
 CARD = "README.md"

@@ -14,18 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study import figures
+from la_reconvla.study.declared import EXPLORATORY, FAMILY, HEADLINE, SAME_WITHIN
 from la_reconvla.study.figures import Run, data_uri
-from la_reconvla.study.results import (
-    EXPLORATORY,
-    FAMILY,
-    HEADLINE,
-    SAME_WITHIN,
-    STAGES,
-    Comparison,
-    ConditionResult,
-    Results,
-    read_results,
-)
+from la_reconvla.study.results import STAGES, Comparison, ConditionResult, Results, read_results
 from la_reconvla.study.statistics import FEW_SEEDS
 from la_reconvla.study.tables import (
     duration,

@@ -10,9 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 
 from la_reconvla.conditions import GRID
+from la_reconvla.study.declared import EXPLORATORY, HEADLINE
 from la_reconvla.study.results import (
-    EXPLORATORY,
-    HEADLINE,
     STAGES,
     Comparison,
     ConditionResult,
@@ -24,8 +23,8 @@ from la_reconvla.study.results import (
     Reference,
     Results,
     Stages,
-    in_words,
 )
+from la_reconvla.study.verdicts import in_words
 
 FLOORS = {
     "grey_image": "grey image",
