@@ -264,6 +264,7 @@ def ablate(
     seeds: Ints = None,
     conditions: Names = None,
     grid: bool = False,
+    suite: str | None = None,
     tasks: Ints = None,
     demos: int | None = None,
     steps: int | None = None,
@@ -293,6 +294,7 @@ def ablate(
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
         grid: all arms of the grid: what is reconstructed, and by which head.
+        suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
         tasks: indices of the suite's tasks.
         demos: demonstrations a task.
         steps: optimizer steps.
@@ -322,6 +324,7 @@ def ablate(
         "dtype": dtype,
         "seeds": seeds,
         "conditions": tuple(arm.id for arm in GRID) if grid else conditions,
+        "suite": suite,
         "tasks": tasks,
         "demos": demos,
         "steps": steps,
