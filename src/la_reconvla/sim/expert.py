@@ -17,7 +17,7 @@ the current pose at each of the 20 steps a second, so the hand really moves abou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,7 +49,7 @@ WRIST = np.array([0.088, 0.21])  # wrist before and above the point between the 
 
 ORDER = ("wait", "hover", "descend", "close", "lift", "carry", "lower", "open", "retreat", "finished")
 PATIENCE = {"wait": 10, "hover": 60, "descend": 35, "lift": 30, "carry": 60, "lower": 30, "retreat": 20}  # steps
-DURATION = {"close": 11, "open": 4}  # steps; the fingers need about this long to grip and to let go
+GRIPPING = 11  # steps that the fingers need to grip; to let go, see `letting_go` of a handle
 
 CLOSE_BEFORE = 0.02  # the fingers start to close this far above the depth of the grasp (m)
 BRAKING = 0.03  # full speed until this far from a goal (m); half of it overshoots
@@ -61,6 +61,7 @@ CRUISE = 0.10  # bowl above the destination while carried from far (m)
 RETREAT = 0.08  # above where the bowl was let go (m)
 PASSING = 0.025  # the hand, and what it holds, pass this far above other things (m)
 THIN, BROAD = 0.07, 0.12  # half the width of the fingers' way, with what they hold, and of the palm's (m)
+PALM_AT, PALM_DENSELY = (-0.10, -0.05, 0, 0.05, 0.10), tuple(np.linspace(-0.10, 0.10, 21))  # across the palm (m)
 PALM = 0.045  # the palm's height above the point between the fingers (m)
 FOOTING, EDGE = 0.045, 0.04  # half the width of what a thing stands on; its distance from a region's edge (m)
 ASTRAY = 0.03  # a thing let go that ends farther than this from where it should be is taken again (m)
@@ -96,7 +97,7 @@ PLACES = {
     "flat_stove_cook_region": Rest(slack=0.07),
     "wooden_cabinet_top_side": Rest(slack=0.09),
     # A bottle is leant over along the shelf, which is a gutter: let go, it falls into it.
-    "wine_rack_top_region": Rest(offset=(-0.06, -0.012, 0.03), tilt=(0.0, np.deg2rad(50), 0.0), slack=0.10),
+    "wine_rack_top_region": Rest(offset=(0.04, -0.014, 0.018), tilt=(0.0, np.deg2rad(60), 0.0), slack=0.10),
 }
 
 
@@ -140,6 +141,9 @@ class PrivilegedEnv(Protocol):
 class Rim:
     """The rim of a bowl."""
 
+    sag = 0.03  # how far a bowl sinks and tilts in the fingers (m)
+    letting_go = 4  # steps until the fingers are free
+
     def mark(self, pose: Pose, angle: float) -> Float[np.ndarray, "3"]:
         """The point of the rim in world direction `angle` (rad)."""
         return rim_point(pose, angle)
@@ -154,6 +158,7 @@ class Block:
     """
 
     grip: tuple[float, float, float]
+    sag, letting_go = 0.0, 9
 
     def mark(self, pose: Pose, angle: float) -> Float[np.ndarray, "3"]:
         """`DEPTH` above the point between the sides: where a bowl taken there would have its rim."""
@@ -219,12 +224,15 @@ def highest_reach(position: Float[np.ndarray, "3"], shoulder: Float[np.ndarray, 
     return float(shoulder[2] - WRIST[1] + np.sqrt(max(ARM_REACH**2 - horizontal**2, 0)))
 
 
-def hand_points(grip: Float[np.ndarray, "3"], angle: float) -> Float[np.ndarray, "m 3"]:
-    """Sample points of the open hand around `grip`: two fingers along the rim's radius and the palm above them (m)."""
+def hand_points(grip: Float[np.ndarray, "3"], angle: float, palm_at: Sequence[float] = PALM_AT) -> Float[np.ndarray, "m 3"]:
+    """Sample points of the open hand around `grip`: two fingers along the rim's radius and the palm above them (m).
+
+    `palm_at` says where across the palm. Five points can miss a basket's walls; demonstrations were recorded with them.
+    """
     radial = np.array([np.cos(angle), np.sin(angle), 0])
     across = np.array([-np.sin(angle), np.cos(angle), 0])
     fingers = np.array(np.meshgrid([-FINGER_REACH, FINGER_REACH], [-0.012, 0.012], [-0.012, 0, 0.02, 0.04]))
-    palm = np.array(np.meshgrid([-0.10, -0.05, 0, 0.05, 0.10], [-0.03, 0.03], [0.05, 0.09, 0.13]))
+    palm = np.array(np.meshgrid(palm_at, [-0.03, 0.03], [0.05, 0.09, 0.13]))
     offsets = np.concatenate([fingers.reshape(3, -1), palm.reshape(3, -1)], axis=1).T
     return grip + offsets @ np.stack([radial, across, [0, 0, 1]])
 
@@ -380,13 +388,15 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
             owned = corners(model, data, here & ~there, 5).reshape(-1, 3)
             position[2] = summit(owned, position, position, FOOTING) + stands
             for _ in range(60):  # up to where the open hand, too, has room
-                gaps = clearance(hand_points(position + grip - thing.position, grasp.angle), model, data, here)
+                gaps = clearance(hand_points(position + grip - thing.position, grasp.angle, PALM_DENSELY), model, data, here)
                 if gaps.min() > SAFE_GAP / 2:
                     break
                 position[2] += 0.005
         end = position + grip - thing.position
         highest = min(highest_reach(grip, shoulder), highest_reach(end, shoulder))
-        way = max(passing(around, grip, end, grip[2] - thing.position[2] + stands), end[2] + PASSING, grip[2] + LIFT)
+        sag = grasp.handle.sag
+        hanging = grip[2] - thing.position[2] + stands + sag
+        way = max(passing(around, grip, end, hanging), end[2] + PASSING + sag, grip[2] + LIFT)
         offset = position - goal
         return replace(
             grasp,
@@ -568,14 +578,14 @@ class Expert:
                 return view.hand[2] > self._goal(view)[2] - 0.015
             case "carry":
                 there = float(np.linalg.norm(view.to_place)) < 0.012
-                return there and (not any(self.grasp.rest.tilt) or self._turn(view).magnitude() < 0.15)
+                return there and (not any(self.grasp.rest.tilt) or self._turn(view).magnitude() < 0.35)
             case "lower":
                 return view.thing[2] - view.place[2] < TOUCHING
             case "retreat":
                 return view.hand[2] > self._began.hand[2] + RETREAT - 0.01
             case "finished":
                 return False
-        return self._steps >= DURATION[self.phase]
+        return self._steps >= (GRIPPING if self.phase == "close" else self.grasp.handle.letting_go)
 
     def _goal(self, view: View) -> Float[np.ndarray, "3"]:
         """Where the hand should be, as far as the present phase knows (m, world)."""
