@@ -70,7 +70,7 @@ BLOCKS = frozenset(  # what is taken across two sides; a kind is an instance's n
     "alphabet_soup bbq_sauce butter chocolate_pudding cream_cheese ketchup milk orange_juice salad_dressing "
     "tomato_sauce wine_bottle".split()
 )
-BOWLS = "bowl"  # what is taken by its rim: kinds that end so
+BOWLS, PLATES = "bowl", "plate"  # how the kinds end that are taken by their rim, and those that bowls are put on
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,8 @@ class Rest:
     slack: float = ASTRAY
 
 
-# Where things can be put, by kind. Drawers are not among them: they are closed.
+# Where things can be put besides plates, by kind. Drawers are not among them: they are closed.
 PLACES = {
-    "plate": Rest(),
     "akita_black_bowl": Rest(),
     "basket_contain_region": Rest(slack=0.06),
     "flat_stove_cook_region": Rest(slack=0.07),
@@ -109,7 +108,8 @@ def kind(name: str) -> str:
 def feasible(task: Task) -> bool:
     """Whether the expert knows how to do `task`: it moves one thing that can be grasped to a place that is open."""
     takes = kind(task.target) in BLOCKS or kind(task.target).endswith(BOWLS)
-    return len(task.goal) == 1 and task.goal[0][0] in ("on", "in") and takes and kind(task.destination) in PLACES
+    puts = kind(task.destination) in PLACES or kind(task.destination).endswith(PLATES)
+    return len(task.goal) == 1 and task.goal[0][0] in ("on", "in") and takes and puts
 
 
 def require_feasible(tasks: Iterable[Task]) -> None:
@@ -372,7 +372,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
         )
         shortfall, shortfall_there = (float(np.maximum(lack, 0).sum()) for lack in lacks)
         ways = mark - below, _above(mark, 0.03), end - below
-        strain = max(0, *(max(stretch(way, shoulder) - ARM_REACH, FOLDED - stretch(way, shoulder)) for way in ways))
+        strain = max(grasp.strain, *(max(stretch(way, shoulder) - ARM_REACH, FOLDED - stretch(way, shoulder)) for way in ways))
         turned = abs(grasp.yaw)
         cost = 100 * shortfall + 30 * shortfall_there + 80 * strain + 25 * lowered + 0.8 * turned + 0.8 * apart
         return replace(grasp, cost=cost, shortfall=shortfall + shortfall_there, strain=strain)
@@ -402,6 +402,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
             grasp,
             offset=(float(offset[0]), float(offset[1]), float(offset[2])),
             rest=rest,
+            strain=max(way - highest, 0.0),
             approach=passing(around, hand, grip, FINGERTIP),
             way=min(way, highest),
         )
