@@ -178,7 +178,12 @@ def test_corners_are_those_of_the_turned_box():
 
 @pytest.mark.parametrize(
     ("suite", "able"),
-    [("libero_spatial", range(10)), ("libero_object", range(10)), ("libero_goal", (1, 2, 4, 6, 8, 9)), ("libero_10", ())],
+    [
+        ("libero_spatial", range(10)),
+        ("libero_object", range(10)),
+        ("libero_goal", (1, 2, 4, 6, 8, 9)),
+        ("libero_10", ()),
+    ],
 )
 def test_what_the_expert_can_do_is_known_beforehand(suite, able):
     assert [task.index for task in load_suite(suite) if feasible(task)] == list(able)

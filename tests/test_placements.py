@@ -325,7 +325,8 @@ def test_one_scene_is_solved_under_either_instruction_and_judged_by_its_own_goal
             while not expert.finished and not env.step(expert.act(), stop_at_success=False).done:
                 pass
             assert env.success()
-            env._set_goal(env.task.goal_for(*[(s.target, s.destination) for s in (first, second) if s != start][0]))
+            other = second if start is first else first
+            env._set_goal(env.task.goal_for(other.target, other.destination))
             assert not env.success()
 
 

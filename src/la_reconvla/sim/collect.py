@@ -230,7 +230,7 @@ class LiberoStudio:
     """The real simulator and the scripted expert."""
 
     def header(self, config: CollectConfig, task: int) -> FileHeader:
-        """From the task's BDDL file; a task beyond the expert or the placements is found here, before any is written."""
+        """From the task's BDDL file. One beyond the expert or the placements is found here, before anything starts."""
         from la_reconvla.sim.expert import require_feasible
         from la_reconvla.sim.placements import asks
         from la_reconvla.sim.tasks import load_task

@@ -1,11 +1,12 @@
-"""A scripted expert that sees the simulator's poses: it picks one thing up and places it, for any state of LIBERO-Spatial,
-LIBERO-Object and the pick-and-place tasks of LIBERO-Goal (`feasible` says which tasks those are).
+"""A scripted expert that sees the simulator's poses: it picks one thing up and puts it where it belongs.
 
-The arm takes a thing from above: a bowl by its rim, one finger inside and one outside (`Rim`), anything else across two
-opposite sides, which are found in its collision geometry (`Block`). It goes through the phases of `ORDER` (``wait`` only
-before a second try, until the thing has come to rest). Every action is computed from the poses of that very moment, so
-that noise added to the *executed* action is corrected by the next one; the action that `Expert.act` returns is the clean
-label.
+It does LIBERO-Spatial, LIBERO-Object and what is pick-and-place in LIBERO-Goal (`feasible`).
+
+The arm takes a thing from above: a bowl by its rim, one finger inside and one outside (`Rim`), anything else across
+two opposite sides, which are found in its collision geometry (`Block`). It goes through the phases of `ORDER`
+(``wait`` only before a second try, until the thing has come to rest). Every action is computed from the poses of that
+very moment, so that noise added to the *executed* action is corrected by the next one; the action that `Expert.act`
+returns is the clean label.
 
 Demonstrations should be unimodal: among grasps that are equally free of obstacles the expert always takes the one at
 `PREFERRED_ANGLE`, and deviates from it only as far as obstacles or the arm's reach force it to.
@@ -67,9 +68,8 @@ FOOTING, EDGE = 0.045, 0.04  # half the width of what a thing stands on; its dis
 ASTRAY = 0.03  # a thing let go that ends farther than this from where it should be is taken again (m)
 
 BLOCKS = frozenset(  # what is taken across two sides; a kind is an instance's name without its number
-    "alphabet_soup bbq_sauce butter chocolate_pudding cream_cheese ketchup milk orange_juice salad_dressing "
-    "tomato_sauce wine_bottle".split()
-)
+    ("alphabet_soup", "bbq_sauce", "butter", "chocolate_pudding", "cream_cheese", "ketchup", "milk")
+) | {"orange_juice", "salad_dressing", "tomato_sauce", "wine_bottle"}
 BOWLS, PLATES = "bowl", "plate"  # how the kinds end that are taken by their rim, and those that bowls are put on
 
 
@@ -122,8 +122,9 @@ def require_feasible(tasks: Iterable[Task]) -> None:
         if not feasible(task):
             able = [str(other.index) for other in load_suite(task.suite) if feasible(other)]
             raise UserError(
-                f"the scripted expert cannot do task {task.index} of {task.suite} ('{task.instruction}'): it picks one thing "
-                f"up and puts it down, and opens, switches or pushes nothing; its tasks there: {', '.join(able) or 'none'}"
+                f"the scripted expert cannot do task {task.index} of {task.suite} ('{task.instruction}'): it picks "
+                "one thing up and puts it down, and opens, switches or pushes nothing; "
+                f"its tasks there: {', '.join(able) or 'none'}"
             )
 
 
@@ -224,7 +225,9 @@ def highest_reach(position: Float[np.ndarray, "3"], shoulder: Float[np.ndarray, 
     return float(shoulder[2] - WRIST[1] + np.sqrt(max(ARM_REACH**2 - horizontal**2, 0)))
 
 
-def hand_points(grip: Float[np.ndarray, "3"], angle: float, palm_at: Sequence[float] = PALM_AT) -> Float[np.ndarray, "m 3"]:
+def hand_points(
+    grip: Float[np.ndarray, "3"], angle: float, palm_at: Sequence[float] = PALM_AT
+) -> Float[np.ndarray, "m 3"]:
     """Sample points of the open hand around `grip`: two fingers along the rim's radius and the palm above them (m).
 
     `palm_at` says where across the palm. Five points can miss a basket's walls; demonstrations were recorded with them.
@@ -258,7 +261,7 @@ def clearance(
 
 
 def corners(model: Any, data: Any, among: Bool[np.ndarray, "g"], steps: int = 2) -> Float[np.ndarray, "s m 3"]:
-    """Points of the boxes around geoms: `steps` along each edge, 2 for the corners (m, world). Boxes turn with geoms."""
+    """Points of the boxes around geoms: `steps` along each edge, 2 for the corners (m, world)."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, steps)] * 3), axis=-1).reshape(-1, 3)
     boxes = model.geom_aabb[among][:, None]
     turned = np.einsum("gij,gmj->gmi", data.geom_xmat[among].reshape(-1, 3, 3), boxes[..., :3] + grid * boxes[..., 3:])
@@ -299,8 +302,7 @@ def blocks(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, f
         pose: its pose.
 
     Returns:
-        For each pair of sides that fits between the fingers: the angle between them (rad), the thing's width (m) and the
-        handle.
+        For each pair of sides that fits: the direction across it (rad), the thing's width there (m) and the handle.
     """
     height = grip_height(shape[..., 2].min(), shape[..., 2].max())
     touched = shape[(shape[..., 2].min(axis=1) < height + PAD) & (shape[..., 2].max(axis=1) > height - PAD)]
@@ -326,7 +328,7 @@ def summit(
 def passing(
     points: Float[np.ndarray, "m 3"], begin: Float[np.ndarray, "3"], end: Float[np.ndarray, "3"], hanging: float
 ) -> float:
-    """How high (m, world) the hand must go from `begin` to `end` above `points`, holding what hangs `hanging` below it."""
+    """How high (m, world) the hand must go from `begin` to `end` above `points`, with what hangs `hanging` below it."""
     return PASSING + max(summit(points, begin, end, THIN) + hanging, summit(points, begin, end, BROAD) - PALM)
 
 
@@ -372,7 +374,9 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
         )
         shortfall, shortfall_there = (float(np.maximum(lack, 0).sum()) for lack in lacks)
         ways = mark - below, _above(mark, 0.03), end - below
-        strain = max(grasp.strain, *(max(stretch(way, shoulder) - ARM_REACH, FOLDED - stretch(way, shoulder)) for way in ways))
+        strain = max(
+            grasp.strain, *(max(stretch(way, shoulder) - ARM_REACH, FOLDED - stretch(way, shoulder)) for way in ways)
+        )
         turned = abs(grasp.yaw)
         cost = 100 * shortfall + 30 * shortfall_there + 80 * strain + 25 * lowered + 0.8 * turned + 0.8 * apart
         return replace(grasp, cost=cost, shortfall=shortfall + shortfall_there, strain=strain)
@@ -388,7 +392,9 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
             owned = corners(model, data, here & ~there, 5).reshape(-1, 3)
             position[2] = summit(owned, position, position, FOOTING) + stands
             for _ in range(60):  # up to where the open hand, too, has room
-                gaps = clearance(hand_points(position + grip - thing.position, grasp.angle, PALM_DENSELY), model, data, here)
+                gaps = clearance(
+                    hand_points(position + grip - thing.position, grasp.angle, PALM_DENSELY), model, data, here
+                )
                 if gaps.min() > SAFE_GAP / 2:
                     break
                 position[2] += 0.005
@@ -551,9 +557,7 @@ class Expert:
         """Go on to the next phase when this one has reached its end, or back to the start when the bowl was lost."""
         lost = self.phase in ("carry", "lower") and np.linalg.norm(view.hand - view.mark) > 0.07
         missed = self.phase == "lift" and self._ended(view) and view.thing[2] < self._began.thing[2] + 0.010
-        astray = (
-            self.phase == "retreat" and self._ended(view) and np.linalg.norm(view.to_place) > self.grasp.rest.slack
-        )
+        astray = self.phase == "retreat" and self._ended(view) and np.linalg.norm(view.to_place) > self.grasp.rest.slack
         if lost or missed or astray:
             self._retry(view)
         elif self._ended(view):

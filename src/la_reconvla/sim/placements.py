@@ -78,7 +78,7 @@ IN_VIEW = 0.045  # objects are seen at least this far around their centres (m); 
 
 TABLE = "main_table"
 GROUND = (TABLE, "floor")
-# LIBERO takes the inside of a basket for a box along the world's axes: of one that is turned, hardly anything is inside.
+# LIBERO takes the inside of a basket for a box along the world's axes, which shrinks to a slit when a basket is turned.
 NOT_TURNED = ("basket",)
 Layout = dict[str, Pose]
 
@@ -159,7 +159,7 @@ def wide_starts(
         suite: one whose tasks have `asks`: LIBERO-Spatial, LIBERO-Object, LIBERO-Goal.
         task: its task, whose layout and relations the scenes keep.
         split: ``train`` or ``test``: different streams of random numbers.
-        indices: which starts, in the order wanted. 2j makes the first of the task's `asks` in scene j, 2j + 1 the second.
+        indices: which starts, in the order wanted. 2j has the first of the task's `asks` in scene j, 2j + 1 the second.
         cache: folder in which scenes are kept, by all that they depend on; a scene takes about a second to make.
         wide: how far to move things; `Wide()` if None.
         allow_any_mujoco: make them with whatever MuJoCo is installed; they are kept apart in the cache.

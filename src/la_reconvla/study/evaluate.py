@@ -19,8 +19,8 @@ from la_reconvla.contracts import BackboneConfig, PlacementKind, Quality, Split,
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
-from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.expert import require_feasible
+from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.placements import SCHEME, instructions, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform, View, swapped
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
