@@ -41,6 +41,7 @@ PREFERRED_ANGLE = np.pi / 2  # world direction from the bowl's axis to the grasp
 OPENING, SPARE = 0.08, 0.003  # between the open fingers, and what must be left of it on either side of a thing (m)
 REACH_DOWN = 0.040  # from a thing's top to the point between the fingers: 5 mm deeper it meets the palm (m)
 FINGERTIP = 0.013  # what the fingers reach below the point between them (m)
+SKEWS, SLIDES = np.deg2rad((0.0, -15.0, 15.0)), (0.0, -0.02, 0.02)  # of the grasp of a thing's sides (rad, m)
 PAD = 0.010  # half the height of the fingers' pads: the part of a thing that they touch (m)
 
 SHOULDER = np.array([-0.66, 0.0, 1.245])  # of the Panda on LIBERO's table (m)
@@ -59,6 +60,7 @@ TOUCHING = 0.013  # a bowl that hangs at a slant touches when its origin is this
 HOVER = 0.055  # above the rim before going down (m)
 LIFT, LIFT_OUT = 0.075, 0.11  # before going sideways, from the table and from furniture (out of a drawer) (m)
 CRUISE = 0.10  # bowl above the destination while carried from far (m)
+SETTLE = 0.008  # below where a thing was let go, before withdrawing (m)
 RETREAT = 0.08  # above where the bowl was let go (m)
 PASSING = 0.025  # the hand, and what it holds, pass this far above other things (m)
 THIN, BROAD = 0.07, 0.12  # half the width of the fingers' way, with what they hold, and of the palm's (m)
@@ -159,7 +161,7 @@ class Block:
     """
 
     grip: tuple[float, float, float]
-    sag, letting_go = 0.0, 9
+    sag, letting_go = 0.0, 12
 
     def mark(self, pose: Pose, angle: float) -> Float[np.ndarray, "3"]:
         """`DEPTH` above the point between the sides: where a bowl taken there would have its rim."""
@@ -294,7 +296,7 @@ def grip_height(bottom: float, top: float) -> float:
     return max(bottom + FINGERTIP, top - REACH_DOWN)
 
 
-def blocks(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, float, Block]]:
+def blocks(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, float, float, Block]]:
     """Grasps across a thing, whatever is around it.
 
     Args:
@@ -302,16 +304,25 @@ def blocks(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, f
         pose: its pose.
 
     Returns:
-        For each pair of sides that fits: the direction across it (rad), the thing's width there (m) and the handle.
+        For each pair of sides that fits, taken straight or (to pass a neighbour) at a slant or off its middle: the
+        direction of the fingers (rad), the thing's width in it (m), how far this strays from straight, the handle.
     """
     height = grip_height(shape[..., 2].min(), shape[..., 2].max())
     touched = shape[(shape[..., 2].min(axis=1) < height + PAD) & (shape[..., 2].max(axis=1) > height - PAD)]
     turn = Rotation.from_quat(pose.quaternion).inv()
     result = []
-    for angle, width, middle in sides(touched[..., :2].reshape(-1, 2)):
-        if width <= OPENING - 2 * SPARE:
-            x, y, z = turn.apply(np.array([*middle, height]) - pose.position)
-            result.append((angle, width, Block((float(x), float(y), float(z)))))
+    points = touched[..., :2].reshape(-1, 2)
+    for across, _, middle in sides(points):
+        along = np.array([-np.sin(across), np.cos(across)])
+        half = float(np.ptp(points @ along)) / 2
+        for skew, slide in ((skew, slide) for skew in SKEWS for slide in SLIDES):
+            angle = (across + skew) % np.pi
+            width = float(np.ptp(points @ [np.cos(angle), np.sin(angle)]))
+            if width <= OPENING - 2 * SPARE and abs(slide) <= half - PAD:
+                grip = np.array([*middle + slide * along, height]) - pose.position
+                x, y, z = turn.apply(grip)
+                strays = abs(skew) + abs(slide) / half
+                result.append((angle, width, strays, Block((float(x), float(y), float(z)))))
     return result
 
 
@@ -426,11 +437,11 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
             apart = abs((angle - PREFERRED_ANGLE + np.pi) % (2 * np.pi) - np.pi)
             grasps.append(judged(grasp, rim_point(placed, angle), lowered, apart))
     else:
-        for angle, width, handle in blocks(shape, thing):
+        for angle, width, strays, handle in blocks(shape, thing):
             room = min(0.012, (OPENING - width) / 2 - SPARE)
             grasp = planned(Grasp(angle, 0, 0, 0, handle, room), shape)
             end = goal + grasp.offset + handle.mark(thing, angle) - thing.position
-            grasps.append(judged(grasp, end, 0, abs(grasp.yaw)))
+            grasps.append(judged(grasp, end, 0, abs(grasp.yaw) + strays))
     if not grasps:
         raise UserError(f"no two sides of {target} fit between the fingers, as it lies now: the expert cannot take it")
     return sorted(grasps, key=lambda g: g.cost)
@@ -615,6 +626,8 @@ class Expert:
                 return np.array([x, y, view.hand[2] + view.place[2] + 0.003 - view.thing[2]])
             case "retreat":
                 return _above(self._began.hand, RETREAT)
+            case "open" if isinstance(self.grasp.handle, Block) and not any(self.grasp.rest.tilt):
+                return _above(self._began.hand, -SETTLE)  # what hangs on a finger is put down
         return self._began.hand
 
     def _lift(self) -> float:
