@@ -544,7 +544,12 @@ class Expert:
         return np.concatenate([self._towards(view), [gripper]])[None]
 
     def _plan(self) -> None:
-        grasps = distinct(rank_grasps(self._env, self._target, self._destination))
+        try:
+            grasps = distinct(rank_grasps(self._env, self._target, self._destination))
+        except UserError:
+            if self._attempt == 0:
+                raise
+            return  # a thing that was dropped may lie so that no grasp fits: try the last one again, and fail
         self.grasp = grasps[min(self._attempt, len(grasps) - 1)]
         self._shoulder = shoulder_of(self._env)
 
