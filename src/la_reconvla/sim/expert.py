@@ -318,7 +318,7 @@ def blocks(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, f
         for skew, slide in ((skew, slide) for skew in SKEWS for slide in SLIDES):
             angle = (across + skew) % np.pi
             width = float(np.ptp(points @ [np.cos(angle), np.sin(angle)]))
-            if width <= OPENING - 2 * SPARE and abs(slide) <= half - PAD:
+            if width <= OPENING - 2 * SPARE and (slide == 0 or abs(slide) <= half - PAD):
                 grip = np.array([*middle + slide * along, height]) - pose.position
                 x, y, z = turn.apply(grip)
                 strays = abs(skew) + abs(slide) / half
