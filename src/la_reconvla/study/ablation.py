@@ -53,13 +53,13 @@ from la_reconvla.study.evaluate import (
 )
 from la_reconvla.study.evidence import Evidence, FloorEvidence, build
 from la_reconvla.study.facts import commit, hardware, versions
-from la_reconvla.study.heldout import UNIT, measure_run
+from la_reconvla.study.heldout import UNIT, VERSION, measure_run, watched
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
 from la_reconvla.study.results import Arm, Pairing, Picture, Results, Study, Video, write_results
 from la_reconvla.study.tables import terminal_summary
-from la_reconvla.train import METRICS, SCHEDULE, pick_device, pick_precision, train
+from la_reconvla.train import METRICS, SCHEDULE, WATCHED, pick_device, pick_precision, train
 
 HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
@@ -225,7 +225,8 @@ class Ablation:
     def _measure(self) -> None:
         def stale(cell: Cell) -> bool:
             path = cell.folder / HELD_OUT
-            return not path.exists() or read_json(path).get("weights") != file_hash(cell.folder / WEIGHTS)
+            known = read_json(path) if path.exists() else {}
+            return known.get("version") != VERSION or known["weights"] != file_hash(cell.folder / WEIGHTS)
 
         todo = [cell for cell in self.cells if stale(cell)]
         with progress("Held-out frames", total=len(todo), unit="policies", console=self.console) as bar:
@@ -234,7 +235,8 @@ class Ablation:
             for cell in todo:
                 own = cell.condition.saliency or MEAN
                 records = measure_run(cell.folder, samples, indices, self._swaps, device=self.device, source=own)
-                write_json(cell.folder / HELD_OUT, {"weights": file_hash(cell.folder / WEIGHTS), **records})
+                found = {"version": VERSION, "weights": file_hash(cell.folder / WEIGHTS), **records}
+                write_json(cell.folder / HELD_OUT, found)
                 bar.advance(note=cell.condition.id)
 
     # ------------------------------------------------------------ what they need
@@ -352,7 +354,17 @@ class Ablation:
             frames=[r for cell in cells for r in read_json(cell.folder / HELD_OUT)["true"]],
             train={cell.seed: _training_facts(cell.folder) for cell in cells},
             metrics={cell.seed: str((cell.folder / METRICS).relative_to(self.folder)) for cell in cells},
+            watched={cell.seed: watched(cell.folder, self._seen) for cell in cells},
         )
+
+    @functools.cached_property
+    def _seen(self) -> np.ndarray:
+        """Share of each patch on the target in the held-out samples that trainings are watched on, float32 [m n]."""
+        samples = self._held_out_samples()
+        if not samples.demonstrations.episodes[0].instance_names:
+            return np.zeros((0, 0), dtype=np.float32)
+        chosen = spread_indices(len(samples), WATCHED)
+        return samples.instance_patches(chosen, ("target",), self.config.backbone.grid)[:, 0]
 
     def _study(self) -> Study:
         c, begun = self.config, read_json(self.folder / "study.json")

@@ -12,9 +12,10 @@ Two kinds of records go in, both plain dicts as they stand in JSON lines:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from la_reconvla.study import statistics
 from la_reconvla.study.declared import ARM, EXPLORATORY, FAMILY, SAME_WITHIN
 from la_reconvla.study.results import (
     EPISODE_METRICS,
+    MAP_FIELDS,
     OVERLAPS,
     SCHEMA,
     STAGES,
@@ -31,10 +33,15 @@ from la_reconvla.study.results import (
     Comparison,
     ConditionResult,
     Count,
+    Effect,
     Elsewhere,
     Floor,
     FloorId,
     GroundingMeans,
+    MapKind,
+    MapPart,
+    MapPhase,
+    MapRow,
     Measure,
     Overlap,
     Picture,
@@ -45,6 +52,7 @@ from la_reconvla.study.results import (
     Study,
     Tally,
     Video,
+    Watched,
 )
 from la_reconvla.study.verdicts import judge
 
@@ -61,12 +69,14 @@ class Evidence:
         frames: held-out frames.
         train: facts of each seed's training.
         metrics: path of each seed's training curves, relative to the study.
+        watched: how each seed's maps changed in training.
     """
 
     episodes: Records = ()
     frames: Records = ()
     train: Mapping[int, dict[str, Any]] = field(default_factory=dict)
     metrics: Mapping[int, str] = field(default_factory=dict)
+    watched: Mapping[int, tuple[Watched, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,8 @@ def condition_summary(arm: Arm, evidence: Evidence) -> ConditionResult:
         destination=_grounding(evidence.frames, "destination_"),
         aid=measure(evidence.frames, "aid"),
         action_error=measure(evidence.frames, "action_error"),
+        maps=tuple(_maps(evidence.frames)),
+        causal=tuple(_causal(evidence.frames)),
     )
 
 
@@ -185,6 +197,7 @@ def _cell(seed: int, evidence: Evidence) -> Cell:
         grounding=_grounding(frames),
         action_error=measure(frames, "action_error"),
         metrics=evidence.metrics.get(seed),
+        watched=evidence.watched.get(seed, ()),
     )
 
 
@@ -256,6 +269,37 @@ def _grounding(frames: Records, prefix: str = "") -> GroundingMeans | None:
     return GroundingMeans(
         frames=len(visible), excluded=len(measured) - len(visible), **means, channel=" and ".join(channels) or None
     )
+
+
+def _maps(frames: Records) -> Iterator[MapRow]:
+    """Overlap of each kind of map with each thing in each phase; what no frame shows is left out."""
+    told = [record for record in frames if "maps" in record]
+    for part, phase, kind in itertools.product(get_args(MapPart), get_args(MapPhase), get_args(MapKind)):
+        flat = [
+            {key: record[key] for key in ("seed", "task", "scene")} | dict(zip(MAP_FIELDS, values, strict=True))
+            for record in told
+            if phase in ("all", record["phase"]) and (values := record["maps"][part].get(kind)) is not None
+        ]
+        means = _grounding(flat)
+        if means is not None and means.frames:
+            yield MapRow(part, phase, kind, means)
+
+
+def _causal(frames: Records) -> Iterator[Effect]:
+    """How far the actions move when a thing is hidden, and how much farther than when as much is hidden elsewhere."""
+    told = [record for record in frames if record.get("causal")]
+    keys = ("seed", "task", "scene")
+    for part in (*get_args(MapPart), "control"):
+        name = "target_control" if part == "control" else part
+        both = [r for r in told if r["causal"][name] is not None and r["causal"].get(f"{part}_control", 0) is not None]
+        flat = [{**{key: r[key] for key in keys}, "shift": r["causal"][name]} for r in both]
+        if (shift := measure(flat, "shift")) is None:
+            continue
+        over = [
+            {**{key: r[key] for key in keys}, "over": r["causal"][part] - r["causal"][f"{part}_control"]}
+            for r in (both if part != "control" else ())
+        ]
+        yield Effect(part, shift, measure(over, "over"))
 
 
 def build(

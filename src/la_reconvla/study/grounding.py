@@ -33,6 +33,8 @@ class Grounding:
         mass_over_area: `mass` over the instance's share of the patches; 1 is indifference.
         pointing: whether the highest patch lies on the instance.
         auroc: probability that a patch on the instance outranks one off it; 0.5 is indifference.
+        average_precision: area under the curve of precision over recall; a constant map has g / n.
+        entropy: sharpness of the whole map, entropy over that of a constant one; 1 is flat. It knows no instance.
     """
 
     visible: Bool[np.ndarray, "b"]
@@ -46,6 +48,8 @@ class Grounding:
     mass_over_area: Float[np.ndarray, "b"]
     pointing: Float[np.ndarray, "b"]
     auroc: Float[np.ndarray, "b"]
+    average_precision: Float[np.ndarray, "b"]
+    entropy: Float[np.ndarray, "b"]
 
     def records(self) -> list[dict[str, float | int | bool | None]]:
         """One dict a frame, ready for JSON: what was not measured is None."""
@@ -97,6 +101,8 @@ def measure(
         mass_over_area=mass / area,
         pointing=_seen(visible, pointing(saliency, target)),
         auroc=auroc(saliency, target),
+        average_precision=average_precision(saliency, target),
+        entropy=entropy(saliency),
     )
 
 
@@ -174,6 +180,57 @@ def auroc(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -
     positive_ranks = (rankdata(saliency, axis=1) * target).sum(1)
     pairs = g * (n - g)
     return np.where(pairs > 0, (positive_ranks - g * (g + 1) / 2) / np.maximum(pairs, 1), np.nan)
+
+
+def average_precision(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+    """Average precision of patches as target or not: sum over thresholds of the gain in recall times precision.
+
+    Equal scores are one threshold, so that their order cannot help; NaN where no patch is the target.
+    """
+    order = np.argsort(-saliency, axis=1, kind="stable")
+    ranked, hits = np.take_along_axis(saliency, order, 1), np.take_along_axis(target, order, 1)
+    n, g = saliency.shape[1], target.sum(1)
+    found = hits.cumsum(1)
+    last = np.ones_like(hits)  # of its score: where a threshold lies
+    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
+    before = np.maximum.accumulate(np.where(last, found, 0), axis=1)
+    gained = np.diff(before, axis=1, prepend=0)
+    precision = found / np.arange(1, n + 1)
+    return np.where(g > 0, (gained * precision * last).sum(1) / np.maximum(g, 1), np.nan)
+
+
+def entropy(saliency: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+    """Shannon entropy of the map as a distribution over patches, divided by log n: 1 is flat, 0 is one patch."""
+    share = saliency / saliency.sum(1, keepdims=True)
+    terms = np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0)
+    return -terms.sum(1) / np.log(saliency.shape[1])
+
+
+# ---------------------------------------------------------------- controls
+
+
+def uniform(count: int, grid: tuple[int, int]) -> Float[np.ndarray, "b n"]:
+    """A constant map [count n]: by how ties are counted here, what random maps score on average."""
+    return np.ones((count, grid[0] * grid[1]))
+
+
+def centre_prior(count: int, grid: tuple[int, int]) -> Float[np.ndarray, "b n"]:
+    """A Gaussian about the middle of the picture, a quarter of its side wide [count n]; it sees no image, no words."""
+    y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in grid)
+    return np.tile(np.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.25**2)).reshape(1, -1), (count, 1))
+
+
+def averaged(found: list[Grounding]) -> list[dict[str, float | int | bool | None]]:
+    """Records, each the mean over several maps of one frame and instance: what a map drawn from them scores.
+
+    Raises:
+        UserError: if there is no map.
+    """
+    if not found:
+        raise UserError("the mean over no maps is asked for: a control by other instructions needs two of them")
+    columns = {f.name: np.mean([getattr(one, f.name) for one in found], axis=0) for f in fields(Grounding)}
+    columns |= {name: getattr(found[0], name) for name in ("visible", "patches")}
+    return Grounding(**columns).records()
 
 
 def instruction_difference(first: Float[np.ndarray, "b n"], second: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:

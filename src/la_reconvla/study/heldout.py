@@ -6,7 +6,7 @@ use what was taken away. Frames are the same for every condition and are paired 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,20 @@ from jaxtyping import Float, Int64
 
 from la_reconvla.checkpoint import load_policy
 from la_reconvla.contracts import Batch, Rows, SaliencySource
-from la_reconvla.data.samples import Samples, greyed
+from la_reconvla.data.samples import Samples, greyed, spread_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
+from la_reconvla.randomness import derive
 from la_reconvla.sim.policies import View
-from la_reconvla.study import grounding
-from la_reconvla.train import to_device
+from la_reconvla.study import causal, grounding
+from la_reconvla.study.parts import PARTS, part_boxes, part_maps, phases
+from la_reconvla.study.results import MAP_FIELDS, Watched
+from la_reconvla.train import LOOKS, to_device
 
+VERSION = 2  # of the records; older ones are measured again
+CAUSAL = 96  # frames on which things are hidden: each takes some dozen passes
+INSTRUCTIONS = 8  # at most so many are told of one picture
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
 VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
 MOTION = 6  # the gripper is two-valued; a late or early grasp would drown everything else
@@ -75,6 +81,8 @@ def measure_run(
         ``channel``, whose attention the map is made of (`la_reconvla.contracts.Features`). All of these are of the mean
         map, so that arms compare. If `source` is another, the same fields of its map follow with the prefix ``own_``,
         and ``own_source`` names it.
+        ``phase`` is that of the episode, ``maps`` the overlap of each kind of map with each of `PARTS` (`controlled`),
+        and on up to `CAUSAL` frames ``causal`` says what hiding things does (`la_reconvla.study.causal.effects`).
         Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
 
     Raises:
@@ -88,6 +96,10 @@ def measure_run(
             f"'{samples.demonstrations.quality}': evaluate on data of the same render quality"
         )
     table = {(task, true): wrong for task, true, wrong in swaps}
+    told = sorted({true for _, true in table})
+    hiding = set(indices[spread_indices(len(indices), CAUSAL)].tolist())
+    masked = bool(samples.demonstrations.episodes[0].instance_names)
+    phase = {episode.name: phases(episode) for episode in samples.demonstrations.episodes if masked}
     records: dict[View, list[dict[str, Any]]] = {view: [] for view in VIEWS}
     for part in np.array_split(indices, max(1, -(-len(indices) // batch_size))):
         batch = to_device(samples.batch(part), torch.device(device), config.blind)
@@ -100,14 +112,69 @@ def measure_run(
         for view in VIEWS:
             errors = action_errors(policy, view_of(batch, view, tasks, table))
             records[view] += [{**key, "action_error": float(e)} for key, e in zip(keys, errors, strict=True)]
-        if samples.demonstrations.episodes[0].instance_names:
-            for record, fields in zip(
-                records["true"][-len(part) :],
-                _grounding(policy, samples, part, batch, tasks, table, source),
-                strict=True,
-            ):
-                record.update(fields)
+        if masked:
+            ours = records["true"][-len(part) :]
+            grounded = _grounding(policy, samples, part, batch, tasks, table, source)
+            maps = controlled(policy, batch, told, part_maps(samples, part, policy.backbone.grid))
+            for record, fields, overlaps, (episode, step) in zip(ours, grounded, maps, origins, strict=True):
+                record |= {**fields, "maps": overlaps, "phase": phase[episode.name][step]}
+            chosen = np.array([int(index) in hiding for index in part])
+            if chosen.any() and not config.blind:
+                some = to_device(samples.batch(part[chosen]), torch.device(device), config.blind)
+                draws = np.random.default_rng(derive(0, f"occlusion/{part[0]}"))  # the same boxes for every policy
+                shown = causal.effects(policy, some, part_boxes(samples, part[chosen]), draws)
+                for row, effect in zip(np.flatnonzero(chosen), shown or (), strict=bool(shown)):
+                    ours[row]["causal"] = effect
     return records
+
+
+@torch.no_grad()
+def controlled(
+    policy: Policy, batch: Batch, told: Sequence[str], coverage: Float[np.ndarray, "b 3 n"]
+) -> list[dict[str, dict[str, list[Any]]]]:
+    """Overlap of the policy's mean map with each thing, beside four controls that cannot follow the instruction.
+
+    ``uniform`` is a constant map, ``centre`` a Gaussian about the middle, ``mean_map`` the mean of the policy's own
+    maps of this picture under all instructions, ``shuffled`` what its maps under the other instructions score on average.
+
+    Args:
+        policy: whose maps.
+        batch: the frames.
+        told: instructions of the study; up to `INSTRUCTIONS` of them are tried. With one only nothing can be shuffled.
+        coverage: share of each patch on each of `PARTS`.
+
+    Returns:
+        For each frame, thing and kind of map the values of `MAP_FIELDS`; None where the thing is not to be seen.
+    """
+
+    def look(texts: list[str]) -> Float[np.ndarray, "b n"]:
+        return policy.look(batch.images, texts, batch.wrist, batch.proprio).double().cpu().numpy()
+
+    own, count = batch.instructions, len(batch.instructions)
+    shown = list(dict.fromkeys([*own, *told]))[: max(INSTRUCTIONS, len(set(own)))]
+    looks = {text: look([text] * count) for text in shown}
+    others = [[text for text in shown if text != true] for true in own]
+    kinds: dict[str, list[Float[np.ndarray, "b n"]]] = {
+        "policy": [np.stack([looks[true][row] for row, true in enumerate(own)])],
+        "uniform": [grounding.uniform(count, policy.backbone.grid)],
+        "centre": [grounding.centre_prior(count, policy.backbone.grid)],
+        "mean_map": [np.mean(list(looks.values()), axis=0)],
+        "shuffled": [
+            np.stack([looks[other[turn]][row] for row, other in enumerate(others)]) for turn in range(len(shown) - 1)
+        ],
+    }
+    result: list[dict[str, dict[str, list[Any]]]] = [{part: {} for part in PARTS} for _ in own]
+    for column, part in enumerate(PARTS):
+        for kind, maps in kinds.items():
+            if maps:
+                found = grounding.averaged([grounding.measure(one, coverage[:, column]) for one in maps])
+                for row, record in zip(result, found, strict=True):
+                    row[part][kind] = [_short(record[name]) for name in MAP_FIELDS]
+    return result
+
+
+def _short(value: Any) -> Any:
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, table, source) -> list[dict[str, Any]]:
@@ -120,6 +187,35 @@ def _grounding(policy: Policy, samples: Samples, part, batch: Batch, tasks, tabl
         for record, own in zip(records, found[source], strict=True):
             record |= {f"own_{name}": value for name, value in own.items()} | {"own_source": source.label}
     return records
+
+
+def watched(run: Path, coverage: Float[np.ndarray, "m n"]) -> tuple[Watched, ...]:
+    """How the maps of a training changed from check to check, from the files of `la_reconvla.train.save_looks`.
+
+    Args:
+        run: folder of the run.
+        coverage: share of each patch on the target in those held-out samples; of none if that is not known.
+
+    Returns:
+        One for each check, by step; empty for a run that left no maps.
+    """
+    found: list[Watched] = []
+    before: Float[np.ndarray, "m n"] | None = None
+    for path in sorted((run / LOOKS).glob("*.npy")):
+        maps = np.load(path, allow_pickle=False).astype(np.float64)
+        overlap = grounding.measure(maps, coverage) if coverage.shape == maps.shape else None
+        drift = None if before is None else float(grounding.instruction_difference(maps, before).mean())
+        found.append(
+            Watched(
+                step=int(path.stem),
+                aos=None if overlap is None else float(np.nanmean(overlap.aos)),
+                aos_chance=None if overlap is None else float(np.nanmean(overlap.aos_chance)),
+                drift=drift,
+                entropy=float(grounding.entropy(maps).mean()),
+            )
+        )
+        before = maps
+    return tuple(found)
 
 
 @torch.no_grad()

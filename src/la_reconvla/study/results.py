@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 STAGES = ("approached", "distractor_approached", "grasped", "lifted", "placed")
-OVERLAPS = ("aos", "aos_chance", "aos_ceiling", "aos_g", "aos_g_chance", "mass", "mass_over_area", "pointing", "auroc")
+OVERLAPS = (
+    "aos", "aos_chance", "aos_ceiling", "aos_g", "aos_g_chance", "mass", "mass_over_area", "pointing", "auroc",
+    "average_precision", "entropy",
+)  # fmt: skip
+MAP_FIELDS = ("visible", "patches", *OVERLAPS)
+"""What a record of a held-out frame keeps of each map in ``maps[part][kind]``, in this order."""
 EPISODE_METRICS = {"tsr": "success", "smallest_distance": "smallest_distance"} | {stage: stage for stage in STAGES}
 FloorId = Literal["blind_replay", "no_image", "grey_image", "wrong_instruction"]
 T = TypeVar("T")
