@@ -131,3 +131,66 @@ def test_instruction_difference() -> None:
     second = np.array([[0.0, 3.0], [2.0, 2.0], [1.0, 1.0]])
     expected = [1.0, 0.0, 1 - np.sqrt(0.5)]
     np.testing.assert_allclose(grounding.instruction_difference(first, second), expected, atol=1e-12)
+
+
+# ---------------------------------------------------------------- average precision, sharpness, controls
+
+
+def by_thresholds(saliency: np.ndarray, target: np.ndarray) -> float:
+    """Average precision as its definition has it: one threshold after the other."""
+    total, recall = 0.0, 0.0
+    for threshold in sorted(set(saliency.tolist()), reverse=True):
+        picked = saliency >= threshold
+        hits = int((picked & target).sum())
+        total += (hits / target.sum() - recall) * hits / picked.sum()
+        recall = hits / target.sum()
+    return total
+
+
+@given(scores, targets.filter(lambda x: x.any()))
+def test_average_precision_is_that_of_its_definition(saliency: np.ndarray, target: np.ndarray) -> None:
+    found = grounding.average_precision(saliency[None].astype(float), target[None]).item()
+    assert found == pytest.approx(by_thresholds(saliency, target))
+    assert 0 < found <= 1
+    assert found == pytest.approx(grounding.average_precision(7.0 * saliency[None] ** 3, target[None]).item())
+
+
+def test_average_precision_by_hand() -> None:
+    target = np.array([[True, False, True, False]])
+    assert grounding.average_precision(np.array([[4.0, 1, 3, 2]]), target).item() == 1.0
+    assert grounding.average_precision(np.array([[1.0, 4, 2, 3]]), target).item() == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert grounding.average_precision(np.ones((1, 4)), target).item() == 0.5  # g / n
+    assert np.isnan(grounding.average_precision(np.ones((1, 4)), np.zeros((1, 4), bool)).item())
+
+
+def test_sharpness_by_hand() -> None:
+    maps = np.array([[1.0, 1, 1, 1], [0, 3, 0, 0], [1, 1, 0, 0]])
+    assert grounding.entropy(maps).tolist() == pytest.approx([1.0, 0.0, 0.5])
+
+
+@given(targets.filter(lambda x: 0 < x.sum() < SMALL))
+def test_a_constant_map_scores_chance_in_everything(target: np.ndarray) -> None:
+    found = grounding.measure(grounding.uniform(1, (2, 4)), target[None].astype(float))
+    assert found.aos.item() == pytest.approx(found.aos_chance.item())
+    assert found.aos_g.item() == pytest.approx(found.aos_g_chance.item())
+    assert found.auroc.item() == 0.5
+    assert found.average_precision.item() == pytest.approx(target.mean())
+    assert found.mass_over_area.item() == pytest.approx(1.0)
+    assert found.pointing.item() == pytest.approx(target.mean())
+
+
+def test_the_centre_prior_is_highest_in_the_middle_and_symmetric() -> None:
+    prior = grounding.centre_prior(2, (4, 6)).reshape(2, 4, 6)
+    assert np.allclose(prior, prior[:, ::-1]) and np.allclose(prior, prior[:, :, ::-1])
+    assert prior[0].argmax() in (8, 9, 14, 15)
+    assert prior[0, 0, 0] == prior[0].min()
+
+
+def test_the_mean_over_maps_is_the_mean_of_their_scores() -> None:
+    coverage = draw("1100/0000")
+    both = [grounding.measure(m, coverage) for m in (draw("9911/1111"), draw("1111/1199"))]
+    (found,) = grounding.averaged(both)
+    assert found["pointing"] == 0.5 and found["visible"] is True and found["patches"] == 2
+    assert found["aos"] == pytest.approx(np.mean([one.aos.item() for one in both]))
+    with pytest.raises(UserError, match="two of them"):
+        grounding.averaged([])

@@ -7,6 +7,7 @@ when the target is hidden than when as much of the rest is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +67,7 @@ def elsewhere(
 
 
 def effects(
-    policy: Policy, batch: Batch, boxes: Float32[np.ndarray, "b 3 4"], rng: np.random.Generator
+    policy: Policy, batch: Batch, boxes: Float32[np.ndarray, "b 3 4"], draws: Sequence[np.random.Generator]
 ) -> list[dict[str, float | None]] | None:
     """How far the actions move when each thing is hidden, and when as much is hidden elsewhere.
 
@@ -74,7 +75,7 @@ def effects(
         policy: in evaluation mode, on the batch's device.
         batch: the frames.
         boxes: of the things in `PARTS`, see `la_reconvla.study.parts.part_boxes`.
-        rng: draws the boxes elsewhere, `DRAWS` for each thing.
+        draws: one for each frame; they draw the boxes elsewhere, `DRAWS` for each thing.
 
     Returns:
         For each frame ``target``, ``destination``, ``distractor`` and the same with ``_control``: `moved`, None where
@@ -92,7 +93,10 @@ def effects(
     found: dict[str, Float[np.ndarray, "b"]] = {}
     for column, part in enumerate(PARTS):
         found[part] = shift(boxes[:, column])
-        drawn = [np.stack([elsewhere(own[column], own, rng) for own in boxes]).astype(np.float32) for _ in range(DRAWS)]
+        drawn = [
+            np.stack([elsewhere(own[column], own, rng) for own, rng in zip(boxes, draws, strict=True)])
+            for _ in range(DRAWS)
+        ]
         shifts = np.stack([shift(places) for places in drawn])
         counted = np.isfinite(shifts).sum(0)
         found[f"{part}_control"] = np.where(counted > 0, np.nansum(shifts, 0) / np.maximum(counted, 1), np.nan)

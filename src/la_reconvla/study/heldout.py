@@ -121,7 +121,8 @@ def measure_run(
             chosen = np.array([int(index) in hiding for index in part])
             if chosen.any() and not config.blind:
                 some = to_device(samples.batch(part[chosen]), torch.device(device), config.blind)
-                draws = np.random.default_rng(derive(0, f"occlusion/{part[0]}"))  # the same boxes for every policy
+                # The same boxes for every policy, however frames are divided into batches.
+                draws = [np.random.default_rng(derive(0, f"occlusion/{index}")) for index in part[chosen]]
                 shown = causal.effects(policy, some, part_boxes(samples, part[chosen]), draws)
                 for row, effect in zip(np.flatnonzero(chosen), shown or (), strict=bool(shown)):
                     ours[row]["causal"] = effect
@@ -135,7 +136,7 @@ def controlled(
     """Overlap of the policy's mean map with each thing, beside four controls that cannot follow the instruction.
 
     ``uniform`` is a constant map, ``centre`` a Gaussian about the middle, ``mean_map`` the mean of the policy's own
-    maps of this picture under all instructions, ``shuffled`` what its maps under the other instructions score on average.
+    maps of this picture under all instructions, ``shuffled`` the mean score of its maps under the other instructions.
 
     Args:
         policy: whose maps.
