@@ -98,7 +98,8 @@ def test_a_box_elsewhere_is_as_large_and_touches_nothing() -> None:
     for _ in range(50):
         left, top, right, bottom = causal.elsewhere(TARGET, BOXES, rng)
         assert (right - left, bottom - top) == pytest.approx((0.25, 0.25))
-        assert min(left, top) >= 0 and max(right, bottom) <= 1
+        assert min(left, top) >= 0
+        assert max(right, bottom) <= 1
         for box in BOXES:
             assert left >= box[2] or right <= box[0] or top >= box[3] or bottom <= box[1]
     everything = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
@@ -109,7 +110,8 @@ def test_what_cannot_be_seen_or_decoded_at_once_is_not_measured() -> None:
     hidden = BOXES[None].copy()
     hidden[0, 2] = np.nan
     (record,) = causal.effects(Reads(TWIN), frames(1), hidden, [np.random.default_rng(0)]) or ()  # type: ignore
-    assert record["distractor"] is None and record["distractor_control"] is None
+    assert record["distractor"] is None
+    assert record["distractor_control"] is None
     assert record["target"] == pytest.approx(0.0, abs=1e-3)
     other: Any = SimpleNamespace(head=object())
     assert causal.effects(other, frames(1), hidden, [np.random.default_rng(0)]) is None
@@ -135,7 +137,8 @@ def test_effects_and_maps_become_rows_averaged_over_scenes_and_paired_with_their
     assert effects["target"].shift.mean == pytest.approx((0.5 + 0.1) / 2)
     assert effects["target"].over_control is not None
     assert effects["target"].over_control.mean == pytest.approx((0.4 + 0.0) / 2)
-    assert effects["control"].shift.mean == pytest.approx(0.1) and effects["control"].over_control is None
+    assert effects["control"].shift.mean == pytest.approx(0.1)
+    assert effects["control"].over_control is None
     rows = {(row.part, row.phase, row.map): row.means for row in found.maps}
     assert set(rows) == {("target", phase, "policy") for phase in ("all", "reach", "carry")}
     assert rows["target", "all", "policy"].aos == pytest.approx((0.4 + 0.9) / 2)

@@ -181,7 +181,8 @@ def test_a_constant_map_scores_chance_in_everything(target: np.ndarray) -> None:
 
 def test_the_centre_prior_is_highest_in_the_middle_and_symmetric() -> None:
     prior = grounding.centre_prior(2, (4, 6)).reshape(2, 4, 6)
-    assert np.allclose(prior, prior[:, ::-1]) and np.allclose(prior, prior[:, :, ::-1])
+    assert np.allclose(prior, prior[:, ::-1])
+    assert np.allclose(prior, prior[:, :, ::-1])
     assert prior[0].argmax() in (8, 9, 14, 15)
     assert prior[0, 0, 0] == prior[0].min()
 
@@ -190,7 +191,9 @@ def test_the_mean_over_maps_is_the_mean_of_their_scores() -> None:
     coverage = draw("1100/0000")
     both = [grounding.measure(m, coverage) for m in (draw("9911/1111"), draw("1111/1199"))]
     (found,) = grounding.averaged(both)
-    assert found["pointing"] == 0.5 and found["visible"] is True and found["patches"] == 2
+    assert found["pointing"] == 0.5
+    assert found["visible"] is True
+    assert found["patches"] == 2
     assert found["aos"] == pytest.approx(np.mean([one.aos.item() for one in both]))
     with pytest.raises(UserError, match="two of them"):
         grounding.averaged([])
