@@ -132,14 +132,14 @@ def test_a_map_that_follows_the_words_beats_every_control() -> None:
     target = overlaps(follows=True)["target"]
     assert target["policy"] == 1.0
     assert target["shuffled"] == 0.0
-    assert target["mean_map"] == pytest.approx(1 / 3)  # ties of three patches
+    assert target["mean_map"] == pytest.approx(1 / 3, abs=1e-4)  # ties of three patches
     assert target["uniform"] == target["centre"] == pytest.approx(1 / 4)
     assert max(overlaps(follows=True)["destination"][kind] for kind in ("policy", "mean_map", "shuffled")) == 0.0
 
 
 def test_a_map_that_ignores_the_words_scores_what_its_controls_score() -> None:
     target = overlaps(follows=False)["target"]
-    assert target["policy"] == target["mean_map"] == target["shuffled"] == pytest.approx(1 / 3)
+    assert target["policy"] == target["mean_map"] == target["shuffled"] == pytest.approx(1 / 3, abs=1e-4)
 
 
 def test_with_one_instruction_nothing_is_shuffled() -> None:
@@ -158,12 +158,9 @@ def test_records_of_a_run_have_phase_maps_and_effects_however_they_are_batched(s
         assert record["phase"] in ("reach", "carry", "place")
         assert set(record["maps"]) == set(PARTS)
         assert record["phase"] == same["phase"]
-        for name, value in record["causal"].items():
-            assert (
-                value is None
-                if same["causal"][name] is None
-                else value == pytest.approx(same["causal"][name], abs=1e-4)
-            )
+        first, again = ([record["causal"][name] for name in sorted(record["causal"])] for record in (record, same))
+        assert [v is None for v in first] == [v is None for v in again]
+        assert [v for v in first if v is not None] == pytest.approx([v for v in again if v is not None], abs=1e-4)
     target = [dict(zip(MAP_FIELDS, record["maps"]["target"]["policy"], strict=True)) for record in one]
     for record, values in zip(one, target, strict=True):
         assert values["aos"] == pytest.approx(record["aos"], abs=1e-4) if record["visible"] else values["aos"] is None
