@@ -21,6 +21,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
@@ -283,6 +284,35 @@ def _per_pixel(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     rows = np.arange(shape[0]) * patches.shape[0] // shape[0]
     columns = np.arange(shape[1]) * patches.shape[1] // shape[1]
     return patches[np.ix_(rows, columns)]
+
+
+def filled(
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: Bool[np.ndarray, "n"],
+    painted: UInt8[np.ndarray, "H W 3"],
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image` with the patches that `mask` hides taken from `painted`, and a line around them."""
+    hidden = _per_pixel(mask.reshape(grid), image.shape[:2])[..., None]
+    return edged(np.where(hidden, painted, image), mask, grid)
+
+
+def edged(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "n"], grid: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image` with a white line of one pixel along the inner edge of the True patches of `mask`."""
+    hidden = np.pad(_per_pixel(mask.reshape(grid), image.shape[:2]), 1)
+    inner = hidden[:-2, 1:-1] & hidden[2:, 1:-1] & hidden[1:-1, :-2] & hidden[1:-1, 2:]
+    return np.where((hidden[1:-1, 1:-1] & ~inner)[..., None], np.uint8(255), image)
+
+
+def small_png(image: UInt8[np.ndarray, "H W 3"], side: int, colours: int = 96) -> bytes:
+    """`image` as a PNG of few colours and at most `side` pixels a side: hundreds of them fit into one page."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def attention_grid(
