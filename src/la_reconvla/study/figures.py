@@ -121,6 +121,96 @@ def success_chart(results: Results) -> bytes | None:
     return _svg(draw, (7, 0.9 + 0.42 * len(arms)))
 
 
+def task_chart(results: Results) -> bytes | None:
+    """Success by task: a bar an arm over all seeds, a point a seed; None if nothing was rolled out."""
+    arms = [c for c in results.conditions if any(cell.tsr for cell in c.cells)]
+    tasks = sorted({task for c in arms for cell in c.cells if cell.tsr for task in cell.tsr.per_task})
+    if not tasks:
+        return None
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, task in zip(panels, tasks, strict=False):
+            for line, arm in enumerate(arms):
+                counts = [c.tsr.per_task[task] for c in arm.cells if c.tsr and task in c.tsr.per_task]
+                if not counts:
+                    continue
+                rate = sum(c.successes for c in counts) / sum(c.episodes for c in counts)
+                axes.barh(line, rate, color=colours(results)[arm.id], height=0.62)
+                apart = line + (np.arange(len(counts)) - (len(counts) - 1) / 2) * 0.16  # so that equal seeds show
+                rates = [c.successes / c.episodes for c in counts]
+                axes.plot(rates, apart, "o", markersize=3.2, color=INK, clip_on=False)
+            _lines(axes, [arm.id for arm in arms])
+            axes.set_title(f"task {task}", fontsize=9)
+            axes.set_xlim(0, 1)
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        for axes in panels[len(tasks) :]:
+            axes.set_axis_off()
+        figure.supxlabel("success; a point is one seed", fontsize=9)
+
+    return _svg(draw, (7, rows * (0.75 + 0.26 * len(arms)) + 0.3))
+
+
+def watched_chart(results: Results) -> bytes | None:
+    """Overlap, drift and entropy of the maps while training went on, a line a cell; None if nothing was watched."""
+    panels = {"aos": "AOS", "drift": "drift since the check before", "entropy": "entropy (1 is flat)"}
+    watched = [(c.id, cell.watched) for c in results.conditions for cell in c.cells if cell.watched]
+    drawn = {
+        key: name
+        for key, name in panels.items()
+        if any(getattr(w, key) is not None for _, seen in watched for w in seen)
+    }
+    if not drawn:
+        return None
+
+    def draw(figure: Figure) -> None:
+        named: set[str] = set()
+        row = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for axes, (key, name) in zip(row, drawn.items(), strict=True):
+            for arm, seen in watched:
+                points = [(w.step, getattr(w, key)) for w in seen if getattr(w, key) is not None]
+                x, y = zip(*points, strict=True) if points else ((), ())
+                label = None if arm in named else arm
+                axes.plot(x, y, marker="o", markersize=2.5, linewidth=1.2, color=colours(results)[arm], label=label)
+                named.add(arm)
+            chances = [w.aos_chance for _, seen in watched for w in seen if w.aos_chance is not None]
+            if key == "aos" and chances:
+                axes.axhline(float(np.mean(chances)), color=INK, linestyle="--", linewidth=1, label="chance")
+            axes.set_title(name, fontsize=9)
+            axes.set_xlabel("training step")
+            axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=6)
+
+    return _svg(draw, (7, 2.9))
+
+
+def causal_chart(results: Results) -> bytes | None:
+    """How far actions move when something is hidden, the control among it; None if not measured."""
+    kinds = {"target": "o", "distractor": "s", "destination": "^", "control": "x"}
+    arms = [c for c in results.conditions if c.causal]
+    if not arms:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for line, arm in enumerate(arms):
+            for effect in arm.causal:
+                row = line + (list(kinds).index(effect.occluded) - 1.5) * 0.18
+                colour = INK if effect.occluded == "control" else colours(results)[arm.id]
+                axes.plot([effect.shift.low, effect.shift.high], [row, row], color=colour, linewidth=1.6)
+                axes.plot(effect.shift.mean, row, kinds[effect.occluded], color=colour, markersize=5)
+        for kind, marker in kinds.items():
+            axes.plot([], [], marker, color=INK, label="elsewhere (control)" if kind == "control" else kind)
+        _rows(axes, arms)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("shift of the actions when it is hidden, 95 % interval")
+        figure.legend(loc="outside upper left", ncols=4)
+
+    return _svg(draw, (7, 0.95 + 0.62 * len(arms)))
+
+
 def overlap_chart(results: Results) -> bytes | None:
     """AOS of each arm between its chance level and its ceiling, and its k = g variant; None if not measured."""
     arms = [(c, c.aos, c.grounding) for c in results.conditions if c.aos and c.grounding]
