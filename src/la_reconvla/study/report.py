@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from la_reconvla.storage import atomic_write, read_jsonl
@@ -107,7 +108,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "cost": evidence_tables.cost_table(results),
         "charts": charts,
         "missing_curves": missing_curves,
-        "timelines": films(results.timelines, shelf),
+        "timelines": sliders(results, shelf),
         "pictures": pictures,
         "videos": by_start(results.videos, shelf),
         "declaration": declaration(results.study),
@@ -163,7 +164,8 @@ def _plainly(hypothesis: Hypothesis, quoted: list[Comparison]) -> str:
         return "The interval contains zero: the data do not decide." if one else (
             "An interval contains zero: the data do not decide."
         )  # fmt: skip
-    return "The interval leaves zero out, but the p-value, corrected for the number of comparisons, does not decide."
+    leaves = "interval leaves" if one else "intervals leave"
+    return f"The {leaves} zero out, but the p-value, corrected for the number of comparisons, does not decide."
 
 
 def declaration(study: Study) -> str:
@@ -202,28 +204,29 @@ class Slider:
     arms: list[tuple[str, list[Row]]]
 
 
-def films(timelines: Iterable[Timeline], shelf: Shelf) -> list[Slider]:
+def sliders(results: Results, shelf: Shelf) -> list[Slider]:
     """A slider for each episode; in a study of ours there is one."""
-    groups: dict[tuple, list[Timeline]] = {}
-    for line in timelines:
+    groups: dict[tuple[str, tuple[int, ...]], list[Timeline]] = {}
+    for line in results.timelines:
         groups.setdefault((line.episode, line.steps), []).append(line)
-    return [_slider(group, shelf) for group in groups.values()]
+    masks = {c.id: c.mask for c in results.conditions}
 
+    def rows(arm: str, found: dict[str, tuple[str, ...]]) -> list[Row]:
+        return [Row(arm, what, [shelf.file(path) for path in paths]) for what, paths in found.items() if paths]
 
-def _slider(group: list[Timeline], shelf: Shelf) -> Slider:
-    first = group[0]
-    phases = first.phases or ("",) * len(first.steps)
-    labels = [f"step {step}{', ' if phase else ''}{phase}" for step, phase in zip(first.steps, phases, strict=True)]
+    def arm_rows(line: Timeline) -> list[Row]:
+        painted = f"reconstruction ({masks.get(line.condition) or 'its picture'})"
+        return rows(line.condition, {"attention": line.attention, painted: line.reconstruction})
 
-    def row(arm: str, what: str, paths: tuple[str, ...]) -> list[Row]:
-        return [Row(arm, what, [shelf.file(path) for path in paths])] if paths else []
-
-    frames = row("", "camera", first.frames)
-    arms = [
-        (t.condition, row(t.condition, "attention", t.attention) + row(t.condition, "reconstruction", t.reconstruction))
-        for t in group
+    return [
+        Slider(
+            first := group[0],
+            [", ".join(filter(None, said)) for said in zip_longest((f"step {s}" for s in first.steps), first.phases)],
+            next(iter(rows("", {"camera": first.frames})), None),
+            [(line.condition, arm_rows(line)) for line in group],
+        )
+        for group in groups.values()
     ]
-    return Slider(first, labels, frames[0] if frames else None, arms)
 
 
 @dataclass(frozen=True)
