@@ -20,7 +20,7 @@ from la_reconvla.study.results import (
     Rate,
     Results,
 )
-from la_reconvla.study.tables import TextTable, duration, number, percent
+from la_reconvla.study.tables import TextTable, duration, number, percent, scenes
 
 MAPS: dict[MapKind, str] = {
     "policy": "the policy's",
@@ -180,7 +180,7 @@ def _measured(measure: Measure | None, sign: bool = False) -> str:
     if measure is None:
         return "–"
     between = f"{number(measure.low, 3, sign)} to {number(measure.high, 3, sign)}"
-    return f"{number(measure.mean, 3, sign)} ({between}; n = {measure.n or '?'})"
+    return f"{number(measure.mean, 3, sign)} ({between}, n = {scenes(measure.n)})"
 
 
 def _rate_with_interval(rate: Rate) -> str:

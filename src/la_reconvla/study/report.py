@@ -154,7 +154,7 @@ def card(results: Results, hypothesis: Hypothesis) -> Card:
 def _plainly(hypothesis: Hypothesis, quoted: list[Comparison]) -> str:
     """What intervals alone say, for a reader who knows no statistics."""
     one = len(quoted) == 1
-    where = "The interval lies" if one else f"All {len(quoted)} intervals lie"
+    where = "The interval lies" if one else f"{'Both' if len(quoted) == 2 else f'All {len(quoted)}'} intervals lie"
     if hypothesis.verdict != "inconclusive":
         side = (
             "above zero" if all(c.low > 0 for c in quoted) else "below zero" if all(c.high < 0 for c in quoted) else ""

@@ -110,7 +110,9 @@ def _elsewhere(name: str, found: Sequence[Elsewhere]) -> TextTable:
     arms = [e for e in found if e.condition is not None and e.floor is None]
     others = [e for e in found if e not in arms]
     shown = [(e.condition or "", e) for e in arms] + [(_not_arm(e), e) for e in others]
-    rows = [(name, *_rate(e.tsr), *(percent(getattr(e.stages, s, None)) for s in STAGES)) for name, e in shown]
+    rows: list[tuple[str, ...]] = [
+        (name, *_rate(e.tsr), *(percent(getattr(e.stages, s, None)) for s in STAGES)) for name, e in shown
+    ]
     if not others:
         rows.append(("floors: none was rolled out here", *["–"] * (3 + len(STAGES))))
     header = ("policy", "successes", "rate", "95 % interval", *(stage.replace("_", " ") for stage in STAGES))
