@@ -338,7 +338,7 @@ def test_stages_are_compared_and_marked_as_exploratory(study: Path) -> None:
 
 
 def section(text: str, first: str, after: str) -> str:
-    return text[text.index(f'<section id="{first}">') : text.index(f'<section id="{after}">')]
+    return text[text.index(f'<section id="{first}"') : text.index(f'<section id="{after}"')]
 
 
 def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None:

@@ -50,7 +50,7 @@ from la_reconvla.study.evaluate import (
     wording,
 )
 from la_reconvla.study.evidence import Evidence, FloorEvidence, build
-from la_reconvla.study.facts import commit, hardware, versions
+from la_reconvla.study.facts import Energy, commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.presets import StudyConfig, preset
@@ -133,8 +133,10 @@ class Ablation:
             self._timed("rollouts", self._evaluate)
             self._timed("held-out frames", self._measure)
             results = self._timed("statistics and pictures", self._results)
-            times = read_json(self.folder / "times.json")
-            results = replace(results, study=replace(results.study, wall_seconds=times))
+            joules = [self._spent("energy.json").get(name) for name in self._spent("times.json")]
+            energy = None if None in joules else sum(joules)
+            study = replace(results.study, wall_seconds=self._spent("times.json"), energy_joules=energy)
+            results = replace(results, study=study)
             write_results(self.folder / "results.json", results)
             write_report(self.folder)
         self.console.print(terminal_summary(results))
@@ -156,13 +158,21 @@ class Ablation:
         write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
 
     def _timed(self, name: str, part: Callable[[], T]) -> T:
-        begun = time.perf_counter()
+        begun, energy = time.perf_counter(), Energy()
         try:
-            return part()
+            with energy:
+                return part()
         finally:  # a part that is interrupted and resumed adds up
-            path = self.folder / "times.json"
-            times = read_json(path) if path.exists() else {}
-            write_json(path, {**times, name: round(times.get(name, 0.0) + time.perf_counter() - begun, 1)})
+            for file, spent in (("times.json", time.perf_counter() - begun), ("energy.json", energy.joules)):
+                known = self._spent(file)
+                before = known.get(name, 0.0)
+                both = None if spent is None or before is None else round(before + spent, 1)
+                write_json(self.folder / file, {**known, name: both})
+
+    def _spent(self, file: str) -> dict[str, Any]:
+        """Seconds or joules of each part so far; None where a part of it was not measured."""
+        path = self.folder / file
+        return read_json(path) if path.exists() else {}
 
     def _collect(self) -> None:
         collect(self.collection)
