@@ -64,7 +64,7 @@ def collect(
         suite: LIBERO suite.
         tasks: indices of its tasks.
         demos: successful episodes a task.
-        placement: LIBERO's own initial states, or wide ones (objects moved, either bowl the target).
+        placement: LIBERO's own initial states, or wide ones (objects moved, two things to ask for in each scene).
         quality: render quality; training and evaluation refuse to mix them.
         image_size: rows and columns of the frames.
         frame_stride: control steps between frames; 1 is LIBERO's own layout.
@@ -264,6 +264,7 @@ def ablate(
     seeds: Ints = None,
     conditions: Names = None,
     grid: bool = False,
+    suite: str | None = None,
     tasks: Ints = None,
     demos: int | None = None,
     steps: int | None = None,
@@ -293,6 +294,7 @@ def ablate(
         seeds: training seeds; more may join a finished study.
         conditions: arms, for example C1 C2 C4; more may join a finished study.
         grid: all arms of the grid: what is reconstructed, and by which head.
+        suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
         tasks: indices of the suite's tasks.
         demos: demonstrations a task.
         steps: optimizer steps.
@@ -322,6 +324,7 @@ def ablate(
         "dtype": dtype,
         "seeds": seeds,
         "conditions": tuple(arm.id for arm in GRID) if grid else conditions,
+        "suite": suite,
         "tasks": tasks,
         "demos": demos,
         "steps": steps,
