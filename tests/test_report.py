@@ -59,7 +59,6 @@ SECTIONS = [
     "attention", "causal", "curves", "timeline", "maps", "reconstructions", "videos", "power", "leakage", "cost",
     "facts", "hypotheses", "limits",
 ]  # fmt: skip
-DECLARED = "C4 beats C2 in success; a tie within five points refutes it."
 STUDY = Study(
     preset="quick",
     suite="libero_spatial",
@@ -76,8 +75,6 @@ STUDY = Study(
     pairing=(Pairing(0, ("C1", "C2", "C4"), "aaaa", "bbbb", "cccc"),),
     settings={"patch_grid": "7 x 7", "masked": 13, "config": {"train": {"steps": 300}}},
     limits=("The policies are small and trained from scratch.",),
-    hypotheses=DECLARED,
-    hypotheses_hash=hashlib.sha256(DECLARED.encode()).hexdigest(),
     energy_joules=1.8e6,
 )
 STEPS = (0, 10, 20, 30)
@@ -506,6 +503,18 @@ def test_the_evidence_around_success_stands_on_the_page_and_in_the_tables(study:
 )
 def test_a_changed_declaration_is_noticed(text: str, hash: str, said: str) -> None:
     assert said in report.declaration(Study(preset="quick", hypotheses=text, hypotheses_hash=hash))
+
+
+def test_the_declaration_stands_on_the_page_with_its_hash(tmp_path: Path) -> None:
+    text = "C4 beats C2 in success; a tie <within five points> refutes it."
+    study = replace(STUDY, hypotheses=text, hypotheses_hash=hashlib.sha256(text.encode()).hexdigest())
+    write_results(tmp_path / "results.json", replace(bare(), study=study))
+    report.write_report(tmp_path)
+    _, page_text = page(tmp_path)
+    shown = section(page_text, "hypotheses", "limits")
+    assert "<pre>C4 beats C2 in success; a tie &lt;within five points&gt; refutes it.</pre>" in shown
+    assert study.hypotheses_hash in shown
+    assert "is that of the text below" in shown
 
 
 def test_the_script_is_the_only_one_that_the_page_allows(study: Path) -> None:
