@@ -24,7 +24,7 @@ from rich.console import Console
 from la_reconvla.conditions import C1, C4
 from la_reconvla.errors import UserError
 from la_reconvla.sim.rollout import Film
-from la_reconvla.study import figures, report, tables
+from la_reconvla.study import charts, figures, report, tables
 from la_reconvla.study.evaluate import save_film
 from la_reconvla.study.evidence import Evidence, build
 from la_reconvla.study.results import (
@@ -754,9 +754,9 @@ def test_a_reconstruction_shows_predictions_only_under_the_mask() -> None:
 
 
 def test_charts_are_readable_on_a_dark_page() -> None:
-    light = figures.success_chart(study_results())
+    light = charts.success_chart(study_results())
     assert light is not None
-    dark = figures.for_dark_page(light).decode()
+    dark = charts.for_dark_page(light).decode()
     used = set(re.findall(r"#[0-9a-f]{6}\b", dark))
     bright = {colour for colour in used if sum(bytes.fromhex(colour[1:])) > 3 * 0x40}
     assert used == bright  # no dark ink left

@@ -133,8 +133,9 @@ class Ablation:
             self._timed("rollouts", self._evaluate)
             self._timed("held-out frames", self._measure)
             results = self._timed("statistics and pictures", self._results)
-            joules = [self._spent("energy.json").get(name) for name in self._spent("times.json")]
-            energy = None if None in joules else sum(joules)
+            spent = [self._spent("energy.json").get(name) for name in self._spent("times.json")]
+            joules = [value for value in spent if value is not None]
+            energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent("times.json"), energy_joules=energy)
             results = replace(results, study=study)
             write_results(self.folder / "results.json", results)

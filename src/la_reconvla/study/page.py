@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from la_reconvla.errors import UserError
-from la_reconvla.study import figures
+from la_reconvla.study import charts, figures
 from la_reconvla.study.figures import data_uri
 from la_reconvla.study.tables import duration, metric_name, named, number, p_value, paired, percent, points, scenes
 
@@ -66,7 +66,7 @@ class Shelf:
         """A chart for a light and for a dark page; None if there is none."""
         if svg is None:
             return None
-        addresses = data_uri(svg, ".svg"), data_uri(figures.for_dark_page(svg), ".svg")
+        addresses = data_uri(svg, ".svg"), data_uri(charts.for_dark_page(svg), ".svg")
         self.left -= sum(map(len, addresses))
         return addresses
 

@@ -13,9 +13,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from la_reconvla.storage import atomic_write, read_jsonl
-from la_reconvla.study import evidence_tables, figures
+from la_reconvla.study import charts, evidence_tables
+from la_reconvla.study.charts import Run
 from la_reconvla.study.declared import EXPLORATORY, FAMILY, HEADLINE, SAME_WITHIN
-from la_reconvla.study.figures import Run
 from la_reconvla.study.limits import limits
 from la_reconvla.study.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.study.results import (
@@ -65,14 +65,14 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
     """The page as text; files beyond `room` bytes are left out and named. Errors as in `write_report`."""
     shelf = Shelf(folder, room)
     runs, missing_curves = _runs(results, folder)
-    charts = {
-        "success": shelf.chart(figures.success_chart(results)),
-        "tasks": shelf.chart(figures.task_chart(results)),
-        "stages": shelf.chart(figures.stage_chart(results)),
-        "overlap": shelf.chart(figures.overlap_chart(results)),
-        "causal": shelf.chart(figures.causal_chart(results)),
-        "curves": shelf.chart(figures.curves_chart(results, runs)),
-        "watched": shelf.chart(figures.watched_chart(results)),
+    drawn = {
+        "success": shelf.chart(charts.success_chart(results)),
+        "tasks": shelf.chart(charts.task_chart(results)),
+        "stages": shelf.chart(charts.stage_chart(results)),
+        "overlap": shelf.chart(charts.overlap_chart(results)),
+        "causal": shelf.chart(charts.causal_chart(results)),
+        "curves": shelf.chart(charts.curves_chart(results, runs)),
+        "watched": shelf.chart(charts.watched_chart(results)),
     }
     pictures = {
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
@@ -106,7 +106,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "leakage": evidence_tables.leakage_table(results),
         "time": evidence_tables.time_table(results),
         "cost": evidence_tables.cost_table(results),
-        "charts": charts,
+        "charts": drawn,
         "missing_curves": missing_curves,
         "timelines": sliders(results, shelf),
         "pictures": pictures,
