@@ -161,6 +161,8 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("evaluate random --tasks 10 --placement official", "unknown task 10"),
         ("evaluate random --episodes 0 --placement official", "episodes must be at least 1"),
         ("report nowhere", "nowhere/results.json: no such file"),
+        ("report nowhere elsewhere", "nowhere/results.json: no such file"),
+        ("report nowhere --out page.html", "name a second study"),
         ("train --demonstrations nowhere --out run", "nowhere: no such folder; make one with `la-reconvla collect"),
     ],
 )

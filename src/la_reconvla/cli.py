@@ -558,15 +558,23 @@ def push(run: Positional[Path], repo: str, merged: bool = False, private: bool =
 
 
 @app.command
-def report(study: Positional[Path]) -> None:
-    """Draw ``report.html`` again from a study's ``results.json``.
+def report(study: Positional[Path], other: Positional[Path | None] = None, out: Path | None = None) -> None:
+    """Draw ``report.html`` again from a study's ``results.json``, or compare two studies on one page.
 
     Args:
         study: study folder.
+        other: another study, to compare the first one with.
+        out: the page of the comparison; comparison.html in the first study's folder by default.
     """
+    from la_reconvla.study.compare import write_comparison
     from la_reconvla.study.report import write_report
 
-    print(write_report(study))
+    if other is not None:
+        print(write_comparison(study, other, out))
+    elif out is not None:
+        raise UserError("--out is for a comparison: name a second study")
+    else:
+        print(write_report(study))
 
 
 def main() -> None:

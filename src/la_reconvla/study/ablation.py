@@ -28,12 +28,10 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.autoregressive import DECODINGS
 from la_reconvla.method.mask import masked_count
-from la_reconvla.method.pixels import unpatchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
-from la_reconvla.randomness import generator
 from la_reconvla.sim.collect import CollectConfig, collect, default_workers
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
@@ -52,13 +50,14 @@ from la_reconvla.study.evaluate import (
     wording,
 )
 from la_reconvla.study.evidence import Evidence, FloorEvidence, build
-from la_reconvla.study.facts import commit, hardware, versions
+from la_reconvla.study.facts import Energy, commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, VERSION, measure_run, watched
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
-from la_reconvla.study.results import Arm, Pairing, Picture, Results, Study, Video, write_results
+from la_reconvla.study.results import Arm, Pairing, Picture, Results, Study, Timeline, Video, write_results
 from la_reconvla.study.tables import terminal_summary
+from la_reconvla.study.timelines import draw, timelines
 from la_reconvla.train import METRICS, SCHEDULE, WATCHED, pick_device, pick_precision, train
 
 HELD_OUT = "held_out.json"
@@ -134,8 +133,11 @@ class Ablation:
             self._timed("rollouts", self._evaluate)
             self._timed("held-out frames", self._measure)
             results = self._timed("statistics and pictures", self._results)
-            times = read_json(self.folder / "times.json")
-            results = replace(results, study=replace(results.study, wall_seconds=times))
+            spent = [self._spent("energy.json").get(name) for name in self._spent("times.json")]
+            joules = [value for value in spent if value is not None]
+            energy = sum(joules) if len(joules) == len(spent) else None
+            study = replace(results.study, wall_seconds=self._spent("times.json"), energy_joules=energy)
+            results = replace(results, study=study)
             write_results(self.folder / "results.json", results)
             write_report(self.folder)
         self.console.print(terminal_summary(results))
@@ -157,13 +159,21 @@ class Ablation:
         write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
 
     def _timed(self, name: str, part: Callable[[], T]) -> T:
-        begun = time.perf_counter()
+        begun, energy = time.perf_counter(), Energy()
         try:
-            return part()
+            with energy:
+                return part()
         finally:  # a part that is interrupted and resumed adds up
-            path = self.folder / "times.json"
-            times = read_json(path) if path.exists() else {}
-            write_json(path, {**times, name: round(times.get(name, 0.0) + time.perf_counter() - begun, 1)})
+            for file, spent in (("times.json", time.perf_counter() - begun), ("energy.json", energy.joules)):
+                known = self._spent(file)
+                before = known.get(name, 0.0)
+                both = None if spent is None or before is None else round(before + spent, 1)
+                write_json(self.folder / file, {**known, name: both})
+
+    def _spent(self, file: str) -> dict[str, Any]:
+        """Seconds or joules of each part so far; None where a part of it was not measured."""
+        path = self.folder / file
+        return read_json(path) if path.exists() else {}
 
     def _collect(self) -> None:
         collect(self.collection)
@@ -338,6 +348,7 @@ class Ablation:
             elsewhere=self._elsewhere(),
             pictures=list(self._pictures()),
             videos=list(self._videos()),
+            timelines=list(self._timelines()),
         )
 
     def _elsewhere(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
@@ -398,53 +409,49 @@ class Ablation:
         )
 
     def _videos(self) -> Iterator[Video]:
-        for cell in self.cells:
+        for cell in self._shown():
             for record in self._episodes(cell.folder):
-                if "video" in record and cell.seed == self.config.seeds[0]:
+                if "video" in record:
                     path = (cell.folder / record["video"]).relative_to(self.folder)
                     caption = f"{cell.condition.id}: {record['instruction']}"
-                    yield Video(str(path), caption, record["success"])
+                    yield Video(str(path), caption, record["success"], cell.condition.id, record["start_id"])
+
+    def _shown(self) -> list[Cell]:
+        """The cells that pictures show: those of the first seed."""
+        return [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
 
     def _pictures(self) -> Iterator[Picture]:
         """What each arm's mask follows, on the same held-out frames, and its reconstructions there."""
         samples = self._held_out_samples()
         chosen = spread_indices(len(samples), SHOWN + 2)[1:-1]
         batch = samples.batch(chosen)
-        images = batch.images.permute(0, 2, 3, 1).numpy()
+        images, told = batch.images.permute(0, 2, 3, 1).numpy(), batch.instructions
         seed, maps, masks = self.config.seeds[0], {}, {}
         grid = (0, 0)
-        for cell in self.cells:
-            if cell.seed != seed or cell.condition is NO_IMAGE:
+        for cell in self._shown():
+            arm, (policy, _) = cell.condition, load_policy(cell.folder)
+            boxed = batch if arm.annotation_free else samples.told(annotator(self.config.gaze)).batch(chosen)
+            found = draw(policy, arm, boxed, seed, self.config.train.steps)
+            grid, maps[arm.id] = found.grid, found.saliency
+            if found.wanted is None or found.painted is None:
                 continue
-            policy, _ = load_policy(cell.folder)
-            grid = policy.backbone.grid
-            own = cell.condition.saliency or MEAN
-            with torch.no_grad():
-                seen = policy.features(batch, attention=own.rows)
-            looks = own(seen, policy.saliency_state)
-            maps[cell.condition.id] = looks.numpy()
-            extra = cell.condition.reconstruction
-            if extra is None or policy.reconstructor is None:
-                continue
-            told = batch if cell.condition.annotation_free else samples.told(annotator(self.config.gaze)).batch(chosen)
-            steps, draws = self.config.train.steps, generator(seed, "picture")
-            _, mask = extra.cover(seen, policy.saliency_state, told.gaze, draws, steps)
-            if extra.follows is not None and mask is not None:
-                masks[cell.condition.id] = mask.numpy()
-            with torch.no_grad():
-                patches = policy.features(batch, hidden=mask if extra.mask_at == "input" else None).patches
-            wanted = extra.picture(told, draws)
-            painted = policy.reconstructor.picture(patches, mask, policy.reconstructor.target(wanted))
-            drawn = unpatchify(painted, grid, policy.backbone.patch_size).permute(0, 2, 3, 1).numpy()
-            strip = (
-                figures.crop_strip(images, wanted.permute(0, 2, 3, 1).numpy(), drawn, batch.instructions)
-                if mask is None
-                else figures.reconstruction_strip(images, mask.numpy(), drawn, grid, batch.instructions)
-            )
-            yield self._save(f"maps/reconstruction_{cell.condition.id}.png", strip, "reconstruction", cell.condition)
+            if found.mask is None:
+                strip = figures.crop_strip(images, found.wanted, found.painted, told)
+            else:
+                strip = figures.reconstruction_strip(images, found.mask, found.painted, grid, told)
+                if arm.saliency is not None:
+                    masks[arm.id] = found.mask
+            yield self._save(f"maps/reconstruction_{arm.id}.png", strip, "reconstruction", arm)
         path = self.folder / "maps/attention.png"
-        _write(path, figures.attention_grid(images, batch.instructions, maps, grid, masks))
+        _write(path, figures.attention_grid(images, told, maps, grid, masks))
         yield Picture("maps/attention.png", "attention", f"Attention on held-out frames, seed {seed}")
+
+    def _timelines(self) -> Iterator[Timeline]:
+        """One held-out episode under every arm."""
+        boxes = None if all(arm.annotation_free for arm in self.arms) else annotator(self.config.gaze)
+        arms = [(cell.condition, cell.folder) for cell in self._shown()]
+        steps, seed = self.config.train.steps, self.config.seeds[0]
+        return timelines(self.folder, arms, self._held_out_samples(), boxes, seed=seed, steps=steps)
 
     def _save(self, name: str, data: bytes, kind, arm: Condition) -> Picture:
         _write(self.folder / name, data)

@@ -28,7 +28,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.processes import keep_memory
 from la_reconvla.progress import progress
 from la_reconvla.storage import atomic_write, write_json
-from la_reconvla.study import facts, figures
+from la_reconvla.study import charts, facts
 from la_reconvla.study.cases import (
     BATCH,
     CONTROL,
@@ -434,6 +434,6 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         bars = [row for row in run.rows if "p5" in row and row["unit"] == "ms"]
         if bars:
             with atomic_write(out / "bench.svg") as temporary:
-                temporary.write_bytes(figures.time_chart(bars))
+                temporary.write_bytes(charts.time_chart(bars))
     print(json.dumps(document, default=str))
     return document

@@ -51,6 +51,7 @@ from la_reconvla.study.results import (
     Stages,
     Study,
     Tally,
+    Timeline,
     Video,
     Watched,
 )
@@ -311,6 +312,7 @@ def build(
     elsewhere: Mapping[tuple[str, str], Records] | None = None,
     pictures: Iterable[Picture] = (),
     videos: Iterable[Video] = (),
+    timelines: Iterable[Timeline] = (),
     family: Sequence[tuple[str, str, str]] = FAMILY,
 ) -> Results:
     """All results of a study from its records: summaries, comparisons, corrections and verdicts.
@@ -323,6 +325,7 @@ def build(
         elsewhere: episodes on other starts, by (placement, label).
         pictures: for the report.
         videos: for the report.
+        timelines: for the report.
         family: comparisons (a, b, metric) declared beforehand; those whose data exist are made and Holm-corrected.
     """
     evidence = {arm.id: found for arm, found in arms}
@@ -353,6 +356,7 @@ def build(
         hypotheses=tuple(judge(comparisons)),
         pictures=tuple(pictures),
         videos=tuple(videos),
+        timelines=tuple(timelines),
     )
 
 

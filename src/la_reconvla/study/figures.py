@@ -1,4 +1,4 @@
-"""Figures and videos of a study. Charts are SVG; pictures of images are PNG.
+"""Pictures of what policies see, as PNG, and videos.
 
 Nothing here touches matplotlib's global state, and equal input gives equal bytes.
 """
@@ -7,247 +7,27 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio_ffmpeg
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
-from la_reconvla.study.results import ConditionResult, Floor, Results
-
-COLOURS = ("#8a8f98", "#e69f00", "#56b4e9", "#3b7dd8", "#009e73", "#cc79a7", "#d55e00", "#b9a400")
-"""One a condition, in the order of the study; told apart by colour-blind readers, visible on white and on black."""
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
-
-
-INK, FAINT = "#1d2430", "#c9ced6"  # of charts on a light page; their backgrounds are transparent
-DARK = {INK: "#e4e8ee", FAINT: "#464e5a"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """Training curves of one cell: its `records` are the lines of ``metrics.jsonl``."""
-
-    condition: str
-    seed: int
-    records: Sequence[Mapping[str, Any]]
-
-
-def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
-    """A chart of `size` (inches) as SVG; text is drawn as paths, so that it looks alike everywhere."""
-    style: dict[Any, Any] = {
-        "svg.hashsalt": "la-reconvla",
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.facecolor": "none",
-        "grid.color": FAINT,
-        "grid.linewidth": 0.5,
-        "legend.frameon": False,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def for_dark_page(svg: bytes) -> bytes:
-    """A chart in light ink."""
-    for light, dark in DARK.items():
-        svg = svg.replace(light.encode(), dark.encode())
-    return svg
-
-
-def colours(results: Results) -> dict[str, str]:
-    """The colour of each condition, the same in every figure."""
-    return {c.id: COLOURS[i % len(COLOURS)] for i, c in enumerate(results.conditions)}
 
 
 def readable(name: str) -> str:
     """A field's or a floor's name for people."""
     return name.replace("_", " ")
-
-
-# ---------------------------------------------------------------- charts
-
-
-def success_chart(results: Results) -> bytes | None:
-    """Task success rate of each arm with its Wilson interval, floors as lines; None if nothing was rolled out."""
-    arms = [(c, c.tsr) for c in results.conditions if c.tsr]
-    if not arms:
-        return None
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for row, (condition, rate) in enumerate(arms):
-            _bar(axes, row, rate.rate, rate.low, rate.high, colours(results)[condition.id])
-            for floor in results.floors:
-                if floor.condition == condition.id and floor.tsr:
-                    _tick(axes, row, floor.tsr.rate, INK, ":")
-        shared = [(f.id, f.tsr.rate) for f in results.floors if f.tsr and f.condition is None]
-        for dashes, (name, value) in zip(("--", "-.", ":"), shared, strict=False):
-            axes.axvline(value, color=INK, linewidth=1, linestyle=dashes, label=f"{readable(name)} {value:.0%}")
-        own = sorted({readable(f.id) for f in results.floors if f.tsr and f.condition})
-        if own:
-            axes.plot([], [], color=INK, linestyle=":", label=f"the arm's own floor: {', '.join(own)}")
-        _rows(axes, [c for c, _ in arms])
-        axes.set_xlim(0, 1)
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
-        axes.set_xlabel("task success rate, 95 % interval")
-        if shared or own:
-            figure.legend(loc="outside upper left", ncols=2)
-
-    return _svg(draw, (7, 0.9 + 0.42 * len(arms)))
-
-
-def overlap_chart(results: Results) -> bytes | None:
-    """AOS of each arm between its chance level and its ceiling, and its k = g variant; None if not measured."""
-    arms = [(c, c.aos, c.grounding) for c in results.conditions if c.aos and c.grounding]
-    if not arms:
-        return None
-
-    def draw(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        for row, (condition, aos, means) in enumerate(arms):
-            colour = colours(results)[condition.id]
-            _bar(left, row, aos.mean, aos.low, aos.high, colour)
-            _tick(left, row, aos.chance, INK, "--")
-            _tick(left, row, aos.ceiling, INK, "-")
-            if means.aos_g is not None and means.aos_g_chance is not None:
-                right.barh(row, means.aos_g, color=colour, height=0.62)
-                _tick(right, row, means.aos_g_chance, INK, "--")
-                _tick(right, row, 1.0, INK, "-")
-        left.plot([], [], color=INK, linestyle="--", label="chance")
-        left.plot([], [], color=INK, linestyle="-", label="ceiling")
-        _rows(left, [c for c, _, _ in arms])
-        left.set_xlabel("AOS: top 25 % of patches")
-        right.set_xlabel("AOS, k = g: as many as the target")
-        for axes in (left, right):
-            axes.set_xlim(left=0)
-            axes.grid(visible=True, axis="x")
-            axes.tick_params(axis="y", length=0)
-            axes.set_axisbelow(True)
-        figure.legend(loc="outside upper left", ncols=2)
-
-    return _svg(draw, (7, 0.95 + 0.42 * len(arms)))
-
-
-def time_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Times of the bench: a bar a row of ``bench.json``, its median with p5 to p95, on a logarithmic axis (ms)."""
-    named = sorted({(row["section"], row["backbone"]) for row in rows}, key=lambda key: key)
-    colour = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(named)}
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for place, row in enumerate(rows):
-            _bar(axes, place, row["median"], row["p5"], row["p95"], colour[row["section"], row["backbone"]])
-        labels = [f"{row['section']}, {row['backbone']}: {row['case']}" for row in rows]
-        _lines(axes, labels)
-        axes.set_xscale("log")
-        axes.set_xlabel("milliseconds, 5th to 95th percentile")
-
-    return _svg(draw, (8, 0.9 + 0.26 * len(rows)))
-
-
-def _bar(axes: Axes, row: int, value: float, low: float, high: float, colour: str) -> None:
-    axes.barh(row, value, color=colour, height=0.62)
-    axes.plot([low, high], [row, row], color=INK, linewidth=1.6, solid_capstyle="butt")
-
-
-def _tick(axes: Axes, row: int, value: float, colour: str, style: str) -> None:
-    axes.plot([value, value], [row - 0.4, row + 0.4], color=colour, linewidth=1.3, linestyle=style)
-
-
-def _rows(axes: Axes, conditions: Sequence[ConditionResult]) -> None:
-    _lines(axes, [f"{c.id}  {c.name}" for c in conditions])
-
-
-def _lines(axes: Axes, labels: Sequence[str]) -> None:
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.45, -0.55)
-    axes.grid(visible=True, axis="x")
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0)
-
-
-def stage_chart(results: Results) -> bytes | None:
-    """How far episodes of each arm and floor got, from approaching to success; None if no stages were recorded."""
-    steps = ("approached", "grasped", "lifted", "placed")
-
-    def shares(found: ConditionResult | Floor) -> list[tuple[int, float]]:
-        values = [getattr(found.stages, s) for s in steps] + [found.tsr.rate if found.tsr else None]
-        return [(i, v) for i, v in enumerate(values) if v is not None]
-
-    lines = [(c.id, shares(c)) for c in results.conditions if c.stages]
-    floors = [(f"{readable(f.id)} {f.condition or ''}".strip(), shares(f)) for f in results.floors if f.stages]
-    if not lines:
-        return None
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        for (name, known), style in zip(floors, itertools.cycle(("--", "-.", ":", (0, (1, 3))))):
-            axes.plot(*zip(*known, strict=True), linestyle=style, linewidth=1, color=INK, label=name)
-        for name, known in lines:
-            axes.plot(*zip(*known, strict=True), marker="o", color=colours(results)[name], label=name)
-        axes.set_xticks(range(5), [*steps, "success"])
-        axes.set_ylim(-0.02, 1.02)
-        axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-        axes.set_ylabel("share of episodes")
-        axes.grid(axis="y")
-        figure.legend(loc="outside upper left", ncols=4)
-
-    return _svg(draw, (7, 3.2))
-
-
-def curves_chart(results: Results, runs: Sequence[Run]) -> bytes | None:
-    """Action and reconstruction loss over training steps, one line a cell; None if there is nothing to draw.
-
-    Reads ``step``, ``action_loss``, ``held_out_action_loss`` (dashed) and ``reconstruction_loss`` of each record.
-    """
-    panels = (("action_loss", "held_out_action_loss"), ("reconstruction_loss",))
-    drawn = [keys for keys in panels if any(keys[0] in record for run in runs for record in run.records)]
-    if not drawn:
-        return None
-
-    def draw(figure: Figure) -> None:
-        row = figure.subplots(1, len(drawn), squeeze=False)[0]
-        named: set[str] = set()
-        for axes, keys in zip(row, drawn, strict=True):
-            for run in runs:
-                for key, style in zip(keys, ("-", "--"), strict=False):
-                    points = [(r["step"], r[key]) for r in run.records if r.get(key) is not None]
-                    label = None if run.condition in named or not points else run.condition
-                    named |= {label} if label else set()
-                    x, y = zip(*points, strict=True) if points else ((), ())
-                    colour = colours(results).get(run.condition, INK)
-                    axes.plot(x, y, linestyle=style, linewidth=1.2, color=colour, label=label)
-            axes.set_title(readable(keys[0]), fontsize=9)
-            axes.set_xlabel("training step")
-            axes.grid(axis="y")
-        row[0].plot([], [], color=INK, linestyle="--", label="held out")
-        figure.legend(loc="outside upper left", ncols=len(named) + 1)
-
-    return _svg(draw, (7, 2.9))
 
 
 # ---------------------------------------------------------------- pictures
@@ -283,6 +63,35 @@ def _per_pixel(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     rows = np.arange(shape[0]) * patches.shape[0] // shape[0]
     columns = np.arange(shape[1]) * patches.shape[1] // shape[1]
     return patches[np.ix_(rows, columns)]
+
+
+def filled(
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: Bool[np.ndarray, "n"],
+    painted: UInt8[np.ndarray, "H W 3"],
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image` with the patches that `mask` hides taken from `painted`, and a line around them."""
+    hidden = _per_pixel(mask.reshape(grid), image.shape[:2])[..., None]
+    return edged(np.where(hidden, painted, image), mask, grid)
+
+
+def edged(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "n"], grid: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image` with a white line of one pixel along the inner edge of the True patches of `mask`."""
+    hidden = np.pad(_per_pixel(mask.reshape(grid), image.shape[:2]), 1)
+    inner = hidden[:-2, 1:-1] & hidden[2:, 1:-1] & hidden[1:-1, :-2] & hidden[1:-1, 2:]
+    return np.where((hidden[1:-1, 1:-1] & ~inner)[..., None], np.uint8(255), image)
+
+
+def small_png(image: UInt8[np.ndarray, "H W 3"], side: int, colours: int = 96) -> bytes:
+    """`image` as a PNG of few colours and at most `side` pixels a side: hundreds of them fit into one page."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def attention_grid(

@@ -6,36 +6,33 @@ holds the numbers as text.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, read_jsonl
-from la_reconvla.study import figures
+from la_reconvla.study import charts, evidence_tables
+from la_reconvla.study.charts import Run
 from la_reconvla.study.declared import EXPLORATORY, FAMILY, HEADLINE, SAME_WITHIN
-from la_reconvla.study.figures import Run, data_uri
-from la_reconvla.study.results import STAGES, Comparison, ConditionResult, Results, read_results
-from la_reconvla.study.statistics import FEW_SEEDS
-from la_reconvla.study.tables import (
-    duration,
-    grid_table,
-    headline,
-    markdown,
-    named,
-    number,
-    p_value,
-    paired,
-    percent,
-    points,
-    reason,
-    scenes,
+from la_reconvla.study.limits import limits
+from la_reconvla.study.page import MAX_BYTES, Embedded, Shelf, fill
+from la_reconvla.study.results import (
+    STAGES,
+    Comparison,
+    ConditionResult,
+    Hypothesis,
+    Results,
+    Study,
+    Timeline,
+    Video,
+    read_results,
 )
+from la_reconvla.study.tables import elsewhere_tables, grid_table, headline, markdown, reason
+from la_reconvla.study.verdicts import in_words
 
 RESULTS, REPORT, TABLES = "results.json", "report.html", "tables.md"
-FEW_SCENES = 8  # below, a bootstrap over scenes is known to give intervals that are too narrow
-MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
 ERROR_FLOORS = {
     "grey_image": "with a grey image",
     "wrong_instruction": "with a wrong instruction",
@@ -57,108 +54,67 @@ def write_report(run_dir: Path | str) -> Path:
     """
     folder = Path(run_dir)
     results = read_results(folder / RESULTS)
-    for name, text in ((REPORT, render(results, folder)), (TABLES, markdown(results))):
+    text = markdown(results, evidence_tables.all_tables(results))
+    for name, content in ((REPORT, render(results, folder)), (TABLES, text)):
         with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(content, encoding="utf-8")
     return folder / REPORT
 
 
-def render(results: Results, folder: Path) -> str:
-    """The page as text. Arguments and errors as in `write_report`."""
-    shelf = _Shelf(folder)
+def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
+    """The page as text; files beyond `room` bytes are left out and named. Errors as in `write_report`."""
+    shelf = Shelf(folder, room)
     runs, missing_curves = _runs(results, folder)
-    charts = {
-        "success": shelf.chart(figures.success_chart(results)),
-        "stages": shelf.chart(figures.stage_chart(results)),
-        "overlap": shelf.chart(figures.overlap_chart(results)),
-        "curves": shelf.chart(figures.curves_chart(results, runs)),
+    drawn = {
+        "success": shelf.chart(charts.success_chart(results)),
+        "tasks": shelf.chart(charts.task_chart(results)),
+        "stages": shelf.chart(charts.stage_chart(results)),
+        "overlap": shelf.chart(charts.overlap_chart(results)),
+        "causal": shelf.chart(charts.causal_chart(results)),
+        "curves": shelf.chart(charts.curves_chart(results, runs)),
+        "watched": shelf.chart(charts.watched_chart(results)),
     }
     pictures = {
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
         for kind in ("attention", "reconstruction")
     }
-    environment = Environment(
-        loader=PackageLoader("la_reconvla.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(
-        percent=percent,
-        points=points,
-        number=number,
-        p=p_value,
-        duration=duration,
-        readable=figures.readable,
-        paired=paired,
-        scenes=scenes,
-        named=named,
-    )
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        study=results.study,
-        verdict=results.hypothesis(HEADLINE),
-        headline=headline(results),
-        reason=reason(results),
-        comparison=results.comparison("C4", "C2", "tsr"),
-        family=[c for c in results.comparisons if c.p_holm is not None],
-        undone=[key for key in FAMILY if results.comparison(*key) is None],
-        exploratory=[c for c in map(lambda key: results.comparison(*key), EXPLORATORY) if c and c.p_holm is None],
-        floor_comparisons=results.against_floors("tsr"),
-        errors=[_error_row(results, c) for c in results.conditions if c.action_error],
-        error_floors=ERROR_FLOORS,
-        tasks=sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
-        per_task=per_task,
-        stage_names=STAGES,
-        same_within=SAME_WITHIN,
-        grid=grid_table(results),
-        heads=heads(results),
-        charts=charts,
-        missing_curves=missing_curves,
-        pictures=pictures,
-        videos=[(v, shelf.file(v.path)) for v in results.videos],
-        limits=limits(results),
-    )
-
-
-# ---------------------------------------------------------------- embedding
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A file of the study as the page holds it: its ``data:`` address, or why it has none."""
-
-    uri: str | None
-    why: str = ""
-
-
-class _Shelf:
-    """Turns files and charts into ``data:`` addresses until the page is full."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
-        self.left = MAX_BYTES
-
-    def file(self, name: str) -> Embedded:
-        """A file of the study's folder."""
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder):
-            raise UserError(
-                f"{RESULTS} names {name}, which is outside of {self.folder}: only files of the study are shown"
-            )
-        if not path.is_file():
-            return Embedded(None, f"{name} is missing from the study's folder.")
-        uri_size = 4 * path.stat().st_size // 3
-        if uri_size > self.left:
-            return Embedded(None, f"{name} is left out to keep this page small; it lies in the study's folder.")
-        self.left -= uri_size
-        return Embedded(data_uri(path.read_bytes(), path.suffix))
-
-    def chart(self, svg: bytes | None) -> tuple[str, str] | None:
-        """A chart for a light and for a dark page; None if there is none."""
-        if svg is None:
-            return None
-        addresses = data_uri(svg, ".svg"), data_uri(figures.for_dark_page(svg), ".svg")
-        self.left -= sum(map(len, addresses))
-        return addresses
+    values = {
+        "results": results,
+        "study": results.study,
+        "verdict": results.hypothesis(HEADLINE),
+        "headline": headline(results),
+        "reason": reason(results),
+        "cards": [card(results, h) for h in results.hypotheses],
+        "comparison": results.comparison("C4", "C2", "tsr"),
+        "family": [c for c in results.comparisons if c.p_holm is not None],
+        "undone": [key for key in FAMILY if results.comparison(*key) is None],
+        "exploratory": [c for key in EXPLORATORY if (c := results.comparison(*key)) and c.p_holm is None],
+        "floor_comparisons": results.against_floors("tsr"),
+        "errors": [_error_row(results, c) for c in results.conditions if c.action_error],
+        "error_floors": ERROR_FLOORS,
+        "tasks": sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
+        "per_task": per_task,
+        "stage_names": STAGES,
+        "same_within": SAME_WITHIN,
+        "grid": grid_table(results),
+        "heads": heads(results),
+        "maps": evidence_tables.maps_tables(results),
+        "causal": evidence_tables.causal_table(results),
+        "counterfactual": evidence_tables.counterfactual_table(results),
+        "elsewhere": elsewhere_tables(results),
+        "power": evidence_tables.power_table(results),
+        "leakage": evidence_tables.leakage_table(results),
+        "time": evidence_tables.time_table(results),
+        "cost": evidence_tables.cost_table(results),
+        "charts": drawn,
+        "missing_curves": missing_curves,
+        "timelines": sliders(results, shelf),
+        "pictures": pictures,
+        "videos": by_start(results.videos, shelf),
+        "declaration": declaration(results.study),
+        "limits": limits(results),
+    }
+    return fill("report.html.j2", values)
 
 
 def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:
@@ -173,6 +129,123 @@ def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:
     return runs, missing
 
 
+# ---------------------------------------------------------------- verdicts
+
+
+@dataclass(frozen=True)
+class Card:
+    """A verdict as the top of the page shows it: the comparisons that it rests on, and one sentence."""
+
+    hypothesis: Hypothesis
+    comparisons: list[Comparison]
+    sentence: str
+
+
+def card(results: Results, hypothesis: Hypothesis) -> Card:
+    """The comparisons are those whose numbers the verdict's reason quotes; the sentence is what it says beside them."""
+    rest, quoted = hypothesis.because, []
+    for c in results.comparisons:
+        if in_words(c) in rest:
+            quoted.append(c)
+            rest = rest.replace(in_words(c), " ")
+    return Card(hypothesis, quoted, " ".join(rest.split()) or _plainly(hypothesis, quoted))
+
+
+def _plainly(hypothesis: Hypothesis, quoted: list[Comparison]) -> str:
+    """What intervals alone say, for a reader who knows no statistics."""
+    one = len(quoted) == 1
+    where = "The interval lies" if one else f"{'Both' if len(quoted) == 2 else f'All {len(quoted)}'} intervals lie"
+    if hypothesis.verdict != "inconclusive":
+        side = (
+            "above zero" if all(c.low > 0 for c in quoted) else "below zero" if all(c.high < 0 for c in quoted) else ""
+        )
+        return f"{where} {side}." if side else "The intervals decide it; the numbers are below."
+    if any(c.low <= 0 <= c.high for c in quoted):
+        return "The interval contains zero: the data do not decide." if one else (
+            "An interval contains zero: the data do not decide."
+        )  # fmt: skip
+    leaves = "interval leaves" if one else "intervals leave"
+    return f"The {leaves} zero out, but the p-value, corrected for the number of comparisons, does not decide."
+
+
+def declaration(study: Study) -> str:
+    """Whether the hypotheses that the page shows are those that were declared, judged by their hash."""
+    if not study.hypotheses:
+        return "No declaration was kept with this study."
+    if not study.hypotheses_hash:
+        return "No hash of it was written when the study began, so nothing shows that it has not changed since."
+    found = hashlib.sha256(study.hypotheses.encode()).hexdigest()
+    if found == study.hypotheses_hash.removeprefix("sha256:"):
+        return "The hash, written when the study began, is that of the text below."
+    return (
+        f"The hash does not belong to the text below, whose SHA-256 is {found}: it was changed after the study began."
+    )
+
+
+# ---------------------------------------------------------------- pictures in time, and videos
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the slider's pictures: all steps of one arm's maps or of its reconstructions."""
+
+    arm: str
+    what: str
+    pictures: list[Embedded]
+
+
+@dataclass(frozen=True)
+class Slider:
+    """Arms that show one episode at the same steps; `labels` says each step in words."""
+
+    first: Timeline
+    labels: list[str]
+    frames: Row | None
+    arms: list[tuple[str, list[Row]]]
+
+
+def sliders(results: Results, shelf: Shelf) -> list[Slider]:
+    """A slider for each episode; in a study of ours there is one."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Timeline]] = {}
+    for line in results.timelines:
+        groups.setdefault((line.episode, line.steps), []).append(line)
+    masks = {c.id: c.mask for c in results.conditions}
+
+    def rows(arm: str, found: dict[str, tuple[str, ...]]) -> list[Row]:
+        return [Row(arm, what, [shelf.file(path) for path in paths]) for what, paths in found.items() if paths]
+
+    def arm_rows(line: Timeline) -> list[Row]:
+        painted = f"reconstruction ({masks.get(line.condition) or 'its picture'})"
+        return rows(line.condition, {"attention": line.attention, painted: line.reconstruction})
+
+    return [
+        Slider(
+            first := group[0],
+            [", ".join(filter(None, said)) for said in zip_longest((f"step {s}" for s in first.steps), first.phases)],
+            next(iter(rows("", {"camera": first.frames})), None),
+            [(line.condition, arm_rows(line)) for line in group],
+        )
+        for group in groups.values()
+    ]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Videos of one initial state under several arms; without `start`, videos whose start nobody recorded."""
+
+    start: str
+    videos: list[tuple[Video, Embedded]]
+
+
+def by_start(videos: Iterable[Video], shelf: Shelf) -> list[Scene]:
+    """Videos of one initial state together, those that most arms share first."""
+    groups: dict[str, list[Video]] = {}
+    for video in videos:
+        groups.setdefault(video.start, []).append(video)
+    order = sorted(groups.items(), key=lambda item: (not item[0], -len(item[1])))
+    return [Scene(start, [(video, shelf.file(video.path)) for video in found]) for start, found in order]
+
+
 # ---------------------------------------------------------------- words and numbers
 
 
@@ -185,53 +258,6 @@ def per_task(condition: ConditionResult, task: str) -> str:
 def _error_row(results: Results, condition: ConditionResult) -> tuple[ConditionResult, list[Comparison | None]]:
     """An arm with its action error against each floor."""
     return condition, [results.comparison(condition.id, floor, "action_error") for floor in ERROR_FLOORS]
-
-
-def limits(results: Results) -> list[str]:
-    """What the study does not show, as far as its own numbers tell."""
-    said = []
-    seeds = min((len(c.cells) for c in results.conditions), default=0)
-    if seeds == 1:
-        said.append(
-            "Each arm was trained once. How much success varies between trainings of the same arm was not measured, "
-            "so a difference between arms may be luck."
-        )
-    elif seeds < FEW_SEEDS:
-        said.append(f"Each arm was trained {seeds} times; intervals over so few trainings are too narrow.")
-    if results.study.placement == "wide":
-        said.append(
-            "Two starts share each scene and its image, one for either bowl. Intervals of success count the two as "
-            "independent and are therefore somewhat too narrow."
-        )
-    said.extend(_few_scenes(results))
-    said.extend(_other_channels(results))
-    said.extend(_weak_arms(results))
-    said.append("Attention maps are not causes: a map on the object does not prove that the action depends on it.")
-    said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
-    said.append(
-        "Only comparisons of the declared family are corrected for their number; intervals elsewhere stand alone."
-    )
-    if arm := next((c for c in results.conditions if c.id == "R1"), None):
-        said.append(reconvla(results, arm))
-    else:
-        said.append(
-            "The ReconVLA arm (diffusion reconstruction of an annotated crop) is not part of this study, so nothing "
-            "here compares with it."
-        )
-    return [*said, *results.study.limits]
-
-
-def reconvla(results: Results, arm: ConditionResult) -> str:
-    """What R1 has of the published ReconVLA, and what not."""
-    head = results.study.settings.get("config", {}).get("denoiser", {})
-    target = head.get("target", {})
-    drawn = "latents of a VAE" if "source" in target else f"{target.get('side') or 'all'} pixels a side of each patch"
-    size = f", {arm.head_parameters / 1e6:.1f} M parameters" if arm.head_parameters else ""
-    return (
-        f"R1 has ReconVLA's region and kind of head on this study's backbone and budget: it draws {drawn} "
-        f"({head.get('repeats', '?')} noise levels a sample, lambda {arm.weight}{size}). The published model has 7 "
-        "billion parameters, draws latents with 4 noise levels, lambda 1.0 and 64 M parameters, and was pretrained to."
-    )
 
 
 def heads(results: Results) -> str:
@@ -251,37 +277,3 @@ def heads(results: Results) -> str:
         f"The diffusion head has {parameters:.2f} times the parameters of the MAE decoder and takes {operations:.2f} "
         f"times its operations in a training step (the backbone, which is the same, not counted). {said}"
     )
-
-
-def _few_scenes(results: Results) -> list[str]:
-    """Held-out frames of so few scenes that their intervals say little."""
-    measured = [m.n for c in results.conditions for m in (c.action_error, c.aos, c.aid) if m is not None and m.n]
-    measured += [c.scenes for c in results.comparisons if c.scenes]
-    if not measured or min(measured) >= FEW_SCENES:
-        return []
-    return [
-        f"Action error and attention were measured on the held-out frames of n = {min(measured)} scenes only. A "
-        "bootstrap over so few gives intervals that are too narrow, and other scenes may give other numbers."
-    ]
-
-
-def _other_channels(results: Results) -> list[str]:
-    """Arms whose maps are not made of the words' attention."""
-    found = {c.id: c.grounding.channel for c in results.conditions if c.grounding and c.grounding.channel}
-    other = {arm: figures.readable(channel) for arm, channel in found.items() if channel != "language"}
-    if not other:
-        return []
-    arms = "; ".join(f"{arm}: {channel}" for arm, channel in other.items())
-    return [f"The attention maps of these arms are not those of the instruction's words, but a fallback ({arms})."]
-
-
-def _weak_arms(results: Results) -> list[str]:
-    """Arms that were not shown to succeed more often than each floor they were compared with."""
-    against = results.against_floors("tsr")
-    if not against:
-        return ["Success stands beside no floor: what a policy reaches without the image was not measured."]
-    weak = [c for c in against if c.low <= 0]
-    if not weak:
-        return []
-    pairs = "; ".join(f"{c.a} and {figures.readable(c.b)}" for c in weak)
-    return [f"Success was not shown to be above these floors, so it says little about use of the image there: {pairs}."]

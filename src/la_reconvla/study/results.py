@@ -516,6 +516,7 @@ class Timeline:
         phases: phase of the episode at each picture, empty if unknown.
         attention: paths of the frames with the map over them, relative to the study's folder.
         reconstruction: paths of the reconstructions; empty for an arm without.
+        frames: paths of the frames themselves, the same for all arms.
     """
 
     condition: str
@@ -525,6 +526,7 @@ class Timeline:
     phases: tuple[str, ...]
     attention: tuple[str, ...]
     reconstruction: tuple[str, ...] = ()
+    frames: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

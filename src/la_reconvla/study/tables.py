@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -32,6 +33,13 @@ FLOORS = {
     "no_image": "no image",
     "blind_replay": "blind replay",
 }
+CHANGES = {
+    "lan": "changed wording",
+    "object": "changed objects",
+    "swap": "changed positions",
+    "task": "changed task",
+}
+"""What LIBERO-PRO (arXiv 2510.03827) changes, by its name for it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class TextTable:
 
 
 def success_table(results: Results) -> TextTable:
-    """Success of every arm, floor and reference, also on other starts than the study's own."""
+    """Success of every arm, floor and reference."""
     rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
     rows += [(name, found.tsr) for name, found in _beside(results) if found.tsr]
     header = ("arm", "successes", "rate", "95 % interval")
@@ -67,7 +75,7 @@ def success_table(results: Results) -> TextTable:
 
 
 def stage_table(results: Results) -> TextTable:
-    """Share of episodes that reached each stage: every arm, floor and reference, also on other starts."""
+    """Share of episodes that reached each stage: every arm, floor and reference."""
     found = [(c.id, c.stages) for c in results.conditions] + [(name, f.stages) for name, f in _beside(results)]
     rows = [(name, *_stages(stages)) for name, stages in found if stages is not None]
     header = ("arm", *(stage.replace("_", " ") for stage in STAGES), "smallest distance (m)")
@@ -78,13 +86,43 @@ def _stages(stages: Stages) -> tuple[str, ...]:
     return (*(percent(getattr(stages, stage)) for stage in STAGES), number(stages.smallest_distance, 3))
 
 
-def _beside(results: Results) -> list[tuple[str, Floor | Reference | Elsewhere]]:
+def _beside(results: Results) -> list[tuple[str, Floor | Reference]]:
     """What arms are read against, under its name."""
     return [
         *((f"floor: {FLOORS[f.id]} {f.condition or ''}".strip(), f) for f in results.floors),
         *((f"reference: {r.id}", r) for r in results.references),
-        *((f"{e.placement} states: {e.label.replace('_', ' ')}", e) for e in results.elsewhere),
     ]
+
+
+def elsewhere_tables(results: Results) -> list[TextTable]:
+    """Success on other starts than the study's own, a table for each kind: arms, then floors, or that none was run."""
+    found = sorted(results.elsewhere, key=lambda e: (e.suite, e.change, e.placement))
+    return [_elsewhere(name, list(rows)) for name, rows in groupby(found, key=place)]
+
+
+def place(e: Elsewhere) -> str:
+    """Where a policy was evaluated, in words."""
+    said = (f"{e.placement} states", e.suite, CHANGES.get(e.change, e.change))
+    return ", ".join(part for part in said if part)
+
+
+def _elsewhere(name: str, found: Sequence[Elsewhere]) -> TextTable:
+    arms = [e for e in found if e.condition is not None and e.floor is None]
+    others = [e for e in found if e not in arms]
+    shown = [(e.condition or "", e) for e in arms] + [(_not_arm(e), e) for e in others]
+    rows: list[tuple[str, ...]] = [
+        (name, *_rate(e.tsr), *(percent(getattr(e.stages, s, None)) for s in STAGES)) for name, e in shown
+    ]
+    if not others:
+        rows.append(("floors: none was rolled out here", *["–"] * (3 + len(STAGES))))
+    header = ("policy", "successes", "rate", "95 % interval", *(stage.replace("_", " ") for stage in STAGES))
+    return TextTable(f"Success elsewhere: {name}", header, rows)
+
+
+def _not_arm(e: Elsewhere) -> str:
+    if e.floor is not None:
+        return f"floor: {FLOORS.get(e.floor, e.floor.replace('_', ' '))} {e.condition or ''}".strip()
+    return e.label.replace("_", " ")
 
 
 def error_table(results: Results) -> TextTable:
@@ -192,8 +230,8 @@ def verdict_table(results: Results) -> TextTable:
     return TextTable("Hypotheses", ("hypothesis", "verdict", "claim"), rows)
 
 
-def markdown(results: Results) -> str:
-    """All of it as Markdown, with what ran, on what and how long."""
+def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
+    """All of it as Markdown, with what ran, on what and how long, and then `further` tables."""
     s = results.study
     took = ", ".join(f"{part} {duration(seconds)}" for part, seconds in s.wall_seconds.items())
     facts = {
@@ -219,7 +257,7 @@ def markdown(results: Results) -> str:
         exploratory_table,
         verdict_table,
     )
-    tables = [make(results) for make in makers]
+    tables = [*(make(results) for make in makers), *elsewhere_tables(results), *further]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 
@@ -227,7 +265,7 @@ def terminal_summary(results: Results) -> RenderableType:
     """The verdict with the tables of success, stages and attention overlap, for `rich` to print."""
     judged = results.hypothesis(HEADLINE)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    tables = (success_table(results), stage_table(results), overlap_table(results))
+    tables = (success_table(results), *elsewhere_tables(results), stage_table(results), overlap_table(results))
     return Group(Panel(headline(results), border_style=colour), *(table.rich() for table in tables if table.rows))
 
 
@@ -293,6 +331,11 @@ def paired(found: Pairing) -> str:
         f"with seed {found.seed} {arms} started from equal weights (backbone {found.backbone}, action head "
         f"{found.head}) and saw equal batches ({found.batches})"
     )
+
+
+def metric_name(metric: str) -> str:
+    """A metric for people."""
+    return {"tsr": "success", "aos": "AOS"}.get(metric, metric.replace("_", " "))
 
 
 def scenes(n: int) -> str:
