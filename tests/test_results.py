@@ -22,7 +22,7 @@ from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.pixels import Pixels
 from la_reconvla.study import grounding
 from la_reconvla.study.cost import head_cost
-from la_reconvla.study.declared import HEADLINE
+from la_reconvla.study.declared import DECLARED, HEADLINE
 from la_reconvla.study.evidence import Evidence, FloorEvidence, build, by_unit, comparison, measure, rate
 from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.results import Arm, Comparison, Results, Study, read_results, write_results
@@ -263,7 +263,8 @@ def test_a_fallback_of_the_attention_is_carried_from_the_frames() -> None:
 
 def test_a_declared_stage_is_not_exploratory_as_well() -> None:
     arms = [(Arm.of(condition), evidence(0.5, 0, 0.1, (0,))) for condition in (C2, C4)]
-    results = build(Study(preset="quick"), arms, family=[("C4", "C2", "grasped")])
+    declared = json.dumps({**json.loads(DECLARED.text), "family": [["C4", "C2", "grasped"]]})
+    results = build(Study(preset="quick", hypotheses=declared), arms)
     found = [c for c in results.comparisons if c.metric == "grasped"]
     assert [c.p_holm is None for c in found] == [False]
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study import figures
-from la_reconvla.study.declared import EXPLORATORY, FAMILY, HEADLINE, SAME_WITHIN
+from la_reconvla.study.declared import HEADLINE, declared_in
 from la_reconvla.study.figures import Run, data_uri
 from la_reconvla.study.results import STAGES, Comparison, ConditionResult, Results, read_results
 from la_reconvla.study.statistics import FEW_SEEDS
@@ -77,6 +77,7 @@ def render(results: Results, folder: Path) -> str:
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
         for kind in ("attention", "reconstruction")
     }
+    declared = declared_in(results.study)
     environment = Environment(
         loader=PackageLoader("la_reconvla.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -100,15 +101,17 @@ def render(results: Results, folder: Path) -> str:
         reason=reason(results),
         comparison=results.comparison("C4", "C2", "tsr"),
         family=[c for c in results.comparisons if c.p_holm is not None],
-        undone=[key for key in FAMILY if results.comparison(*key) is None],
-        exploratory=[c for c in map(lambda key: results.comparison(*key), EXPLORATORY) if c and c.p_holm is None],
+        undone=[key for key in declared.family if results.comparison(*key) is None],
+        exploratory=[
+            c for c in map(lambda key: results.comparison(*key), declared.exploratory) if c and c.p_holm is None
+        ],
         floor_comparisons=results.against_floors("tsr"),
         errors=[_error_row(results, c) for c in results.conditions if c.action_error],
         error_floors=ERROR_FLOORS,
         tasks=sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
         per_task=per_task,
         stage_names=STAGES,
-        same_within=SAME_WITHIN,
+        same_within=declared.same_within,
         grid=grid_table(results),
         heads=heads(results),
         charts=charts,
@@ -197,7 +200,10 @@ def limits(results: Results) -> list[str]:
             "so a difference between arms may be luck."
         )
     elif seeds < FEW_SEEDS:
-        said.append(f"Each arm was trained {seeds} times; intervals over so few trainings are too narrow.")
+        said.append(
+            f"Each arm was trained {seeds} times: how much training varies is known badly from so few, and the intervals "
+            "of arms are as wide as that makes them."
+        )
     if results.study.placement == "wide":
         said.append(
             "Two starts share each scene and its image, one for either bowl. Intervals of success count the two as "
