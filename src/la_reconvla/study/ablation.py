@@ -93,9 +93,7 @@ class Ablation:
         declaration: what it judges; None for what it declared when it began, the package's own if it begins now.
     """
 
-    def __init__(
-        self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None
-    ):
+    def __init__(self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None):
         self.config, self.folder, self.workers = config, folder, max(1, workers)
         self.declaration = declaration
         arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]

@@ -4,8 +4,8 @@ Two numbers, because they answer two questions:
 
 - how many episodes an arm **independent** arms need (`la_reconvla.study.statistics.rollouts_needed`, a closed form);
 - how likely **this study's own test** finds a difference with the episodes that are planned, by simulating the study
-  many times and testing each as the real one is tested (`la_reconvla.study.statistics.tested`). It knows what the first
-  does not: that few seeds are few, that arms are paired, and that the test is exact.
+  many times and testing each as the real one is (`la_reconvla.study.statistics.many_paired_successes`). It knows what
+  the first does not: that few seeds are few, that arms are paired, and that the test is exact.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from la_reconvla.errors import UserError
 from la_reconvla.study.results import Power
-from la_reconvla.study.statistics import rollouts_needed, tested
+from la_reconvla.study.statistics import many_paired_successes, rollouts_needed
 from la_reconvla.study.tables import TextTable
 
 POINTS = (0.05, 0.10, 0.20, 0.40)
@@ -88,7 +88,7 @@ def paired_power(
     for begin in range(0, studies, step):
         shift = between_seeds * rng.normal(size=(2, min(step, studies - begin), seeds))[..., labels[0]]
         a, b = pairs(np.clip(rate + points + shift[0], 0, 1), np.clip(rate + shift[1], 0, 1), agreement, rng)
-        judged = tested(a, b, *labels, replicates=REPLICATES)
+        judged = many_paired_successes(a, b, *labels, replicates=REPLICATES)
         found += int(((judged.low > 0) & (judged.p < alpha)).sum())
     return found / studies
 

@@ -201,8 +201,8 @@ def limits(results: Results) -> list[str]:
         )
     elif seeds < FEW_SEEDS:
         said.append(
-            f"Each arm was trained {seeds} times: how much training varies is known badly from so few, and the intervals "
-            "of arms are as wide as that makes them."
+            f"Each arm was trained {seeds} times: so few say little about how much training varies, and the "
+            "intervals of arms are as wide as that makes them."
         )
     if results.study.placement == "wide":
         said.append(

@@ -33,6 +33,7 @@ Equivalence = Literal["equivalent", "different", "undecided"]
 
 LEVEL = 0.95
 REPLICATES = 10_000
+CELLS = 2_000_000  # bootstrap samples x episodes that are held at a time
 FEW_SEEDS = 5  # below, how much training varies is hardly measured, and intervals are wide for it
 FEW_TASKS = 5  # below, how much tasks vary is hardly measured, and intervals do not speak of other tasks
 
@@ -130,7 +131,7 @@ def _wilson(x: Int[np.ndarray, "..."] | int, n: int, level: float) -> tuple[np.n
 def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """The exact interval of a success rate (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404).
 
-    It covers at least `level` whatever the rate is, and is wider than Wilson's, which covers that on average over rates.
+    It covers at least `level` whatever the rate is, and is wider than Wilson's, which covers that much on average.
 
     Raises:
         UserError: as `wilson`.
@@ -176,30 +177,32 @@ def hierarchical_bootstrap(
         raise UserError(f"need one seed and one task a value, got {values.shape}, {len(seeds)} and {len(tasks)}")
     if not np.isfinite(values).all():
         raise UserError("values to compare must be finite: leave out what was not measured")
-    drawn = _draws(tuple(_codes(seeds)), tuple(_codes(tasks)), replicates, rng_seed)
-    return values @ drawn.T / drawn.sum(1)
+    design = tuple(_codes(seeds).tolist()), tuple(_codes(tasks).tolist())
+    means, step = np.empty((*values.shape[:-1], replicates)), max(1, CELLS // values.shape[-1])
+    for begin in range(0, replicates, step):
+        drawn = _draws(*design, min(step, replicates - begin), (rng_seed, begin))
+        means[..., begin : begin + step] = values @ drawn.T / drawn.sum(1)
+    return means
 
 
-@functools.lru_cache(maxsize=2)  # the metrics of a study share a design, and simulated studies do
-def _draws(seeds: tuple[int, ...], tasks: tuple[int, ...], replicates: int, rng_seed: int) -> Float[np.ndarray, "r e"]:
+@functools.lru_cache(maxsize=8)  # the metrics of a study share a design, and simulated studies do: at most 130 MB
+def _draws(
+    seeds: tuple[int, ...], tasks: tuple[int, ...], replicates: int, rng_seed: tuple[int, int]
+) -> Float[np.ndarray, "r e"]:
     """How often each bootstrap sample holds each episode."""
     order, first, count, width = _layout(seeds, tasks)
     rng = np.random.default_rng(rng_seed)
     n_seeds, n_tasks = count.shape
     deepest, episodes = int(count.max()), len(seeds)
-    chunk = max(1, 1_000_000 // (n_seeds * n_tasks * deepest))  # keeps a chunk's arrays below some 50 MB
-    times = np.empty((replicates, episodes))
-    for begin in range(0, replicates, chunk):
-        b = min(chunk, replicates - begin)
-        s = rng.integers(n_seeds, size=(b, n_seeds, 1))
-        t = (rng.random((b, 1, n_tasks)) * width[s]).astype(np.int64)
-        drawn = np.arange(n_tasks) < width[s]  # a seed with fewer tasks draws fewer
-        size = np.where(drawn, count[s, t], 0)[..., None]
-        e = first[s, t][..., None] + (rng.random((b, 1, n_tasks, deepest)) * size).astype(np.int64)
-        sample = np.broadcast_to(np.arange(b)[:, None, None, None], e.shape)[np.arange(deepest) < size]
-        e = e[np.arange(deepest) < size]
-        counted = np.bincount(sample * episodes + order[e], minlength=b * episodes)
-        times[begin : begin + b] = counted.reshape(b, episodes)
+    s = rng.integers(n_seeds, size=(replicates, n_seeds, 1))
+    t = (rng.random((replicates, 1, n_tasks)) * width[s]).astype(np.int64)
+    drawn = np.arange(n_tasks) < width[s]  # a seed with fewer tasks draws fewer
+    size = np.where(drawn, count[s, t], 0)[..., None]
+    e = first[s, t][..., None] + (rng.random((replicates, 1, n_tasks, deepest)) * size).astype(np.int64)
+    kept = np.arange(deepest) < size
+    sample = np.broadcast_to(np.arange(replicates)[:, None, None, None], e.shape)[kept]
+    times = np.bincount(sample * episodes + order[e[kept]], minlength=replicates * episodes)
+    times = times.reshape(replicates, episodes).astype(float)
     times.flags.writeable = False
     return times
 
@@ -234,8 +237,21 @@ def mean_interval(
     rng_seed: int = 0,
 ) -> Interval:
     """95 % interval of a mean, over trainings with new seeds. Arguments and errors as in `hierarchical_bootstrap`."""
+    low, high = many_means(values, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
+    return Interval(float(low), float(high))
+
+
+def many_means(
+    values: Float[np.ndarray, "... e"],
+    seeds: Int[np.ndarray, "e"] | Sequence[object],
+    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    *,
+    replicates: int = REPLICATES,
+    rng_seed: int = 0,
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Both ends of `mean_interval`, for many studies at once."""
     means = hierarchical_bootstrap(values, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
-    return Interval(*(float(end) for end in _ends(means, _student(np.asarray(values, dtype=float), seeds), LEVEL)))
+    return _ends(means, _student(np.asarray(values, dtype=float), seeds), LEVEL)
 
 
 Student = tuple[np.ndarray, np.ndarray, int]  # estimate, its standard error over seeds, degrees of freedom
@@ -254,7 +270,7 @@ def _student(values: Float[np.ndarray, "... e"], seeds: Int[np.ndarray, "e"] | S
 def _ends(
     means: Float[np.ndarray, "... r"], student: Student | None, level: float
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
-    """Both ends of the hull of the bootstrap's percentiles and of Student's t interval over seeds, where there is one."""
+    """Both ends of the hull of the bootstrap's percentiles and, with several seeds, of Student's t over them."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
     if student is None:
         return low, high
@@ -279,8 +295,8 @@ def _two_sided(means: Float[np.ndarray, "... r"], student: Student | None) -> Fl
 
 
 @dataclass(frozen=True)
-class Tested:
-    """What is tested of paired successes, one number a study; `Difference` of many studies of one design.
+class Differences:
+    """`Difference` of many studies of one design, one number a study.
 
     Attributes:
         estimate: mean of a - b.
@@ -299,7 +315,7 @@ class Tested:
     p: Float[np.ndarray, "..."]
 
 
-def tested(
+def many_paired_successes(
     a: Bool[np.ndarray, "... e"],
     b: Bool[np.ndarray, "... e"],
     seeds: Int[np.ndarray, "e"] | Sequence[object],
@@ -308,7 +324,7 @@ def tested(
     new_seeds: bool = True,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
-) -> Tested:
+) -> Differences:
     """Test and intervals of `paired_successes`, for many studies at once; arguments and errors as there."""
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if a.shape != b.shape:
@@ -317,14 +333,15 @@ def tested(
     means = hierarchical_bootstrap(difference, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
     student = _student(difference, seeds) if new_seeds else None
     table = (a & b).sum(-1), (a & ~b).sum(-1), (b & ~a).sum(-1), (~a & ~b).sum(-1)
-    p, ends = mcnemar(table[1], table[2]), []
+    p = mcnemar(table[1], table[2])
     if len(set(seeds)) > 1:
         p = np.maximum(p, _two_sided(means, student))
-    for level in (LEVEL, 0.90):
-        low, high = _ends(means, student, level)
-        score_low, score_high = _newcombe(*table, level)
-        ends += [np.minimum(low, score_low), np.maximum(high, score_high)]
-    return Tested(difference.mean(-1), *ends, p)
+
+    def ends(level: float) -> tuple[np.ndarray, np.ndarray]:
+        (low, high), (score_low, score_high) = _ends(means, student, level), _newcombe(*table, level)
+        return np.minimum(low, score_low), np.maximum(high, score_high)
+
+    return Differences(difference.mean(-1), *ends(LEVEL), *ends(0.90), p)
 
 
 def paired_successes(
@@ -340,8 +357,8 @@ def paired_successes(
     """Difference of two success rates over the same starts.
 
     p is the exact McNemar test on the discordant pairs. It takes pairs for independent, but one start under several
-    seeds is not, nor are the starts of one seed: with more than one seed p is never below that of the bootstrap and that
-    of Student's t over seeds. The interval is the hull of the bootstrap's, of Student's t over seeds and of Newcombe's
+    seeds is not, nor are the starts of one seed: with more than one seed p is never below the bootstrap's, nor below
+    that of Student's t over seeds. The interval is the hull of the bootstrap's, of Student's t's and of Newcombe's
     score interval for paired proportions (1998, doi:10.1002/(SICI)1097-0258(19981130)17:22<2635), since the first two
     collapse to a point when all pairs agree.
 
@@ -358,7 +375,7 @@ def paired_successes(
         UserError: as `hierarchical_bootstrap`, and when a and b differ in length.
     """
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    found = tested(a, b, seeds, tasks, new_seeds=new_seeds, replicates=replicates, rng_seed=rng_seed)
+    found = many_paired_successes(a, b, seeds, tasks, new_seeds=new_seeds, replicates=replicates, rng_seed=rng_seed)
     table = Agreement(int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum()), int((~a & ~b).sum()))
     return Difference(
         estimate=(table.only_a - table.only_b) / table.n,
