@@ -17,7 +17,7 @@ from la_reconvla.study.calibration import (
     no_difference,
     rates_covered,
 )
-from la_reconvla.study.power import design, pairs, paired_power, planned, power_table
+from la_reconvla.study.power import design, paired_power, pairs, planned, power_table
 from la_reconvla.study.statistics import many_paired_successes, mcnemar
 
 

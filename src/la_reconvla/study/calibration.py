@@ -2,10 +2,10 @@
 
     python benchmarks/calibration.py --out docs/results/calibration.md
 
-A world is a population of trainings and starts. The logit of success is a sum of normal parts: difficulty of the task
-and of the start, which both arms meet under every seed; luck of the training, one for each arm and seed; and what a start
-has against one arm. Two arms without difference have these parts from one distribution, so that each does better in half
-of the worlds, and a study that finds a difference between them is wrong.
+A world is a population of trainings and starts. The logit of success is a sum of normal parts: difficulty of the
+task and of the start, which both arms meet under every seed; luck of the training, one for each arm and seed; and
+what a start has against one arm. Two arms without difference have these parts from one distribution, so that each
+does better in half of the worlds, and a study that finds a difference between them is wrong.
 """
 
 from __future__ import annotations
