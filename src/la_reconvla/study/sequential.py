@@ -1,13 +1,14 @@
 """Stop rolling out two policies as soon as the pairs so far decide which is better.
 
-Looking at an ordinary test after every pair and stopping at the first p below 5 % finds a difference that is not there
-far more often than in 5 %. The test used here, STEP (Snyder et al. 2025, arXiv 2503.10966), is made for looking after
-every pair. It comes with the package ``sequentialized-barnard-tests`` (extra ``sequential``), whose licence, CC BY-NC
-4.0, allows no commercial use. Its decision tables are read from that package; only tables that it ships are used.
+Looking at an ordinary test after every pair and stopping at the first p below 5 % finds a difference that is not
+there far more often than in 5 %. The test used here, STEP (Snyder et al. 2025, arXiv 2503.10966), is made for
+looking after every pair. It comes with the package ``sequentialized-barnard-tests`` (extra ``sequential``), whose
+licence, CC BY-NC 4.0, allows no commercial use. Its decision tables are read from that package; only tables that it
+ships are used.
 
-What it says is about **two policies** on new starts, one-sided: equal ones are called better, either of them, in at most
-5 % of the comparisons. How much trainings vary it does not know. It takes the two outcomes of a pair for independent; on
-shared starts they agree more than that, which makes it cautious (a test shows it).
+What it says is about **two policies** on new starts, one-sided: equal ones are called better, either of them, in at
+most 5 % of the comparisons. How much trainings vary it does not know. It takes the two outcomes of a pair for
+independent; on shared starts they agree more than that, which makes it cautious (a test shows it).
 """
 
 from __future__ import annotations
@@ -77,10 +78,11 @@ def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
     horizon = next((h for h in HORIZONS if 0 < n_max <= h), None)
     if horizon is None or alpha != ALPHA:
         raise UserError(
-            f"there are tables for up to {HORIZONS[-1]} pairs at a level of {ALPHA}, not for {n_max} at {alpha}: plan less"
+            f"tables are there for up to {HORIZONS[-1]} pairs at level {ALPHA}, not for {n_max} at {alpha}: plan less"
         )
     # A longer horizon than is planned only spends less of the level.
     test = package.MirroredStepTest(package.Hypothesis.P0MoreThanP1, horizon, ALPHA, random_seed=0)
+    test.load_existing_policy()  # 0.0.9 does not manage that in its constructor
     if test.policy is None:
         raise UserError("sequentialized-barnard-tests came without its decision tables: install version 0.0.9 of it")
     return test, package
