@@ -6,13 +6,14 @@ looking after every pair. It comes with the package ``sequentialized-barnard-tes
 licence, CC BY-NC 4.0, allows no commercial use. Its decision tables are read from that package; only tables that it
 ships are used.
 
-What it says is about **two policies** on new starts, one-sided: equal ones are called better, either of them, in at
-most 5 % of the comparisons. How much trainings vary it does not know. It takes the two outcomes of a pair for
-independent; on shared starts they agree more than that, which makes it cautious (a test shows it).
+What it says is about **two policies** on new starts. Its level is one-sided, 5 % for each of them: equal ones are told
+apart in up to 10 % of the comparisons, either way. How much trainings vary it does not know. It takes the two outcomes
+of a pair for independent; on shared starts they agree more than that, which makes it cautious.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class Sequential:
 
 
 def sequential_decision(
-    successes_a: Iterable[bool], successes_b: Iterable[bool], n_max: int, alpha: float = ALPHA
+    successes_a: Iterable[bool], successes_b: Iterable[bool], n_max: int, alpha: float = ALPHA, rng_seed: int = 0
 ) -> Sequential:
     """Go through pairs in their order until they decide; what lies behind is not looked at.
 
@@ -48,11 +49,14 @@ def sequential_decision(
         successes_b: of the second on the same starts.
         n_max: pairs planned at most, at most 500. Fixed before the first rollout.
         alpha: one-sided level, 0.05.
+        rng_seed: between its two thresholds the test draws; fixed before the first rollout.
 
     Raises:
         UserError: the package is missing, there is no table for this length or level, or more pairs than planned.
     """
     test, package = step_test(n_max, alpha)
+    test.random_seed = rng_seed
+    test.reset()
     pairs = list(zip(successes_a, successes_b, strict=False))
     if len(pairs) > n_max:
         raise UserError(f"{len(pairs)} pairs were given and {n_max} planned: a plan may not grow while one looks")
@@ -63,11 +67,9 @@ def sequential_decision(
     return Sequential(None, len(pairs), n_max)
 
 
+@functools.lru_cache(maxsize=2)  # reading the table takes longer than a comparison
 def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
-    """A fresh mirrored STEP test and its package; arguments and errors as in `sequential_decision`.
-
-    Between its two thresholds the test draws; its draws are fixed by a seed.
-    """
+    """A mirrored STEP test and its package; arguments and errors as in `sequential_decision`."""
     try:
         import sequentialized_barnard_tests as package
     except ImportError as error:
