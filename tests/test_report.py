@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -25,6 +26,7 @@ from la_reconvla.conditions import C1, C4
 from la_reconvla.errors import UserError
 from la_reconvla.sim.rollout import Film
 from la_reconvla.study import charts, figures, report, tables
+from la_reconvla.study.declared import DECLARED
 from la_reconvla.study.evaluate import save_film
 from la_reconvla.study.evidence import Evidence, build
 from la_reconvla.study.results import (
@@ -506,13 +508,14 @@ def test_a_changed_declaration_is_noticed(text: str, hash: str, said: str) -> No
 
 
 def test_the_declaration_stands_on_the_page_with_its_hash(tmp_path: Path) -> None:
-    text = "C4 beats C2 in success; a tie <within five points> refutes it."
+    text = DECLARED.text.replace("succeeds", "<succeeds>")
     study = replace(STUDY, hypotheses=text, hypotheses_hash=hashlib.sha256(text.encode()).hexdigest())
     write_results(tmp_path / "results.json", replace(bare(), study=study))
     report.write_report(tmp_path)
     _, page_text = page(tmp_path)
     shown = section(page_text, "hypotheses", "limits")
-    assert "<pre>C4 beats C2 in success; a tie &lt;within five points&gt; refutes it.</pre>" in shown
+    assert f"<pre>{text}</pre>" in html.unescape(shown)
+    assert "<succeeds>" not in shown
     assert study.hypotheses_hash in shown
     assert "is that of the text below" in shown
 

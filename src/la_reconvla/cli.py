@@ -279,6 +279,7 @@ def ablate(
     gaze: str | None = None,
     latents: str | None = None,
     device: str | None = None,
+    hypotheses: Path | None = None,
     workers: int = 0,
 ) -> None:
     """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
@@ -309,6 +310,8 @@ def ablate(
         gaze: for arms that are told where the target is: masks of the simulator, or a file of the command annotate.
         latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
         device: of training and policies: auto, cpu, cuda or mps.
+        hypotheses: what the study judges, a file like the package's ``study/hypotheses.json``; kept with the study when
+            it begins, and not to be changed after that.
         workers: processes; 0 takes one a core.
     """
     from la_reconvla.conditions import GRID
@@ -340,7 +343,7 @@ def ablate(
         "latents": latents,
         "device": device,
     }
-    folder = run(preset, out, workers, changes)
+    folder = run(preset, out, workers, changes, hypotheses)
     print(f"report: {folder / 'report.html'}")
 
 
@@ -491,6 +494,25 @@ def plan(
     console = Console()
     console.print(table(planned))
     console.print(verdict(planned), soft_wrap=True)
+
+
+@app.command
+def power(
+    seeds: int = 3, tasks: int = 3, episodes: int = 20, between_seeds: float = 0.0, agreement: float = 0.0
+) -> None:
+    """Say how many episodes differences need, and how likely a study of this size finds them, before it runs.
+
+    Args:
+        seeds: training seeds of each arm.
+        tasks: number of tasks.
+        episodes: evaluation episodes for each task and trained policy.
+        between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
+        agreement: correlation of two arms' outcomes on one start, 0 to 1.
+    """
+    from la_reconvla.study.power import planned, power_table
+
+    rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
+    Console().print(power_table(rows, seeds).rich())
 
 
 @app.command

@@ -40,6 +40,7 @@ from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures
 from la_reconvla.study.cost import head_cost
+from la_reconvla.study.declared import DECLARED, Declaration
 from la_reconvla.study.evaluate import (
     EPISODES,
     Evaluation,
@@ -53,9 +54,10 @@ from la_reconvla.study.evidence import Evidence, FloorEvidence, build
 from la_reconvla.study.facts import Energy, commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, VERSION, measure_run, watched
 from la_reconvla.study.pairing import pairings
+from la_reconvla.study.power import planned, power_table
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
-from la_reconvla.study.results import Arm, Pairing, Picture, Results, Study, Timeline, Video, write_results
+from la_reconvla.study.results import Arm, Pairing, Picture, Power, Results, Study, Timeline, Video, write_results
 from la_reconvla.study.tables import terminal_summary
 from la_reconvla.study.timelines import draw, timelines
 from la_reconvla.train import METRICS, SCHEDULE, WATCHED, pick_device, pick_precision, train
@@ -64,6 +66,10 @@ HELD_OUT = "held_out.json"
 SHOWN = 4  # frames in the attention grid
 CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
 T = TypeVar("T")
+UNDECLARED = (
+    "This study began without a written declaration: its hypotheses were not declared before the run. It is judged by "
+    "those of the version that wrote these results."
+)
 GROWS = ("seeds", "conditions", "episodes", "floor_episodes", "also_official", "floor_arm")
 
 
@@ -83,10 +89,12 @@ class Ablation:
         config: what to run.
         folder: where; a study of another configuration there is refused.
         workers: processes, one simulator or one training each.
+        declaration: what it judges; None for what it declared when it began, the package's own if it begins now.
     """
 
-    def __init__(self, config: StudyConfig, folder: Path, workers: int):
+    def __init__(self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None):
         self.config, self.folder, self.workers = config, folder, max(1, workers)
+        self.declaration = declaration
         arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]
         self.tasks = [load_task(config.suite, index) for index in config.tasks]
         self.cells = [
@@ -127,6 +135,7 @@ class Ablation:
         _require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
+            self.console.print(power_table(self._power, len(c.seeds)).rich())
             self._timed("collection", self._collect)
             self._timed("training", self._train)
             self._paired()  # before the rollouts, which take as long again
@@ -154,9 +163,17 @@ class Ablation:
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
         identity = {"config": config, "versions": versions(), "precision": precision}
-        begun = claim(path, identity, started=started, commits=[now], hardware=hardware())
+        declared = self.declaration or DECLARED
+        said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
+        begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
+        _require_declared(begun, self.declaration, path)
         commits = list(dict.fromkeys([*begun["commits"], now]))
         write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
+
+    @functools.cached_property
+    def _power(self) -> tuple[Power, ...]:
+        c = self.config
+        return planned(len(c.seeds), len(c.tasks), c.episodes)
 
     def _timed(self, name: str, part: Callable[[], T]) -> T:
         begun, energy = time.perf_counter(), Energy()
@@ -340,7 +357,7 @@ class Ablation:
         floors.append(FloorEvidence("no_image", None, blind.episodes, blind.frames))
         floors.append(FloorEvidence("blind_replay", None, self._episodes(self.folder / "floors/blind_replay")))
         references = {name: self._episodes(self.folder / "references" / name) for name in ("expert", "random")}
-        return build(
+        found = build(
             self._study(),
             arms,
             floors,
@@ -350,6 +367,7 @@ class Ablation:
             videos=list(self._videos()),
             timelines=list(self._timelines()),
         )
+        return replace(found, power=self._power)
 
     def _elsewhere(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
         """Episodes on official states; seeds of one policy together."""
@@ -406,6 +424,9 @@ class Ablation:
             },
             action_error_unit=UNIT,
             pairing=self._paired(),
+            hypotheses=begun.get("hypotheses", ""),
+            hypotheses_hash=begun.get("hypotheses_hash", ""),
+            limits=() if "hypotheses" in begun else (UNDECLARED,),
         )
 
     def _videos(self) -> Iterator[Video]:
@@ -518,14 +539,40 @@ def train_one(
     return out
 
 
-def ablate(preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any]) -> Path:
+def ablate(
+    preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any], hypotheses: Path | None = None
+) -> Path:
     """Run a preset with some of its fields replaced; see the command ``ablate``. Returns the study's folder."""
     folder = out or Path("runs") / preset_name
+    declaration = Declaration.read(hypotheses) if hypotheses else None
     config = _pinned(preset(preset_name).changed(**changes))
     # One device holds one model of billions of weights: each further worker would load it again.
     usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
-    Ablation(config, folder, workers or usual).run()
+    Ablation(config, folder, workers or usual, declaration).run()
     return folder
+
+
+def _require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
+    """Raise a `UserError` if the hypotheses are not those that the study began with."""
+    if "hypotheses" not in begun:
+        if given is not None:
+            raise UserError(
+                f"{path.parent} began without a declaration, and one made now would not be made before the run: leave "
+                "--hypotheses out, or begin another study with --out"
+            )
+        return
+    declared = Declaration.parse(begun["hypotheses"], f"{path}, hypotheses")
+    if declared.hash != begun.get("hypotheses_hash"):
+        raise UserError(
+            f"{path}: the hypotheses were changed after the study began (their SHA-256 is no longer hypotheses_hash): "
+            "restore them, or begin another study with --out"
+        )
+    if given is not None and given.hash != declared.hash:
+        raise UserError(
+            f"{path.parent} was begun with other hypotheses (SHA-256 {declared.hash[:12]}, now {given.hash[:12]}), and "
+            "they may not change after that: leave --hypotheses out to go on with those, which stand in study.json, or "
+            "begin another study with --out"
+        )
 
 
 def _pinned(config: StudyConfig) -> StudyConfig:

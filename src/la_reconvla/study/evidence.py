@@ -21,7 +21,7 @@ import numpy as np
 
 from la_reconvla.errors import UserError
 from la_reconvla.study import statistics
-from la_reconvla.study.declared import ARM, EXPLORATORY, FAMILY, SAME_WITHIN
+from la_reconvla.study.declared import DECLARED, Key, declared_in
 from la_reconvla.study.results import (
     EPISODE_METRICS,
     MAP_FIELDS,
@@ -90,10 +90,10 @@ class FloorEvidence:
     frames: Records = ()
 
 
-Key = tuple[Any, str, str]
+Unit = tuple[Any, str, str]
 
 
-def by_unit(records: Records, metric: str) -> dict[Key, float]:
+def by_unit(records: Records, metric: str) -> dict[Unit, float]:
     """One value of `metric` for each (seed, task, start), or for frames each (seed, task, scene), averaged.
 
     Episodes of one scene show nearly the same pictures, so the scene is what counts. What was not measured is left out.
@@ -105,7 +105,7 @@ def by_unit(records: Records, metric: str) -> dict[Key, float]:
     """
     name = EPISODE_METRICS.get(metric, metric)
     unit = "start_id" if metric in EPISODE_METRICS else "scene"
-    values: dict[Key, list[float]] = {}
+    values: dict[Unit, list[float]] = {}
     for record in records:
         missing = [key for key in ("seed", "task", unit) if key not in record]
         if missing:
@@ -118,7 +118,16 @@ def by_unit(records: Records, metric: str) -> dict[Key, float]:
     return {key: float(np.mean(values[key])) for key in sorted(values, key=str)}
 
 
-def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: str = "tsr") -> Comparison:
+def comparison(
+    a: str,
+    b: str,
+    a_records: Records,
+    b_records: Records,
+    metric: str = "tsr",
+    *,
+    new_seeds: bool = True,
+    same_within: float = DECLARED.same_within,
+) -> Comparison:
     """Paired difference of `metric` between two policies, over the starts (or held-out episodes) that both have.
 
     A record of b with seed None is the partner of every seed of a: a floor without training meets each trained policy.
@@ -129,6 +138,8 @@ def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: s
         a_records: its episodes, or its frames for a metric of frames.
         b_records: the same of b.
         metric: see `Comparison`.
+        new_seeds: speak of training again with new seeds; False speaks of these very policies.
+        same_within: margin of the equivalence of success rates.
 
     Raises:
         UserError: nothing is paired, or as `by_unit`.
@@ -144,9 +155,9 @@ def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: s
     seeds, tasks = [k[0] for k in pairs], [k[1] for k in pairs]
     binary = metric in EPISODE_METRICS and metric != "smallest_distance"
     found = (
-        statistics.paired_successes(left.astype(bool), right.astype(bool), seeds, tasks)
+        statistics.paired_successes(left.astype(bool), right.astype(bool), seeds, tasks, new_seeds=new_seeds)
         if binary
-        else statistics.paired_means(left, right, seeds, tasks)
+        else statistics.paired_means(left, right, seeds, tasks, new_seeds=new_seeds)
     )
     return Comparison(
         a=a,
@@ -163,9 +174,10 @@ def comparison(a: str, b: str, a_records: Records, b_records: Records, metric: s
         unmatched=len(ours) - len(pairs) + len(set(theirs) - {partner[k] for k in pairs}),
         seeds=len(set(seeds)),
         agreement=found.agreement,
-        equivalence=statistics.equivalence(found.tost, SAME_WITHIN) if binary else None,
+        equivalence=statistics.equivalence(found.tost, same_within) if binary else None,
         note=found.note,
         scenes=None if metric in EPISODE_METRICS else _starts(pairs),
+        effect=found.effect,
     )
 
 
@@ -205,8 +217,8 @@ def _cell(seed: int, evidence: Evidence) -> Cell:
 def rate(episodes: Records) -> Rate | None:
     """Success rate with its interval; None without episodes.
 
-    Wilson's interval takes episodes for independent. Seeds share their starts, so with more than one the interval is
-    the hull of Wilson's and the bootstrap's.
+    Wilson's interval takes episodes for independent. Seeds share their starts and differ in how well they learnt, so
+    with more than one the interval is the hull of Wilson's and that of a mean over seeds.
     """
     values = by_unit(episodes, "tsr")
     if not values:
@@ -216,7 +228,7 @@ def rate(episodes: Records) -> Rate | None:
     if len(set(seeds)) > 1:
         tasks = [key[1] for key in values]
         interval = interval.hull(statistics.mean_interval(np.array(list(values.values())), seeds, tasks))
-    return Rate(successes / n, interval.low, interval.high, successes, n)
+    return Rate(successes / n, max(interval.low, 0.0), min(interval.high, 1.0), successes, n)
 
 
 def _tally(episodes: Records) -> Tally | None:
@@ -238,7 +250,7 @@ def measure(records: Records, metric: str) -> Measure | None:
     return Measure(float(array.mean()), interval.low, interval.high, _starts(values))
 
 
-def _starts(keys: Iterable[Key]) -> int:
+def _starts(keys: Iterable[Unit]) -> int:
     """How many different starts or scenes there are: seeds meet the same ones."""
     return len({key[1:] for key in keys})
 
@@ -313,12 +325,11 @@ def build(
     pictures: Iterable[Picture] = (),
     videos: Iterable[Video] = (),
     timelines: Iterable[Timeline] = (),
-    family: Sequence[tuple[str, str, str]] = FAMILY,
 ) -> Results:
     """All results of a study from its records: summaries, comparisons, corrections and verdicts.
 
     Args:
-        study: facts of the run.
+        study: facts of the run, and what it declared: those of the declared comparisons whose data exist are made.
         arms: each condition with what was measured of it.
         floors: what was measured without image, with a grey one, with a wrong instruction, or by blind replay.
         references: episodes of the scripted expert, of a random policy.
@@ -326,12 +337,12 @@ def build(
         pictures: for the report.
         videos: for the report.
         timelines: for the report.
-        family: comparisons (a, b, metric) declared beforehand; those whose data exist are made and Holm-corrected.
     """
-    evidence = {arm.id: found for arm, found in arms}
+    evidence, declared = {arm.id: found for arm, found in arms}, declared_in(study)
+    beside = [key for key in (declared.equivalence, *declared.exploratory) if key not in declared.family]
     comparisons = (
-        *_family(evidence, family),
-        *_compared(evidence, [key for key in (ARM, *EXPLORATORY) if key not in family]),
+        *_family(evidence, declared.family, declared.same_within),
+        *_compared(evidence, list(dict.fromkeys(beside)), declared.same_within),
         *_against_floors(evidence, floors),
     )
     return Results(
@@ -353,23 +364,23 @@ def build(
             if (found := rate(episodes)) is not None
         ),
         comparisons=comparisons,
-        hypotheses=tuple(judge(comparisons)),
+        hypotheses=tuple(judge(comparisons, declared)),
         pictures=tuple(pictures),
         videos=tuple(videos),
         timelines=tuple(timelines),
     )
 
 
-def _family(evidence: Mapping[str, Evidence], family: Sequence[tuple[str, str, str]]) -> list[Comparison]:
+def _family(evidence: Mapping[str, Evidence], family: Sequence[Key], same_within: float) -> list[Comparison]:
     """The declared comparisons whose data exist, corrected together."""
-    made = _compared(evidence, family)
+    made = _compared(evidence, family, same_within)
     return [replace(c, p_holm=p) for c, p in zip(made, statistics.holm([c.p for c in made]), strict=True)]
 
 
-def _compared(evidence: Mapping[str, Evidence], keys: Sequence[tuple[str, str, str]]) -> list[Comparison]:
+def _compared(evidence: Mapping[str, Evidence], keys: Sequence[Key], same_within: float) -> list[Comparison]:
     """The comparisons (a, b, metric) of two arms whose data exist."""
     return [
-        comparison(a, b, _records(evidence[a], metric), _records(evidence[b], metric), metric)
+        comparison(a, b, _records(evidence[a], metric), _records(evidence[b], metric), metric, same_within=same_within)
         for a, b, metric in keys
         if a in evidence
         and b in evidence
@@ -378,9 +389,9 @@ def _compared(evidence: Mapping[str, Evidence], keys: Sequence[tuple[str, str, s
 
 
 def _against_floors(evidence: Mapping[str, Evidence], floors: Sequence[FloorEvidence]) -> list[Comparison]:
-    """Each arm against its own floors, and against those that are nobody's."""
+    """Each arm against its own floors, and against those that are nobody's: these very policies are judged."""
     return [
-        comparison(arm, floor.id, _records(found, metric), _records(floor, metric), metric)
+        comparison(arm, floor.id, _records(found, metric), _records(floor, metric), metric, new_seeds=False)
         for floor in floors
         for arm, found in evidence.items()
         for metric in ("tsr", "action_error")

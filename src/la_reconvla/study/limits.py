@@ -19,10 +19,13 @@ def limits(results: Results) -> list[str]:
             "so a difference between arms may be luck."
         )
     elif seeds < FEW_SEEDS:
-        said.append(f"Each arm was trained {seeds} times; intervals over so few trainings are too narrow.")
+        said.append(
+            f"Each arm was trained {seeds} times: so few say little about how much training varies, and the "
+            "intervals of arms are as wide as that makes them."
+        )
     if results.study.placement == "wide":
         said.append(
-            "Two starts share each scene and its image, one for either bowl. Intervals of success count the two as "
+            "Two starts share each scene and its image, one for either target. Intervals of success count the two as "
             "independent and are therefore somewhat too narrow."
         )
     said.extend(_few_scenes(results))

@@ -15,7 +15,7 @@ from pathlib import Path
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study import charts, evidence_tables
 from la_reconvla.study.charts import Run
-from la_reconvla.study.declared import EXPLORATORY, FAMILY, HEADLINE, SAME_WITHIN
+from la_reconvla.study.declared import HEADLINE, declared_in
 from la_reconvla.study.limits import limits
 from la_reconvla.study.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.study.results import (
@@ -78,6 +78,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
         for kind in ("attention", "reconstruction")
     }
+    declared = declared_in(results.study)
     values = {
         "results": results,
         "study": results.study,
@@ -87,15 +88,15 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "cards": [card(results, h) for h in results.hypotheses],
         "comparison": results.comparison("C4", "C2", "tsr"),
         "family": [c for c in results.comparisons if c.p_holm is not None],
-        "undone": [key for key in FAMILY if results.comparison(*key) is None],
-        "exploratory": [c for key in EXPLORATORY if (c := results.comparison(*key)) and c.p_holm is None],
+        "undone": [key for key in declared.family if results.comparison(*key) is None],
+        "exploratory": [c for key in declared.exploratory if (c := results.comparison(*key)) and c.p_holm is None],
         "floor_comparisons": results.against_floors("tsr"),
         "errors": [_error_row(results, c) for c in results.conditions if c.action_error],
         "error_floors": ERROR_FLOORS,
         "tasks": sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
         "per_task": per_task,
         "stage_names": STAGES,
-        "same_within": SAME_WITHIN,
+        "same_within": declared.same_within,
         "grid": grid_table(results),
         "heads": heads(results),
         "maps": evidence_tables.maps_tables(results),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import read_json, write_json
-from la_reconvla.study.statistics import Agreement, Equivalence, Verdict
+from la_reconvla.study.statistics import Agreement, EffectSize, Equivalence, Verdict
 
 if TYPE_CHECKING:
     from la_reconvla.conditions import Condition
@@ -421,7 +421,7 @@ class Power:
         rate: of the worse arm, as a share.
         needed: episodes an arm to find it with a power of 80 % at 5 %, arms independent.
         planned: episodes an arm in this study.
-        power: probability of finding it with those.
+        power: probability that the study's own test finds it with those, by simulation.
     """
 
     points: float
@@ -450,9 +450,10 @@ class Comparison:
         unmatched: episodes of either side without a partner, not used.
         seeds: number of training seeds among the pairs.
         agreement: the 2 x 2 table of successes.
-        equivalence: whether two success rates are equal within `SAME_WITHIN`.
+        equivalence: whether two success rates are equal within the declared margin.
         note: what the interval does not cover.
         scenes: of held-out frames, the number of different scenes, however many seeds met them; else None.
+        effect: size of the difference free of units; None in results of an earlier version.
     """
 
     a: str
@@ -472,6 +473,7 @@ class Comparison:
     equivalence: Equivalence | None = None
     note: str = ""
     scenes: int | None = None
+    effect: EffectSize | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,18 @@ Differences between two policies are **paired**: both were given the same starts
 start is its own control. Intervals come from a bootstrap that resamples seeds, tasks and the starts of a task, because
 episodes of one seed share a network and episodes of one task share a scene. Every seed meets the same tasks and starts,
 so these are drawn once for all seeds: twenty starts under three seeds are not sixty independent starts.
+
+A bootstrap of three to five seeds is too narrow where training itself varies: three values say little about their own
+spread, and resampling them repeats it too small. Therefore every interval that speaks of training again is the hull
+of the bootstrap's and of Student's t interval over the seeds' means, and every p the larger of the two. How often all
+of them hold in simulated studies: ``docs/results/calibration.md`` and `la_reconvla.study.calibration`.
+
+What simulations need is computed for many studies at once: leading axes ``...`` are studies of one design.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm, t
 
 from la_reconvla.errors import UserError
 
@@ -25,7 +33,9 @@ Equivalence = Literal["equivalent", "different", "undecided"]
 
 LEVEL = 0.95
 REPLICATES = 10_000
-FEW_SEEDS = 5  # below, a bootstrap over seeds is known to give intervals that are too narrow
+CELLS = 2_000_000  # bootstrap samples x episodes that are held at a time
+FEW_SEEDS = 5  # below, how much training varies is hardly measured, and intervals are wide for it
+FEW_TASKS = 5  # below, how much tasks vary is hardly measured, and intervals do not speak of other tasks
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,21 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class EffectSize:
+    """Size of a paired difference, free of units; None where it is not defined.
+
+    Attributes:
+        cohen_h: of two rates, see `cohen_h`.
+        odds_ratio: of the discordant pairs, see `odds_ratio`.
+        standardised: of two means, see `standardised`.
+    """
+
+    cohen_h: float | None = None
+    odds_ratio: float | None = None
+    standardised: float | None = None
+
+
+@dataclass(frozen=True)
 class Difference:
     """A paired difference a - b.
 
@@ -67,6 +92,7 @@ class Difference:
         n: number of pairs.
         note: what the interval does not cover, in words.
         agreement: the 2 x 2 table, for successes only.
+        effect: how large it is, free of units.
     """
 
     estimate: float
@@ -76,6 +102,7 @@ class Difference:
     n: int
     note: str
     agreement: Agreement | None = None
+    effect: EffectSize | None = None
 
 
 # ---------------------------------------------------------------- one rate
@@ -89,7 +116,29 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
     """
     if not 0 <= successes <= trials or trials == 0:
         raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
-    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="wilson")
+    low, high = _wilson(successes, trials, level)
+    return Interval(float(low), float(high))
+
+
+def _wilson(x: Int[np.ndarray, "..."] | int, n: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of Wilson's interval: the rates p with |x/n - p| = z sqrt(p (1 - p) / n)."""
+    z = norm.ppf((1 + level) / 2)
+    x = np.asarray(x, dtype=float)
+    centre, reach = x + z * z / 2, z * np.sqrt(x * (n - x) / n + z * z / 4)
+    return np.where(x == 0, 0.0, (centre - reach) / (n + z * z)), np.where(x == n, 1.0, (centre + reach) / (n + z * z))
+
+
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
+    """The exact interval of a success rate (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404).
+
+    It covers at least `level` whatever the rate is, and is wider than Wilson's, which covers that much on average.
+
+    Raises:
+        UserError: as `wilson`.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
+    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="exact")
     return Interval(float(found.low), float(found.high))
 
 
@@ -97,13 +146,13 @@ def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
 
 
 def hierarchical_bootstrap(
-    values: Float[np.ndarray, "e"],
+    values: Float[np.ndarray, "... e"],
     seeds: Int[np.ndarray, "e"] | Sequence[object],
     tasks: Int[np.ndarray, "e"] | Sequence[object],
     *,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
-) -> Float[np.ndarray, "r"]:
+) -> Float[np.ndarray, "... r"]:
     """Bootstrap means of `values`, resampling seeds, and crossed with them tasks and the episodes of a task.
 
     The "pigeonhole" bootstrap (Owen 2007, doi:10.1214/07-AOAS122): the tasks and starts of a replicate are drawn once
@@ -124,29 +173,38 @@ def hierarchical_bootstrap(
         UserError: without values, with labels of another length, or with values that are not finite.
     """
     values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0 or not len(seeds) == len(tasks) == values.size:
+    if values.ndim < 1 or values.size == 0 or not len(seeds) == len(tasks) == values.shape[-1]:
         raise UserError(f"need one seed and one task a value, got {values.shape}, {len(seeds)} and {len(tasks)}")
     if not np.isfinite(values).all():
         raise UserError("values to compare must be finite: leave out what was not measured")
+    design = tuple(_codes(seeds).tolist()), tuple(_codes(tasks).tolist())
+    means, step = np.empty((*values.shape[:-1], replicates)), max(1, CELLS // values.shape[-1])
+    for begin in range(0, replicates, step):
+        drawn = _draws(*design, min(step, replicates - begin), (rng_seed, begin))
+        means[..., begin : begin + step] = values @ drawn.T / drawn.sum(1)
+    return means
+
+
+@functools.lru_cache(maxsize=8)  # the metrics of a study share a design, and simulated studies do: at most 130 MB
+def _draws(
+    seeds: tuple[int, ...], tasks: tuple[int, ...], replicates: int, rng_seed: tuple[int, int]
+) -> Float[np.ndarray, "r e"]:
+    """How often each bootstrap sample holds each episode."""
     order, first, count, width = _layout(seeds, tasks)
-    values = values[order]
     rng = np.random.default_rng(rng_seed)
     n_seeds, n_tasks = count.shape
-    deepest = int(count.max())
-    chunk = max(1, 2_000_000 // (n_seeds * n_tasks * deepest))  # keeps a chunk's arrays below some 50 MB
-    means = np.empty(replicates)
-    for begin in range(0, replicates, chunk):
-        b = min(chunk, replicates - begin)
-        s = rng.integers(n_seeds, size=(b, n_seeds, 1))
-        t = (rng.random((b, 1, n_tasks)) * width[s]).astype(np.int64)
-        drawn = np.arange(n_tasks) < width[s]  # a seed with fewer tasks draws fewer
-        size = np.where(drawn, count[s, t], 0)[..., None]
-        e = first[s, t][..., None] + (rng.random((b, 1, n_tasks, deepest)) * size).astype(np.int64)
-        kept = np.arange(deepest) < size
-        means[begin : begin + b] = np.where(kept, values[np.where(kept, e, 0)], 0.0).sum((1, 2, 3)) / kept.sum(
-            (1, 2, 3)
-        )
-    return means
+    deepest, episodes = int(count.max()), len(seeds)
+    s = rng.integers(n_seeds, size=(replicates, n_seeds, 1))
+    t = (rng.random((replicates, 1, n_tasks)) * width[s]).astype(np.int64)
+    drawn = np.arange(n_tasks) < width[s]  # a seed with fewer tasks draws fewer
+    size = np.where(drawn, count[s, t], 0)[..., None]
+    e = first[s, t][..., None] + (rng.random((replicates, 1, n_tasks, deepest)) * size).astype(np.int64)
+    kept = np.arange(deepest) < size
+    sample = np.broadcast_to(np.arange(replicates)[:, None, None, None], e.shape)[kept]
+    times = np.bincount(sample * episodes + order[e[kept]], minlength=replicates * episodes)
+    times = times.reshape(replicates, episodes).astype(float)
+    times.flags.writeable = False
+    return times
 
 
 def _layout(
@@ -175,24 +233,115 @@ def mean_interval(
     seeds: Int[np.ndarray, "e"] | Sequence[object],
     tasks: Int[np.ndarray, "e"] | Sequence[object],
     *,
+    replicates: int = REPLICATES,
     rng_seed: int = 0,
 ) -> Interval:
-    """95 % bootstrap interval of a mean. Arguments and errors as in `hierarchical_bootstrap`."""
-    return _percentiles(hierarchical_bootstrap(values, seeds, tasks, rng_seed=rng_seed), LEVEL)
-
-
-def _percentiles(means: Float[np.ndarray, "r"], level: float) -> Interval:
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    """95 % interval of a mean, over trainings with new seeds. Arguments and errors as in `hierarchical_bootstrap`."""
+    low, high = many_means(values, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
     return Interval(float(low), float(high))
 
 
-def _two_sided(means: Float[np.ndarray, "r"]) -> float:
-    """p of "the mean is zero": twice the share of bootstrap means on the far side of zero."""
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (means.size + 1))
+def many_means(
+    values: Float[np.ndarray, "... e"],
+    seeds: Int[np.ndarray, "e"] | Sequence[object],
+    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    *,
+    replicates: int = REPLICATES,
+    rng_seed: int = 0,
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Both ends of `mean_interval`, for many studies at once."""
+    means = hierarchical_bootstrap(values, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
+    return _ends(means, _student(np.asarray(values, dtype=float), seeds), LEVEL)
+
+
+Student = tuple[np.ndarray, np.ndarray, int]  # estimate, its standard error over seeds, degrees of freedom
+
+
+def _student(values: Float[np.ndarray, "... e"], seeds: Int[np.ndarray, "e"] | Sequence[object]) -> Student | None:
+    """What Student's t over the means of the seeds needs; None with one seed."""
+    codes = _codes(seeds)
+    n = int(codes.max()) + 1
+    if n == 1:
+        return None
+    of_seeds = np.stack([values[..., codes == code].mean(-1) for code in range(n)], axis=-1)
+    return values.mean(-1), of_seeds.std(-1, ddof=1) / math.sqrt(n), n - 1
+
+
+def _ends(
+    means: Float[np.ndarray, "... r"], student: Student | None, level: float
+) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Both ends of the hull of the bootstrap's percentiles and, with several seeds, of Student's t over them."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=-1)
+    if student is None:
+        return low, high
+    estimate, error, freedom = student
+    reach = t.ppf((1 + level) / 2, freedom) * error
+    return np.minimum(low, estimate - reach), np.maximum(high, estimate + reach)
+
+
+def _two_sided(means: Float[np.ndarray, "... r"], student: Student | None) -> Float[np.ndarray, "..."]:
+    """p of "the mean is zero": twice the share of bootstrap means on the far side of zero, never below the t-test's."""
+    tail = np.minimum((means <= 0).sum(-1), (means >= 0).sum(-1))
+    p = np.minimum(1.0, 2 * (tail + 1) / (means.shape[-1] + 1))
+    if student is None:
+        return p
+    estimate, error, freedom = student
+    with np.errstate(divide="ignore", invalid="ignore"):
+        far = np.where(error > 0, np.abs(estimate) / error, np.where(estimate == 0, 0.0, np.inf))
+    return np.maximum(p, 2 * t.sf(far, freedom))
 
 
 # ---------------------------------------------------------------- paired differences
+
+
+@dataclass(frozen=True)
+class Differences:
+    """`Difference` of many studies of one design, one number a study.
+
+    Attributes:
+        estimate: mean of a - b.
+        low: lower end of the 95 % interval.
+        high: upper end of the 95 % interval.
+        tost_low: lower end of the 90 % interval.
+        tost_high: upper end of the 90 % interval.
+        p: two-sided p-value.
+    """
+
+    estimate: Float[np.ndarray, "..."]
+    low: Float[np.ndarray, "..."]
+    high: Float[np.ndarray, "..."]
+    tost_low: Float[np.ndarray, "..."]
+    tost_high: Float[np.ndarray, "..."]
+    p: Float[np.ndarray, "..."]
+
+
+def many_paired_successes(
+    a: Bool[np.ndarray, "... e"],
+    b: Bool[np.ndarray, "... e"],
+    seeds: Int[np.ndarray, "e"] | Sequence[object],
+    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    *,
+    new_seeds: bool = True,
+    replicates: int = REPLICATES,
+    rng_seed: int = 0,
+) -> Differences:
+    """Test and intervals of `paired_successes`, for many studies at once; arguments and errors as there."""
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if a.shape != b.shape:
+        raise UserError(f"paired successes need equal lengths, got {a.shape} and {b.shape}")
+    difference = a.astype(float) - b.astype(float)
+    means = hierarchical_bootstrap(difference, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
+    student = _student(difference, seeds) if new_seeds else None
+    table = (a & b).sum(-1), (a & ~b).sum(-1), (b & ~a).sum(-1), (~a & ~b).sum(-1)
+    p = mcnemar(table[1], table[2])
+    if len(set(seeds)) > 1:
+        p = np.maximum(p, _two_sided(means, student))
+
+    def ends(level: float) -> tuple[np.ndarray, np.ndarray]:
+        (low, high), (score_low, score_high) = _ends(means, student, level), _newcombe(*table, level)
+        return np.minimum(low, score_low), np.maximum(high, score_high)
+
+    return Differences(difference.mean(-1), *ends(LEVEL), *ends(0.90), p)
 
 
 def paired_successes(
@@ -201,22 +350,24 @@ def paired_successes(
     seeds: Int[np.ndarray, "e"] | Sequence[object],
     tasks: Int[np.ndarray, "e"] | Sequence[object],
     *,
+    new_seeds: bool = True,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
 ) -> Difference:
     """Difference of two success rates over the same starts.
 
     p is the exact McNemar test on the discordant pairs. It takes pairs for independent, but one start under several
-    seeds is not: with more than one seed p is never below that of the bootstrap. The interval is the hull of the
-    bootstrap and of Newcombe's score interval for paired proportions (1998,
-    doi:10.1002/(SICI)1097-0258(19981130)17:22<2635), since the bootstrap alone collapses to a point when all pairs
-    agree.
+    seeds is not, nor are the starts of one seed: with more than one seed p is never below the bootstrap's, nor below
+    that of Student's t over seeds. The interval is the hull of the bootstrap's, of Student's t's and of Newcombe's
+    score interval for paired proportions (1998, doi:10.1002/(SICI)1097-0258(19981130)17:22<2635), since the first two
+    collapse to a point when all pairs agree.
 
     Args:
         a: success of the first policy, one an episode; order of starts as in `hierarchical_bootstrap`.
         b: success of the second policy in the same episodes.
         seeds: training seed of each episode.
         tasks: task of each episode.
+        new_seeds: speak of training again with new seeds; False speaks of these very policies, without Student's t.
         replicates: number of bootstrap samples.
         rng_seed: fixes the bootstrap.
 
@@ -224,43 +375,50 @@ def paired_successes(
         UserError: as `hierarchical_bootstrap`, and when a and b differ in length.
     """
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
-    if a.shape != b.shape:
-        raise UserError(f"paired successes need equal lengths, got {a.shape} and {b.shape}")
-    means = hierarchical_bootstrap(
-        a.astype(float) - b.astype(float), seeds, tasks, replicates=replicates, rng_seed=rng_seed
-    )
+    found = many_paired_successes(a, b, seeds, tasks, new_seeds=new_seeds, replicates=replicates, rng_seed=rng_seed)
     table = Agreement(int((a & b).sum()), int((a & ~b).sum()), int((b & ~a).sum()), int((~a & ~b).sum()))
-    discordant = table.only_a + table.only_b
-    exact = float(binomtest(table.only_a, discordant).pvalue) if discordant else 1.0
     return Difference(
         estimate=(table.only_a - table.only_b) / table.n,
-        interval=_percentiles(means, LEVEL).hull(newcombe_paired(table, LEVEL)),
-        tost=_percentiles(means, 0.90).hull(newcombe_paired(table, 0.90)),
-        p=exact if len(set(seeds)) == 1 else max(exact, _two_sided(means)),
+        interval=Interval(float(found.low), float(found.high)),
+        tost=Interval(float(found.tost_low), float(found.tost_high)),
+        p=float(found.p),
         n=table.n,
         note=_note(seeds, tasks),
         agreement=table,
+        effect=EffectSize(
+            cohen_h=cohen_h((table.both + table.only_a) / table.n, (table.both + table.only_b) / table.n),
+            odds_ratio=odds_ratio(table),
+        ),
     )
+
+
+def mcnemar(only_a: Int[np.ndarray, "..."] | int, only_b: Int[np.ndarray, "..."] | int) -> Float[np.ndarray, "..."]:
+    """Two-sided p of the exact McNemar test (1947, doi:10.1007/BF02295996): discordant pairs fall either way alike."""
+    only_a, only_b = np.asarray(only_a), np.asarray(only_b)
+    return np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5))
 
 
 def newcombe_paired(table: Agreement, level: float = LEVEL) -> Interval:
     """Newcombe's score interval (his method 10) of the difference of two paired proportions, episodes independent."""
-    n = table.n
-    first, second = table.both + table.only_a, table.both + table.only_b
+    low, high = _newcombe(table.both, table.only_a, table.only_b, table.neither, level)
+    return Interval(float(low), float(high))
+
+
+def _newcombe(both, only_a, only_b, neither, level: float) -> tuple[np.ndarray, np.ndarray]:
+    both, only_a, only_b, neither = (np.asarray(count) for count in (both, only_a, only_b, neither))
+    n = int((both + only_a + only_b + neither).flat[0])
+    first, second = both + only_a, both + only_b
     p, q = first / n, second / n
-    p_interval, q_interval = wilson(first, n, level), wilson(second, n, level)
-    scale = math.sqrt(first * (n - first) * second * (n - second))
-    covariance = table.both * table.neither - table.only_a * table.only_b
-    if covariance > 0:
-        covariance = max(covariance - n / 2, 0)
-    phi = covariance / scale if scale else 0.0
+    (p_low, p_high), (q_low, q_high) = _wilson(first, n, level), _wilson(second, n, level)
+    scale = np.sqrt(1.0 * first * (n - first) * second * (n - second))
+    covariance = 1.0 * both * neither - 1.0 * only_a * only_b
+    covariance = np.where(covariance > 0, np.maximum(covariance - n / 2, 0), covariance)
+    phi = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
 
-    def reach(x: float, y: float) -> float:
-        return math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
+    def reach(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(x * x - 2 * phi * x * y + y * y, 0.0))
 
-    return Interval(
-        p - q - reach(p - p_interval.low, q_interval.high - q), p - q + reach(p_interval.high - p, q - q_interval.low)
-    )
+    return p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low)
 
 
 def paired_means(
@@ -269,41 +427,71 @@ def paired_means(
     seeds: Int[np.ndarray, "e"] | Sequence[object],
     tasks: Int[np.ndarray, "e"] | Sequence[object],
     *,
+    new_seeds: bool = True,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
 ) -> Difference:
     """Difference of two means of a continuous metric (action error, AOS) over the same episodes.
 
     Average frames to episodes first: frames of one episode are nearly copies of each other. p is read from the same
-    bootstrap as the interval, but is never below the least that an exact test could give, the one that flips the sign
-    of each start's difference: four scenes cannot give less than 1/8. Arguments and errors as in `paired_successes`.
+    bootstrap and t over seeds as the interval, but is never below the least that an exact test could give, the one that
+    flips the sign of each start's difference: four scenes cannot give less than 1/8. Arguments and errors as in
+    `paired_successes`.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
         raise UserError(f"paired means need equal lengths, got {a.shape} and {b.shape}")
     means = hierarchical_bootstrap(a - b, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
+    student = _student(a - b, seeds) if new_seeds else None
+    (low, high), (tost_low, tost_high) = _ends(means, student, LEVEL), _ends(means, student, 0.90)
     starts = max(Counter(seeds).values())
     return Difference(
         estimate=float((a - b).mean()),
-        interval=_percentiles(means, LEVEL),
-        tost=_percentiles(means, 0.90),
-        p=max(_two_sided(means), 2.0 ** (1 - starts)),
+        interval=Interval(float(low), float(high)),
+        tost=Interval(float(tost_low), float(tost_high)),
+        p=max(float(_two_sided(means, student)), 2.0 ** (1 - starts)),
         n=int(a.size),
         note=_note(seeds, tasks),
+        effect=EffectSize(standardised=standardised(a - b)),
     )
 
 
 def _note(seeds: Int[np.ndarray, "e"] | Sequence[object], tasks: Int[np.ndarray, "e"] | Sequence[object]) -> str:
-    """What the bootstrap could not measure."""
+    """What the interval could not measure."""
     n_seeds, n_tasks = len(set(seeds)), len(set(tasks))
     notes = []
     if n_seeds == 1:
         notes.append("One training seed: how much training itself varies was not measured, and the interval omits it.")
-    elif n_seeds < FEW_SEEDS:
-        notes.append(f"{n_seeds} training seeds: the interval may be too narrow.")
     if n_tasks == 1:
         notes.append("One task: how much tasks vary was not measured.")
+    elif n_tasks < FEW_TASKS:
+        notes.append(f"{n_tasks} tasks: the interval speaks of these tasks, not of others.")
     return " ".join(notes)
+
+
+# ---------------------------------------------------------------- effect sizes
+
+
+def cohen_h(p: float, q: float) -> float:
+    """Difference of two rates on the arcsine scale, 2 asin sqrt p - 2 asin sqrt q (Cohen 1988, chapter 6).
+
+    0.2 is small, 0.5 medium, 0.8 large. On this scale a difference is equally hard to see at every rate.
+    """
+    return 2 * math.asin(math.sqrt(p)) - 2 * math.asin(math.sqrt(q))
+
+
+def odds_ratio(table: Agreement) -> float | None:
+    """Odds that a start which only one policy solves is a's: only_a / only_b; None where either is zero.
+
+    The conditional maximum-likelihood odds ratio of matched pairs (Agresti, Categorical Data Analysis, section 11.2).
+    """
+    return table.only_a / table.only_b if table.only_a and table.only_b else None
+
+
+def standardised(difference: Float[np.ndarray, "e"]) -> float | None:
+    """Mean paired difference over its standard deviation (Cohen's d_z, 1988, section 2.3.5); None if nothing varies."""
+    spread = float(np.std(difference, ddof=1)) if len(difference) > 1 else 0.0
+    return float(np.mean(difference)) / spread if spread > 0 else None
 
 
 # ---------------------------------------------------------------- many comparisons, planning, verdicts

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from la_reconvla.conditions import GRID
-from la_reconvla.study.declared import EXPLORATORY, HEADLINE
+from la_reconvla.study.declared import HEADLINE, declared_in
 from la_reconvla.study.results import (
     STAGES,
     Comparison,
@@ -218,7 +218,7 @@ def exploratory_table(results: Results) -> TextTable:
     """Comparisons of the grid outside of the declared family."""
     rows = [
         (f"{c.a} - {c.b}", c.metric.replace("_", " "), _difference(c), p_value(c.p), str(c.n))
-        for c in map(lambda key: results.comparison(*key), EXPLORATORY)
+        for c in map(lambda key: results.comparison(*key), declared_in(results.study).exploratory)
         if c is not None and c.p_holm is None
     ]
     return TextTable("Exploratory comparisons, not corrected", ("arms", "of", "difference", "p", "pairs"), rows)

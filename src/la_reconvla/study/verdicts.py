@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from la_reconvla.study import statistics
-from la_reconvla.study.declared import ARM, CLAIMS, HEADLINE, SAME_WITHIN
+from la_reconvla.study.declared import DECLARED, HEADLINE, Declaration
 from la_reconvla.study.results import Comparison, FloorId, Hypothesis
 from la_reconvla.study.statistics import Interval, Verdict
 
@@ -22,38 +22,41 @@ NOT_ELSEWHERE = "Changed wording, objects and suites are not part of this study.
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
-def judge(comparisons: Sequence[Comparison]) -> list[Hypothesis]:
-    """The headline question first, then H1-H4, then whether the policies use image and words."""
+def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -> list[Hypothesis]:
+    """The headline question first, then H1-H4, then whether the policies use image and words.
+
+    Level, margin and claims are those of `declared`.
+    """
     known = {(c.a, c.b, c.metric): c for c in comparisons}
     grounding = [known.get(("C4", other, "aos")) for other in ("C2", "C1")]
     judged = {
-        HEADLINE: _judge_headline(known.get(("C4", "C2", "tsr"))),
-        "H1": _judge_equal(known.get(ARM)),
+        HEADLINE: _judge_headline(known.get(("C4", "C2", "tsr")), declared),
+        "H1": _judge_equal(known.get(declared.equivalence), declared),
         "H2": ("inconclusive", NOT_SPEED),
-        "H3": _together([_judge_arms(c) for c in grounding]),
+        "H3": _together([_judge_arms(c, declared.alpha) for c in grounding]),
         "H4": ("inconclusive", NOT_ELSEWHERE),
         # A grey image is foreign to a policy trained on images; one trained without images is the fairer floor.
         "image": _judge_floor(comparisons, "grey_image", "no_image"),
         "words": _judge_floor(comparisons, "wrong_instruction"),
     }
-    return [Hypothesis(id, verdict, because, CLAIMS[id]) for id, (verdict, because) in judged.items()]
+    return [Hypothesis(id, verdict, because, declared.claims[id]) for id, (verdict, because) in judged.items()]
 
 
 Judgement = tuple[Verdict, str]
 
 
-def _judge_headline(c: Comparison | None) -> Judgement:
-    """C4 against C2 on success. A tie within `SAME_WITHIN` refutes: then the auxiliary task did it, not grounding.
+def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
+    """C4 against C2 on success. A tie within the margin refutes: then the auxiliary task did it, not grounding.
 
     A tie of policies that (nearly) always fail or (nearly) always succeed refutes nothing: there all policies tie.
     """
-    word, because = _judge_arms(c)
+    word, because = _judge_arms(c, declared.alpha)
     if c is None or c.agreement is None or word != "inconclusive":
         return word, because
-    if _tells_nothing(c):
-        return word, f"{because} {_tells_nothing(c)}"
+    if nothing := _tells_nothing(c, declared.same_within):
+        return word, f"{because} {nothing}"
     if c.equivalence == "equivalent" and c.seeds > 1:
-        return "refuted", f"{because} The two are equal within {100 * SAME_WITHIN:.0f} points."
+        return "refuted", f"{because} The two are equal within {100 * declared.same_within:.0f} points."
     if c.a_mean is not None and c.b_mean is not None and c.a_mean != c.b_mean:
         needed = statistics.rollouts_needed(c.a_mean, c.b_mean)
         because += (
@@ -62,12 +65,12 @@ def _judge_headline(c: Comparison | None) -> Judgement:
     return word, because
 
 
-def _judge_equal(c: Comparison | None) -> Judgement:
-    """Success within `SAME_WITHIN` by two one-sided tests; with more than one seed, and where success tells at all."""
+def _judge_equal(c: Comparison | None, declared: Declaration) -> Judgement:
+    """Success within the margin by two one-sided tests; with more than one seed, and where success tells at all."""
     if c is None or c.agreement is None:
         return "inconclusive", NO_RECONVLA
-    if _tells_nothing(c):
-        return "inconclusive", f"{in_words(c)} {_tells_nothing(c)}"
+    if nothing := _tells_nothing(c, declared.same_within):
+        return "inconclusive", f"{in_words(c)} {nothing}"
     decided: dict[str | None, Verdict] = {"equivalent": "supported", "different": "refuted"}
     word = decided.get(c.equivalence, "inconclusive")
     if word != "inconclusive" and c.seeds < 2:
@@ -75,22 +78,22 @@ def _judge_equal(c: Comparison | None) -> Judgement:
     return word, in_words(c)
 
 
-def _tells_nothing(c: Comparison) -> str:
+def _tells_nothing(c: Comparison, margin: float) -> str:
     """Why a tie of successes says nothing; empty if it may say something."""
     assert c.agreement is not None
     if c.agreement.neither == c.n:
         return "Neither policy ever succeeded, so success cannot tell them apart."
     rates = [(c.agreement.both + only) / c.n for only in (c.agreement.only_a, c.agreement.only_b)]
-    if max(rates) < SAME_WITHIN or min(rates) > 1 - SAME_WITHIN:
-        return "Both are at the floor or ceiling, where five points say nothing."
+    if max(rates) < margin or min(rates) > 1 - margin:
+        return f"Both are at the floor or ceiling, where {100 * margin:.0f} points say nothing."
     return ""
 
 
-def _judge_arms(c: Comparison | None) -> Judgement:
+def _judge_arms(c: Comparison | None, alpha: float) -> Judgement:
     """ "a above b", decided by interval and corrected p, and only with more than one training seed."""
     if c is None:
         return "inconclusive", NOT_COMPARED
-    word = statistics.verdict(Interval(c.low, c.high), "above", p=c.p if c.p_holm is None else c.p_holm)
+    word = statistics.verdict(Interval(c.low, c.high), "above", p=c.p if c.p_holm is None else c.p_holm, alpha=alpha)
     if word != "inconclusive" and c.seeds < 2:
         return "inconclusive", f"{in_words(c)} {ONE_SEED}"
     return word, in_words(c)
