@@ -318,7 +318,7 @@ def blocks(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, f
         for skew, slide in ((skew, slide) for skew in SKEWS for slide in SLIDES):
             angle = (across + skew) % np.pi
             width = float(np.ptp(points @ [np.cos(angle), np.sin(angle)]))
-            if width <= OPENING - 2 * SPARE and abs(slide) <= half - PAD:
+            if width <= OPENING - 2 * SPARE and (slide == 0 or abs(slide) <= half - PAD):
                 grip = np.array([*middle + slide * along, height]) - pose.position
                 x, y, z = turn.apply(grip)
                 strays = abs(skew) + abs(slide) / half
@@ -544,7 +544,12 @@ class Expert:
         return np.concatenate([self._towards(view), [gripper]])[None]
 
     def _plan(self) -> None:
-        grasps = distinct(rank_grasps(self._env, self._target, self._destination))
+        try:
+            grasps = distinct(rank_grasps(self._env, self._target, self._destination))
+        except UserError:
+            if self._attempt == 0:
+                raise
+            return  # a thing that was dropped may lie so that no grasp fits: try the last one again, and fail
         self.grasp = grasps[min(self._attempt, len(grasps) - 1)]
         self._shoulder = shoulder_of(self._env)
 
