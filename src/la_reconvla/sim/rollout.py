@@ -14,8 +14,8 @@ moved        the first thing that was more than 3 cm from where it had stood whi
              nearest of several, None if there was none
 ============ ==================================================================================================
 
-Of a goal with several parts they watch the first that puts something somewhere. Where a goal moves no thing (a drawer to
-open, a stove to switch) all but `moved` are None: not recorded.
+Of a goal with several parts they watch the first that puts something somewhere. Where a goal moves no thing (a drawer
+to open, a stove to switch) all but `moved` are None: not recorded.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ INSTALL_SIM = 'pip install "la-reconvla[sim]"'
 # OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
-# What LIBERO-PRO changes in a suite of LIBERO, task by task: wording, kinds of objects, their positions, what is asked for.
+# What LIBERO-PRO changes in a suite, task by task: wording, kinds of objects, their positions, what is asked for.
 CHANGES = ("lan", "object", "swap", "task")
 
 Predicate = tuple[str, ...]

@@ -8,6 +8,8 @@ FAMILY = (
 """Comparisons declared before the data were seen; Holm's correction runs over these."""
 ARM = "C4", "R1", "tsr"
 """What H1 judges, by equivalence."""
+LOSSES = ARM[:2], ("C4", "C2"), ("C4", "C1")
+"""Pairs of arms whose losses on other suites are compared. H4 judges the first."""
 WHAT = ("R1", "R2"), ("R1", "R3"), ("A1", "D2"), ("G1", "C2"), ("G2", "D2"), ("C4", "G1")
 """Pairs of the grid with one head and two regions."""
 HEADS = ("A1", "C4"), ("D2", "C2"), ("G2", "G1")

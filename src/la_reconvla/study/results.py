@@ -350,6 +350,7 @@ class Floor:
     tsr: Rate | None = None
     action_error: Measure | None = None
     stages: Stages | None = None
+    counterfactual: Counterfactual | None = None
 
 
 @dataclass(frozen=True)
@@ -359,6 +360,7 @@ class Reference:
     id: str
     tsr: Rate
     stages: Stages | None = None
+    counterfactual: Counterfactual | None = None
 
 
 @dataclass(frozen=True)
@@ -448,6 +450,8 @@ class Comparison:
         equivalence: whether two success rates are equal within `SAME_WITHIN`.
         note: what the interval does not cover.
         scenes: of held-out frames, the number of different scenes, however many seeds met them; else None.
+        a_home: of a loss (metric ``loss:<suite>``, success at home minus elsewhere), success of a at home; else None.
+        b_home: the same of b.
     """
 
     a: str
@@ -467,6 +471,8 @@ class Comparison:
     equivalence: Equivalence | None = None
     note: str = ""
     scenes: int | None = None
+    a_home: float | None = None
+    b_home: float | None = None
 
 
 @dataclass(frozen=True)
