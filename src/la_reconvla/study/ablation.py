@@ -403,9 +403,8 @@ class Ablation:
         found = [*leakage.audit(trained, own), leakage.held_out(training.episodes, others.episodes)]
         for place in self.places:
             found += leakage.audit(trained, leakage.shown_by(self._starts(place)), f"{place.suite}, official")
-        small = not isinstance(c.backbone, Pretrained)
-        weights, source = (c.backbone.weights, None) if small else (None, c.backbone.source)
-        return [*found, leakage.pretraining(weights, source, own)]
+        known = (None, c.backbone.source) if isinstance(c.backbone, Pretrained) else (c.backbone.weights, None)
+        return [*found, leakage.pretraining(*known, own)]
 
     def _evidence(self, cells: Sequence[Cell]) -> Evidence:
         return Evidence(

@@ -71,9 +71,9 @@ def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
     low, high = np.quantile(means, [0.025, 0.975])
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     lost = rates[0] - rates[1]
-    found = statistics.paired_successes(
-        *np.array(list(there.values()), dtype=bool).T, [key[0] for key in there], [key[1] for key in there]
-    )
+    first, second = np.array(list(there.values()), dtype=bool).T
+    seeds, tasks = [key[0] for key in there], [key[1] for key in there]
+    found = statistics.paired_successes(first, second, seeds, tasks, replicates=1)  # for its note alone
     return Loss(
         a=float(lost[0]),
         b=float(lost[1]),
