@@ -141,7 +141,7 @@ def test_the_words_of_changed_suites_are_their_own_and_so_are_the_wrong_ones() -
     swaps = {true: wrong for task, true, wrong in wrong_words("libero_spatial_lan", (0,), "official") if task == 0}
     (wrong,) = (swaps[text] for text in said)
     assert wrong in own - said
-    with pytest.raises(UserError, match="no wide placements.*--placement official"):
+    with pytest.raises(UserError, match=r"no wide placements.*--placement official"):
         wording(SWAP, (0,), "wide")
     with pytest.raises(UserError, match="no wide placements"):
         wording("libero_10", (0,), "wide")
