@@ -34,7 +34,8 @@ def test_a_counter_that_wraps_twice_is_followed(tmp_path: Path) -> None:
     path = counter(tmp_path, "intel-rapl:0", 0)
     with Energy(tmp_path, every=0.01) as energy:
         for value in (600_000, 200_000, 800_000, 400_000):
-            path.write_text(str(value))
+            (tmp_path / "next").write_text(str(value))
+            (tmp_path / "next").replace(path)
             time.sleep(0.2)
     assert energy.joules == pytest.approx(2.4)
 

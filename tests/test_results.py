@@ -23,7 +23,16 @@ from la_reconvla.method.pixels import Pixels
 from la_reconvla.study import grounding
 from la_reconvla.study.cost import head_cost
 from la_reconvla.study.declared import DECLARED, HEADLINE
-from la_reconvla.study.evidence import Evidence, FloorEvidence, build, by_unit, comparison, measure, rate
+from la_reconvla.study.evidence import (
+    ElsewhereEvidence,
+    Evidence,
+    FloorEvidence,
+    build,
+    by_unit,
+    comparison,
+    measure,
+    rate,
+)
 from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.results import Arm, Comparison, Results, Study, read_results, write_results
 from la_reconvla.study.statistics import wilson
@@ -220,16 +229,16 @@ def test_stages_are_compared_without_correction() -> None:
 
 def test_floors_and_references_have_stages_too() -> None:
     """Shares counted by hand from the records that went in."""
-    official = {("official", "C1"): episodes(0.3, (0,), starts=4)}
+    official = ElsewhereEvidence("official", "C1", episodes(0.3, (0,), starts=4), condition="C1")
     floors = [FloorEvidence("grey_image", "C1", episodes(0.05)), FloorEvidence("no_image", frames=frames(0, 0.2))]
     references = {"expert": episodes(1.0, (None,))}
     arms = [(Arm.of(C1), evidence(0.5, 0, 0.1, (0,)))]
-    results = build(Study(preset="quick"), arms, floors, references, elsewhere=official)
+    results = build(Study(preset="quick"), arms, floors, references, elsewhere=[official])
     grey, unrolled = results.floors
     for found, records in (
         (grey, floors[0].episodes),
         (results.references[0], references["expert"]),
-        (results.elsewhere[0], official["official", "C1"]),
+        (results.elsewhere[0], official.episodes),
     ):
         assert found.stages is not None
         for stage in ("approached", "distractor_approached", "grasped", "lifted", "placed", "smallest_distance"):

@@ -148,6 +148,37 @@ def test_without_a_twin_any_other_thing_but_the_destination_is_a_distractor():
     assert run_episode(RegionEnv(), Script([(BACK, -1)] * 5 + [(DOWN, -1)] * 3), begin)["distractor_approached"]
 
 
+def test_the_first_thing_moved_is_named_and_a_touch_is_no_move():
+    assert run_episode(ToyEnv(), Script(fetch(RIGHT, BACK)), start())["moved"] == "bowl_1"
+    assert run_episode(ToyEnv(), Script(fetch(BACK, RIGHT)), start())["moved"] == "bowl_2"
+    both = [*fetch(BACK, RIGHT), (UP, -1), (UP, -1), *[((1, -1, 0), -1)] * 2]
+    assert run_episode(ToyEnv(), Script(both), start())["moved"] == "bowl_2"
+    assert run_episode(ToyEnv(), Script([(RIGHT, -1)] * 5 + [(DOWN, -1)] * 3), start())["moved"] is None
+
+
+class FallingEnv(ToyEnv):
+    """Something falls over far from the hand: nobody moved it."""
+
+    def step(self, chunk):
+        self.positions["plate_1"] = self.positions["plate_1"] - np.array([0.0, 0.0, 0.1])
+        return super().step(chunk)
+
+
+def test_what_moves_by_itself_was_not_moved():
+    assert run_episode(FallingEnv(), Script([]), start())["moved"] is None
+
+
+def test_where_nothing_is_put_anywhere_stages_are_not_recorded():
+    record = run_episode(ToyEnv(), Script(fetch(RIGHT, BACK)[:8]), replace(start(), target="bowl_1"))
+    assert record["approached"] is True
+    drawer = replace(start(), target="drawer_1", destination="drawer_1")
+    env = ToyEnv(limit=3)
+    env.step = lambda chunk: Outcome(1, False, True)
+    record = run_episode(env, Script([]), drawer)
+    stages = ("approached", "distractor_approached", "grasped", "lifted", "placed", "smallest_distance")
+    assert all(record[stage] is None for stage in stages)
+
+
 def test_pushing_without_lifting_is_not_a_grasp():
     record = run_episode(ToyEnv(), Script([(RIGHT, -1)] * 5 + [(DOWN, -1)] * 3 + [(BACK, 1)] * 5), start())
     assert record["success"]  # the simulator's own check has the last word

@@ -226,6 +226,8 @@ def evaluate(
     out: Path | None = None,
     device: str = "auto",
     view: Literal["true", "grey_image", "wrong_instruction"] = "true",
+    floors: bool = False,
+    demonstrations: Path | None = None,
     allow_train_starts: bool = False,
     allow_any_mujoco: bool = False,
 ) -> None:
@@ -235,12 +237,16 @@ def evaluate(
         run: a run folder, or ``expert`` or ``random``.
         episodes: starts of each task.
         suite: LIBERO suite.
-        tasks: indices of its tasks; by default those that the policy was trained on, for expert and random 0 to 2.
-        placement: kind of starts.
+        tasks: indices of its tasks; by default those that the policy was trained on, also for what LIBERO-PRO made of
+            their suite, all of another suite, and for expert and random 0 to 2.
+        placement: kind of starts; LIBERO-PRO's suites and libero_10 have official ones only.
         workers: processes; 0 takes one a core.
         out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
         device: of the policy: auto, cpu, cuda or mps.
         view: what a trained policy is shown: the true view, or, for its floors, a grey image or a wrong instruction.
+        floors: evaluate the policy's floors on the same starts too: grey image, wrong instruction, and, as far as they
+            are there, the run without image beside it and blind replay.
+        demonstrations: what blind replay replays; by default those of the study that the run is part of.
         allow_train_starts: take the starts that training takes (wide: the training placements; official: from number 0
             up) and say how many of them this policy was trained on.
         allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
@@ -248,7 +254,19 @@ def evaluate(
     from la_reconvla.study.evaluate import evaluate_one
 
     evaluate_one(
-        run, episodes, suite, tasks, placement, workers, out, allow_any_mujoco, device, allow_train_starts, view
+        run,
+        episodes,
+        suite,
+        tasks,
+        placement,
+        workers,
+        out,
+        allow_any_mujoco,
+        device,
+        allow_train_starts,
+        view,
+        floors,
+        demonstrations,
     )
 
 
@@ -269,6 +287,8 @@ def ablate(
     demos: int | None = None,
     steps: int | None = None,
     episodes: int | None = None,
+    elsewhere: Names = None,
+    elsewhere_episodes: int | None = None,
     shift: int | None = None,
     chunk: int | None = None,
     decoding: Decoding = None,
@@ -300,6 +320,8 @@ def ablate(
         demos: demonstrations a task.
         steps: optimizer steps.
         episodes: evaluation episodes a task; more may join a finished study.
+        elsewhere: other suites to evaluate everything on, for example libero_spatial_lan; may join a finished study.
+        elsewhere_episodes: official states of each of their tasks; 10 by default.
         shift: move training pictures by up to so many pixels at random.
         chunk: actions decoded and executed at once; 1 is the published setting.
         decoding: parallel, all actions of a chunk in one pass; autoregressive, token by token as RT-2 and OpenVLA do.
@@ -332,6 +354,8 @@ def ablate(
         "demos": demos,
         "steps": steps,
         "episodes": episodes,
+        "elsewhere": elsewhere,
+        "elsewhere_episodes": elsewhere_episodes,
         "shift": shift,
         "chunk": chunk,
         "decoding": decoding,

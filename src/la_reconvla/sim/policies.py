@@ -16,6 +16,7 @@ from jaxtyping import Float
 from la_reconvla.contracts import ACTION_DIM, Env, Observation, RolloutPolicy, Start
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
+from la_reconvla.sim.tasks import base_of
 
 if TYPE_CHECKING:
     from la_reconvla.checkpoint import PolicyConfig
@@ -204,6 +205,8 @@ class UniformPolicy:
 class Replay:
     """Blind replay: the actions of one demonstration of the same task and target, whatever the scene looks like.
 
+    In a suite that LIBERO-PRO changed it is one of the task before the change, whatever its target.
+
     Attributes:
         demonstrations: folder of HDF5 files.
     """
@@ -229,10 +232,10 @@ class ReplayPolicy:
     def __init__(self, folder: Path):
         from la_reconvla.data.hdf5 import open_demonstrations
 
-        self._actions: dict[tuple[str | None, int | None, str | None], list[np.ndarray]] = {}
+        self._actions: dict[tuple[str | None, int | None], list[tuple[str | None, np.ndarray]]] = {}
         for episode in open_demonstrations(folder).episodes:
-            key = (episode.suite, episode.task, episode.target)
-            self._actions.setdefault(key, []).append(episode.executed())
+            if (key := (episode.suite, episode.task)) != (None, None):
+                self._actions.setdefault(key, []).append((episode.target, episode.executed()))
 
     def reset(self, start: Start, env: Env) -> None:
         """Pick a demonstration by the start's name.
@@ -240,10 +243,13 @@ class ReplayPolicy:
         Raises:
             UserError: if no demonstration has this task and target.
         """
-        key = (start.suite, start.task, start.target)
-        if key not in self._actions:
+        own = self._actions.get((start.suite, start.task), [])
+        choices = [actions for target, actions in own if target == start.target]
+        if (base := base_of(start.suite)) != start.suite and not choices:  # LIBERO-PRO renames things
+            choices = [actions for _, actions in self._actions.get((base, start.task), [])]
+        if not choices:
+            key = (start.suite, start.task, start.target)
             raise UserError(f"blind replay has no demonstration of {key}: collect one or leave this task out")
-        choices = self._actions[key]
         self._chosen, self._at = choices[derive(0, f"blind replay/{start.id}") % len(choices)], 0
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:

@@ -10,7 +10,12 @@ grasped      the target rose by 1 cm while within 12 cm of the gripper
 lifted       it rose by 5 cm
 placed       after it was lifted it was over the destination: within 6 cm of its centre from above, at most 5 cm high;
              over a region, where the success predicate of LIBERO has it
+moved        the first thing that was more than 3 cm from where it had stood while within 12 cm of the gripper; the
+             nearest of several, None if there was none
 ============ ==================================================================================================
+
+Of a goal with several parts they watch the first that puts something somewhere. Where a goal moves no thing (a drawer
+to open, a stove to switch) all but `moved` are None: not recorded.
 """
 
 from __future__ import annotations
@@ -25,13 +30,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from la_reconvla.contracts import Quality, RolloutPolicy, Start
+from la_reconvla.contracts import Pose, Quality, RolloutPolicy, Start
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
 
-NEAR, HELD, RAISED, LIFTED, OVER, LOW = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05  # metres
+NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
 CONTROL_RATE = 20  # control steps a second
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
@@ -88,18 +93,24 @@ class Stages:
         others = [n for n in env.task.objects if n != start.target]
         twins = [n for n in others if n.rsplit("_", 1)[0] == kind]
         self._distractors = twins or [n for n in others if n != owner]
-        self._height = env.poses()[start.target].position[2]
+        poses = env.poses()
+        self._stood = {name: poses[name].position.copy() for name in env.task.objects}
         self.reached = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
         self.smallest_distance = np.inf
+        self.moved: str | None = None
         self.look()
 
     def look(self) -> None:
         """Update from the current poses."""
         poses = self._env.poses()
-        hand, target = poses["gripper"].position, poses[self._target].position
+        hand = poses["gripper"].position
+        self.moved = self.moved or self._moved_by(hand, poses)
+        if self._target not in self._stood:
+            return
+        target = poses[self._target].position
         distance = float(np.linalg.norm(hand - target))
         self.smallest_distance = min(self.smallest_distance, distance)
-        rise = target[2] - self._height
+        rise = target[2] - self._stood[self._target][2]
         stage = self.reached
         stage["approached"] |= distance < NEAR
         other = min((np.linalg.norm(hand - poses[name].position) for name in self._distractors), default=np.inf)
@@ -112,13 +123,26 @@ class Stages:
         elif stage["lifted"]:
             stage["placed"] |= self._env.success()
 
+    def record(self) -> dict[str, Any]:
+        """What was seen so far, as fields of a record."""
+        if self._target not in self._stood:
+            return {**dict.fromkeys(self.reached), "smallest_distance": None, "moved": self.moved}
+        return {**self.reached, "smallest_distance": round(float(self.smallest_distance), 5), "moved": self.moved}
+
+    def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
+        """Of the things that no longer stand where they stood, the one nearest to the hand, if it is in reach."""
+        now = {name: poses[name].position for name in self._stood}
+        gone = [name for name, stood in self._stood.items() if np.linalg.norm(now[name] - stood) > MOVED]
+        nearest = min(gone, key=lambda name: np.linalg.norm(now[name] - hand), default=None)
+        return nearest if nearest is not None and np.linalg.norm(now[nearest] - hand) < HELD else None
+
 
 def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:
     """One episode from reset to success or the step limit.
 
     Returns:
-        The record: start_id, suite, task, placement, split, index, instruction, success, steps, seconds, the stages and
-        the smallest distance (m) between gripper and target.
+        The record: start_id, suite, task, placement, split, index, instruction, target, success, steps, seconds, the
+        stages, the smallest distance (m) between gripper and target, and which thing was moved first.
     """
     begun = time.perf_counter()
     env.reset(start)
@@ -148,11 +172,11 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
         "split": start.split,
         "index": start.index,
         "instruction": start.instruction,
+        "target": start.target,
         "success": bool(success),
         "steps": steps,
         "seconds": round(time.perf_counter() - begun, 3),
-        **stages.reached,
-        "smallest_distance": round(float(stages.smallest_distance), 5),
+        **stages.record(),
     }
 
 

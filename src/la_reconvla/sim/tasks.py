@@ -23,6 +23,9 @@ INSTALL_SIM = 'pip install "la-reconvla[sim]"'
 # OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
+# What LIBERO-PRO changes in a suite, task by task: wording, kinds of objects, their positions, what is asked for.
+CHANGES = ("lan", "object", "swap", "task")
+
 Predicate = tuple[str, ...]
 
 
@@ -116,6 +119,20 @@ def suites() -> tuple[str, ...]:
     """
     folders = resources("bddl_files"), resources("init_states")  # LIBERO-PRO also lists suites that it does not ship
     return tuple(sorted(name for name in _task_names() if _base(name) and all((f / name).is_dir() for f in folders)))
+
+
+def base_of(suite: str) -> str:
+    """LIBERO's own suite of which LIBERO-PRO changed one thing, for example ``libero_goal`` of ``libero_goal_lan``.
+
+    Task i of such a suite is task i of its base, changed. Every other suite stands for itself.
+    """
+    base, _, changed = suite.rpartition("_")
+    return base if changed in CHANGES and base in MAX_STEPS else suite
+
+
+def change_of(suite: str) -> str:
+    """Which of `CHANGES` LIBERO-PRO made in `suite`; empty for any other suite."""
+    return suite.removeprefix(base_of(suite)).removeprefix("_")
 
 
 def load_suite(suite: str) -> tuple[Task, ...]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start, pinned
 from la_reconvla.conditions import NO_IMAGE, Condition, condition
-from la_reconvla.contracts import ACTION_DIM
+from la_reconvla.contracts import ACTION_DIM, Start
 from la_reconvla.data.gaze import annotator
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
@@ -36,9 +36,9 @@ from la_reconvla.sim.collect import CollectConfig, collect, default_workers
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
-from la_reconvla.sim.tasks import load_task
+from la_reconvla.sim.tasks import change_of, load_task
 from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
-from la_reconvla.study import figures
+from la_reconvla.study import figures, leakage
 from la_reconvla.study.cost import head_cost
 from la_reconvla.study.declared import DECLARED, Declaration
 from la_reconvla.study.evaluate import (
@@ -46,18 +46,22 @@ from la_reconvla.study.evaluate import (
     Evaluation,
     evaluate,
     evaluation_starts,
+    expert_can,
     pending,
+    replayable,
     settings_for,
+    tasks_of,
     wording,
+    wrong_words,
 )
-from la_reconvla.study.evidence import Evidence, FloorEvidence, build
+from la_reconvla.study.evidence import ElsewhereEvidence, Evidence, FloorEvidence, build
 from la_reconvla.study.facts import Energy, commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, VERSION, measure_run, watched
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.power import planned, power_table
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
-from la_reconvla.study.results import Arm, Pairing, Picture, Power, Results, Study, Timeline, Video, write_results
+from la_reconvla.study.results import Arm, Leak, Pairing, Picture, Power, Results, Study, Timeline, Video, write_results
 from la_reconvla.study.tables import terminal_summary
 from la_reconvla.study.timelines import draw, timelines
 from la_reconvla.train import METRICS, SCHEDULE, WATCHED, pick_device, pick_precision, train
@@ -70,7 +74,10 @@ UNDECLARED = (
     "This study began without a written declaration: its hypotheses were not declared before the run. It is judged by "
     "those of the version that wrote these results."
 )
-GROWS = ("seeds", "conditions", "episodes", "floor_episodes", "also_official", "floor_arm")
+GROWS = (
+    *("seeds", "conditions", "episodes", "floor_episodes", "floor_arm"),
+    *("also_official", "elsewhere", "elsewhere_episodes"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,25 @@ class Cell:
     condition: Condition
     seed: int
     folder: Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """Official starts of one suite, beside the study's own.
+
+    Attributes:
+        suite: LIBERO suite.
+        tasks: indices of its tasks.
+        episodes: of each task and policy.
+        folder: where their records go, below the study's folder.
+        own: whether it is the suite that was trained on.
+    """
+
+    suite: str
+    tasks: tuple[int, ...]
+    episodes: int
+    folder: str
+    own: bool
 
 
 class Ablation:
@@ -97,6 +123,7 @@ class Ablation:
         self.declaration = declaration
         arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]
         self.tasks = [load_task(config.suite, index) for index in config.tasks]
+        self.places = list(_places(config))
         self.cells = [
             Cell(arm, seed, folder / arm.id / f"seed{seed}") for seed in config.seeds for arm in (*arms, NO_IMAGE)
         ]
@@ -131,7 +158,9 @@ class Ablation:
         require_simulator()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
-        _require_room(c, (text for _, text in wording(c.suite, c.tasks, c.placement)))
+        told = wording(c.suite, c.tasks, c.placement)
+        told |= {words for place in self.places for words in wording(place.suite, place.tasks, "official")}
+        _require_room(c, (text for _, text in told))
         _require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
@@ -239,15 +268,9 @@ class Ablation:
         return pairings(((cell.condition, cell.seed, cell.folder) for cell in self.cells), self.folder)
 
     def _evaluate(self) -> None:
-        evaluations, starts, settings = self._evaluations(), self._starts(), self._settings
-        count = pending(evaluations, starts)
-        with progress("Rollouts", total=count, unit="episodes", console=self.console) as bar:
-            evaluate(evaluations, starts, settings, self.workers, bar.advance)
-        if self.config.also_official:
-            official = self._official()
-            starts = self._starts("official")
-            with progress("Official states", pending(official, starts), "episodes", console=self.console) as bar:
-                evaluate(official, starts, settings, self.workers, bar.advance)
+        for name, evaluations, starts in self._runs():
+            with progress(name, pending(evaluations, starts), "episodes", console=self.console) as bar:
+                evaluate(evaluations, starts, self._settings, self.workers, bar.advance)
 
     def _measure(self) -> None:
         def stale(cell: Cell) -> bool:
@@ -275,14 +298,20 @@ class Ablation:
     def _settings(self) -> EnvSettings:
         return settings_for(self.config.backbone, self.config.backbone.image_size, self.config.quality)
 
-    def _starts(self, placement: str | None = None):
+    def _runs(self) -> Iterator[tuple[str, list[Evaluation], list[Start]]]:
+        """All that is rolled out: what to call it, the policies, and their starts."""
+        yield "Rollouts", self._evaluations(), self._starts()
+        for place in self.places:
+            name = "Official states" if place.own else place.suite
+            yield name, self._evaluations_at(place), self._starts(place)
+
+    def _starts(self, place: Place | None = None) -> list[Start]:
         c = self.config
-        official = placement == "official"
         return evaluation_starts(
-            c.suite,
-            c.tasks,
-            "official" if official else c.placement,
-            c.also_official if official else max(c.episodes, c.floor_episodes),
+            c.suite if place is None else place.suite,
+            c.tasks if place is None else place.tasks,
+            c.placement if place is None else "official",
+            max(c.episodes, c.floor_episodes) if place is None else place.episodes,
             trained_on=frozenset(self._opened.starts),
             cache=self.folder / "placements",
         )
@@ -322,21 +351,28 @@ class Ablation:
     @functools.cached_property
     def _asked(self) -> dict[Path, set[str]]:
         """Which starts each policy was to be evaluated on."""
-        runs = [(self._evaluations(), self._starts())]
-        if self.config.also_official:
-            runs.append((self._official(), self._starts("official")))
-        return {e.folder: {start.id for start in starts[: e.episodes]} for group, starts in runs for e in group}
+        return {e.folder: {s.id for s in e.takes(starts)} for _, group, starts in self._runs() for e in group}
 
     def _episodes(self, folder: Path) -> list[dict[str, Any]]:
         """Records of the starts that were asked for: another command may have begun more, for some arms only."""
         return [record for record in read_jsonl(folder / EPISODES) if record["start_id"] in self._asked[folder]]
 
-    def _official(self) -> list[Evaluation]:
-        """The same policies and floors on official states, into a folder of their own."""
-        return [
-            Evaluation(self.folder / "official" / e.folder.relative_to(self.folder), e.label, e.policy)
-            for e in self._evaluations()
-        ]
+    def _evaluations_at(self, place: Place) -> list[Evaluation]:
+        """The same policies and floors at `place`, as far as they can do its tasks, into a folder of their own."""
+        swaps = self._swaps if place.own else wrong_words(place.suite, place.tasks, "official")
+        replayed = replayable(self._opened, place.suite)
+        result = []
+        for e in self._evaluations():
+            policy, only = e.policy, e.only
+            if isinstance(policy, Trained) and policy.view == "wrong_instruction":
+                policy = replace(policy, swaps=swaps)
+            elif isinstance(policy, Scripted):
+                only = expert_can
+            elif isinstance(policy, Replay):
+                only = functools.partial(_is_of, replayed)
+            folder = self.folder / place.folder / e.folder.relative_to(self.folder)
+            result.append(Evaluation(folder, e.label, policy, only=only))
+        return result
 
     # ------------------------------------------------------------ results
 
@@ -363,19 +399,43 @@ class Ablation:
             floors,
             references,
             elsewhere=self._elsewhere(),
+            leakage=self._leakage(),
             pictures=list(self._pictures()),
             videos=list(self._videos()),
             timelines=list(self._timelines()),
         )
         return replace(found, power=self._power)
 
-    def _elsewhere(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        """Episodes on official states; seeds of one policy together."""
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for e in self._official() if self.config.also_official else ():
-            label = " ".join(str(e.label[key]) for key in ("condition", "floor") if e.label.get(key))
-            found.setdefault(("official", label), []).extend(self._episodes(e.folder))
-        return found
+    def _elsewhere(self) -> list[ElsewhereEvidence]:
+        """Episodes on official states, of this suite and of others; seeds of one policy together."""
+        found: dict[tuple[str, str], ElsewhereEvidence] = {}
+        for place in self.places:
+            for e in self._evaluations_at(place):
+                arm, floor = e.label["condition"], e.label.get("floor")
+                label = " ".join(str(part) for part in (arm, floor) if part)
+                if arm == NO_IMAGE.id:
+                    arm, floor = None, "no_image"
+                before = found.get((place.suite, label))
+                found[place.suite, label] = ElsewhereEvidence(
+                    placement="official",
+                    label=label,
+                    episodes=[*(before.episodes if before else ()), *self._episodes(e.folder)],
+                    suite="" if place.own else place.suite,
+                    change=change_of(place.suite),
+                    condition=arm if arm in self.config.conditions else None,
+                    floor=floor,
+                )
+        return list(found.values())
+
+    def _leakage(self) -> list[Leak]:
+        """What training shares with all that is evaluated."""
+        c, (training, others) = self.config, self._divided
+        trained, own = leakage.shown_in(training.episodes), leakage.shown_by(self._starts())
+        found = [*leakage.audit(trained, own), leakage.held_out(training.episodes, others.episodes)]
+        for place in self.places:
+            found += leakage.audit(trained, leakage.shown_by(self._starts(place)), f"{place.suite}, official")
+        known = (None, c.backbone.source) if isinstance(c.backbone, Pretrained) else (c.backbone.weights, None)
+        return [*found, leakage.pretraining(*known, own)]
 
     def _evidence(self, cells: Sequence[Cell]) -> Evidence:
         return Evidence(
@@ -573,6 +633,21 @@ def _require_declared(begun: Mapping[str, Any], given: Declaration | None, path:
             "they may not change after that: leave --hypotheses out to go on with those, which stand in study.json, or "
             "begin another study with --out"
         )
+
+
+def _places(config: StudyConfig) -> Iterator[Place]:
+    """Where a study is evaluated besides its own starts."""
+    own = config.also_official or (config.elsewhere_episodes if config.suite in config.elsewhere else 0)
+    if own:
+        yield Place(config.suite, config.tasks, own, "official", True)
+    for suite in config.elsewhere:
+        if suite != config.suite:
+            tasks = tasks_of(suite, ((config.suite, index) for index in config.tasks))
+            yield Place(suite, tasks, config.elsewhere_episodes, f"elsewhere/{suite}", False)
+
+
+def _is_of(tasks: set[int], start: Start) -> bool:
+    return start.task in tasks
 
 
 def _pinned(config: StudyConfig) -> StudyConfig:

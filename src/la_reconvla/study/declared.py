@@ -49,6 +49,11 @@ class Declaration:
         """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
+    @property
+    def losses(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of arms whose losses on other suites are compared. H4 judges the first, the arms of H1."""
+        return tuple(dict.fromkeys((self.equivalence[:2], ("C4", "C2"), ("C4", "C1"))))
+
     @classmethod
     def parse(cls, text: str, where: str) -> Declaration:
         """The declaration that a file holds; `where` names it in messages.

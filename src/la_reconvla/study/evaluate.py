@@ -5,7 +5,7 @@ A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,21 +14,24 @@ from typing import Any, get_args
 from rich.console import Console
 
 from la_reconvla.backbones.pretrained import Pretrained
-from la_reconvla.checkpoint import dry_run, find_run, load_policy
+from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, find_run, load_policy
+from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.contracts import BackboneConfig, PlacementKind, Quality, Split, Start
+from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
-from la_reconvla.sim.expert import require_feasible
+from la_reconvla.sim.expert import feasible, require_feasible
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.placements import SCHEME, instructions, wide_starts
-from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform, View, swapped
+from la_reconvla.sim.policies import Replay, Scripted, Specification, Trained, Uniform, View, swapped
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
-from la_reconvla.sim.tasks import load_task, official_start, official_states
+from la_reconvla.sim.tasks import base_of, load_suite, load_task, official_start, official_states
 from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
-from la_reconvla.study.evidence import rate
+from la_reconvla.study.evidence import comparison, rate
 from la_reconvla.study.figures import overlay, write_video
 from la_reconvla.study.results import STAGES
+from la_reconvla.study.verdicts import in_words
 from la_reconvla.train import pick_device
 
 EPISODES = "episodes.jsonl"
@@ -47,6 +50,7 @@ class Evaluation:
         episodes: use the first so many starts; None for all.
         films: keep videos of the first start of each task, and of up to two successes and two failures.
         grid: patch grid of the saliency, drawn over the videos.
+        only: which starts it can do; the others are left out for it.
     """
 
     folder: Path
@@ -55,6 +59,11 @@ class Evaluation:
     episodes: int | None = None
     films: bool = False
     grid: tuple[int, int] | None = None
+    only: Callable[[Start], bool] = lambda start: True
+
+    def takes(self, starts: Sequence[Start]) -> list[Start]:
+        """Those of `starts` that it is evaluated on."""
+        return [start for start in starts[: self.episodes] if self.only(start)]
 
 
 def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[tuple[int, str]]:
@@ -63,12 +72,45 @@ def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[t
     Raises:
         UserError: for unknown names.
     """
+    if placement == "wide" and base_of(suite) != suite:
+        raise UserError(
+            f"{suite} has no wide placements: they would move again what LIBERO-PRO has changed; "
+            "use --placement official"
+        )
     told = set()
     for index in tasks:
         task = load_task(suite, index)
         words = instructions(task).values() if placement == "wide" else [task.instruction]
         told |= {(index, text) for text in words}
     return told
+
+
+def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+    """Tasks of `suite` to evaluate a policy on: those it has learned, before or after LIBERO-PRO's change; else all.
+
+    Args:
+        suite: LIBERO suite.
+        learned: (suite, task) of everything that the policy was trained on.
+
+    Raises:
+        UserError: for an unknown suite.
+    """
+    here = {index for other, index in learned if base_of(other) == base_of(suite)}
+    return tuple(sorted(here)) or tuple(range(len(load_suite(suite))))
+
+
+def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> tuple[tuple[int, str, str], ...]:
+    """What the wrong-instruction floor is told on these tasks (see `swapped`): only what is said in this suite.
+
+    Another suite's words may mean the same thing. Where these tasks have one instruction, the suite's others join.
+
+    Raises:
+        UserError: if the whole suite has one.
+    """
+    told = wording(suite, tasks, placement)
+    if len({text for _, text in told}) < 2:
+        told |= wording(suite, range(len(load_suite(suite))), placement)
+    return swapped(told)
 
 
 def evaluation_starts(
@@ -187,7 +229,7 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
 
 def _missing(evaluation: Evaluation, starts: Sequence[Start]) -> list[Start]:
     done = {record["start_id"] for record in read_jsonl(evaluation.folder / EPISODES)}
-    return [start for start in starts[: evaluation.episodes] if start.id not in done]
+    return [start for start in evaluation.takes(starts) if start.id not in done]
 
 
 def pending(evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> int:
@@ -215,13 +257,17 @@ def evaluate_one(
     device: str = "auto",
     allow_train_starts: bool = False,
     view: View = "true",
+    floors: bool = False,
+    demonstrations: Path | None = None,
 ) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}")
     name = "-".join([suite, placement, *(["train"] if allow_train_starts else []), *([view] if view != "true" else [])])
     trained_on: frozenset[str] = frozenset()
-    trained = None
+    trained, beside = None, []
+    if floors and (run in ("expert", "random") or view != "true"):
+        raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
     if run in ("expert", "random"):
         if view != "true":
             raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
@@ -243,17 +289,17 @@ def evaluate_one(
         if not trained_on:
             Console(stderr=True).print("the training data do not name their initial states: none can be left out")
     if tasks is None:
-        learned = sorted({int(id.split("/")[1]) for id in trained_on if id.startswith(f"{suite}/")})
+        learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in trained_on)]
         if trained is not None and not learned:
             raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
-        tasks = learned or (0, 1, 2)
+        tasks = tasks_of(suite, learned) if learned else (0, 1, 2)
     if run == "expert":
         require_feasible(load_task(suite, index) for index in tasks)
     told = wording(suite, tasks, placement)
     if trained is not None:
         dry_run(trained, [text for _, text in told])
     if isinstance(policy, Trained) and view == "wrong_instruction":
-        policy = replace(policy, swaps=swapped(told))
+        policy = replace(policy, swaps=wrong_words(suite, tasks, placement))
     require_free_space(folder, SPACE)
     require_simulator(allow_any_mujoco=allow_any_mujoco)
     starts = evaluation_starts(
@@ -267,15 +313,79 @@ def evaluate_one(
         allow_any_mujoco=allow_any_mujoco,
     )
     evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
+    if floors and isinstance(policy, Trained):
+        beside = floors_of(policy, folder, label, wrong_words(suite, tasks, placement), suite, demonstrations)
+        evaluations += beside
     with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, settings, workers or usual, bar.advance)
     asked = {start.id for start in starts}
     shown = run if view == "true" else f"{run} ({view.replace('_', ' ')})"
-    _print_summary(shown, [r for r in read_jsonl(folder / EPISODES) if r["start_id"] in asked], folder / EPISODES)
+    records = [[r for r in read_jsonl(e.folder / EPISODES) if r["start_id"] in asked] for e in evaluations]
+    _print_summary(shown, records[0], folder / EPISODES)
+    for floor, found in zip(beside, records[1:], strict=True):
+        name = str(floor.label.get("floor") or "no_image")
+        _print_summary(f"floor: {name.replace('_', ' ')}", found, floor.folder / EPISODES)
+        if found:
+            Console(stderr=True).print(in_words(comparison(run, name, records[0], found)), soft_wrap=True)
     if allow_train_starts and trained is not None:
         known = sum(was_trained_on(start, trained_on) for start in starts)
         Console(stderr=True).print(f"{known} of these {len(starts)} starts had been trained on")
     return folder
+
+
+def floors_of(
+    policy: Trained,
+    folder: Path,
+    label: dict[str, Any],
+    swaps: tuple[tuple[int, str, str], ...],
+    suite: str,
+    demonstrations: Path | None = None,
+) -> list[Evaluation]:
+    """The floors of one trained policy, each in a folder below `folder`; what a study has beside its runs is found.
+
+    Those are the policy itself shown a grey image and told something else, the run without image of the same seed and
+    data, and blind replay of the demonstrations, where they have tasks of `suite`. What is left out is said.
+
+    Args:
+        policy: the trained policy.
+        folder: where its episodes are.
+        label: of its episodes.
+        swaps: what it is told instead.
+        suite: that it is evaluated on.
+        demonstrations: what to replay; by default those of the study that the run is part of.
+    """
+    views: tuple[View, ...] = ("grey_image", "wrong_instruction")
+    below, say = folder / "floors", Console(stderr=True).print
+    result = [
+        Evaluation(below / view, {**label, "floor": view}, replace(policy, view=view, swaps=swaps)) for view in views
+    ]
+    study = policy.run.parent.parent
+    blind = study / NO_IMAGE.id / policy.run.name
+    if (blind / WEIGHTS).exists() and PolicyConfig.load(blind).data_hash == PolicyConfig.load(policy.run).data_hash:
+        own = {"condition": NO_IMAGE.id, "seed": label["seed"]}
+        result.append(Evaluation(below / "no_image", own, replace(policy, run=blind)))
+    else:
+        say(f"floor without image: there is no such run at {blind}, it is left out")
+    replayed = demonstrations or study / "demonstrations"
+    if demonstrations is None and not replayed.is_dir():
+        say("floor blind replay: give --demonstrations to have it; it is left out")
+    elif not (known := replayable(open_demonstrations(replayed), suite)):
+        say(f"floor blind replay: {replayed} has no demonstration of tasks of {suite}, it is left out")
+    else:
+        alone = {"condition": None, "seed": None, "floor": "blind_replay"}
+        blind_replay = Replay(replayed.resolve())
+        result.append(Evaluation(below / "blind_replay", alone, blind_replay, only=lambda start: start.task in known))
+    return result
+
+
+def replayable(demonstrations: Demonstrations, suite: str) -> set[int]:
+    """Tasks of `suite` that demonstrations were made of, before LIBERO-PRO's change or after it."""
+    return {e.task for e in demonstrations.episodes if e.task is not None and e.suite in (suite, base_of(suite))}
+
+
+def expert_can(start: Start) -> bool:
+    """Whether the scripted expert knows how to do what is asked for."""
+    return feasible(load_task(start.suite, start.task))
 
 
 def _print_summary(name: str, records: Sequence[dict[str, Any]], path: Path) -> None:
@@ -287,5 +397,5 @@ def _print_summary(name: str, records: Sequence[dict[str, Any]], path: Path) -> 
             f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})",
             soft_wrap=True,
         )
-        reached = ", ".join(f"{stage} {sum(r[stage] for r in records)}" for stage in STAGES)
+        reached = ", ".join(f"{stage} {sum(bool(r[stage]) for r in records)}" for stage in STAGES)
         console.print(f"stages: {reached}; all of it in {path}")

@@ -21,7 +21,10 @@ import numpy as np
 
 from la_reconvla.errors import UserError
 from la_reconvla.study import statistics
+from la_reconvla.study.counterfactual import counterfactual
 from la_reconvla.study.declared import DECLARED, Key, declared_in
+from la_reconvla.study.elsewhere import loss
+from la_reconvla.study.leakage import withheld
 from la_reconvla.study.results import (
     EPISODE_METRICS,
     MAP_FIELDS,
@@ -38,6 +41,7 @@ from la_reconvla.study.results import (
     Floor,
     FloorId,
     GroundingMeans,
+    Leak,
     MapKind,
     MapPart,
     MapPhase,
@@ -88,6 +92,29 @@ class FloorEvidence:
     condition: str | None = None
     episodes: Records = ()
     frames: Records = ()
+
+
+@dataclass(frozen=True)
+class ElsewhereEvidence:
+    """Episodes of one policy on other starts than the study's own.
+
+    Attributes:
+        placement: kind of starts.
+        suite: LIBERO suite, empty if it is the study's own.
+        change: what LIBERO-PRO changed in it, empty if nothing.
+        condition: arm, None for references and floors that are no arm's.
+        floor: floor that it is, None for a policy as trained.
+        label: the policy, for people.
+        episodes: records, seeds of one policy together.
+    """
+
+    placement: str
+    label: str
+    episodes: Records
+    suite: str = ""
+    change: str = ""
+    condition: str | None = None
+    floor: str | None = None
 
 
 Unit = tuple[Any, str, str]
@@ -196,6 +223,7 @@ def condition_summary(arm: Arm, evidence: Evidence) -> ConditionResult:
         action_error=measure(evidence.frames, "action_error"),
         maps=tuple(_maps(evidence.frames)),
         causal=tuple(_causal(evidence.frames)),
+        counterfactual=counterfactual(evidence.episodes),
     )
 
 
@@ -321,7 +349,8 @@ def build(
     floors: Sequence[FloorEvidence] = (),
     references: Mapping[str, Records] | None = None,
     *,
-    elsewhere: Mapping[tuple[str, str], Records] | None = None,
+    elsewhere: Sequence[ElsewhereEvidence] = (),
+    leakage: Sequence[Leak] = (),
     pictures: Iterable[Picture] = (),
     videos: Iterable[Video] = (),
     timelines: Iterable[Timeline] = (),
@@ -333,7 +362,8 @@ def build(
         arms: each condition with what was measured of it.
         floors: what was measured without image, with a grey one, with a wrong instruction, or by blind replay.
         references: episodes of the scripted expert, of a random policy.
-        elsewhere: episodes on other starts, by (placement, label).
+        elsewhere: episodes on other starts.
+        leakage: what training and evaluation share; where they share what they must not, nothing is decided.
         pictures: for the report.
         videos: for the report.
         timelines: for the report.
@@ -344,27 +374,36 @@ def build(
         *_family(evidence, declared.family, declared.same_within),
         *_compared(evidence, list(dict.fromkeys(beside)), declared.same_within),
         *_against_floors(evidence, floors),
+        *_losses(evidence, elsewhere, declared.losses),
     )
     return Results(
         schema=SCHEMA,
         study=study,
         conditions=tuple(condition_summary(arm, found) for arm, found in arms),
         floors=tuple(
-            Floor(f.id, f.condition, rate(f.episodes), measure(f.frames, "action_error"), _stages(f.episodes))
+            Floor(
+                f.id,
+                f.condition,
+                rate(f.episodes),
+                measure(f.frames, "action_error"),
+                _stages(f.episodes),
+                counterfactual(f.episodes),
+            )
             for f in floors
         ),
         references=tuple(
-            Reference(name, found, _stages(episodes))
+            Reference(name, found, _stages(episodes), counterfactual(episodes))
             for name, episodes in (references or {}).items()
             if (found := rate(episodes)) is not None
         ),
         elsewhere=tuple(
-            Elsewhere(placement, label, found, _stages(episodes))
-            for (placement, label), episodes in (elsewhere or {}).items()
-            if (found := rate(episodes)) is not None
+            Elsewhere(e.placement, e.label, found, _stages(e.episodes), e.suite, e.condition, e.floor, e.change)
+            for e in elsewhere
+            if (found := rate(e.episodes)) is not None
         ),
         comparisons=comparisons,
-        hypotheses=tuple(judge(comparisons, declared)),
+        hypotheses=tuple(withheld(judge(comparisons, declared), leakage)),
+        leakage=tuple(leakage),
         pictures=tuple(pictures),
         videos=tuple(videos),
         timelines=tuple(timelines),
@@ -397,6 +436,53 @@ def _against_floors(evidence: Mapping[str, Evidence], floors: Sequence[FloorEvid
         for metric in ("tsr", "action_error")
         if floor.condition in (None, arm) and _both(_records(found, metric), _records(floor, metric), metric)
     ]
+
+
+def _losses(
+    evidence: Mapping[str, Evidence], elsewhere: Sequence[ElsewhereEvidence], pairs: Sequence[tuple[str, str]]
+) -> list[Comparison]:
+    """By how much more one arm loses than another on each other suite; see `la_reconvla.study.elsewhere`.
+
+    Home is the study's own suite on official states, which other suites are met on, where the study has both arms
+    there, else the study's own starts.
+    """
+    trained = [e for e in elsewhere if e.floor is None and e.condition in evidence and e.episodes]
+    found: dict[str, dict[str, Records]] = {}
+    for e in trained:
+        found.setdefault(e.suite, {})[str(e.condition)] = e.episodes
+    official, made = found.pop("", {}), []
+    for (a, b), suite in ((pair, suite) for suite in found for pair in pairs if {*pair} <= {*found[suite]}):
+        home = official if {a, b} <= {*official} else {arm: evidence[arm].episodes for arm in (a, b)}
+        here, there = _paired(home[a], home[b]), _paired(found[suite][a], found[suite][b])
+        if not {key[0] for key in here} & {key[0] for key in there}:
+            continue
+        lost = loss(here, there)
+        made.append(
+            Comparison(
+                a=a,
+                b=b,
+                metric=f"loss:{suite}",
+                difference=lost.a - lost.b,
+                low=lost.interval.low,
+                high=lost.interval.high,
+                p=lost.p,
+                p_holm=None,
+                n=lost.n,
+                a_mean=lost.a,
+                b_mean=lost.b,
+                a_home=lost.a_home,
+                b_home=lost.b_home,
+                seeds=lost.seeds,
+                note=f"At home: {'official states' if home is official else 'own starts'}. {lost.note}".strip(),
+            )
+        )
+    return made
+
+
+def _paired(a: Records, b: Records) -> dict[Unit, tuple[bool, bool]]:
+    """Success of two arms on the starts that both met."""
+    ours, theirs = by_unit(a, "tsr"), by_unit(b, "tsr")
+    return {key: (bool(ours[key]), bool(theirs[key])) for key in ours if key in theirs}
 
 
 def _records(evidence: Evidence | FloorEvidence, metric: str) -> Records:

@@ -63,6 +63,7 @@ class Energy:
         self._ranges = {zone / "energy_uj": zone / "max_energy_range_uj" for zone in zones}
         self._every, self._stop, self._sum = every, threading.Event(), 0
         self._last = self._read()
+        self._readable = bool(self._last)
 
     def __enter__(self) -> Energy:
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -77,7 +78,7 @@ class Energy:
     @property
     def joules(self) -> float | None:
         """What was taken between entering and leaving."""
-        return self._sum / 1e6 if self._last else None
+        return self._sum / 1e6 if self._last and self._readable else None
 
     def _watch(self) -> None:
         while self._last and not self._stop.wait(self._every):
@@ -94,7 +95,8 @@ class Energy:
         now = self._read()
         for (value, top), (before, _) in zip(now, self._last, strict=False):
             self._sum += value - before if value >= before else value - before + top
-        self._last = now
+        self._readable = bool(now)
+        self._last = now or self._last  # a reading that fails is made up for by the next
 
 
 def commit() -> str:

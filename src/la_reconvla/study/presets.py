@@ -32,6 +32,8 @@ class StudyConfig:
         tasks: indices of its tasks.
         placement: where demonstrations and evaluation starts come from.
         also_official: evaluate on so many official initial states of each task too.
+        elsewhere: other suites on whose official states every arm, floor and reference is evaluated too.
+        elsewhere_episodes: so many of them of each task, and of each policy.
         demos: demonstrations for each task, held-out ones included.
         held_out: share of the scenes kept for held-out frames.
         quality: render quality of everything.
@@ -59,6 +61,8 @@ class StudyConfig:
     tasks: tuple[int, ...] = (0, 1, 2)
     placement: PlacementKind = "wide"
     also_official: int = 0
+    elsewhere: tuple[str, ...] = ()
+    elsewhere_episodes: int = 10
     demos: int = 50
     held_out: float = 0.15
     quality: Quality = "fast"
@@ -78,13 +82,13 @@ class StudyConfig:
     frames: int = 300
 
     def __post_init__(self):
-        for name in ("tasks", "seeds", "conditions"):
+        for name in ("tasks", "seeds", "conditions", "elsewhere"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "elsewhere":
                 raise UserError(f"a study needs at least one of its {name}")
             if len(set(values)) < len(values):
                 raise UserError(f"{name} are listed twice: {', '.join(map(str, values))}")
-        for name in ("demos", "episodes", "floor_episodes", "frames"):
+        for name in ("demos", "episodes", "floor_episodes", "elsewhere_episodes", "frames"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.placement == "wide" and self.demos < 4:

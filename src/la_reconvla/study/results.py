@@ -355,6 +355,7 @@ class Floor:
     tsr: Rate | None = None
     action_error: Measure | None = None
     stages: Stages | None = None
+    counterfactual: Counterfactual | None = None
 
 
 @dataclass(frozen=True)
@@ -364,6 +365,7 @@ class Reference:
     id: str
     tsr: Rate
     stages: Stages | None = None
+    counterfactual: Counterfactual | None = None
 
 
 @dataclass(frozen=True)
@@ -454,6 +456,8 @@ class Comparison:
         note: what the interval does not cover.
         scenes: of held-out frames, the number of different scenes, however many seeds met them; else None.
         effect: size of the difference free of units; None in results of an earlier version.
+        a_home: of a loss (metric ``loss:<suite>``, success at home minus elsewhere), success of a at home; else None.
+        b_home: the same of b.
     """
 
     a: str
@@ -474,6 +478,8 @@ class Comparison:
     note: str = ""
     scenes: int | None = None
     effect: EffectSize | None = None
+    a_home: float | None = None
+    b_home: float | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -
         "H1": _judge_equal(known.get(declared.equivalence), declared),
         "H2": ("inconclusive", NOT_SPEED),
         "H3": _together([_judge_arms(c, declared.alpha) for c in grounding]),
-        "H4": ("inconclusive", NOT_ELSEWHERE),
+        "H4": _judge_losses(
+            [c for c in comparisons if (c.a, c.b) == declared.losses[0] and c.metric.startswith("loss:")], declared
+        ),
         # A grey image is foreign to a policy trained on images; one trained without images is the fairer floor.
         "image": _judge_floor(comparisons, "grey_image", "no_image"),
         "words": _judge_floor(comparisons, "wrong_instruction"),
@@ -76,6 +78,29 @@ def _judge_equal(c: Comparison | None, declared: Declaration) -> Judgement:
     if word != "inconclusive" and c.seeds < 2:
         return "inconclusive", f"{in_words(c)} {ONE_SEED}"
     return word, in_words(c)
+
+
+def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgement:
+    """C4 loses less than ReconVLA's arm on every other suite; who has nothing at home has nothing to lose.
+
+    "All of them" needs no correction for their number, "one of them" does (Holm's).
+    """
+    if not losses:
+        return "inconclusive", NOT_ELSEWHERE
+    judged: list[Judgement] = []
+    for c, p in zip(losses, statistics.holm([c.p for c in losses]), strict=True):
+        word = statistics.verdict(Interval(c.low, c.high), "below", p=c.p, alpha=declared.alpha)
+        because, home = in_words(c), (c.a_home or 0.0, c.b_home or 0.0)
+        if not any((*home, c.a_mean, c.b_mean)):
+            word, because = "inconclusive", f"{because} Neither arm ever succeeded, at home or elsewhere."
+        elif min(home) < declared.same_within:
+            word, because = "inconclusive", f"{because} An arm that hardly succeeds at home has nothing to lose."
+        elif word != "inconclusive" and c.seeds < 2:
+            word, because = "inconclusive", f"{because} {ONE_SEED}"
+        elif word == "refuted" and p >= 1 - declared.alpha:
+            word = "inconclusive"
+        judged.append((word, because))
+    return _together(judged)
 
 
 def _tells_nothing(c: Comparison, margin: float) -> str:
@@ -132,6 +157,12 @@ def in_words(c: Comparison) -> str:
         return (
             f"{c.a} succeeded in {ours} and {c.b.replace('_', ' ')} in {theirs} of the same {c.n} episodes: "
             f"{100 * c.difference:+.1f} points (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p})."
+        )
+    if c.metric.startswith("loss:"):
+        return (
+            f"On {c.metric.removeprefix('loss:')} {c.a} lost {100 * (c.a_mean or 0):.1f} and {c.b} "
+            f"{100 * (c.b_mean or 0):.1f} points against home: {100 * c.difference:+.1f} points "
+            f"(95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p}, {c.n} episodes)."
         )
     count = f"{c.n} episodes" if c.scenes is None else f"{c.scenes} scenes"
     metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ").capitalize()

@@ -1,0 +1,73 @@
+"""Which object is moved when one state is given two instructions: does the policy do what it is told?
+
+Wide starts come in pairs, 2j and 2j + 1: one initial state, two things that are asked for
+(`la_reconvla.sim.placements`). What is scored is the object that was moved **first**
+(`la_reconvla.sim.rollout.Stages`), which needs no success and tells a policy that follows its words from one that
+always goes for the same thing: that one prefers what was asked for in half of the episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from la_reconvla.study import statistics
+from la_reconvla.study.results import Counterfactual, Rate
+from la_reconvla.study.statistics import Interval
+
+REPLICATES = 10_000
+Record = Mapping[str, Any]
+Pair = tuple[Record, Record]
+
+
+def pairs(episodes: Sequence[Record]) -> dict[tuple[Any, str], Pair]:
+    """Both episodes of every (seed, scene) that has two; older records, without `moved`, are no pair."""
+    found: dict[tuple[Any, str], dict[int, Record]] = {}
+    for record in episodes:
+        if record.get("placement") == "wide" and "moved" in record and "target" in record:
+            scene = f"{record['suite']}/{record['task']}/{record['split']}/{record['index'] // 2}"
+            found.setdefault((record["seed"], scene), {})[record["index"] % 2] = record
+    return {key: (two[0], two[1]) for key, two in found.items() if len(two) == 2}
+
+
+def counterfactual(episodes: Sequence[Record], rng_seed: int = 0) -> Counterfactual | None:
+    """Counts over all pairs, and how often the asked-for thing was preferred to the other; None without pairs.
+
+    The interval of the preference is the hull of Wilson's and of a bootstrap that draws seeds and, crossed with them,
+    scenes (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122): the two episodes of a scene stay together.
+
+    Args:
+        episodes: records of one policy, all seeds; those that are in no pair are left out.
+        rng_seed: fixes the bootstrap.
+    """
+    found = pairs(episodes)
+    if not found:
+        return None
+    seeds, scenes = (sorted({key[i] for key in found}, key=str) for i in (0, 1))
+    asked, other = np.zeros((2, len(seeds), len(scenes)))
+    else_moved = neither = followed = 0
+    for (seed, scene), two in found.items():
+        at = seeds.index(seed), scenes.index(scene)
+        for record, partner in (two, two[::-1]):
+            asked[at] += record["moved"] == record["target"]
+            other[at] += record["moved"] == partner["target"]
+            neither += record["moved"] is None
+            else_moved += record["moved"] not in (record["target"], partner["target"], None)
+        followed += all(record["moved"] == record["target"] for record in two)
+    yes, no = int(asked.sum()), int(other.sum())
+    preference = None
+    if yes + no:
+        interval = statistics.wilson(yes, yes + no).hull(_bootstrap(asked, asked + other, rng_seed))
+        preference = Rate(yes / (yes + no), interval.low, interval.high, yes, yes + no)
+    return Counterfactual(len(found), yes, no, else_moved, neither, followed, preference)
+
+
+def _bootstrap(part: np.ndarray, whole: np.ndarray, rng_seed: int) -> Interval:
+    """95 % interval of sum(part) / sum(whole), counts [seeds, scenes], both drawn with replacement."""
+    rng = np.random.default_rng(rng_seed)
+    by_seed, by_scene = (rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES) for n in part.shape)
+    above, below = (((by_seed @ counts) * by_scene).sum(1) for counts in (part, whole))
+    low, high = np.quantile(above[below > 0] / below[below > 0], [0.025, 0.975])
+    return Interval(float(low), float(high))
