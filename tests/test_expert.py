@@ -18,9 +18,28 @@ import mujoco
 from la_reconvla.contracts import Pose, Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim import expert as module
-from la_reconvla.sim.expert import ORDER, PREFERRED_ANGLE, Expert, Grasp, clearance, distinct, rank_grasps, rim_point
+from la_reconvla.sim.expert import (
+    DEPTH,
+    OPENING,
+    ORDER,
+    PREFERRED_ANGLE,
+    Expert,
+    Grasp,
+    blocks,
+    clearance,
+    corners,
+    distinct,
+    feasible,
+    grip_height,
+    kind,
+    passing,
+    rank_grasps,
+    require_feasible,
+    rim_point,
+    sides,
+)
 from la_reconvla.sim.libero import LiberoEnv
-from la_reconvla.sim.tasks import load_task, official_start
+from la_reconvla.sim.tasks import load_suite, load_task, official_start
 
 angles = st.floats(-np.pi, np.pi)
 UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
@@ -82,6 +101,121 @@ def test_clearance_is_mujocos_own_distance_to_turned_boxes():
 def test_distinct_grasps_are_kept_best_first_and_apart():
     grasps = [Grasp(np.deg2rad(angle), cost, 0, 0) for cost, angle in enumerate([90, 75, 120, 135, -170, 175])]
     assert [round(np.rad2deg(grasp.angle)) for grasp in distinct(grasps)] == [90, 135, -170]
+
+
+# ---------------------------------------------------------------- grasps across two sides
+
+
+def box(half: tuple[float, float, float], centre: np.ndarray, yaw: float) -> np.ndarray:
+    """Corners [1 8 3] of a box of these half sizes (m) that is turned about the vertical."""
+    grid = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(-1, 3)
+    return (Rotation.from_euler("z", yaw).apply(grid * half) + centre)[None]
+
+
+@given(st.floats(0.01, 0.03), st.floats(0.035, 0.06), angles, st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
+def test_a_box_has_two_pairs_of_sides_as_wide_as_it_is(narrow, long, yaw, x, y):
+    found = sides(box((narrow, long, 0.02), np.array([x, y, 0.02]), yaw)[0, :, :2])
+    assert sorted(width for _, width, _ in found) == pytest.approx([2 * narrow, 2 * long], abs=2e-4)
+    angle, _, middle = min(found, key=lambda side: side[1])
+    assert abs(np.sin(angle - yaw)) < 2e-3  # its narrow side lies along its own x axis
+    assert 0 <= angle < np.pi
+    assert middle == pytest.approx([x, y], abs=1e-4)
+
+
+@given(st.floats(0.015, 0.036), st.floats(0.042, 0.06), st.floats(0.008, 0.08), angles)
+def test_a_box_is_taken_across_the_sides_that_fit_in_the_hand(narrow, long, high, yaw):
+    centre = np.array([0.1, -0.1, 0.9 + high])
+    pose = Pose(centre, Rotation.from_euler("z", yaw).as_quat())
+    ((angle, width, _, handle),) = [g for g in blocks(box((narrow, long, high), centre, yaw), pose) if g[2] == 0]
+    assert width == pytest.approx(2 * narrow, abs=2e-4)
+    assert abs(np.sin(angle - yaw)) < 2e-3
+    grip = handle.mark(pose, angle) - [0, 0, DEPTH]
+    assert grip[:2] == pytest.approx(centre[:2], abs=1e-4)
+    assert grip[2] == pytest.approx(grip_height(0.9, 0.9 + 2 * high))
+
+
+def test_a_box_wider_than_the_hand_on_both_sides_offers_nothing():
+    pose = Pose(np.zeros(3), UPRIGHT)
+    assert blocks(box((OPENING / 2, OPENING / 2, 0.02), np.zeros(3), 0.3), pose) == []
+
+
+def test_a_bottle_is_as_wide_as_its_neck_where_the_fingers_reach():
+    body, neck = (
+        box((0.05, 0.05, 0.05), np.array([0, 0, 0.05]), 0),
+        box((0.006, 0.007, 0.03), np.array([0, 0, 0.13]), 0),
+    )
+    found = blocks(np.concatenate([body, neck]), Pose(np.zeros(3), UPRIGHT))
+    straight = [width for _, width, strays, _ in found if strays == 0]
+    assert sorted(straight) == pytest.approx([0.012, 0.014], abs=1e-4)
+
+
+@given(st.floats(0.01, 0.03), st.floats(0.042, 0.06), angles)
+def test_grasps_at_a_slant_or_off_the_middle_still_fit_and_hold_the_thing(narrow, long, yaw):
+    pose = Pose(np.zeros(3), UPRIGHT)
+    shape = box((narrow, long, 0.02), np.zeros(3), yaw)
+    for angle, width, strays, handle in blocks(shape, pose):
+        assert width == pytest.approx(np.ptp(shape[0, :, :2] @ [np.cos(angle), np.sin(angle)]))
+        assert width < OPENING
+        assert strays >= 0
+        inside = Rotation.from_euler("z", -yaw).apply(handle.grip)
+        assert abs(inside[0]) < narrow
+        assert abs(inside[1]) < long - 0.009
+
+
+@given(st.floats(0.0, 0.2), st.floats(0.0, 0.2))
+def test_the_fingers_go_as_deep_as_the_palm_lets_them_and_never_into_the_floor(bottom, tall):
+    height = grip_height(bottom, bottom + tall)
+    assert height >= bottom + 0.013 - 1e-9
+    assert height == pytest.approx(bottom + 0.013) or height == pytest.approx(bottom + tall - 0.04)
+
+
+def test_things_beside_the_way_are_passed_above_and_others_ignored():
+    begin, end = np.array([0.0, 0.0, 0.1]), np.array([0.4, 0.0, 0.1])
+    beside, far = np.array([[0.2, 0.05, 0.3]]), np.array([[0.2, 0.3, 0.9]])
+    assert passing(np.concatenate([beside, far]), begin, end, 0.02) == pytest.approx(0.3 + 0.02 + 0.025)
+    below_the_palm = np.array([[0.2, 0.10, 0.3]])
+    assert passing(below_the_palm, begin, end, 0.02) == pytest.approx(0.3 - 0.045 + 0.025)
+    assert passing(far, begin, end, 0.02) == -np.inf
+
+
+def test_corners_are_those_of_the_turned_box():
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><body pos="0.1 0.2 0.3" euler="0 0 90"><geom type="box" size="0.01 0.02 0.03"/></body>'
+        "</worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    found = corners(model, data, np.array([True]))[0]
+    assert np.ptp(found, axis=0) == pytest.approx([0.04, 0.02, 0.06])
+    assert found.mean(axis=0) == pytest.approx([0.1, 0.2, 0.3])
+
+
+# ---------------------------------------------------------------- which tasks
+
+
+@pytest.mark.parametrize(
+    ("suite", "able"),
+    [
+        ("libero_spatial", range(10)),
+        ("libero_object", range(10)),
+        ("libero_goal", (1, 2, 4, 6, 8, 9)),
+        ("libero_10", ()),
+    ],
+)
+def test_what_the_expert_can_do_is_known_beforehand(suite, able):
+    assert [task.index for task in load_suite(suite) if feasible(task)] == list(able)
+
+
+@pytest.mark.parametrize("task", [0, 3, 5, 7])
+def test_drawers_knobs_and_pushing_are_refused_and_the_others_named(task):
+    with pytest.raises(UserError, match=r"task \d of libero_goal .* its tasks there: 1, 2, 4, 6, 8, 9"):
+        require_feasible([load_task("libero_goal", 1), load_task("libero_goal", task)])
+
+
+def test_kinds_are_names_without_numbers():
+    assert kind("akita_black_bowl_1") == "akita_black_bowl"
+    assert kind("basket_1_contain_region") == "basket_contain_region"
+    assert kind("wooden_cabinet_1_top_side") == "wooden_cabinet_top_side"
 
 
 # ---------------------------------------------------------------- phases, on a toy
@@ -215,3 +349,22 @@ def test_the_expert_solves_official_states_and_withdraws(task):
         poses = env.poses()
         assert np.linalg.norm(poses[start.target].position - poses["gripper"].position) > 0.08
         assert module.rim_point(poses[start.target], 0.0)[2] == pytest.approx(PLATE[2] + 0.056, abs=0.01)
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    ("suite", "task"), [("libero_object", 7), ("libero_goal", 4), ("libero_goal", 9)], ids=["basket", "cabinet", "rack"]
+)
+def test_the_expert_solves_a_task_of_each_kind_of_destination(suite, task):
+    start = official_start(load_task(suite, task), 0)
+    with LiberoEnv() as env:
+        env.reset(start)
+        expert = Expert()
+        expert.reset(start, env)
+        steps = 0
+        while not expert.finished and steps < env.max_steps:
+            env.step(expert.act(), stop_at_success=False)
+            steps += 1
+        assert env.success()
+        assert expert.finished
+        assert not expert.replanned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -14,7 +15,7 @@ pytest.importorskip("libero", reason="needs the sim extra")
 
 from la_reconvla.contracts import Pose, Start
 from la_reconvla.errors import UserError
-from la_reconvla.sim.expert import Expert
+from la_reconvla.sim.expert import Expert, kind
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.placements import (
     NEXT_TO,
@@ -22,6 +23,8 @@ from la_reconvla.sim.placements import (
     Layout,
     Relation,
     Wide,
+    asks,
+    counterfactual,
     instructions,
     placement_summary,
     propose,
@@ -29,7 +32,7 @@ from la_reconvla.sim.placements import (
     target_position,
     wide_starts,
 )
-from la_reconvla.sim.tasks import load_task, official_start
+from la_reconvla.sim.tasks import load_suite, load_task, official_start
 
 SPATIAL = "libero_spatial"
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")
@@ -75,9 +78,41 @@ def test_each_bowl_has_liberos_own_words_for_where_it_is(task, first, second):
         assert said[bowl] == f"pick the akita black bowl {where} and place it on the plate"
 
 
-def test_scenes_without_two_bowls_are_refused():
-    with pytest.raises(UserError, match="--placement official"):
-        wide_starts("libero_object", 0, "test", [0])
+@pytest.mark.parametrize(("suite", "able"), [("libero_goal", "1, 2, 4, 6, 8, 9"), ("libero_10", "none")])
+def test_scenes_without_two_things_to_ask_for_are_refused(suite, able):
+    with pytest.raises(UserError, match=f"have them: {able}.*--placement official"):
+        wide_starts(suite, 0, "test", [0])
+
+
+PICKING = [("libero_object", task) for task in range(10)] + [("libero_goal", task) for task in (1, 2, 4, 6, 8, 9)]
+
+
+@pytest.mark.parametrize(("suite", "number"), PICKING)
+def test_a_second_instruction_of_the_suite_asks_for_another_thing_of_the_scene(suite, number):
+    task = load_task(suite, number)
+    own, other = asks(task)
+    assert (own.target, own.destination, own.instruction) == (task.target, task.destination, task.instruction)
+    assert other.target != own.target
+    assert other.target in task.objects
+    assert task.instance(other.destination)  # named in this scene
+    (said,) = [t for t in load_suite(suite) if t.instruction == other.instruction]
+    assert (said.target, said.destination) == (other.target, other.destination)
+    assert task.goal_for(other.target, other.destination) == said.goal
+    assert instructions(task) == {ask.target: ask.instruction for ask in (own, other)}
+
+
+@pytest.mark.parametrize(("suite", "times"), [("libero_object", (1, 3)), ("libero_goal", (2, 2))])
+def test_all_instructions_come_about_equally_often(suite, times):
+    said = Counter(ask.instruction for name, task in PICKING if name == suite for ask in asks(load_task(suite, task)))
+    assert set(said) == {load_task(suite, task).instruction for name, task in PICKING if name == suite}
+    assert (min(said.values()), max(said.values())) == times
+
+
+@pytest.mark.parametrize("suite", ["libero_object", "libero_goal"])
+def test_what_is_asked_for_is_the_only_one_of_its_kind(suite):
+    for task in (load_task(name, number) for name, number in PICKING if name == suite):
+        kinds = Counter(kind(name) for name in task.objects)
+        assert all(kinds[kind(ask.target)] == 1 for ask in asks(task))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +216,19 @@ def test_what_stands_on_a_thing_goes_with_it_and_furniture_keeps_its_bowl(seed):
     assert slid[2] == 0
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_groceries_turn_with_the_scene_and_the_basket_does_not(seed):
+    task = load_task("libero_object", 0)
+    scene = {name: Pose(np.array([0.1 * i, -0.05 * i, 0.05]), FACING) for i, name in enumerate(task.objects)}
+    moved = propose(task, scene, Wide(jitter=0.0), np.random.default_rng(seed))
+    assert distances(moved, task.objects) == pytest.approx(distances(scene, task.objects))
+    assert moved["basket_1"].quaternion == pytest.approx(FACING)
+    turned = moved["milk_1"].position - moved["butter_1"].position
+    before = scene["milk_1"].position - scene["butter_1"].position
+    turn = np.arctan2(turned[1], turned[0]) - np.arctan2(before[1], before[0])
+    assert abs(np.sin(turn / 2)) == pytest.approx(abs(moved["milk_1"].quaternion[2]))
+
+
 # ---------------------------------------------------------------- in LIBERO
 
 
@@ -257,6 +305,29 @@ def test_either_bowl_can_be_put_on_the_plate_from_where_the_start_says_it_is(pai
             assert env.success()
             away = env.poses()[other].position - poses[other].position
             assert np.linalg.norm(away) < 0.02
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("suite", "task"), [("libero_object", 0), ("libero_goal", 9)])
+def test_one_scene_is_solved_under_either_instruction_and_judged_by_its_own_goal(suite, task, tmp_path):
+    ((first, second),) = pairs = counterfactual(suite, task, "test", [0], tmp_path)
+    assert np.array_equal(first.state, second.state)
+    assert first.instruction != second.instruction
+    assert [start.index for pair in pairs for start in pair] == [0, 1]
+    summary = placement_summary([first, second])
+    assert summary["starts"] == 2
+    with LiberoEnv() as env:
+        for start in (first, second):
+            env.reset(start)
+            assert env.poses()[start.target].position == pytest.approx(target_position(start), abs=0.004)
+            expert = Expert()
+            expert.reset(start, env)
+            while not expert.finished and not env.step(expert.act(), stop_at_success=False).done:
+                pass
+            assert env.success()
+            other = second if start is first else first
+            env._set_goal(env.task.goal_for(other.target, other.destination))
+            assert not env.success()
 
 
 @pytest.mark.sim

@@ -117,6 +117,37 @@ def test_the_same_moves_succeed_when_the_twin_is_asked_for():
     assert run_episode(ToyEnv(), Script(fetch(BACK, RIGHT)), start(target="bowl_2"))["success"]
 
 
+class RegionEnv(ToyEnv):
+    """The destination is a region of the tray, over which a thing has been put as soon as the simulator says so."""
+
+    def __post_init__(self):
+        objects = ("bowl_1", "can_1", "tray_1")
+        self.task = SimpleNamespace(objects=objects, instance=lambda name: name.removesuffix("_inside"))
+
+    def reset(self, start):
+        super().reset(start)
+        self.positions["can_1"] = self.positions["bowl_2"]
+        self.positions["tray_1"] = np.array([0.0, 0.0, 0.3])  # where the hand begins, so that it is no distractor
+
+    def success(self):
+        return bool(np.linalg.norm((self.positions[self.target] - self.positions["plate_1"])[:2]) < 0.05)
+
+
+def test_over_a_region_the_simulators_own_check_says_what_is_placed():
+    begin = replace(start(), destination="tray_1_inside")
+    record = run_episode(RegionEnv(), Script(fetch(RIGHT, BACK)), begin)
+    assert record["placed"]
+    assert not record["distractor_approached"]
+    elsewhere = run_episode(RegionEnv(), Script([*fetch(RIGHT, BACK)[:-5], *[(RIGHT, 1)] * 5]), begin)
+    assert elsewhere["lifted"]
+    assert not elsewhere["placed"]
+
+
+def test_without_a_twin_any_other_thing_but_the_destination_is_a_distractor():
+    begin = replace(start(), destination="tray_1_inside")
+    assert run_episode(RegionEnv(), Script([(BACK, -1)] * 5 + [(DOWN, -1)] * 3), begin)["distractor_approached"]
+
+
 def test_pushing_without_lifting_is_not_a_grasp():
     record = run_episode(ToyEnv(), Script([(RIGHT, -1)] * 5 + [(DOWN, -1)] * 3 + [(BACK, 1)] * 5), start())
     assert record["success"]  # the simulator's own check has the last word

@@ -64,7 +64,7 @@ def collect(
         suite: LIBERO suite.
         tasks: indices of its tasks.
         demos: successful episodes a task.
-        placement: LIBERO's own initial states, or wide ones (objects moved, either bowl the target).
+        placement: LIBERO's own initial states, or wide ones (objects moved, two things to ask for in each scene).
         quality: render quality; training and evaluation refuse to mix them.
         image_size: rows and columns of the frames.
         frame_stride: control steps between frames; 1 is LIBERO's own layout.

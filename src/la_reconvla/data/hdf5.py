@@ -350,9 +350,11 @@ class Episode:
         wanted = getattr(self, name) if name in ROLES else name
         if wanted is None:
             raise UserError(f"{self.path}: {self.demo} does not say what its {name} is; collect with this package")
-        if wanted not in self.instance_names:
+        owners = [owner for owner in self.instance_names if name in ROLES and wanted.startswith(f"{owner}_")]
+        if wanted not in self.instance_names and not owners:
             raise unknown(f"instance in {self.name}", wanted, self.instance_names)
-        return self.instance_names.index(wanted) + 1
+        shown = wanted if wanted in self.instance_names else owners[0]  # a region is shown by what it belongs to
+        return self.instance_names.index(shown) + 1
 
     def proprio(self) -> Float32[np.ndarray, "T 8"]:
         """End effector position (m), orientation (axis-angle, rad) and two finger positions (m), at every step.

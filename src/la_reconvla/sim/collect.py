@@ -230,13 +230,15 @@ class LiberoStudio:
     """The real simulator and the scripted expert."""
 
     def header(self, config: CollectConfig, task: int) -> FileHeader:
-        """From the task's BDDL file; a task without wide placements is found here, before anything is written."""
-        from la_reconvla.sim.placements import instructions
+        """From the task's BDDL file. One beyond the expert or the placements is found here, before anything starts."""
+        from la_reconvla.sim.expert import require_feasible
+        from la_reconvla.sim.placements import asks
         from la_reconvla.sim.tasks import load_task
 
         found = load_task(config.suite, task)
+        require_feasible([found])
         if config.placement == "wide":
-            instructions(found)
+            asks(found)
         content = found.bddl.read_text()
         match = re.search(r"\(problem\s+(\w+)\)", content)
         problem = match.group(1) if match else ""
@@ -305,11 +307,13 @@ class LiberoStudio:
         return Expert()
 
     def names(self, config: CollectConfig, task: int) -> tuple[str, ...]:
-        """All movable objects, the destination, and the robot that hides them."""
+        """All movable objects, what the destinations are or belong to, and the robot that hides them."""
+        from la_reconvla.sim.placements import asks
         from la_reconvla.sim.tasks import load_task
 
         found = load_task(config.suite, task)
-        return tuple(dict.fromkeys((*found.objects, found.destination, "robot")))
+        destinations = [ask.destination for ask in asks(found)] if config.placement == "wide" else [found.destination]
+        return tuple(dict.fromkeys((*found.objects, *map(found.instance, destinations), "robot")))
 
 
 def collect(config: CollectConfig, studio: Studio | None = None) -> Summary:

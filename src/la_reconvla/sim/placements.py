@@ -7,12 +7,14 @@ in a quarter or more of them. `wide_starts` makes states in which the image and 
   each is moved by up to `Wide.jitter` more; what stands on an object goes with it;
 - a bowl that stands on furniture, which cannot move, is moved within the room that it has there (`ROOM`), and one
   that is named by the table's centre around that centre;
-- every scene occurs twice, with either bowl as the target: indices 2j and 2j + 1 show the same image under two
-  instructions, each true of its own target and not of the other bowl (see `Relation`).
+- every scene occurs twice, with two things to move: indices 2j and 2j + 1 show the same image under two instructions,
+  each true of its own target (`asks`). Where a scene has two bowls, each is told from the other (see `Relation`);
+  elsewhere (LIBERO-Object, LIBERO-Goal) the second instruction is that of another task of the suite, whose target and
+  destination stand in this scene, too.
 
 The wording is LIBERO's own: the instruction of that task of the suite in which a bowl in this relation is the target.
 Every state is checked in the simulator as `LiberoEnv.reset` will set it up: nothing overlaps, slides, falls or tilts,
-both bowls and the plate can be reached by hand and seen by the camera, and both instructions still hold.
+both targets and destinations can be reached by hand and seen by the camera, and both instructions still hold.
 
 What that leaves, by task of LIBERO-Spatial:
 
@@ -25,6 +27,9 @@ tasks    targets                             what varies
 3        on the cookies box, on the cabinet  the same for the first; the second stays within 4 cm
 4 7 9    in the drawer, on stove or cabinet  targets stay within 1, 3 or 4 cm; the plate and the rest widely
 ======== =================================== ===========================================================
+
+In LIBERO-Object and LIBERO-Goal all free things stand on the floor or on the table and vary widely; the furniture of
+LIBERO-Goal, and with it the destinations on stove, cabinet and rack, stays.
 
 Draws are seeded by (suite, task, split, j), so that a start never depends on which others are asked for, and training
 and test starts come from different streams.
@@ -50,7 +55,7 @@ from scipy.spatial.transform import Rotation
 from la_reconvla.contracts import GRIPPER_OPEN, Pose, Split, Start
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.sim import tasks
-from la_reconvla.sim.expert import Grasp, rank_grasps
+from la_reconvla.sim.expert import Grasp, feasible, kind, rank_grasps
 from la_reconvla.sim.libero import AGENTVIEW, SETTLING_STEPS, LiberoEnv
 from la_reconvla.sim.tasks import Task, load_suite, load_task, official_states
 from la_reconvla.storage import atomic_write
@@ -72,6 +77,9 @@ STRAIN, OBSTRUCTION = 0.01, 0.03  # what the best grasp may lack: reach and room
 IN_VIEW = 0.045  # objects are seen at least this far around their centres (m); a bowl's radius is 0.056
 
 TABLE = "main_table"
+GROUND = (TABLE, "floor")
+# LIBERO takes the inside of a basket for a box along the world's axes, which shrinks to a slit when a basket is turned.
+NOT_TURNED = ("basket",)
 Layout = dict[str, Pose]
 
 
@@ -90,6 +98,21 @@ class Wide:
     turn: float = np.pi / 6
     jitter: float = 0.03
     tries: int = 1000
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One thing that can be asked for in a scene.
+
+    Attributes:
+        target: instance to move.
+        destination: where to, an instance or a region.
+        instruction: LIBERO's words for it.
+    """
+
+    target: str
+    destination: str
+    instruction: str
 
 
 @dataclass(frozen=True)
@@ -133,17 +156,17 @@ def wide_starts(
     """Starts with objects moved about; equal arguments give bit-equal starts.
 
     Args:
-        suite: one with LIBERO-Spatial's scenes.
+        suite: one whose tasks have `asks`: LIBERO-Spatial, LIBERO-Object, LIBERO-Goal.
         task: its task, whose layout and relations the scenes keep.
         split: ``train`` or ``test``: different streams of random numbers.
-        indices: which starts, in the order wanted. 2j has the first bowl of scene j as its target, 2j + 1 the second.
+        indices: which starts, in the order wanted. 2j has the first of the task's `asks` in scene j, 2j + 1 the second.
         cache: folder in which scenes are kept, by all that they depend on; a scene takes about a second to make.
         wide: how far to move things; `Wide()` if None.
         allow_any_mujoco: make them with whatever MuJoCo is installed; they are kept apart in the cache.
 
     Raises:
-        UserError: if the suite, task, split or an index is unknown, the task is not about one of two bowls of one
-            kind, or no good scene is found within `Wide.tries`.
+        UserError: if the suite, task, split or an index is unknown, there are not two things to ask for in the task's
+            scene, or no good scene is found within `Wide.tries`.
     """
     indices, parameters = list(indices), wide or Wide()
     if split not in ("train", "test"):
@@ -151,9 +174,8 @@ def wide_starts(
     if min(indices, default=0) < 0:
         raise UserError(f"starts are numbered from 0: there is no start {min(indices)}")
     scene_task = load_task(suite, task)
-    wording = instructions(scene_task)
+    choices = asks(scene_task)
     states = _scenes(scene_task, split, sorted({index // 2 for index in indices}), cache, parameters, allow_any_mujoco)
-    targets = list(wording)
     return [
         Start(
             suite=suite,
@@ -163,33 +185,93 @@ def wide_starts(
             index=index,
             seed=SEED,
             state=states[index // 2],
-            instruction=wording[targets[index % 2]],
-            target=targets[index % 2],
-            destination=scene_task.destination,
+            instruction=choices[index % 2].instruction,
+            target=choices[index % 2].target,
+            destination=choices[index % 2].destination,
         )
         for index in indices
     ]
 
 
-def instructions(task: Task) -> dict[str, str]:
-    """The two bowls of `task`, in order, each with the instruction that picks it out.
+def counterfactual(
+    suite: str,
+    task: int,
+    split: Split,
+    scenes: Iterable[int],
+    cache: Path | None = None,
+    wide: Wide | None = None,
+    *,
+    allow_any_mujoco: bool = False,
+) -> list[tuple[Start, Start]]:
+    """Pairs of wide starts with the same state and two instructions that ask for different things.
 
-    It is the instruction of the suite's task whose own target starts in the same place (the same region of the BDDL
-    file's ``:init``) as this bowl.
+    Args:
+        scenes: their numbers; the others as for `wide_starts`.
 
     Raises:
-        UserError: if the task is not about one of two bowls, or the suite has no words for where one of them is.
+        UserError: as `wide_starts`.
     """
-    kind = task.target.rsplit("_", 1)[0]
-    bowls = sorted(name for name in task.objects if name.rsplit("_", 1)[0] == kind)
-    words = {_places(other)[other.target]: other.instruction for other in load_suite(task.suite)}
-    places = _places(task)
-    if len(bowls) != 2 or any(places.get(bowl) not in words for bowl in bowls):
-        raise UserError(
-            f"{task.suite} task {task.index} has no wide placements: they are made for scenes with two bowls, each of "
-            "which an instruction of the suite can name (those of libero_spatial); use --placement official"
-        )
-    return {bowl: words[places[bowl]] for bowl in bowls}
+    indices = [2 * scene + part for scene in scenes for part in (0, 1)]
+    starts = wide_starts(suite, task, split, indices, cache, wide, allow_any_mujoco=allow_any_mujoco)
+    return list(zip(starts[::2], starts[1::2], strict=True))
+
+
+def instructions(task: Task) -> dict[str, str]:
+    """The two things that `task`'s wide placements ask for, in order, each with the instruction that picks it out.
+
+    Raises:
+        UserError: as `asks`.
+    """
+    return {ask.target: ask.instruction for ask in asks(task)}
+
+
+def asks(task: Task) -> tuple[Ask, Ask]:
+    """The two things that are asked for in each scene of `task`; their targets differ.
+
+    Of two bowls the instruction is that of the suite's task whose own target starts in the same place (the same region
+    of the BDDL file's ``:init``) as this bowl. Elsewhere the first is the task's own and the second that of the next
+    task of the suite, in turn, that the expert can do, that moves something else, and whose target and destination are
+    in this scene; so all instructions of a suite come about equally often.
+
+    Raises:
+        UserError: if there are not two; the message names the suite's tasks that have them.
+    """
+    if found := _asks(task):
+        return found
+    able = [str(other.index) for other in load_suite(task.suite) if _asks(other)]
+    raise UserError(
+        f"{task.suite} task {task.index} has no wide placements: they are made for scenes in which two things can be "
+        f"asked for by instructions of the suite (its tasks that have them: {', '.join(able) or 'none'}); "
+        "use --placement official"
+    )
+
+
+def _asks(task: Task) -> tuple[Ask, Ask] | None:
+    suite = load_suite(task.suite)
+    if twins := _twins(task):
+        words = {_places(other).get(other.target): other.instruction for other in suite}
+        told = [words.get(_places(task).get(bowl, "")) for bowl in twins]
+        pair = [Ask(bowl, task.destination, text) for bowl, text in zip(twins, told, strict=True) if text]
+        return (pair[0], pair[1]) if len(twins) == len(pair) == 2 else None
+    here = {*task.objects, *task.fixtures, *(region.name for region in task.regions)}
+    others = [
+        other
+        for other in (*suite[task.index + 1 :], *suite[: task.index])
+        if feasible(other)
+        and other.target != task.target
+        and {other.target, other.destination} <= here
+        and other.goal[0][0] == task.goal[0][0]  # a start's goal differs from its task's in names only
+    ]
+    if not (feasible(task) and others):
+        return None
+    own, other = (Ask(one.target, one.destination, one.instruction) for one in (task, others[0]))
+    return own, other
+
+
+def _twins(task: Task) -> list[str]:
+    """All things of the target's kind, if there are several."""
+    alike = sorted(name for name in task.objects if kind(name) == kind(task.target))
+    return alike if len(alike) > 1 else []
 
 
 def relation(task: Task, bowl: str, resting: Mapping[str, Pose]) -> Relation:
@@ -222,7 +304,7 @@ def relation(task: Task, bowl: str, resting: Mapping[str, Pose]) -> Relation:
 def propose(task: Task, layout: Layout, wide: Wide, rng: np.random.Generator) -> Layout:
     """`layout` (poses of all movable objects) with all moved as the head of this file says; nothing is checked."""
     places = _places(task)
-    standing = [name for name in task.objects if task.instance(places[name]) == TABLE]
+    standing = [name for name in task.objects if task.instance(places[name]) in GROUND]
     pivot = np.mean([layout[name].position for name in standing], axis=0)
     shift, turn = _disc(rng, wide.shift), Rotation.from_rotvec([0, 0, rng.uniform(-wide.turn, wide.turn)])
     moved: Layout = {}
@@ -232,7 +314,8 @@ def propose(task: Task, layout: Layout, wide: Wide, rng: np.random.Generator) ->
             moved[name] = Pose(position + _disc(rng, CENTRE - BETWEEN / 2), layout[name].quaternion)
         else:
             turned = pivot + turn.apply(position - pivot) + shift + _disc(rng, wide.jitter)
-            moved[name] = Pose(turned, _turned(layout[name], turn))
+            still = kind(name) in NOT_TURNED
+            moved[name] = Pose(turned, layout[name].quaternion if still else _turned(layout[name], turn))
     for name in (name for name in task.objects if name not in moved):
         support, pose = task.instance(places[name]), layout[name]
         if support in moved:
@@ -311,9 +394,9 @@ class _Workshop:
         env.reset(tasks.official_start(task, 0, seed=SEED))
         self.official = official_states(task)
         self.layout = {name: env.poses()[name] for name in task.objects}
-        self.bowls = list(instructions(task))
-        self.relations = {bowl: relation(task, bowl, env.poses()) for bowl in self.bowls}
-        self.obstruction = {bowl: self._best(bowl).shortfall + OBSTRUCTION for bowl in self.bowls}
+        self.asks = asks(task)
+        self.relations = {bowl: relation(task, bowl, env.poses()) for bowl in _twins(task)}
+        self.obstruction = {ask: self._best(ask).shortfall + OBSTRUCTION for ask in self.asks}
 
     def make(self, split: Split, scene: int) -> Float[np.ndarray, "s"]:
         """The state of scene number `scene`."""
@@ -351,8 +434,8 @@ class _Workshop:
         self.env.set_state(state)
         if self._overlapping():
             return "objects overlap"
-        if not all(self._reachable(bowl) for bowl in self.bowls):
-            return "a bowl or the plate is out of reach"
+        if not all(self._reachable(ask) for ask in self.asks):
+            return "a target or its destination is out of reach"
         self.env.sim.data._data.qacc_warmstart[:] = 0  # nothing of an earlier try may show in this one
         self.env.step(np.tile([0.0] * 6 + [GRIPPER_OPEN], (SETTLING_STEPS, 1)), stop_at_success=False)
         if not self._rests(layout):
@@ -362,8 +445,10 @@ class _Workshop:
         return None
 
     def _told_apart(self, layout: Mapping[str, Pose]) -> bool:
+        if not self.relations:
+            return True
         every = {**self.env.poses(), **layout}
-        first, second = self.bowls
+        first, second = self.relations
         return self.relations[first].picks_out(first, second, every) and self.relations[second].picks_out(
             second, first, every
         )
@@ -382,7 +467,7 @@ class _Workshop:
         places = _places(self.task)
         for contact in data.contact[: data.ncon]:
             pair = {owner for geom in contact.geom if (owner := self._owner(model, int(geom)))}
-            names = pair - {TABLE}
+            names = pair - {*GROUND}
             supported = any(self.task.instance(places[name]) in pair for name in names & set(places))
             if len(names) == 2 and not supported:
                 return True
@@ -393,12 +478,12 @@ class _Workshop:
         body = model.body(model.geom_bodyid[geom]).name
         return next((name for name in (*self.task.objects, *self.task.fixtures) if body.startswith(name)), None)
 
-    def _best(self, bowl: str) -> Grasp:
-        return rank_grasps(self.env, bowl, self.task.destination)[0]
+    def _best(self, ask: Ask) -> Grasp:
+        return rank_grasps(self.env, ask.target, ask.destination)[0]
 
-    def _reachable(self, bowl: str) -> bool:
-        grasp = self._best(bowl)
-        return grasp.strain <= STRAIN and grasp.shortfall <= self.obstruction[bowl]
+    def _reachable(self, ask: Ask) -> bool:
+        grasp = self._best(ask)
+        return grasp.strain <= STRAIN and grasp.shortfall <= self.obstruction[ask]
 
     def _rests(self, layout: Layout) -> bool:
         """Whether everything stayed where it was put, upright and still."""

@@ -4,10 +4,12 @@ Success is the simulator's own check. Beside it stand graded stages, which tell 
 
 ============ ==================================================================================================
 approached   the gripper came within 8 cm of the target
-distractor   it came within 8 cm of the target's twin (the second bowl) *before* the target, or never to the target
+distractor   it came within 8 cm of another thing that could be asked for *before* the target, or never to the target:
+             of the target's twin (the second bowl), or where it has none of a movable thing other than the destination
 grasped      the target rose by 1 cm while within 12 cm of the gripper
 lifted       it rose by 5 cm
-placed       after it was lifted it was over the destination: within 6 cm of its centre from above, at most 5 cm high
+placed       after it was lifted it was over the destination: within 6 cm of its centre from above, at most 5 cm high;
+             over a region, where the success predicate of LIBERO has it
 ============ ==================================================================================================
 """
 
@@ -81,9 +83,11 @@ class Stages:
 
     def __init__(self, env: LiberoEnv, start: Start):
         self._env, self._target = env, start.target
-        self._destination = env.task.instance(start.destination)
-        kind = start.target.rsplit("_", 1)[0]
-        self._twins = [n for n in env.task.objects if n != start.target and n.rsplit("_", 1)[0] == kind]
+        self._destination = start.destination
+        kind, owner = start.target.rsplit("_", 1)[0], env.task.instance(start.destination)
+        others = [n for n in env.task.objects if n != start.target]
+        twins = [n for n in others if n.rsplit("_", 1)[0] == kind]
+        self._distractors = twins or [n for n in others if n != owner]
         self._height = env.poses()[start.target].position[2]
         self.reached = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
         self.smallest_distance = np.inf
@@ -98,13 +102,15 @@ class Stages:
         rise = target[2] - self._height
         stage = self.reached
         stage["approached"] |= distance < NEAR
-        twin = min((np.linalg.norm(hand - poses[name].position) for name in self._twins), default=np.inf)
-        stage["distractor_approached"] |= bool(twin < NEAR and not stage["approached"])
+        other = min((np.linalg.norm(hand - poses[name].position) for name in self._distractors), default=np.inf)
+        stage["distractor_approached"] |= bool(other < NEAR and not stage["approached"])
         stage["grasped"] |= bool(rise > RAISED and distance < HELD)
         stage["lifted"] |= bool(stage["grasped"] and rise > LIFTED)
         if self._destination in poses:
             away = target - poses[self._destination].position
             stage["placed"] |= bool(stage["lifted"] and np.linalg.norm(away[:2]) < OVER and away[2] < LOW)
+        elif stage["lifted"]:
+            stage["placed"] |= self._env.success()
 
 
 def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:

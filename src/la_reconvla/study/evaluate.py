@@ -19,6 +19,7 @@ from la_reconvla.contracts import BackboneConfig, PlacementKind, Quality, Split,
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
+from la_reconvla.sim.expert import require_feasible
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.placements import SCHEME, instructions, wide_starts
 from la_reconvla.sim.policies import Scripted, Specification, Trained, Uniform, View, swapped
@@ -246,6 +247,8 @@ def evaluate_one(
         if trained is not None and not learned:
             raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
         tasks = learned or (0, 1, 2)
+    if run == "expert":
+        require_feasible(load_task(suite, index) for index in tasks)
     told = wording(suite, tasks, placement)
     if trained is not None:
         dry_run(trained, [text for _, text in told])
