@@ -112,7 +112,9 @@ D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), PUBL
 
 GRID = (C1, C2, D2, C4, A1, G1, G2, R1, R2, R3)
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
-CONDITIONS = {condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)}
+CONDITIONS = {
+    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)
+}
 
 
 def condition(id: str) -> Condition:

@@ -34,24 +34,14 @@ from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import generator
-from la_reconvla.sim.collect import CollectConfig, collect, default_workers
-from la_reconvla.sim.machine import require_simulator
-from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
+from la_reconvla.sim.collect import default_workers
+from la_reconvla.sim.policies import Replay, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
-from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures
 from la_reconvla.study.cost import head_cost
-from la_reconvla.study.declared import DECLARED, Declaration
-from la_reconvla.study.evaluate import (
-    EPISODES,
-    Evaluation,
-    evaluate,
-    evaluation_starts,
-    pending,
-    settings_for,
-    wording,
-)
+from la_reconvla.study.declared import Declaration
+from la_reconvla.study.evaluate import EPISODES, Evaluation, evaluate, pending
 from la_reconvla.study.evidence import Evidence, FloorEvidence, build
 from la_reconvla.study.facts import commit, hardware, versions
 from la_reconvla.study.heldout import UNIT, measure_run
@@ -61,6 +51,7 @@ from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.report import write_report
 from la_reconvla.study.results import Arm, Pairing, Picture, Power, Results, Study, Video, write_results
 from la_reconvla.study.tables import terminal_summary
+from la_reconvla.study.worlds import world
 from la_reconvla.train import METRICS, SCHEDULE, pick_device, pick_precision, train
 
 HELD_OUT = "held_out.json"
@@ -93,29 +84,16 @@ class Ablation:
         declaration: what it judges; None for what it declared when it began, the package's own if it begins now.
     """
 
-    def __init__(
-        self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None
-    ):
+    def __init__(self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None):
         self.config, self.folder, self.workers = config, folder, max(1, workers)
         self.declaration = declaration
         arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]
-        self.tasks = [load_task(config.suite, index) for index in config.tasks]
+        self.world = world(config.suite)
+        self.tasks = self.world.tasks(config)
         self.cells = [
             Cell(arm, seed, folder / arm.id / f"seed{seed}") for seed in config.seeds for arm in (*arms, NO_IMAGE)
         ]
         self.arms = arms
-        self.collection = CollectConfig(
-            suite=config.suite,
-            tasks=config.tasks,
-            demos=config.demos,
-            out=self.demonstrations,
-            placement=config.placement,
-            quality=config.quality,
-            image_size=config.backbone.image_size,
-            frame_stride=config.frame_stride,
-            wrist=config.backbone.wrist,
-            workers=self.workers,
-        )
         self.device = str(pick_device(config.train.device))
         self.console = Console(stderr=True)
 
@@ -131,10 +109,10 @@ class Ablation:
             UserError: with the way out, before long work where that is possible.
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        require_simulator()
+        self.world.require()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
-        _require_room(c, (text for _, text in wording(c.suite, c.tasks, c.placement)))
+        _require_room(c, (text for _, text in self.world.wording(c)))
         _require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
@@ -163,7 +141,7 @@ class Ablation:
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
         identity = {"config": config, "versions": versions(), "precision": precision}
-        declared = self.declaration or DECLARED
+        declared = self.declaration or self.world.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
         _require_declared(begun, self.declaration, path)
@@ -185,7 +163,7 @@ class Ablation:
             write_json(path, {**times, name: round(times.get(name, 0.0) + time.perf_counter() - begun, 1)})
 
     def _collect(self) -> None:
-        collect(self.collection)
+        self.world.collect(self.config, self.demonstrations, self.workers)
 
     @functools.cached_property
     def _opened(self) -> Demonstrations:
@@ -263,18 +241,17 @@ class Ablation:
 
     @property
     def _settings(self) -> EnvSettings:
-        return settings_for(self.config.backbone, self.config.backbone.image_size, self.config.quality)
+        return self.world.settings(self.config)
 
     def _starts(self, placement: str | None = None):
         c = self.config
         official = placement == "official"
-        return evaluation_starts(
-            c.suite,
-            c.tasks,
+        return self.world.starts(
+            c,
             "official" if official else c.placement,
             c.also_official if official else max(c.episodes, c.floor_episodes),
-            trained_on=frozenset(self._opened.starts),
-            cache=self.folder / "placements",
+            frozenset(self._opened.starts),
+            self.folder / "placements",
         )
 
     @functools.cached_property
@@ -289,7 +266,7 @@ class Ablation:
         for cell in self.cells:
             label = {"condition": cell.condition.id, "seed": cell.seed}
             count = few if cell.condition is NO_IMAGE else many
-            films = cell.condition is not NO_IMAGE
+            films = self.world.films and cell.condition is not NO_IMAGE
             policy = Trained(cell.folder, device=self.device)
             result.append(Evaluation(cell.folder, label, policy, count, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
@@ -302,7 +279,7 @@ class Ablation:
         return [
             *result,
             Evaluation(floors / "blind_replay", {**alone, "floor": "blind_replay"}, Replay(self.demonstrations), few),
-            Evaluation(references / "expert", {**alone, "condition": "expert"}, Scripted(), few),
+            Evaluation(references / "expert", {**alone, "condition": "expert"}, self.world.expert, few),
             Evaluation(references / "random", {**alone, "condition": "random"}, Uniform(), few),
         ]
 
