@@ -1,4 +1,4 @@
-"""Where a study takes place: LIBERO, or the toy whose answer is known. A world is a value; `world` finds it by suite."""
+"""Where a study takes place: LIBERO, or the toy whose answer is known. A world is a value, found by its suite."""
 
 from __future__ import annotations
 
