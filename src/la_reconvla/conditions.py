@@ -25,7 +25,8 @@ whole image                  R3
 ============= ============== =============
 
 ``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of C1
-that never sees anything but grey. The arms below `SOURCES` differ from C4 in one thing each: what the mask follows
+that never sees anything but grey; ``G1-shuffled`` is G1 with the boxes of other samples, for the study whose answer is
+known (`study.known_answer`). The arms below `SOURCES` differ from C4 in one thing each: what the mask follows
 (`method.saliency`) or how it is cut (`method.mask`). They are not part of the default study.
 """
 
@@ -36,7 +37,7 @@ from dataclasses import dataclass, replace
 from la_reconvla.contracts import HeadConfig, SaliencySource
 from la_reconvla.errors import unknown
 from la_reconvla.method.denoiser import Denoiser
-from la_reconvla.method.gaze import GazeCrop, GazeMask, RandomCrop, WholeImage
+from la_reconvla.method.gaze import GazeCrop, GazeMask, RandomCrop, ShuffledGazeMask, WholeImage
 from la_reconvla.method.heads import LocalisationHeads
 from la_reconvla.method.mask import AttentionMask, RandomMask, WarmUp
 from la_reconvla.method.reconstruction import Reconstruction
@@ -104,13 +105,16 @@ R1 = Condition("R1", "gaze crop (ReconVLA)", Reconstruction(None, PUBLISHED, cro
 R2 = Condition("R2", "random crop", Reconstruction(None, PUBLISHED, crop=RandomCrop()))
 R3 = Condition("R3", "whole image", Reconstruction(None, PUBLISHED, crop=WholeImage()))
 G1 = Condition("G1", "gaze mask", Reconstruction(GazeMask()))
+G1_SHUFFLED = Condition("G1-shuffled", "gaze mask of another sample", Reconstruction(ShuffledGazeMask()))
 G2 = Condition("G2", "gaze mask, diffusion", Reconstruction(GazeMask(), PUBLISHED))
 A1 = Condition("A1", "attention mask, diffusion", Reconstruction(AttentionMask(), PUBLISHED))
 D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), PUBLISHED))
 
 GRID = (C1, C2, D2, C4, A1, G1, G2, R1, R2, R3)
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
-CONDITIONS = {condition.id: condition for condition in (*ARMS, *GRID, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)}
+CONDITIONS = {
+    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)
+}
 
 
 def condition(id: str) -> Condition:

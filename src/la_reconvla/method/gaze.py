@@ -6,7 +6,7 @@ here (`data.gaze`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -135,3 +135,27 @@ class GazeMask(Whole):
         gap = torch.maximum(boxes[:, None, :2] - (low + cell), low - boxes[:, None, 2:]).clamp_min(0).norm(dim=-1)
         off = (low + cell / 2 - (boxes[:, None, :2] + boxes[:, None, 2:]) / 2).norm(dim=-1)
         return top(-(gap + 1e-3 * off), masked_count(self.fraction, shape[1]))
+
+
+@dataclass(frozen=True)
+class ShuffledGazeMask(GazeMask):
+    """The gaze mask of the sample before it in the batch: as whole and as compact, and of a thing nobody asked for.
+
+    A control of `GazeMask`: it is told the same boxes, with the link between box and instruction cut.
+    """
+
+    label = "shuffled gaze"
+
+    def __call__(
+        self,
+        saliency: Float[Tensor, "b n"] | None,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+        moment: Moment = START,
+    ) -> Bool[Tensor, "b n"]:
+        """As `GazeMask`; the first sample takes the box of the last.
+
+        Raises:
+            ValueError: without boxes or grid.
+        """
+        return super().__call__(saliency, shape, generator, replace(moment, gaze=known(moment.gaze).roll(1, 0)))

@@ -25,20 +25,30 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from la_reconvla.contracts import Pose, Quality, RolloutPolicy, Start
+from la_reconvla.contracts import Env, Pose, Quality, RolloutPolicy, Start
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification, TrainedPolicy
+from la_reconvla.sim.tasks import Task
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
 CONTROL_RATE = 20  # control steps a second
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
+
+
+class TaskEnv(Env, Protocol):
+    """An environment that knows its task and tells success."""
+
+    @property
+    def task(self) -> Task: ...
+
+    def success(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +61,7 @@ class EnvSettings:
     quality: Quality = "official"
     allow_any_mujoco: bool = False
 
-    def build(self) -> LiberoEnv:
+    def build(self) -> TaskEnv:
         """The environment."""
         return LiberoEnv(**asdict(self))
 
@@ -86,7 +96,7 @@ class Film:
 class Stages:
     """Watches one episode, step by step, through the simulator's poses."""
 
-    def __init__(self, env: LiberoEnv, start: Start):
+    def __init__(self, env: TaskEnv, start: Start):
         self._env, self._target = env, start.target
         self._destination = start.destination
         kind, owner = start.target.rsplit("_", 1)[0], env.task.instance(start.destination)
@@ -137,7 +147,7 @@ class Stages:
         return nearest if nearest is not None and np.linalg.norm(now[nearest] - hand) < HELD else None
 
 
-def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:
+def run_episode(env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:
     """One episode from reset to success or the step limit.
 
     Returns:
@@ -181,7 +191,7 @@ def run_episode(env: LiberoEnv, policy: RolloutPolicy, start: Start, film: Film 
 
 
 # A worker process keeps one simulator and one policy; another setting or specification replaces them.
-_env: tuple[EnvSettings, LiberoEnv] | None = None
+_env: tuple[EnvSettings, TaskEnv] | None = None
 _policy: tuple[Specification, RolloutPolicy] | None = None
 
 

@@ -32,15 +32,14 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
-from la_reconvla.sim.collect import CollectConfig, collect, default_workers
-from la_reconvla.sim.machine import require_simulator
+from la_reconvla.sim.collect import default_workers
 from la_reconvla.sim.policies import Replay, Scripted, Trained, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
-from la_reconvla.sim.tasks import change_of, load_task
+from la_reconvla.sim.tasks import change_of
 from la_reconvla.storage import atomic_write, claim, locked, read_json, read_jsonl, require_free_space, write_json
 from la_reconvla.study import figures, leakage
 from la_reconvla.study.cost import head_cost
-from la_reconvla.study.declared import DECLARED, Declaration
+from la_reconvla.study.declared import Declaration
 from la_reconvla.study.evaluate import (
     EPISODES,
     Evaluation,
@@ -49,7 +48,6 @@ from la_reconvla.study.evaluate import (
     expert_can,
     pending,
     replayable,
-    settings_for,
     tasks_of,
     wording,
     wrong_words,
@@ -64,6 +62,7 @@ from la_reconvla.study.report import write_report
 from la_reconvla.study.results import Arm, Leak, Pairing, Picture, Power, Results, Study, Timeline, Video, write_results
 from la_reconvla.study.tables import terminal_summary
 from la_reconvla.study.timelines import draw, timelines
+from la_reconvla.study.worlds import world
 from la_reconvla.train import METRICS, SCHEDULE, WATCHED, pick_device, pick_precision, train
 
 HELD_OUT = "held_out.json"
@@ -122,24 +121,13 @@ class Ablation:
         self.config, self.folder, self.workers = config, folder, max(1, workers)
         self.declaration = declaration
         arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]
-        self.tasks = [load_task(config.suite, index) for index in config.tasks]
+        self.world = world(config.suite)
+        self.tasks = self.world.tasks(config)
         self.places = list(_places(config))
         self.cells = [
             Cell(arm, seed, folder / arm.id / f"seed{seed}") for seed in config.seeds for arm in (*arms, NO_IMAGE)
         ]
         self.arms = arms
-        self.collection = CollectConfig(
-            suite=config.suite,
-            tasks=config.tasks,
-            demos=config.demos,
-            out=self.demonstrations,
-            placement=config.placement,
-            quality=config.quality,
-            image_size=config.backbone.image_size,
-            frame_stride=config.frame_stride,
-            wrist=config.backbone.wrist,
-            workers=self.workers,
-        )
         self.device = str(pick_device(config.train.device))
         self.console = Console(stderr=True)
 
@@ -155,10 +143,10 @@ class Ablation:
             UserError: with the way out, before long work where that is possible.
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        require_simulator()
+        self.world.require()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
-        told = wording(c.suite, c.tasks, c.placement)
+        told = self.world.wording(c)
         told |= {words for place in self.places for words in wording(place.suite, place.tasks, "official")}
         _require_room(c, (text for _, text in told))
         _require_heads(c, self.arms)
@@ -192,7 +180,7 @@ class Ablation:
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
         identity = {"config": config, "versions": versions(), "precision": precision}
-        declared = self.declaration or DECLARED
+        declared = self.declaration or self.world.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
         _require_declared(begun, self.declaration, path)
@@ -222,7 +210,7 @@ class Ablation:
         return read_json(path) if path.exists() else {}
 
     def _collect(self) -> None:
-        collect(self.collection)
+        self.world.collect(self.config, self.demonstrations, self.workers)
 
     @functools.cached_property
     def _opened(self) -> Demonstrations:
@@ -296,7 +284,7 @@ class Ablation:
 
     @property
     def _settings(self) -> EnvSettings:
-        return settings_for(self.config.backbone, self.config.backbone.image_size, self.config.quality)
+        return self.world.settings(self.config)
 
     def _runs(self) -> Iterator[tuple[str, list[Evaluation], list[Start]]]:
         """All that is rolled out: what to call it, the policies, and their starts."""
@@ -307,13 +295,11 @@ class Ablation:
 
     def _starts(self, place: Place | None = None) -> list[Start]:
         c = self.config
+        trained_on, cache = frozenset(self._opened.starts), self.folder / "placements"
+        if place is None:
+            return self.world.starts(c, max(c.episodes, c.floor_episodes), trained_on, cache)
         return evaluation_starts(
-            c.suite if place is None else place.suite,
-            c.tasks if place is None else place.tasks,
-            c.placement if place is None else "official",
-            max(c.episodes, c.floor_episodes) if place is None else place.episodes,
-            trained_on=frozenset(self._opened.starts),
-            cache=self.folder / "placements",
+            place.suite, place.tasks, "official", place.episodes, trained_on=trained_on, cache=cache
         )
 
     @functools.cached_property
@@ -328,7 +314,7 @@ class Ablation:
         for cell in self.cells:
             label = {"condition": cell.condition.id, "seed": cell.seed}
             count = few if cell.condition is NO_IMAGE else many
-            films = cell.condition is not NO_IMAGE
+            films = self.world.films and cell.condition is not NO_IMAGE
             policy = Trained(cell.folder, device=self.device)
             result.append(Evaluation(cell.folder, label, policy, count, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
@@ -341,7 +327,7 @@ class Ablation:
         return [
             *result,
             Evaluation(floors / "blind_replay", {**alone, "floor": "blind_replay"}, Replay(self.demonstrations), few),
-            Evaluation(references / "expert", {**alone, "condition": "expert"}, Scripted(), few),
+            Evaluation(references / "expert", {**alone, "condition": "expert"}, self.world.expert, few),
             Evaluation(references / "random", {**alone, "condition": "random"}, Uniform(), few),
         ]
 

@@ -99,8 +99,11 @@ class Declaration:
 def _claims(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(claim, str) and claim for claim in value.values()):
         raise UserError(f"{where}: claims must give each hypothesis a sentence")
-    if set(value) != set(JUDGED):
-        raise UserError(f"{where}: claims must be about exactly {', '.join(JUDGED)}, which is what a study judges")
+    if not value or any(id not in JUDGED and OVER not in id for id in value):
+        raise UserError(
+            f"{where}: claims must be about {', '.join(JUDGED)}, which is what a study judges, or about A{OVER}B, more "
+            "successes of arm A than of arm B"
+        )
     return value
 
 
@@ -120,7 +123,8 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
     return keys
 
 
-HEADLINE = "C4>C2"
+OVER = ">"
+HEADLINE = f"C4{OVER}C2"
 JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.study.verdicts`."""
 OWN = Path(__file__).with_name("hypotheses.json")

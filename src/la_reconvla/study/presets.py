@@ -28,7 +28,7 @@ class StudyConfig:
 
     Attributes:
         preset: name of the preset that it came from.
-        suite: LIBERO suite.
+        suite: LIBERO suite, or ``toy`` (`la_reconvla.sim.toy`).
         tasks: indices of its tasks.
         placement: where demonstrations and evaluation starts come from.
         also_official: evaluate on so many official initial states of each task too.
@@ -165,6 +165,34 @@ PRESETS = {
             episodes=1,
             floor_episodes=1,
             frames=24,
+        ),
+        StudyConfig(  # a toy in which grounding is needed by construction: does the machinery find it, and only it?
+            preset="known-answer",
+            suite="toy",
+            tasks=(0,),
+            demos=144,
+            frame_stride=1,
+            backbone=SmallPaliGemma(
+                image_size=32,
+                patch=16,
+                width=48,
+                vision_layers=1,
+                language_layers=2,
+                heads=1,
+                kv_heads=1,
+                mlp=2,
+                chunk=1,
+                saliency_layers=2,
+            ),
+            head=MAEDecoder(depth=1, width=32, heads=4),
+            train=TrainConfig(steps=400, batch_size=32, learning_rate=2e-3, warmup=20, save_every=400),
+            spread=8.0,
+            seeds=(0, 1, 2),
+            conditions=("C2", "G1", "G1-shuffled"),
+            episodes=64,
+            floor_episodes=32,
+            floor_arm="G1",
+            frames=64,
         ),
         StudyConfig(
             preset="quick",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from la_reconvla.study import statistics
-from la_reconvla.study.declared import DECLARED, HEADLINE, Declaration
+from la_reconvla.study.declared import DECLARED, HEADLINE, OVER, Declaration
 from la_reconvla.study.results import Comparison, FloorId, Hypothesis
 from la_reconvla.study.statistics import Interval, Verdict
 
@@ -23,9 +23,8 @@ ONE_SEED = "Both arms were trained with one seed only, and such a difference may
 
 
 def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -> list[Hypothesis]:
-    """The headline question first, then H1-H4, then whether the policies use image and words.
-
-    Level, margin and claims are those of `declared`.
+    """What `declared` claims, in its order: the package's own asks the headline question first, then H1-H4, then
+    whether the policies use image and words. Level and margin are its own too.
     """
     known = {(c.a, c.b, c.metric): c for c in comparisons}
     grounding = [known.get(("C4", other, "aos")) for other in ("C2", "C1")]
@@ -41,7 +40,10 @@ def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -
         "image": _judge_floor(comparisons, "grey_image", "no_image"),
         "words": _judge_floor(comparisons, "wrong_instruction"),
     }
-    return [Hypothesis(id, verdict, because, declared.claims[id]) for id, (verdict, because) in judged.items()]
+    for id in declared.claims:
+        if id not in judged:  # A>B
+            judged[id] = _judge_arms(known.get((*id.split(OVER), "tsr")), declared.alpha)
+    return [Hypothesis(id, *judged[id], claim) for id, claim in declared.claims.items()]
 
 
 Judgement = tuple[Verdict, str]

@@ -1,0 +1,182 @@
+"""Where a study takes place: LIBERO, or the toy whose answer is known. A world is a value, found by its suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from la_reconvla.contracts import Start
+from la_reconvla.data.hdf5 import SUFFIX
+from la_reconvla.errors import UserError
+from la_reconvla.sim import toy
+from la_reconvla.sim.collect import CollectConfig, collect
+from la_reconvla.sim.machine import require_simulator
+from la_reconvla.sim.policies import Scripted, Specification
+from la_reconvla.sim.rollout import EnvSettings
+from la_reconvla.sim.tasks import Task, load_task
+from la_reconvla.study.declared import DECLARED, Declaration
+from la_reconvla.study.evaluate import evaluation_starts, settings_for, was_trained_on, wording
+from la_reconvla.study.presets import StudyConfig
+
+
+class World(Protocol):
+    """What a study asks of the place where it happens. Implementations are frozen dataclasses."""
+
+    @property
+    def expert(self) -> Specification:
+        """A policy that knows the answer."""
+        ...
+
+    @property
+    def films(self) -> bool:
+        """Whether episodes are worth a video."""
+        ...
+
+    @property
+    def declared(self) -> Declaration:
+        """What a study there judges if it is told nothing else."""
+        ...
+
+    def require(self) -> None:
+        """Raise a `UserError` if this machine lacks something."""
+        ...
+
+    def tasks(self, config: StudyConfig) -> list[Task]:
+        """The study's tasks; raises a `UserError` for unknown ones."""
+        ...
+
+    def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
+        """(task, instruction) of all starts; none is made for it."""
+        ...
+
+    def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
+        """Write the demonstrations, or go on, or do nothing if they are there."""
+        ...
+
+    def starts(self, config: StudyConfig, episodes: int, trained_on: frozenset[str], cache: Path) -> list[Start]:
+        """`episodes` test starts of each task, none of which is in `trained_on`; see `evaluation_starts`."""
+        ...
+
+    def settings(self, config: StudyConfig) -> EnvSettings:
+        """The environment that shows what the study's backbone takes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Libero:
+    """LIBERO's simulator and the scripted expert."""
+
+    films = True
+
+    @property
+    def expert(self) -> Specification:
+        """See `la_reconvla.sim.expert`."""
+        return Scripted()
+
+    @property
+    def declared(self) -> Declaration:
+        """The package's own."""
+        return DECLARED
+
+    def require(self) -> None:
+        """It can be imported, and draws."""
+        require_simulator()
+
+    def tasks(self, config: StudyConfig) -> list[Task]:
+        """From BDDL files."""
+        return [load_task(config.suite, index) for index in config.tasks]
+
+    def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
+        """See `la_reconvla.study.evaluate.wording`."""
+        return wording(config.suite, config.tasks, config.placement)
+
+    def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
+        """See `la_reconvla.sim.collect`."""
+        collect(
+            CollectConfig(
+                suite=config.suite,
+                tasks=config.tasks,
+                demos=config.demos,
+                out=out,
+                placement=config.placement,
+                quality=config.quality,
+                image_size=config.backbone.image_size,
+                frame_stride=config.frame_stride,
+                wrist=config.backbone.wrist,
+                workers=workers,
+            )
+        )
+
+    def starts(self, config: StudyConfig, episodes: int, trained_on: frozenset[str], cache: Path) -> list[Start]:
+        """Official ones or ours."""
+        c = config
+        return evaluation_starts(c.suite, c.tasks, c.placement, episodes, trained_on=trained_on, cache=cache)
+
+    def settings(self, config: StudyConfig) -> EnvSettings:
+        """Rendered as the demonstrations were."""
+        return settings_for(config.backbone, config.backbone.image_size, config.quality)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The toy task, see `la_reconvla.sim.toy`.
+
+    Attributes:
+        boards: of a demonstration; an evaluation episode has one.
+        errors: share of demonstrated pushes that go anywhere.
+    """
+
+    boards: int = 16
+    errors: float = 0.5
+    films = False
+
+    @property
+    def expert(self) -> Specification:
+        """Never errs."""
+        return toy.ToyScripted()
+
+    @property
+    def declared(self) -> Declaration:
+        """The claims whose verdicts are known."""
+        return Declaration.read(Path(__file__).with_name("known_answer.json"))
+
+    def require(self) -> None:
+        """Needs nothing."""
+
+    def tasks(self, config: StudyConfig) -> list[Task]:
+        """There is one."""
+        if config.tasks != (toy.TASK.index,) or config.placement != "wide" or config.also_official or config.elsewhere:
+            raise UserError("the toy has task 0 and wide placements only: leave --tasks and --elsewhere out")
+        if config.backbone.image_size != toy.SIZE:
+            raise UserError(f"a board of the toy has {toy.SIZE} pixels: give a backbone with this image size")
+        return [toy.TASK]
+
+    def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
+        """One instruction a colour."""
+        return {(toy.TASK.index, toy.start("test", index).instruction) for index in range(len(toy.TILES))}
+
+    def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
+        """Drawn in seconds, and in one piece."""
+        if not (out / f"{toy.NAME}{SUFFIX}").exists():
+            out.mkdir(parents=True, exist_ok=True)
+            toy.demonstrations(out, config.demos, self.boards, self.errors)
+
+    def starts(self, config: StudyConfig, episodes: int, trained_on: frozenset[str], cache: Path) -> list[Start]:
+        """One board each."""
+        starts: Sequence[Start] = [toy.start("test", index) for index in range(episodes)]
+        return [start for start in starts if not was_trained_on(start, trained_on)]
+
+    def settings(self, config: StudyConfig) -> EnvSettings:
+        """A board is a board."""
+        return toy.ToySettings()
+
+
+LIBERO = Libero()
+WORLDS: dict[str, World] = {toy.SUITE: Toy()}
+
+
+def world(suite: str) -> World:
+    """Where a suite happens: LIBERO, which knows its suites' names, unless it is the toy."""
+    return WORLDS.get(suite, LIBERO)
