@@ -33,7 +33,9 @@ def test_the_picture_alone_holds_the_answer(index: int) -> None:
     angle = shown(env.observe().image, start.target)
     assert start.target.startswith(start.instruction.removeprefix("push "))
     outcome = env.step(np.array([[np.cos(angle), np.sin(angle), 0, 0, 0, 0, -1]]))
-    assert outcome.success and outcome.done and outcome.steps == 1
+    assert outcome.success
+    assert outcome.done
+    assert outcome.steps == 1
     env.reset(start)
     assert not env.step(np.array([[-np.cos(angle), -np.sin(angle), 0, 0, 0, 0, -1]])).success
 
@@ -76,7 +78,7 @@ def test_demonstrations_in_the_projects_layout(tmp_path) -> None:
     assert len(samples) == 480
     answers, labels = [], []
     for number in range(len(samples)):
-        episode, step = samples.origin(number)
+        episode, _ = samples.origin(number)
         picture = batch.images[number].permute(1, 2, 0).numpy()
         answers.append(round(shown(picture, str(episode.target)) / (np.pi / 4)) % 8)
         labels.append(toy.direction(batch.actions[number, 0].numpy()))

@@ -21,7 +21,7 @@ while pictures are as clear as ever, so that what a reconstruction asks for deci
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,18 @@ def draw(tile: int, says: int) -> Float[np.ndarray, "16 16 3"]:
 
 
 def start(split: Split, index: int, boards: int = 1) -> Start:
-    """Start `index`: its boards and the tile that is named, drawn from (split, index) alone."""
-    rng = np.random.default_rng(derive(index, f"toy/{split}"))
+    """Start `index`: its boards and the tile that is named. Two starts share their boards and name different tiles."""
+    scene = index // 2
+    rng = np.random.default_rng(derive(scene, f"toy/{split}"))
+    named = rng.permutation(len(TILES))[index % 2]
     piles = [np.concatenate([rng.permutation(4), rng.integers(0, DIRECTIONS, 4)]) for _ in range(boards)]
-    named = index % len(TILES)
     return Start(
         suite=SUITE,
         task=TASK.index,
         placement="wide",
         split=split,
         index=index,
-        seed=derive(index, f"toy pixels/{split}") % 2**31,
+        seed=derive(scene, f"toy pixels/{split}") % 2**31,
         state=np.concatenate(piles).astype(np.float64),
         instruction=f"push {list(COLOURS)[named]}",
         target=TILES[named],
@@ -222,7 +223,7 @@ class ToyExpert:
 class ToyScripted:
     """`la_reconvla.sim.policies.Specification` of the expert."""
 
-    def identity(self) -> Mapping[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """There is one."""
         return {"scripted": SUITE}
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from la_reconvla.contracts import Start
 from la_reconvla.data.captions import NOUNS, WORDINGS, kind
 from la_reconvla.data.hdf5 import Episode
+from la_reconvla.sim import toy
 from la_reconvla.sim.tasks import base_of, load_task
 from la_reconvla.study.results import Hypothesis, Leak
 
@@ -71,6 +72,8 @@ def _shown(facts: Sequence[tuple[str, str, int, str, str, np.ndarray]], told: se
     targets: dict[Layout, list[np.ndarray]] = {}
     states: dict[Layout, list[np.ndarray]] = {}
     for _, suite, index, target, _, state in facts:
+        if suite == toy.SUITE:
+            continue  # the toy's states tell no places
         task, layout = load_task(suite, index), (base_of(suite), index)
         places = np.reshape(state[ROBOT : ROBOT + 7 * len(task.objects)], (-1, 7))[:, :2]
         kinds |= {kind(name) for name in task.objects}

@@ -41,9 +41,10 @@ def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -
         "words": _judge_floor(comparisons, "wrong_instruction"),
     }
     for id in declared.claims:
-        if id not in judged:  # A>B
-            judged[id] = _judge_arms(known.get((*id.split(OVER), "tsr")), declared.alpha)
-    return [Hypothesis(id, *judged[id], claim) for id, claim in declared.claims.items()]
+        if id not in judged:
+            a, _, b = id.partition(OVER)
+            judged[id] = _judge_arms(known.get((a, b, "tsr")), declared.alpha)
+    return [Hypothesis(id, judged[id][0], judged[id][1], claim) for id, claim in declared.claims.items()]
 
 
 Judgement = tuple[Verdict, str]

@@ -155,7 +155,7 @@ class Toy:
 
     def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
         """One instruction a colour."""
-        return {(toy.TASK.index, toy.start("test", index).instruction) for index in range(len(toy.TILES))}
+        return {(toy.TASK.index, f"push {colour}") for colour in toy.COLOURS}
 
     def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
         """Drawn in seconds, and in one piece."""
