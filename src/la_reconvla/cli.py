@@ -24,6 +24,7 @@ Quantize = Optional[Literal["nf4"]]  # noqa: UP045
 Precision = Optional[Literal["fp32", "bf16", "fp16"]]  # noqa: UP045
 Decoding = Optional[Literal["parallel", "autoregressive"]]  # noqa: UP045
 Proprio = Optional[Literal["none", "gripper", "all"]]  # noqa: UP045
+Placement = Optional[Literal["official", "wide"]]  # noqa: UP045
 
 
 @app.command
@@ -284,9 +285,11 @@ def ablate(
     grid: bool = False,
     suite: str | None = None,
     tasks: Ints = None,
+    placement: Placement = None,
     demos: int | None = None,
     steps: int | None = None,
     episodes: int | None = None,
+    also_official: int | None = None,
     elsewhere: Names = None,
     elsewhere_episodes: int | None = None,
     shift: int | None = None,
@@ -317,9 +320,11 @@ def ablate(
         grid: all arms of the grid: what is reconstructed, and by which head.
         suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
         tasks: indices of the suite's tasks.
+        placement: where things stand, in training and evaluation: wide, or LIBERO's own initial states.
         demos: demonstrations a task.
         steps: optimizer steps.
         episodes: evaluation episodes a task; more may join a finished study.
+        also_official: evaluate on so many of LIBERO's own initial states a task too; may join a finished study.
         elsewhere: other suites to evaluate everything on, for example libero_spatial_lan; may join a finished study.
         elsewhere_episodes: official states of each of their tasks; 10 by default.
         shift: move training pictures by up to so many pixels at random.
@@ -351,9 +356,11 @@ def ablate(
         "conditions": tuple(arm.id for arm in GRID) if grid else conditions,
         "suite": suite,
         "tasks": tasks,
+        "placement": placement,
         "demos": demos,
         "steps": steps,
         "episodes": episodes,
+        "also_official": also_official,
         "elsewhere": elsewhere,
         "elsewhere_episodes": elsewhere_episodes,
         "shift": shift,
