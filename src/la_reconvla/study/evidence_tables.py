@@ -20,7 +20,7 @@ from la_reconvla.study.results import (
     Rate,
     Results,
 )
-from la_reconvla.study.tables import TextTable, duration, number, percent, scenes
+from la_reconvla.study.tables import TextTable, beside, duration, number, percent, scenes
 
 MAPS: dict[MapKind, str] = {
     "policy": "the policy's",
@@ -34,6 +34,18 @@ PARTS: dict[MapPart, str] = {
     "destination": "the place to put it",
     "distractor": "the object not asked for",
 }
+METRICS = {
+    "aos": "AOS",
+    "aos_chance": "chance",
+    "aos_ceiling": "ceiling",
+    "aos_g": "AOS, k = g",
+    "mass": "mass",
+    "mass_over_area": "mass / area",
+    "pointing": "pointing",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "entropy": "entropy",
+}
 OCCLUDED = ("target", "distractor", "destination", "control")
 
 
@@ -41,8 +53,9 @@ OCCLUDED = ("target", "distractor", "destination", "control")
 
 
 def maps_tables(results: Results) -> list[TextTable]:
-    """For each thing a table: arm and phase down, the policy's map and its controls across, AOS and AUROC in a cell."""
-    return [table for part in get_args(MapPart) if (table := _maps_of(results, part)).rows]
+    """For each thing two tables: AOS and AUROC of the policy's map and its controls by phase, and all their metrics."""
+    tables = (make(results, part) for part in get_args(MapPart) for make in (_maps_of, _metrics_of))
+    return [table for table in tables if table.rows]
 
 
 def _maps_of(results: Results, part: MapPart) -> TextTable:
@@ -57,7 +70,32 @@ def _maps_of(results: Results, part: MapPart) -> TextTable:
                 rows.append((arm.id, phase, *cells, sharpness, "–" if own is None else str(own.frames)))
     title = f"Maps and their controls: {PARTS[part]}"
     header = ("arm", "phase", *MAPS.values(), "entropy", "frames")
-    return TextTable(title, header, rows)
+    note = (
+        "A map of a policy says something only where it beats all four controls, none of which can follow the "
+        "instruction; on the object not asked for it should be no better than they are."
+    )
+    return TextTable(title, header, rows, note)
+
+
+def _metrics_of(results: Results, part: MapPart) -> TextTable:
+    rows = [
+        (arm.id, MAPS[row.map], *(number(getattr(row.means, name)) for name in METRICS))
+        for arm in results.conditions
+        for row in sorted(arm.maps, key=lambda row: list(MAPS).index(row.map))
+        if (row.part, row.phase) == (part, "all")
+    ]
+    note = (
+        "All metrics over whole episodes: mass is the share of attention on the thing, mass / area that share over the "
+        "thing's share of the picture, pointing how often the highest patch lies on it; entropy is 1 for a flat map."
+    )
+    return TextTable(f"All metrics of the maps: {PARTS[part]}", ("arm", "map", *METRICS.values()), rows, note)
+
+
+def aid_table(results: Results) -> TextTable:
+    """How far another instruction moves the map of an arm."""
+    rows = [(arm.id, _measured(arm.aid)) for arm in results.conditions if arm.aid is not None]
+    note = "AID is 1 - cosine of the maps of one picture under two instructions; 0 means that the words move nothing."
+    return TextTable("Maps under another instruction", ("arm", "AID"), rows, note)
 
 
 def _aos_auroc(means: GroundingMeans | None) -> str:
@@ -74,21 +112,28 @@ def causal_table(results: Results) -> TextTable:
         for effect in sorted(arm.causal, key=lambda effect: OCCLUDED.index(effect.occluded))
     ]
     header = ("arm", "hidden", "shift of the actions", "more than the control")
-    return TextTable("What hiding things does to the actions", header, rows)
+    note = (
+        "The shift is the total variation between the distributions of actions with and without the cover, 0 to 1; the "
+        "control is a cover of the same size elsewhere. An arm depends on a thing if it shifts more than the control."
+    )
+    return TextTable("What hiding things does to the actions", header, rows, note)
 
 
 def counterfactual_table(results: Results) -> TextTable:
-    """Which object is moved first when two instructions are given in the same state."""
+    """Which object is moved first when two instructions are given in the same state: arms, floors and references."""
     rows = []
-    for arm in results.conditions:
-        if (c := arm.counterfactual) is not None:
+    for name, found in [*((arm.id, arm) for arm in results.conditions), *beside(results)]:
+        if (c := found.counterfactual) is not None:
             chosen = "–" if c.preference is None else _rate_with_interval(c.preference)
             counts = (c.pairs, c.asked, c.other, c.else_moved, c.neither, c.followed)
-            rows.append((arm.id, *map(str, counts), chosen))
-    header = ("arm", "pairs", "moved what was asked for", "moved the other", "moved something else", "moved nothing")
-    return TextTable(
-        "One state, two instructions", (*header, "pairs right both times", "asked / (asked + other)"), rows
+            rows.append((name, *map(str, counts), chosen))
+    header = ("policy", "pairs", "moved what was asked for", "moved the other", "moved something else", "moved nothing")
+    note = (
+        "Both episodes of a pair begin in one state, and only the instruction differs; the object moved first counts. "
+        "A policy that does not listen has 50 % in the last column."
     )
+    title = "One state, two instructions"
+    return TextTable(title, (*header, "pairs right both times", "asked / (asked + other)"), rows, note)
 
 
 # ---------------------------------------------------------------- leakage, power, cost
@@ -100,7 +145,12 @@ def leakage_table(results: Results) -> TextTable:
         (leak.what, str(leak.training), str(leak.evaluation), str(leak.shared), leak.verdict, leak.note or "–")
         for leak in results.leakage
     ]
-    return TextTable("Leakage", ("what", "in training", "in evaluation", "in both", "verdict", "note"), rows)
+    header = ("what", "in training", "in evaluation", "in both", "verdict", "note")
+    note = (
+        "What is shared and should not be makes success look better than it is; “by design” means that sharing is what "
+        "is asked, for example the same instructions in new scenes."
+    )
+    return TextTable("Leakage", header, rows, note)
 
 
 def power_table(results: Results) -> TextTable:
@@ -115,7 +165,11 @@ def power_table(results: Results) -> TextTable:
         for row in results.power
     ]
     header = ("a difference of", "episodes an arm needed", "episodes an arm here", "chance of finding it here")
-    return TextTable("Power", header, rows)
+    note = (
+        "Needed is what independent arms take to find the difference with a chance of 80 %; the chance here is that of "
+        "this study's own test with its seeds and starts, by simulation."
+    )
+    return TextTable("Power", header, rows, note)
 
 
 def time_table(results: Results) -> TextTable:
@@ -169,7 +223,7 @@ def _seconds(results: Results, facts: dict) -> float | None:
 
 def all_tables(results: Results) -> Iterable[TextTable]:
     """Those that have rows, in the order of the page."""
-    makers = (causal_table, counterfactual_table, power_table, leakage_table, time_table, cost_table)
+    makers = (aid_table, causal_table, counterfactual_table, power_table, leakage_table, time_table, cost_table)
     return [table for table in (*maps_tables(results), *(make(results) for make in makers)) if table.rows]
 
 

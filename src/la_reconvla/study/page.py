@@ -18,7 +18,18 @@ from markupsafe import Markup
 from la_reconvla.errors import UserError
 from la_reconvla.study import charts, figures
 from la_reconvla.study.figures import data_uri
-from la_reconvla.study.tables import duration, metric_name, named, number, p_value, paired, percent, points, scenes
+from la_reconvla.study.tables import (
+    duration,
+    effect_size,
+    metric_name,
+    named,
+    number,
+    p_value,
+    paired,
+    percent,
+    points,
+    scenes,
+)
 
 MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
 
@@ -83,6 +94,7 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         number=number,
         p=p_value,
         duration=duration,
+        effect_size=effect_size,
         readable=figures.readable,
         paired=paired,
         scenes=scenes,

@@ -15,7 +15,7 @@ from pathlib import Path
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study import charts, evidence_tables
 from la_reconvla.study.charts import Run
-from la_reconvla.study.declared import HEADLINE, declared_in
+from la_reconvla.study.declared import declared_in
 from la_reconvla.study.limits import limits
 from la_reconvla.study.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.study.results import (
@@ -29,7 +29,18 @@ from la_reconvla.study.results import (
     Video,
     read_results,
 )
-from la_reconvla.study.tables import elsewhere_tables, grid_table, headline, markdown, reason
+from la_reconvla.study.tables import (
+    EFFECTS_SAID,
+    FLOORS_SAID,
+    HEAD_NAMES,
+    elsewhere_tables,
+    grid_table,
+    headline,
+    leading,
+    loss_table,
+    markdown,
+    reason,
+)
 from la_reconvla.study.verdicts import in_words
 
 RESULTS, REPORT, TABLES = "results.json", "report.html", "tables.md"
@@ -55,6 +66,7 @@ def write_report(run_dir: Path | str) -> Path:
     folder = Path(run_dir)
     results = read_results(folder / RESULTS)
     text = markdown(results, evidence_tables.all_tables(results))
+    text += "\n## What this does not show\n\n" + "".join(f"- {said}\n" for said in limits(results))
     for name, content in ((REPORT, render(results, folder)), (TABLES, text)):
         with atomic_write(folder / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
@@ -82,7 +94,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
     values = {
         "results": results,
         "study": results.study,
-        "verdict": results.hypothesis(HEADLINE),
+        "verdict": leading(results),
         "headline": headline(results),
         "reason": reason(results),
         "cards": [card(results, h) for h in results.hypotheses],
@@ -100,9 +112,14 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "grid": grid_table(results),
         "heads": heads(results),
         "maps": evidence_tables.maps_tables(results),
+        "aid": evidence_tables.aid_table(results),
         "causal": evidence_tables.causal_table(results),
         "counterfactual": evidence_tables.counterfactual_table(results),
         "elsewhere": elsewhere_tables(results),
+        "losses": loss_table(results),
+        "floors_said": FLOORS_SAID,
+        "effects_said": EFFECTS_SAID,
+        "head_names": HEAD_NAMES,
         "power": evidence_tables.power_table(results),
         "leakage": evidence_tables.leakage_table(results),
         "time": evidence_tables.time_table(results),

@@ -18,6 +18,7 @@ from la_reconvla.study.results import (
     ConditionResult,
     Elsewhere,
     Floor,
+    Hypothesis,
     Measure,
     Pairing,
     Rate,
@@ -41,19 +42,31 @@ CHANGES = {
 }
 """What LIBERO-PRO (arXiv 2510.03827) changes, by its name for it."""
 
+# One sentence a table, for the page and for tables.md alike.
+FLOORS_SAID = (
+    "Floors: blind replay repeats a demonstration whatever the scene looks like; no image is a policy trained without "
+    "images; grey image and wrong instruction are an arm's own policy shown a grey picture or told another instruction."
+)
+EFFECTS_SAID = (
+    "Effect size: Cohen's h of two rates with the odds ratio of the starts that only one of both solved; for other "
+    "metrics d, the mean difference in standard deviations of the differences. Of h and d 0.2 is small, 0.8 large."
+)
+
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of strings."""
+    """A table of strings; `note` explains it in one sentence."""
 
     title: str
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    note: str = ""
 
     def markdown(self) -> str:
-        """As Markdown, under its title."""
+        """As Markdown, under its title and its note."""
         lines = [self.header, ("---",) * len(self.header), *self.rows]
-        return f"## {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return "\n\n".join(part for part in (f"## {self.title}", self.note, table) if part)
 
     def rich(self) -> Table:
         """For a terminal."""
@@ -69,14 +82,14 @@ class TextTable:
 def success_table(results: Results) -> TextTable:
     """Success of every arm, floor and reference."""
     rows = [(f"{c.id}  {c.name}", c.tsr) for c in results.conditions]
-    rows += [(name, found.tsr) for name, found in _beside(results) if found.tsr]
+    rows += [(name, found.tsr) for name, found in beside(results) if found.tsr]
     header = ("arm", "successes", "rate", "95 % interval")
-    return TextTable("Task success", header, [(name, *_rate(rate)) for name, rate in rows])
+    return TextTable("Task success", header, [(name, *_rate(rate)) for name, rate in rows], FLOORS_SAID)
 
 
 def stage_table(results: Results) -> TextTable:
     """Share of episodes that reached each stage: every arm, floor and reference."""
-    found = [(c.id, c.stages) for c in results.conditions] + [(name, f.stages) for name, f in _beside(results)]
+    found = [(c.id, c.stages) for c in results.conditions] + [(name, f.stages) for name, f in beside(results)]
     rows = [(name, *_stages(stages)) for name, stages in found if stages is not None]
     header = ("arm", *(stage.replace("_", " ") for stage in STAGES), "smallest distance (m)")
     return TextTable("How far episodes got", header, rows)
@@ -86,7 +99,7 @@ def _stages(stages: Stages) -> tuple[str, ...]:
     return (*(percent(getattr(stages, stage)) for stage in STAGES), number(stages.smallest_distance, 3))
 
 
-def _beside(results: Results) -> list[tuple[str, Floor | Reference]]:
+def beside(results: Results) -> list[tuple[str, Floor | Reference]]:
     """What arms are read against, under its name."""
     return [
         *((f"floor: {FLOORS[f.id]} {f.condition or ''}".strip(), f) for f in results.floors),
@@ -95,15 +108,44 @@ def _beside(results: Results) -> list[tuple[str, Floor | Reference]]:
 
 
 def elsewhere_tables(results: Results) -> list[TextTable]:
-    """Success on other starts than the study's own, a table for each kind: arms, then floors, or that none was run."""
-    found = sorted(results.elsewhere, key=lambda e: (e.suite, e.change, e.placement))
-    return [_elsewhere(name, list(rows)) for name, rows in groupby(found, key=place)]
+    """Success elsewhere, a table for each suite, change and kind of starts: arms, then floors, or that none was run."""
+
+    def where(e: Elsewhere) -> tuple[str, str, str]:
+        return e.suite, e.change, e.placement
+
+    groups = groupby(sorted(results.elsewhere, key=where), key=where)
+    return [_elsewhere(place(results, *key), list(rows)) for key, rows in groups]
 
 
-def place(e: Elsewhere) -> str:
-    """Where a policy was evaluated, in words."""
-    said = (f"{e.placement} states", e.suite, CHANGES.get(e.change, e.change))
-    return ", ".join(part for part in said if part)
+def place(results: Results, suite: str, change: str, placement: str) -> str:
+    """A suite, what LIBERO-PRO changed in it, and the kind of starts, in words; without `suite` the study's own."""
+    name = suite or results.study.suite or "the study's own suite"
+    changed = f" (LIBERO-PRO {change}: {CHANGES.get(change, change)})" if change else ""
+    return f"{name}{changed}, {placement} states"
+
+
+def loss_table(results: Results) -> TextTable:
+    """What arms lose on other suites, arm against arm."""
+    rows = [
+        (
+            f"{c.a} - {c.b}",
+            c.metric.removeprefix(LOSS),
+            f"{percent(c.a_home)} and {percent(c.b_home)}",
+            f"{points(c.a_mean)} and {points(c.b_mean)}",
+            f"{points(c.difference)} ({points(c.low)} to {points(c.high)})",
+            p_value(c.p),
+            str(c.n),
+            c.note or "–",
+        )
+        for c in results.comparisons
+        if c.metric.startswith(LOSS)
+    ]
+    header = ("arms", "suite", "success at home", "points lost", "difference of losses", "p", "episodes", "note")
+    note = (
+        "A loss is success at home minus success on the other suite; a negative difference says that the first arm "
+        "lost less. p is not corrected here; H4 corrects those it judges for the number of suites."
+    )
+    return TextTable("Losses on other suites", header, rows, note)
 
 
 def _elsewhere(name: str, found: Sequence[Elsewhere]) -> TextTable:
@@ -167,13 +209,25 @@ def named(condition: ConditionResult) -> str:
 def comparison_table(results: Results) -> TextTable:
     """The declared family of paired comparisons."""
     rows = [
-        (f"{c.a} - {c.b}", c.metric.replace("_", " "), _difference(c), p_value(c.p), p_value(c.p_holm), str(c.n))
-        for c in results.comparisons
-        if c.p_holm is not None
+        (*_compared(c), p_value(c.p), p_value(c.p_holm), str(c.n)) for c in results.comparisons if c.p_holm is not None
     ]
-    return TextTable("Declared comparisons", ("arms", "of", "difference", "p", "p (Holm)", "pairs"), rows)
+    header = ("arms", "of", "difference", "effect size", "p", "p (Holm)", "pairs")
+    return TextTable("Declared comparisons", header, rows, EFFECTS_SAID)
 
 
+def floor_table(results: Results) -> TextTable:
+    """Success of each arm minus that of its floors, on the same starts."""
+    rows = [(*_compared(c), p_value(c.p), str(c.n)) for c in results.against_floors("tsr")]
+    header = ("arm and floor", "of", "difference", "effect size", "p", "pairs")
+    note = "An arm that is not above a floor has not shown that it uses what the floor goes without."
+    return TextTable("Each arm minus its floors, on the same starts", header, rows, note)
+
+
+def _compared(c: Comparison) -> tuple[str, str, str, str]:
+    return f"{c.a} - {c.b.replace('_', ' ')}", metric_name(c.metric), _difference(c), effect_size(c)
+
+
+LOSS = "loss:"  # how `la_reconvla.study.evidence` names the metric of what is lost on a suite
 HEAD_NAMES = {"mae": "MAE, one pass", "diffusion": "diffusion"}
 REGIONS = "random", "attention", "gaze", "random crop", "gaze crop", "whole image"
 
@@ -217,11 +271,12 @@ def _grid_cell(c: ConditionResult | None) -> str:
 def exploratory_table(results: Results) -> TextTable:
     """Comparisons of the grid outside of the declared family."""
     rows = [
-        (f"{c.a} - {c.b}", c.metric.replace("_", " "), _difference(c), p_value(c.p), str(c.n))
+        (*_compared(c), p_value(c.p), str(c.n))
         for c in map(lambda key: results.comparison(*key), declared_in(results.study).exploratory)
         if c is not None and c.p_holm is None
     ]
-    return TextTable("Exploratory comparisons, not corrected", ("arms", "of", "difference", "p", "pairs"), rows)
+    header = ("arms", "of", "difference", "effect size", "p", "pairs")
+    return TextTable("Exploratory comparisons, not corrected", header, rows)
 
 
 def verdict_table(results: Results) -> TextTable:
@@ -244,11 +299,13 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         "time": took,
         "action error": s.action_error_unit,
         "pairing": "; ".join(map(paired, s.pairing)) or "not checked",
+        "declaration": f"SHA-256 {s.hypotheses_hash}" if s.hypotheses_hash else "no hash of it was kept",
         "intervals": "95 %; n, of held-out frames, is the number of different scenes",
     }
     parts = [f"# {s.preset}: {headline(results)}", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
     makers = (
         success_table,
+        floor_table,
         grid_table,
         stage_table,
         error_table,
@@ -257,13 +314,13 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         exploratory_table,
         verdict_table,
     )
-    tables = [*(make(results) for make in makers), *elsewhere_tables(results), *further]
+    tables = [*(make(results) for make in makers), *elsewhere_tables(results), loss_table(results), *further]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 
 def terminal_summary(results: Results) -> RenderableType:
     """The verdict with the tables of success, stages and attention overlap, for `rich` to print."""
-    judged = results.hypothesis(HEADLINE)
+    judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
     tables = (success_table(results), *elsewhere_tables(results), stage_table(results), overlap_table(results))
     return Group(Panel(headline(results), border_style=colour), *(table.rich() for table in tables if table.rows))
@@ -289,18 +346,27 @@ def _interval(measure: Measure | None) -> str:
 def _difference(found: Comparison | None) -> str:
     if found is None:
         return "–"
+    if found.agreement:
+        return f"{points(found.difference)} points ({points(found.low)} to {points(found.high)})"
     between = f"{number(found.low, sign=True)} to {number(found.high, sign=True)}"
-    count = "" if found.agreement or found.scenes is None else f"; n = {found.scenes}"
+    count = "" if found.scenes is None else f"; n = {found.scenes}"
     return f"{number(found.difference, sign=True)} ({between}{count})"
 
 
 # ---------------------------------------------------------------- words and numbers
 
 
+def leading(results: Results) -> Hypothesis | None:
+    """The hypothesis of the first line: whether C4 beats C2 or, where that was not declared, the first that was."""
+    return results.hypothesis(HEADLINE) or next(iter(results.hypotheses), None)
+
+
 def headline(results: Results) -> str:
     """The first line: what was found, for somebody who knows nothing of the study."""
-    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
+    found, judged = results.comparison("C4", "C2", "tsr"), leading(results)
     word = judged.verdict.capitalize() if judged else "Inconclusive"
+    if judged and judged.id != HEADLINE:
+        return f"{word}: {judged.claim}"
     if found is None or found.agreement is None:
         return (
             f"{word}: whether a robot policy acts better when it learns to reconstruct what its instruction looks at "
@@ -319,8 +385,10 @@ def headline(results: Results) -> str:
 
 def reason(results: Results) -> str:
     """What the first line leaves unsaid: why the data cannot decide, and what the interval does not cover."""
-    found, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis(HEADLINE)
+    found, judged = results.comparison("C4", "C2", "tsr"), leading(results)
     said = judged.because if judged else ""
+    if judged and judged.id != HEADLINE:
+        return said
     return f"{said.removeprefix(in_words(found))} {found.note}".strip() if found else said
 
 
@@ -335,7 +403,22 @@ def paired(found: Pairing) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric for people."""
-    return {"tsr": "success", "aos": "AOS"}.get(metric, metric.replace("_", " "))
+    if metric.startswith(LOSS):
+        return f"loss on {metric.removeprefix(LOSS)}"
+    return {"tsr": "success", "aos": "AOS", "aid": "AID"}.get(metric, metric.replace("_", " "))
+
+
+def effect_size(c: Comparison) -> str:
+    """The size of a difference, free of units; see `EFFECTS_SAID`."""
+    if c.effect is None:
+        return "–"
+    ratio = c.effect.odds_ratio
+    said = [
+        f"{name} {number(value, 2, True)}"
+        for name, value in (("h", c.effect.cohen_h), ("d", c.effect.standardised))
+        if value is not None
+    ]
+    return "; ".join([*said, *([] if ratio is None else [f"odds ratio {number(ratio, 2)}"])]) or "–"
 
 
 def scenes(n: int) -> str:

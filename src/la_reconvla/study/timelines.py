@@ -26,6 +26,7 @@ from la_reconvla.method.saliency import MEAN
 from la_reconvla.randomness import generator
 from la_reconvla.storage import atomic_write
 from la_reconvla.study import figures
+from la_reconvla.study.parts import phases
 from la_reconvla.study.results import Timeline
 
 STEPS = 16  # pictures of a timeline
@@ -126,6 +127,7 @@ def timelines(
     images = _pixels(batch.images)
     episode, _ = samples.origin(int(indices[0]))
     at = tuple(samples.origin(int(i))[1] for i in indices)
+    whole = phases(episode)
     frames = _save(study, "frame", images, at)
     for arm, folder in arms:
         told = batch
@@ -148,7 +150,7 @@ def timelines(
             episode=episode.name,
             instruction=episode.instruction,
             steps=at,
-            phases=(),
+            phases=tuple(whole[step] for step in at),
             attention=_save(study, f"{arm.id}_attention", heat, at),
             reconstruction=() if painted is None else _save(study, f"{arm.id}_reconstruction", painted, at),
             frames=frames,
