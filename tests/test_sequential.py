@@ -42,6 +42,6 @@ def test_equal_policies_are_seldom_told_apart(rate: float, agreement: float) -> 
 
 def test_a_large_difference_saves_rollouts() -> None:
     pytest.importorskip("sequentialized_barnard_tests", reason=INSTALL)
-    found = sequential_decision([True] * 200, [False] * 200, 200)
-    assert found.better == "a"
-    assert found.pairs < 20
+    for planned, needed in ((200, 9), (500, 10)):
+        found = sequential_decision([True] * planned, [False] * planned, planned)
+        assert (found.better, found.pairs) == ("a", needed)

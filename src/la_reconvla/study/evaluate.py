@@ -217,7 +217,8 @@ def evaluate(
         jobs.sort(key=lambda job: turn[job.start.id])
         if enough():
             return
-    with closing(rollouts(jobs, workers)) as finished:
+    ahead = None if enough is None else workers + TURN  # one slow episode must not let the others run on
+    with closing(rollouts(jobs, workers, ahead)) as finished:
         for job, record, film in finished:
             folder, outcome = Path(record.pop("folder")), "success" if record["success"] else "failure"
             if film is not None:
