@@ -260,7 +260,7 @@ def test_swaps_prefer_the_other_instruction_of_the_same_scene():
 def fake_rollouts(monkeypatch):
     ran = []
 
-    def rollouts(jobs, workers):
+    def rollouts(jobs, workers, ahead=None):
         for job in jobs:
             ran.append((job.label["condition"], job.start.id))
             yield job, {**job.label, "start_id": job.start.id, "task": job.start.task, "success": True}, None

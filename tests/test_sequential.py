@@ -11,6 +11,8 @@ from la_reconvla.errors import UserError
 from la_reconvla.study.power import pairs
 from la_reconvla.study.sequential import sequential_decision, step_test
 
+INSTALL = "needs sequentialized-barnard-tests: pip install 'la-reconvla[sequential]'"
+
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sequentialized_barnard_tests", None)
@@ -20,7 +22,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_plan_has_bounds() -> None:
-    pytest.importorskip("sequentialized_barnard_tests")
+    pytest.importorskip("sequentialized_barnard_tests", reason=INSTALL)
     with pytest.raises(UserError, match="plan less"):
         sequential_decision([True], [False], 501)
     with pytest.raises(UserError, match="may not grow"):
@@ -31,7 +33,7 @@ def test_a_plan_has_bounds() -> None:
 @pytest.mark.parametrize("rate", [0.05, 0.5, 0.8])
 def test_equal_policies_are_seldom_told_apart(rate: float, agreement: float) -> None:
     """On the boundary of the null: at most 5 % one-sided, and three standard errors of 300 comparisons."""
-    pytest.importorskip("sequentialized_barnard_tests")
+    pytest.importorskip("sequentialized_barnard_tests", reason=INSTALL)
     rates = np.full((300, 200), rate)
     drawn = zip(*pairs(rates, rates, agreement, np.random.default_rng(0)), strict=True)
     better = [sequential_decision(a, b, 200, rng_seed=k).better for k, (a, b) in enumerate(drawn)]
@@ -39,7 +41,7 @@ def test_equal_policies_are_seldom_told_apart(rate: float, agreement: float) -> 
 
 
 def test_a_large_difference_saves_rollouts() -> None:
-    pytest.importorskip("sequentialized_barnard_tests")
-    found = sequential_decision([True] * 200, [False] * 200, 200)
-    assert found.better == "a"
-    assert found.pairs < 20
+    pytest.importorskip("sequentialized_barnard_tests", reason=INSTALL)
+    for planned, needed in ((200, 9), (500, 10)):
+        found = sequential_decision([True] * planned, [False] * planned, planned)
+        assert (found.better, found.pairs) == ("a", needed)

@@ -272,6 +272,43 @@ def evaluate(
 
 
 @app.command
+def compare(
+    run: Positional[str],
+    other: Positional[str],
+    out: Path,
+    episodes: int = 50,
+    suite: str = "libero_spatial",
+    tasks: Ints = None,
+    placement: Literal["official", "wide"] = "wide",
+    workers: int = 0,
+    device: str = "auto",
+    allow_any_mujoco: bool = False,
+) -> None:
+    """Roll two trained policies out on the same starts and stop as soon as it is decided which is better.
+
+    Stopped before, it goes on by the same command and decides the same. Needs pip install 'la-reconvla[sequential]': a
+    test made for looking after every pair, whose licence, CC BY-NC 4.0, allows no commercial use. Its level is 5 %,
+    one-sided, for either policy. It speaks of these two policies, not of training again. Finished studies are compared
+    by the command report.
+
+    Args:
+        run: a run folder.
+        other: another, of the same image size and render quality.
+        out: folder of comparison.json and of the records, which are those of the command evaluate.
+        episodes: starts of each task at most, up to 500 altogether; not to be changed after the first rollout.
+        suite: LIBERO suite.
+        tasks: indices of its tasks; by default those that both policies are evaluated on.
+        placement: kind of starts, of which neither policy was trained on any.
+        workers: processes; 0 takes one a core.
+        device: of the policies: auto, cpu, cuda or mps.
+        allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
+    """
+    from la_reconvla.study.head_to_head import compare as run_both
+
+    print(run_both((run, other), out, episodes, suite, tasks, placement, workers, device, allow_any_mujoco))
+
+
+@app.command
 def ablate(
     preset: str = "quick",
     out: Path | None = None,

@@ -21,7 +21,7 @@ to open, a stove to switch) all but `moved` are None: not recorded.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -214,8 +214,15 @@ def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
     return {**job.label, **record}, film
 
 
-def rollouts(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
-    """Run `jobs` in `workers` spawned processes; yields each as it ends, in no fixed order.
+def rollouts(
+    jobs: Sequence[Job], workers: int, ahead: int | None = None
+) -> Generator[tuple[Job, dict[str, Any], Film | None]]:
+    """Run `jobs` in `workers` spawned processes; yields each as it ends, in no fixed order; closed, it ends them.
+
+    Args:
+        jobs: in the order in which they are begun.
+        workers: processes.
+        ahead: no job begins before the one so many places in front of it has ended; None for any.
 
     Raises:
         UserError: from a worker, or if a worker died.
@@ -223,19 +230,25 @@ def rollouts(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, dict[str,
     if not jobs:
         return
     with worker_pool(max(1, min(workers, len(jobs)))) as pool:
-        running: dict[Future, Job] = {}
+        running: dict[Future, tuple[int, Job]] = {}
         with explain_death("rollout"):
-            for job in jobs:
-                running[pool.submit(_work, job)] = job
-                if len(running) >= 2 * workers:
+            for number, job in enumerate(jobs):
+                while _full(running, number, 2 * workers, ahead):
                     yield from _collect(running)
+                running[pool.submit(_work, job)] = number, job
             while running:
                 yield from _collect(running)
 
 
-def _collect(running: dict[Future, Job]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
+def _full(running: dict[Future, tuple[int, Job]], number: int, most: int, ahead: int | None) -> bool:
+    """Whether job `number` has to wait."""
+    oldest = next((first for first, _ in running.values()), number)  # a dict keeps its order
+    return len(running) >= most or (ahead is not None and number - oldest >= ahead)
+
+
+def _collect(running: dict[Future, tuple[int, Job]]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
-        job = running.pop(future)
+        _, job = running.pop(future)
         if isinstance(error := future.exception(), UserError | BrokenProcessPool):
             raise error
         if error is not None:

@@ -6,6 +6,7 @@ A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.contracts import BackboneConfig, PlacementKind, Quality, Split, Start
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
 from la_reconvla.errors import UserError
+from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
 from la_reconvla.sim.collect import default_workers
 from la_reconvla.sim.expert import feasible, require_feasible
@@ -37,6 +39,7 @@ from la_reconvla.train import pick_device
 EPISODES = "episodes.jsonl"
 FILMS = 2  # videos of either outcome, beside the first start of each task
 SPACE = 100_000_000  # bytes of records and videos, generously
+TURN = 4  # starts that a policy does before the next has its turn, so that its weights are loaded once for all of them
 
 
 @dataclass(frozen=True)
@@ -186,8 +189,9 @@ def evaluate(
     settings: EnvSettings,
     workers: int,
     advance: Callable[[int, str], None] = lambda count, note: None,
+    enough: Callable[[], bool] | None = None,
 ) -> None:
-    """Run all episodes that are not on disk yet.
+    """Run all episodes that are not on disk yet, or so many of them as are needed.
 
     Args:
         evaluations: the policies.
@@ -195,6 +199,8 @@ def evaluate(
         settings: what the environment shows.
         workers: processes, one simulator each.
         advance: told of every finished episode.
+        enough: asked before the first episode and after each; True ends the others. With it episodes run in the order
+            of `starts`, `TURN` of them by each policy in turn, not sorted by task.
     """
     by_folder = {evaluation.folder: evaluation for evaluation in evaluations}
     jobs, first = [], {start.task: start.id for start in reversed(starts)}
@@ -204,16 +210,26 @@ def evaluate(
         jobs += [
             Job(label, evaluation.policy, start, settings, evaluation.films) for start in _missing(evaluation, starts)
         ]
-    jobs.sort(key=lambda job: (job.start.task, job.label["folder"]))  # another task means another simulator
-    for job, record, film in rollouts(jobs, workers):
-        folder, outcome = Path(record.pop("folder")), "success" if record["success"] else "failure"
-        if film is not None:
-            kept = list((folder / "videos").glob(f"*_{outcome}.mp4"))
-            if job.start.id == first[job.start.task] or len(kept) < FILMS:
-                record["video"] = f"videos/task{job.start.task}_{job.start.index}_{outcome}.mp4"
-                save_film(folder / record["video"], film, by_folder[folder].grid)
-        append_jsonl(folder / EPISODES, record)
-        advance(1, f"{record.get('condition') or record.get('floor')}: {outcome}")
+    if enough is None:
+        jobs.sort(key=lambda job: (job.start.task, job.label["folder"]))  # another task means another simulator
+    else:
+        turn = {start.id: number // TURN for number, start in enumerate(starts)}
+        jobs.sort(key=lambda job: turn[job.start.id])
+        if enough():
+            return
+    ahead = None if enough is None else workers + TURN  # one slow episode must not let the others run on
+    with closing(rollouts(jobs, workers, ahead)) as finished:
+        for job, record, film in finished:
+            folder, outcome = Path(record.pop("folder")), "success" if record["success"] else "failure"
+            if film is not None:
+                kept = list((folder / "videos").glob(f"*_{outcome}.mp4"))
+                if job.start.id == first[job.start.task] or len(kept) < FILMS:
+                    record["video"] = f"videos/task{job.start.task}_{job.start.index}_{outcome}.mp4"
+                    save_film(folder / record["video"], film, by_folder[folder].grid)
+            append_jsonl(folder / EPISODES, record)
+            advance(1, f"{record.get('condition') or record.get('floor')}: {outcome}")
+            if enough is not None and enough():
+                return
 
 
 def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
@@ -245,6 +261,45 @@ def save_film(path: Path, film: Film, grid: tuple[int, int] | None) -> None:
     write_video(path, frames, fps=2 * CONTROL_RATE // FILM_EVERY)
 
 
+def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, Trained]:
+    """A run as it is evaluated: its policy, loaded to find damage before the simulator starts, and its specification.
+
+    Where its training data do not name their starts, so that none can be left out, it says so.
+
+    Args:
+        run: its folder, or ``user/name`` on the hub.
+        view: what it is shown.
+        device: where it acts: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: if it is no finished run, or the device is not there.
+    """
+    found = find_run(run)
+    policy, config = load_policy(found)
+    if not config.train_starts:
+        Console(stderr=True).print(
+            f"the training data of {run} do not name their initial states: none can be left out", soft_wrap=True
+        )
+    return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
+
+
+def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]:
+    """Tasks of `suite` to evaluate a run on, see `tasks_of`.
+
+    Raises:
+        UserError: if the run does not say what it was trained on.
+    """
+    learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in config.train_starts)]
+    if not learned:
+        raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
+    return tasks_of(suite, learned)
+
+
+def usual_workers(*backbones: BackboneConfig) -> int:
+    """Processes that evaluate policies over these backbones: one device holds one model of billions of weights."""
+    return 1 if any(isinstance(backbone, Pretrained) for backbone in backbones) else default_workers()
+
+
 def evaluate_one(
     run: str,
     episodes: int,
@@ -265,7 +320,7 @@ def evaluate_one(
         raise UserError(f"episodes must be at least 1, not {episodes}")
     name = "-".join([suite, placement, *(["train"] if allow_train_starts else []), *([view] if view != "true" else [])])
     trained_on: frozenset[str] = frozenset()
-    trained, beside = None, []
+    trained, config, beside = None, None, []
     if floors and (run in ("expert", "random") or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
     if run in ("expert", "random"):
@@ -276,23 +331,14 @@ def evaluate_one(
         folder = out or Path("runs") / run / name
         label, grid, usual = {"condition": run, "seed": None}, None, default_workers()
     else:
-        found = find_run(run)
-        trained, config = load_policy(found)  # a damaged run is found before the simulator starts
+        trained, config, policy = open_run(run, view, device)
         settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
-        policy = Trained(found.resolve(), view, device=str(pick_device(device)))
         trained_on = frozenset(config.train_starts)
-        folder = out or (found if found == Path(run) else Path("runs") / run) / name
+        folder = out or (Path(run) if Path(run).exists() else Path("runs") / run) / name
         label = {"condition": config.condition, "seed": config.seed, **({"floor": view} if view != "true" else {})}
-        grid = config.backbone.grid
-        # One device holds one model of billions of weights.
-        usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
-        if not trained_on:
-            Console(stderr=True).print("the training data do not name their initial states: none can be left out")
+        grid, usual = config.backbone.grid, usual_workers(config.backbone)
     if tasks is None:
-        learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in trained_on)]
-        if trained is not None and not learned:
-            raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
-        tasks = tasks_of(suite, learned) if learned else (0, 1, 2)
+        tasks = (0, 1, 2) if config is None else learned_tasks(run, config, suite)
     if run == "expert":
         require_feasible(load_task(suite, index) for index in tasks)
     told = wording(suite, tasks, placement)

@@ -67,9 +67,12 @@ def sequential_decision(
     return Sequential(None, len(pairs), n_max)
 
 
-@functools.lru_cache(maxsize=2)  # reading the table takes longer than a comparison
-def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
-    """A mirrored STEP test and its package; arguments and errors as in `sequential_decision`."""
+def require_package() -> Any:
+    """The package of the test.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import sequentialized_barnard_tests as package  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -77,6 +80,13 @@ def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
             f"stopping early needs the package sequentialized-barnard-tests ({error}): install it with "
             "pip install 'la-reconvla[sequential]' (its licence, CC BY-NC 4.0, allows no commercial use)"
         ) from None
+    return package
+
+
+@functools.lru_cache(maxsize=2)  # reading the table takes longer than a comparison
+def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
+    """A mirrored STEP test and its package; arguments and errors as in `sequential_decision`."""
+    package = require_package()
     horizon = next((h for h in HORIZONS if 0 < n_max <= h), None)
     if horizon is None or alpha != ALPHA:
         raise UserError(
