@@ -106,7 +106,10 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("ablate --preset quik", "unknown preset 'quik': did you mean quick? known: paper, quick, small, smoke"),
+        (
+            "ablate --preset quik",
+            "unknown preset 'quik': did you mean quick? known: known-answer, paper, quick, small, smoke",
+        ),
         ("ablate --preset smoke --conditions C1 C5", "unknown condition 'C5': did you mean C4 or"),
         ("ablate --preset smoke --conditions C1 C1", "conditions are listed twice: C1, C1"),
         ("ablate --preset smoke --conditions no-image", "'no-image' is a floor"),
@@ -121,7 +124,7 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
         ("collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("collect --tasks 3 10", "unknown task 10"),
         ("collect --demos 0", "demos must be at least 1"),
-        ("collect --suite libero_object --placement wide", "libero_object task 0 has no wide placements"),
+        ("collect --suite libero_10 --placement wide", "libero_10 task 0 has no wide placements"),
     ],
 )
 def test_a_study_that_cannot_be(
@@ -263,8 +266,8 @@ def test_an_instruction_longer_than_the_context_is_not_trained_on(run, demonstra
 def test_an_instruction_longer_than_the_context_is_not_collected(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("la_reconvla.study.ablation.require_simulator", lambda: None)
-    monkeypatch.setattr("la_reconvla.study.ablation.collect", no_long_work)
+    monkeypatch.setattr("la_reconvla.study.worlds.require_simulator", lambda: None)
+    monkeypatch.setattr("la_reconvla.study.worlds.collect", no_long_work)
     code, said = run("ablate", "--preset", "smoke", "--max-tokens", 8, "--out", tmp_path / "study")
     assert "tokens, the context holds 8" in said
     assert code == 2

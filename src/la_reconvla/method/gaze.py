@@ -6,7 +6,7 @@ here (`data.gaze`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,10 @@ class GazeMask(Whole):
     needs_gaze = True
     label = "gaze"
 
+    def boxes(self, moment: Moment) -> Float[Tensor, "b 4"]:
+        """Each sample's own."""
+        return known(moment.gaze)
+
     def __call__(
         self,
         saliency: Float[Tensor, "b n"] | None,
@@ -125,7 +129,7 @@ class GazeMask(Whole):
         Raises:
             ValueError: without them.
         """
-        boxes = known(moment.gaze)
+        boxes = self.boxes(moment)
         if moment.grid is None:
             raise ValueError("the mask of boxes needs the patches' grid: pass a moment that tells it")
         rows, columns = moment.grid
@@ -146,16 +150,6 @@ class ShuffledGazeMask(GazeMask):
 
     label = "shuffled gaze"
 
-    def __call__(
-        self,
-        saliency: Float[Tensor, "b n"] | None,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        moment: Moment = START,
-    ) -> Bool[Tensor, "b n"]:
-        """As `GazeMask`; the first sample takes the box of the last.
-
-        Raises:
-            ValueError: without boxes or grid.
-        """
-        return super().__call__(saliency, shape, generator, replace(moment, gaze=known(moment.gaze).roll(1, 0)))
+    def boxes(self, moment: Moment) -> Float[Tensor, "b 4"]:
+        """The first sample takes the box of the last."""
+        return known(moment.gaze).roll(1, 0)

@@ -86,6 +86,7 @@ class Libero:
 
     def tasks(self, config: StudyConfig) -> list[Task]:
         """From BDDL files."""
+        _collecting(config, Path(), workers=1)  # refuses what could not be recorded, before anything is written
         return [load_task(config.suite, index) for index in config.tasks]
 
     def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
@@ -94,20 +95,7 @@ class Libero:
 
     def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
         """See `la_reconvla.sim.collect`."""
-        collect(
-            CollectConfig(
-                suite=config.suite,
-                tasks=config.tasks,
-                demos=config.demos,
-                out=out,
-                placement=config.placement,
-                quality=config.quality,
-                image_size=config.backbone.image_size,
-                frame_stride=config.frame_stride,
-                wrist=config.backbone.wrist,
-                workers=workers,
-            )
-        )
+        collect(_collecting(config, out, workers))
 
     def starts(self, config: StudyConfig, episodes: int, trained_on: frozenset[str], cache: Path) -> list[Start]:
         """Official ones or ours."""
@@ -117,6 +105,21 @@ class Libero:
     def settings(self, config: StudyConfig) -> EnvSettings:
         """Rendered as the demonstrations were."""
         return settings_for(config.backbone, config.backbone.image_size, config.quality)
+
+
+def _collecting(config: StudyConfig, out: Path, workers: int) -> CollectConfig:
+    return CollectConfig(
+        suite=config.suite,
+        tasks=config.tasks,
+        demos=config.demos,
+        out=out,
+        placement=config.placement,
+        quality=config.quality,
+        image_size=config.backbone.image_size,
+        frame_stride=config.frame_stride,
+        wrist=config.backbone.wrist,
+        workers=workers,
+    )
 
 
 @dataclass(frozen=True)
