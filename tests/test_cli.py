@@ -19,6 +19,7 @@ from safetensors.torch import load, save_file
 from la_reconvla import cli
 from la_reconvla.checkpoint import WEIGHTS
 from la_reconvla.data.hdf5 import write_file
+from la_reconvla.errors import UserError
 from la_reconvla.storage import read_jsonl
 from la_reconvla.train import METRICS
 from test_hdf5 import make_header, make_recording
@@ -124,7 +125,7 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
         ("collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("collect --tasks 3 10", "unknown task 10"),
         ("collect --demos 0", "demos must be at least 1"),
-        ("collect --suite libero_10 --placement wide", "libero_10 task 0 has no wide placements"),
+        ("collect --suite libero_10 --placement wide", "the scripted expert cannot do task 0 of libero_10"),
     ],
 )
 def test_a_study_that_cannot_be(
@@ -234,13 +235,20 @@ def test_a_damaged_run_is_not_evaluated(
     assert everything(tmp_path) == before
 
 
-def test_the_tasks_to_evaluate_are_not_guessed(run, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("la_reconvla.study.evaluate.evaluation_starts", no_long_work)
-    before = everything(finished)
-    code, said = run("evaluate", finished, "--suite", "libero_object")
-    assert "does not say that it was trained on tasks of libero_object: name them with --tasks" in said
-    assert code == 2
-    assert everything(finished) == before
+@pytest.mark.parametrize(("suite", "tasks"), [("libero_spatial", (0,)), ("libero_object", tuple(range(10)))])
+def test_a_run_is_evaluated_on_what_it_learned_or_on_a_whole_other_suite(
+    run, finished: Path, monkeypatch: pytest.MonkeyPatch, suite: str, tasks: tuple[int, ...]
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def starts(_: str, tasks: tuple[int, ...], *__: object, **___: object) -> None:
+        asked.append(tuple(tasks))
+        raise UserError("enough")
+
+    monkeypatch.setattr("la_reconvla.study.evaluate.evaluation_starts", starts)
+    monkeypatch.setattr("la_reconvla.study.evaluate.require_simulator", lambda **_: None)
+    assert run("evaluate", finished, "--suite", suite) == (2, "error: enough")
+    assert asked == [tasks]
 
 
 @pytest.mark.parametrize("who", ["expert", "random"])
@@ -307,7 +315,8 @@ def test_without_opengl_nothing_begins(
 
 RECORD = {
     "condition", "seed", "start_id", "suite", "task", "placement", "split", "index", "instruction", "success", "steps",
-    "seconds", "approached", "distractor_approached", "grasped", "lifted", "placed", "smallest_distance", "video",
+    "seconds", "approached", "distractor_approached", "grasped", "lifted", "placed", "moved", "target",
+    "smallest_distance", "video",
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def test_the_packages_own_declaration() -> None:
         ("[]", "must hold exactly"),
         (changed(extra=1), "must hold exactly"),
         (changed(alpha=5), "alpha must be a share"),
-        (changed(claims={"H9": "x"}), "claims must be about exactly"),
+        (changed(claims={"H9": "x"}), "claims must be about"),
         (changed(family=[["C4", "C22", "tsr"]]), "unknown condition 'C22'"),
         (changed(family=[["C4", "C2", "success"]]), "unknown metric 'success'"),
         (changed(family=[["C4", "C2"]]), "two arms and a metric"),

@@ -103,7 +103,7 @@ def test_the_smoke_study_shows_what_it_saw(study):
         assert frames > 1
         assert seconds > 0
     page = (study / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") >= 3, "pictures, and the frames of the timelines"
     assert page.count("data:video/mp4;base64,") == len(results.videos)
 
 

@@ -345,7 +345,7 @@ def ablate(
     """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
 
     Args:
-        preset: smoke, quick, small, paper or known-answer; the options below replace single numbers, for all arms alike.
+        preset: smoke, quick, small, paper or known-answer; the options below replace numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
         weights: what the preset's small backbone starts from: words-4x4, words-7x7, a file of pretrain, or none.

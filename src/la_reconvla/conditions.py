@@ -79,6 +79,11 @@ class Condition:
         fits = [head for head in heads if own is not None and type(head) is type(own.head)]
         return replace(self, reconstruction=replace(own, head=fits[0])) if own and fits else self
 
+    def with_weight(self, weight: float | None) -> Condition:
+        """The same arm with this lambda; as it is without one, or where nothing is reconstructed."""
+        own = self.reconstruction
+        return self if own is None or weight is None else replace(self, reconstruction=replace(own, weight=weight))
+
 
 C1 = Condition("C1", "action loss only")
 C2 = Condition("C2", "random mask", Reconstruction(RandomMask()))

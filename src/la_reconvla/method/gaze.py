@@ -82,11 +82,7 @@ class RandomCrop(GazeCrop):
     label = "random crop"
 
     def __call__(self, gaze: Float[Tensor, "b 4"] | None, b: int, generator: torch.Generator) -> Float[Tensor, "b 4"]:
-        """Where to cut; drawn on the CPU.
-
-        Raises:
-            ValueError: without boxes.
-        """
+        """Where to cut, drawn on the CPU; raises ValueError without boxes."""
         side = self.sides(gaze)
         free = torch.rand(b, 2, generator=generator).to(side) * (1 - side[:, None])
         return torch.cat([free, free + side[:, None]], dim=1)
@@ -124,11 +120,7 @@ class GazeMask(Whole):
         generator: torch.Generator,
         moment: Moment = START,
     ) -> Bool[Tensor, "b n"]:
-        """`moment` brings the boxes and the grid.
-
-        Raises:
-            ValueError: without them.
-        """
+        """`moment` brings the boxes and the grid; raises ValueError without them."""
         boxes = self.boxes(moment)
         if moment.grid is None:
             raise ValueError("the mask of boxes needs the patches' grid: pass a moment that tells it")

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start, pinned
-from la_reconvla.conditions import NO_IMAGE, Condition, condition
+from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.contracts import ACTION_DIM, Start
 from la_reconvla.data.gaze import annotator
 from la_reconvla.data.hdf5 import Demonstrations, open_demonstrations
@@ -120,7 +120,7 @@ class Ablation:
     def __init__(self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None):
         self.config, self.folder, self.workers = config, folder, max(1, workers)
         self.declaration = declaration
-        arms = [condition(id).with_head(config.head, config.denoiser) for id in config.conditions]
+        arms = [config.arm(id) for id in config.conditions]
         self.world = world(config.suite)
         self.tasks = self.world.tasks(config)
         self.places = list(_places(config))
@@ -572,7 +572,7 @@ def train_one(
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
     config = _pinned(preset(preset_name).changed(**changes))
-    arm = condition(condition_id).with_head(config.head, config.denoiser)
+    arm = config.arm(condition_id)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
     _require_room(config, (episode.instruction for episode in opened.episodes))

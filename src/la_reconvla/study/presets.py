@@ -8,7 +8,7 @@ from typing import Any
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
-from la_reconvla.conditions import ARMS, NO_IMAGE
+from la_reconvla.conditions import ARMS, NO_IMAGE, Condition, condition
 from la_reconvla.contracts import PlacementKind, Quality
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.autoregressive import DecodingName
@@ -44,6 +44,7 @@ class StudyConfig:
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
             parameters of `head` to 5 % and draws one noise level a sample: its operations are 1.0 (`small`) to 1.3
             (`quick`) times those of `head`, which are a small part of a step.
+        recon_weight: lambda of every arm that reconstructs; None leaves each its own.
         gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
             written by ``la-reconvla annotate``.
         train: how to train.
@@ -71,6 +72,7 @@ class StudyConfig:
     head: MAEDecoder = field(default_factory=MAEDecoder)
     decoding: DecodingName = "parallel"
     denoiser: Denoiser = field(default_factory=Denoiser)
+    recon_weight: float | None = None
     gaze: str = "masks"
     train: TrainConfig = field(default_factory=TrainConfig)
     spread: float = 4.0
@@ -95,6 +97,14 @@ class StudyConfig:
             raise UserError(f"demos must be at least 4, not {self.demos}: two scenes of two, one of them held out")
         if NO_IMAGE.id in self.conditions:
             raise UserError(f"'{NO_IMAGE.id}' is a floor and is always part of a study: leave it out of the conditions")
+
+    def arm(self, id: str) -> Condition:
+        """The arm of this id as this study trains it.
+
+        Raises:
+            UserError: if there is none, with near misses.
+        """
+        return condition(id).with_head(self.head, self.denoiser).with_weight(self.recon_weight)
 
     def changed(self, **changes: Any) -> StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
@@ -185,7 +195,8 @@ PRESETS = {
                 saliency_layers=2,
             ),
             head=MAEDecoder(depth=1, width=32, heads=4),
-            train=TrainConfig(steps=400, batch_size=32, learning_rate=2e-3, warmup=20, save_every=400),
+            recon_weight=2.0,
+            train=TrainConfig(steps=350, batch_size=32, learning_rate=2e-3, warmup=20, save_every=350),
             spread=8.0,
             seeds=(0, 1, 2),
             conditions=("C2", "G1", "G1-shuffled"),
