@@ -103,7 +103,8 @@ def test_the_smoke_study_shows_what_it_saw(study):
         assert frames > 1
         assert seconds > 0
     page = (study / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") >= 3, "pictures, and the frames of the timelines"
+    frames = {path for shown in results.timelines for path in (*shown.attention, *shown.reconstruction, *shown.frames)}
+    assert page.count("data:image/png;base64,") == len(attention) + len(painted) + len(frames)
     assert page.count("data:video/mp4;base64,") == len(results.videos)
 
 

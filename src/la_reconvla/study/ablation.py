@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import multiprocessing
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -185,7 +186,9 @@ class Ablation:
         begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
         _require_declared(begun, self.declaration, path)
         commits = list(dict.fromkeys([*begun["commits"], now]))
-        write_json(path, {**begun, "commits": commits, "size": size, "command": " ".join(sys.argv)})
+        write_json(
+            path, {**begun, "commits": commits, "size": size, "command": shlex.join(["la-reconvla", *sys.argv[1:]])}
+        )
 
     @functools.cached_property
     def _power(self) -> tuple[Power, ...]:
