@@ -33,7 +33,7 @@ def results(folder: Path) -> Results:
 def rate(results: Results, arm: str) -> float:
     tsr = next(c.tsr for c in results.conditions if c.id == arm)
     assert tsr is not None
-    return tsr.successes / tsr.n
+    return tsr.rate
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_what_must_be_found_is_found_and_what_must_not_is_not(results: Results) 
     verdicts = {h.id: h.verdict for h in results.hypotheses}
     assert verdicts[f"{NAMED}>{ANY}"] == "supported"
     assert verdicts[f"{SHUFFLED}>{ANY}"] != "supported"
-    assert verdicts["image"] == verdicts["words"] == "supported"
+    assert len(verdicts) == 2
     assert results.study.hypotheses_hash == world(toy.SUITE).declared.hash
 
 
@@ -59,10 +59,10 @@ def test_the_arm_that_must_win_wins_by_looking_at_the_named_tile(results: Result
 
 @pytest.mark.slow
 def test_its_floors_are_chance_and_the_expert_knows_the_answer(results: Results) -> None:
-    of = {p.id: p.tsr for p in (*results.floors, *results.references)}
-    assert of["expert"].successes == of["expert"].n
-    for floor in ("blind_replay", "no_image", "grey_image", "wrong_instruction", "random"):
-        assert of[floor].successes / of[floor].n < 0.3, floor
+    of = {p.id: p.tsr.rate for p in (*results.floors, *results.references) if p.tsr}
+    assert of.pop("expert") == 1
+    assert set(of) == {"blind_replay", "no_image", "grey_image", "wrong_instruction", "random"}
+    assert max(of.values()) < 0.3
 
 
 @pytest.mark.slow

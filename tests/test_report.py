@@ -13,6 +13,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import imageio_ffmpeg
 import numpy as np
@@ -778,3 +779,13 @@ def test_success_on_other_starts_stands_apart(tmp_path: Path) -> None:
     _, text = page(tmp_path)
     assert "Success elsewhere: official states" in text
     assert "C1 grey image" in text
+
+
+def test_the_charts_are_had_as_files_for_both_kinds_of_page(study: Path, tmp_path: Path) -> None:
+    files = report.write_figures(study, tmp_path / "figures")
+    assert {"success.svg", "success-dark.svg", "stages.svg", "tasks-dark.svg"} <= {path.name for path in files}
+    assert sorted(files) == sorted((tmp_path / "figures").iterdir())
+    assert all(ElementTree.parse(path).getroot().tag.endswith("svg") for path in files)
+    light, dark = ((tmp_path / "figures" / f"success{of}.svg").read_bytes() for of in ("", "-dark"))
+    assert charts.INK.encode() in light
+    assert charts.INK.encode() not in dark

@@ -648,23 +648,32 @@ def push(run: Positional[Path], repo: str, merged: bool = False, private: bool =
 
 
 @app.command
-def report(study: Positional[Path], other: Positional[Path | None] = None, out: Path | None = None) -> None:
+def report(
+    study: Positional[Path],
+    other: Positional[Path | None] = None,
+    out: Path | None = None,
+    figures: Path | None = None,
+) -> None:
     """Draw ``report.html`` again from a study's ``results.json``, or compare two studies on one page.
 
     Args:
         study: study folder.
         other: another study, to compare the first one with.
         out: the page of the comparison; comparison.html in the first study's folder by default.
+        figures: folder for the study's charts as SVG files, for a light and a dark page.
     """
     from la_reconvla.study.compare import write_comparison
-    from la_reconvla.study.report import write_report
+    from la_reconvla.study.report import write_figures, write_report
 
+    if other is not None and figures is not None:
+        raise UserError("--figures is for one study: leave the second out")
     if other is not None:
         print(write_comparison(study, other, out))
     elif out is not None:
         raise UserError("--out is for a comparison: name a second study")
     else:
-        print(write_report(study))
+        for path in [write_report(study), *(write_figures(study, figures) if figures else [])]:
+            print(path)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from la_reconvla.sim.policies import Replay, Scripted, Specification, Trained, U
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import base_of, load_suite, load_task, official_start, official_states
 from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
+from la_reconvla.study.counterfactual import counterfactual
 from la_reconvla.study.evidence import comparison, rate
 from la_reconvla.study.figures import overlay, write_video
 from la_reconvla.study.results import STAGES
@@ -435,7 +436,7 @@ def expert_can(start: Start) -> bool:
 
 
 def _print_summary(name: str, records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Success with its interval, and how many episodes reached each stage."""
+    """Success with its interval, how many episodes reached each stage, and what pairs of instructions moved."""
     console = Console(stderr=True)
     if found := rate(records):
         console.print(
@@ -444,4 +445,10 @@ def _print_summary(name: str, records: Sequence[dict[str, Any]], path: Path) -> 
             soft_wrap=True,
         )
         reached = ", ".join(f"{stage} {sum(bool(r[stage]) for r in records)}" for stage in STAGES)
-        console.print(f"stages: {reached}; all of it in {path}")
+        console.print(f"stages: {reached}; all of it in {path}", soft_wrap=True)
+    if two := counterfactual(records):
+        console.print(
+            f"{two.pairs} states with two instructions each: moved first what was asked for {two.asked} times, "
+            f"what the other instruction asks for {two.other}, something else {two.else_moved}, nothing {two.neither}",
+            soft_wrap=True,
+        )

@@ -7,7 +7,7 @@ holds the numbers as text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -44,6 +44,7 @@ from la_reconvla.study.tables import (
 from la_reconvla.study.verdicts import in_words
 
 RESULTS, REPORT, TABLES = "results.json", "report.html", "tables.md"
+PAGES = {"": bytes, "-dark": charts.for_dark_page}
 ERROR_FLOORS = {
     "grey_image": "with a grey image",
     "wrong_instruction": "with a wrong instruction",
@@ -77,15 +78,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
     """The page as text; files beyond `room` bytes are left out and named. Errors as in `write_report`."""
     shelf = Shelf(folder, room)
     runs, missing_curves = _runs(results, folder)
-    drawn = {
-        "success": shelf.chart(charts.success_chart(results)),
-        "tasks": shelf.chart(charts.task_chart(results)),
-        "stages": shelf.chart(charts.stage_chart(results)),
-        "overlap": shelf.chart(charts.overlap_chart(results)),
-        "causal": shelf.chart(charts.causal_chart(results)),
-        "curves": shelf.chart(charts.curves_chart(results, runs)),
-        "watched": shelf.chart(charts.watched_chart(results)),
-    }
+    drawn = {name: shelf.chart(svg) for name, svg in drawings(results, runs).items()}
     pictures = {
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
         for kind in ("attention", "reconstruction")
@@ -133,6 +126,38 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "limits": limits(results),
     }
     return fill("report.html.j2", values)
+
+
+def drawings(results: Results, runs: Sequence[Run]) -> dict[str, bytes | None]:
+    """All charts by name, as SVG for a light page; None for one of what was not measured."""
+    return {
+        "success": charts.success_chart(results),
+        "tasks": charts.task_chart(results),
+        "stages": charts.stage_chart(results),
+        "overlap": charts.overlap_chart(results),
+        "causal": charts.causal_chart(results),
+        "curves": charts.curves_chart(results, runs),
+        "watched": charts.watched_chart(results),
+    }
+
+
+def write_figures(run_dir: Path | str, out: Path) -> list[Path]:
+    """Write the report's charts into `out`, each as ``NAME.svg`` for a light page and ``NAME-dark.svg``.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        UserError: as `write_report`.
+    """
+    results = read_results(Path(run_dir) / RESULTS)
+    drawn = {name: svg for name, svg in drawings(results, _runs(results, Path(run_dir))[0]).items() if svg}
+    files = {f"{name}{ending}.svg": of(svg) for name, svg in drawn.items() for ending, of in PAGES.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_bytes(content)
+    return [out / name for name in files]
 
 
 def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:

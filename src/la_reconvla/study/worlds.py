@@ -132,7 +132,7 @@ class Toy:
     """
 
     boards: int = 16
-    errors: float = 0.5
+    errors: float = 0.7
     films = False
 
     @property
