@@ -22,8 +22,9 @@ from la_reconvla.method.pixels import patchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN, ActionRows, SinkRemoved
 from la_reconvla.method.words import ContentWords
-from la_reconvla.sim.policies import ReplayPolicy, Trained, TrainedPolicy, swapped
+from la_reconvla.sim.policies import ReplayPolicy, Trained, TrainedPolicy, replayable, swapped
 from la_reconvla.study import grounding
+from la_reconvla.study.evaluate import floors_of
 from la_reconvla.study.heldout import VIEWS, measure_run, sources_table, view_of
 from test_hdf5 import make_header, make_recording
 
@@ -215,6 +216,28 @@ def test_blind_replay_of_nothing_is_refused(demonstrations: Path) -> None:
     for at in (start(2), start(0, target="the moon")):
         with pytest.raises(UserError, match="blind replay has no demonstration of"):
             policy.reset(at, NO_ENV)
+
+
+def test_a_floor_is_rolled_out_where_it_can_be_and_the_rest_is_said(
+    run: Path, demonstrations: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    starts = [start(0), start(0, 1, target="the moon"), start(1, target="plate_1"), start(2)]
+    floors = floors_of(Trained(run), run, {"seed": 0}, SWAPS, starts, demonstrations)
+    assert [e.folder.name for e in floors] == ["grey_image", "wrong_instruction", "blind_replay"]
+    assert floors[-1].takes(starts) == [starts[0], starts[2]]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no demonstration of what 2 of 4 starts ask for" in said
+    assert "there is no such run" in said
+    none = floors_of(Trained(run), run, {"seed": 0}, SWAPS, starts[3:], demonstrations)
+    assert [e.folder.name for e in none] == ["grey_image", "wrong_instruction"]
+
+
+def test_what_libero_pro_renamed_is_replayed_with_its_task(demonstrations: Path) -> None:
+    episodes = open_demonstrations(demonstrations).episodes
+    at = dataclasses.replace(start(1, target="a_blue_bowl_1"), suite=f"{start().suite}_object")
+    assert {e.task for e in replayable(at, episodes)} == {1}
+    assert len(replayable(at, episodes)) == 4
+    assert not replayable(dataclasses.replace(at, suite="libero_goal_object"), episodes)
 
 
 # ---------------------------------------------------------------- held-out frames

@@ -483,7 +483,8 @@ def test_the_evidence_around_success_stands_on_the_page_and_in_the_tables(study:
             assert f"{effect.shift.mean:.3f} ({effect.shift.low:.3f} to" in section(text, "causal", "curves")
     assert "70 % (52 % to 83 %)" in section(text, "counterfactual", "elsewhere")
     places = section(text, "elsewhere", "attention")
-    assert places.index("official states<") < places.index("libero_object, changed wording")
+    titles = ["libero_spatial, official states<", "libero_object (LIBERO-PRO lan: changed wording), official states<"]
+    assert places.index(titles[0]) < places.index(titles[1])
     assert "floor: grey image C4" in places
     assert places.count("floors: none was rolled out here") == 1
     assert "1565" in section(text, "power", "leakage")
@@ -650,8 +651,8 @@ def test_the_tables_as_text_hold_the_numbers_of_the_results(tmp_path: Path) -> N
     for hypothesis in results.hypotheses:
         assert rows[hypothesis.id][0] == hypothesis.verdict
     for table in text.split("## ")[1:]:
-        lines = table.splitlines()[2:]
-        assert len({line.count("|") for line in lines if line}) == 1, table
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1, table
     empty = tables.markdown(bare())
     assert "not evaluated" in empty
     assert "not measured" in empty
@@ -777,7 +778,7 @@ def test_success_on_other_starts_stands_apart(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", replace(bare(), elsewhere=(other,)))
     report.write_report(tmp_path)
     _, text = page(tmp_path)
-    assert "Success elsewhere: official states" in text
+    assert "Success elsewhere: the study's own suite, official states" in html.unescape(text)
     assert "C1 grey image" in text
 
 

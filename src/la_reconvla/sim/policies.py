@@ -20,6 +20,7 @@ from la_reconvla.sim.tasks import base_of
 
 if TYPE_CHECKING:
     from la_reconvla.checkpoint import PolicyConfig
+    from la_reconvla.data.hdf5 import Episode
     from la_reconvla.method.policy import Policy
 
 View = Literal["true", "grey_image", "wrong_instruction"]
@@ -232,10 +233,7 @@ class ReplayPolicy:
     def __init__(self, folder: Path):
         from la_reconvla.data.hdf5 import open_demonstrations
 
-        self._actions: dict[tuple[str | None, int | None], list[tuple[str | None, np.ndarray]]] = {}
-        for episode in open_demonstrations(folder).episodes:
-            if (key := (episode.suite, episode.task)) != (None, None):
-                self._actions.setdefault(key, []).append((episode.target, episode.executed()))
+        self._episodes = open_demonstrations(folder).episodes
 
     def reset(self, start: Start, env: Env) -> None:
         """Pick a demonstration by the start's name.
@@ -243,14 +241,12 @@ class ReplayPolicy:
         Raises:
             UserError: if no demonstration has this task and target.
         """
-        own = self._actions.get((start.suite, start.task), [])
-        choices = [actions for target, actions in own if target == start.target]
-        if (base := base_of(start.suite)) != start.suite and not choices:  # LIBERO-PRO renames things
-            choices = [actions for _, actions in self._actions.get((base, start.task), [])]
+        choices = replayable(start, self._episodes)
         if not choices:
             key = (start.suite, start.task, start.target)
             raise UserError(f"blind replay has no demonstration of {key}: collect one or leave this task out")
-        self._chosen, self._at = choices[derive(0, f"blind replay/{start.id}") % len(choices)], 0
+        self._chosen = choices[derive(0, f"blind replay/{start.id}") % len(choices)].executed()
+        self._at = 0
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
         """The next recorded action; a no-op with the last gripper command when they are used up."""
@@ -258,3 +254,10 @@ class ReplayPolicy:
             return np.array([[0.0] * 6 + [self._chosen[-1][-1]]])
         self._at += 1
         return self._chosen[self._at - 1][None]
+
+
+def replayable(start: Start, episodes: Iterable[Episode]) -> list[Episode]:
+    """Demonstrations of what a start asks for; after LIBERO-PRO's change, which renames things, of the same task."""
+    of_task = [e for e in episodes if e.task == start.task and e.suite in (start.suite, base_of(start.suite))]
+    own = [e for e in of_task if e.suite == start.suite and e.target == start.target]
+    return own if base_of(start.suite) == start.suite else own or [e for e in of_task if e.suite != start.suite]

@@ -47,8 +47,8 @@ from la_reconvla.study.evaluate import (
     evaluate,
     evaluation_starts,
     expert_can,
+    has_replay,
     pending,
-    replayable,
     tasks_of,
     wording,
     wrong_words,
@@ -349,7 +349,6 @@ class Ablation:
     def _evaluations_at(self, place: Place) -> list[Evaluation]:
         """The same policies and floors at `place`, as far as they can do its tasks, into a folder of their own."""
         swaps = self._swaps if place.own else wrong_words(place.suite, place.tasks, "official")
-        replayed = replayable(self._opened, place.suite)
         result = []
         for e in self._evaluations():
             policy, only = e.policy, e.only
@@ -358,7 +357,7 @@ class Ablation:
             elif isinstance(policy, Scripted):
                 only = expert_can
             elif isinstance(policy, Replay):
-                only = functools.partial(_is_of, replayed)
+                only = functools.partial(has_replay, self._opened)
             folder = self.folder / place.folder / e.folder.relative_to(self.folder)
             result.append(Evaluation(folder, e.label, policy, only=only))
         return result
@@ -633,10 +632,6 @@ def _places(config: StudyConfig) -> Iterator[Place]:
         if suite != config.suite:
             tasks = tasks_of(suite, ((config.suite, index) for index in config.tasks))
             yield Place(suite, tasks, config.elsewhere_episodes, f"elsewhere/{suite}", False)
-
-
-def _is_of(tasks: set[int], start: Start) -> bool:
-    return start.task in tasks
 
 
 def _pinned(config: StudyConfig) -> StudyConfig:

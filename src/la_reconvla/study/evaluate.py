@@ -5,6 +5,7 @@ A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from la_reconvla.sim.collect import default_workers
 from la_reconvla.sim.expert import feasible, require_feasible
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.placements import SCHEME, instructions, wide_starts
-from la_reconvla.sim.policies import Replay, Scripted, Specification, Trained, Uniform, View, swapped
+from la_reconvla.sim.policies import Replay, Scripted, Specification, Trained, Uniform, View, replayable, swapped
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.tasks import base_of, load_suite, load_task, official_start, official_states
 from la_reconvla.storage import append_jsonl, claim, locked, read_jsonl, require_free_space
@@ -361,7 +362,7 @@ def evaluate_one(
     )
     evaluations = [Evaluation(folder, label, policy, films=True, grid=grid)]
     if floors and isinstance(policy, Trained):
-        beside = floors_of(policy, folder, label, wrong_words(suite, tasks, placement), suite, demonstrations)
+        beside = floors_of(policy, folder, label, wrong_words(suite, tasks, placement), starts, demonstrations)
         evaluations += beside
     with locked(folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, settings, workers or usual, bar.advance)
@@ -385,20 +386,21 @@ def floors_of(
     folder: Path,
     label: dict[str, Any],
     swaps: tuple[tuple[int, str, str], ...],
-    suite: str,
+    starts: Sequence[Start],
     demonstrations: Path | None = None,
 ) -> list[Evaluation]:
     """The floors of one trained policy, each in a folder below `folder`; what a study has beside its runs is found.
 
     Those are the policy itself shown a grey image and told something else, the run without image of the same seed and
-    data, and blind replay of the demonstrations, where they have tasks of `suite`. What is left out is said.
+    data, and blind replay of the demonstrations, on the starts that they have the task and target of. What is left out
+    is said.
 
     Args:
         policy: the trained policy.
         folder: where its episodes are.
         label: of its episodes.
         swaps: what it is told instead.
-        suite: that it is evaluated on.
+        starts: that it is evaluated on.
         demonstrations: what to replay; by default those of the study that the run is part of.
     """
     views: tuple[View, ...] = ("grey_image", "wrong_instruction")
@@ -416,18 +418,21 @@ def floors_of(
     replayed = demonstrations or study / "demonstrations"
     if demonstrations is None and not replayed.is_dir():
         say("floor blind replay: give --demonstrations to have it; it is left out")
-    elif not (known := replayable(open_demonstrations(replayed), suite)):
-        say(f"floor blind replay: {replayed} has no demonstration of tasks of {suite}, it is left out")
     else:
-        alone = {"condition": None, "seed": None, "floor": "blind_replay"}
-        blind_replay = Replay(replayed.resolve())
-        result.append(Evaluation(below / "blind_replay", alone, blind_replay, only=lambda start: start.task in known))
+        known = functools.partial(has_replay, open_demonstrations(replayed))
+        if any(map(known, starts)):
+            alone = {"condition": None, "seed": None, "floor": "blind_replay"}
+            result.append(Evaluation(below / "blind_replay", alone, Replay(replayed.resolve()), only=known))
+        if lacking := len(starts) - sum(map(known, starts)):
+            say(
+                f"floor blind replay: {replayed} has no demonstration of what {lacking} of {len(starts)} starts ask for"
+            )
     return result
 
 
-def replayable(demonstrations: Demonstrations, suite: str) -> set[int]:
-    """Tasks of `suite` that demonstrations were made of, before LIBERO-PRO's change or after it."""
-    return {e.task for e in demonstrations.episodes if e.task is not None and e.suite in (suite, base_of(suite))}
+def has_replay(demonstrations: Demonstrations, start: Start) -> bool:
+    """Whether blind replay has a demonstration of what a start asks for."""
+    return bool(replayable(start, demonstrations.episodes))
 
 
 def expert_can(start: Start) -> bool:
