@@ -60,7 +60,7 @@ class Start:
     split: Split
     index: int
     seed: int
-    state: Float[np.ndarray, "s"]
+    state: Float[np.ndarray, " s"]
     instruction: str
     target: str
     destination: str
@@ -78,7 +78,7 @@ class Observation:
     image: UInt8[np.ndarray, "H W 3"]
     instruction: str
     wrist: UInt8[np.ndarray, "H W 3"] | None = None
-    proprio: Float[np.ndarray, "p"] | None = None
+    proprio: Float[np.ndarray, " p"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -170,7 +170,7 @@ class MaskedWords:
         return F.cross_entropy(head(states[covered]), tokens.ids[covered])
 
 
-def _own_truth(told: Told) -> Bool[Tensor, "b"]:
+def _own_truth(told: Told) -> Bool[Tensor, " b"]:
     own = told.truth.diagonal() == TRUE
     return own if bool(own.any()) else torch.ones_like(own)
 

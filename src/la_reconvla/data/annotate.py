@@ -218,7 +218,7 @@ def summary(demonstrations: Demonstrations, path: Path) -> str:
     return line
 
 
-def overlap(a: Float32[np.ndarray, "F 4"], b: Float32[np.ndarray, "F 4"]) -> Float32[np.ndarray, "F"]:
+def overlap(a: Float32[np.ndarray, "F 4"], b: Float32[np.ndarray, "F 4"]) -> Float32[np.ndarray, " F"]:
     """Intersection over union."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = sides.clip(0).prod(1)

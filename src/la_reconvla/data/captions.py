@@ -108,12 +108,12 @@ class Relation(Protocol):
 
     def __call__(
         self, at: Float[np.ndarray, "m 2"], others: Sequence[Float[np.ndarray, "m 2"]]
-    ) -> Float[np.ndarray, "m"]:
+    ) -> Float[np.ndarray, " m"]:
         """FALSE, UNSURE or TRUE for things at `at`, in metres in the world; NaN positions give FALSE."""
         ...
 
 
-def _graded(value: Float[np.ndarray, "m"], yes: float, no: float) -> Float[np.ndarray, "m"]:
+def _graded(value: Float[np.ndarray, " m"], yes: float, no: float) -> Float[np.ndarray, " m"]:
     """TRUE up to `yes`, UNSURE up to `no`, FALSE beyond."""
     return np.where(value <= yes, TRUE, np.where(value <= no, UNSURE, FALSE))
 
@@ -245,7 +245,7 @@ class Caption:
     expression: Expression
     onto: str | None = None
 
-    def truth(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m"]:
+    def truth(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, " m"]:
         """FALSE, UNSURE or TRUE for each of the scenes `chosen`.
 
         Where the place to put it is not seen, a request is UNSURE: it would tell true from false by that place alone.

@@ -311,7 +311,7 @@ class Episode:
         return f"{self.task_name}/{self.placement}/{self.split}/{index}"
 
     @property
-    def frame_steps(self) -> Int[np.ndarray, "F"]:
+    def frame_steps(self) -> Int[np.ndarray, " F"]:
         """Control steps that have a picture."""
         return np.arange(0, len(self.actions), self.frame_stride)
 

@@ -88,7 +88,7 @@ class Samples:
         result._annotate(gaze)
         return result
 
-    def batch(self, indices: Int64[np.ndarray, "b"]) -> Batch:
+    def batch(self, indices: Int64[np.ndarray, " b"]) -> Batch:
         """The samples of these numbers, on the CPU."""
         chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         rows = self._row[chosen][:, None] + torch.arange(self.chunk)
@@ -113,7 +113,7 @@ class Samples:
         return self.demonstrations.episodes[self._episode[index]], int(self._step[index])
 
     def instance_patches(
-        self, indices: Int64[np.ndarray, "b"], names: Sequence[str], grid: tuple[int, int]
+        self, indices: Int64[np.ndarray, " b"], names: Sequence[str], grid: tuple[int, int]
     ) -> Float32[np.ndarray, "b names n"]:
         """Which share of each patch is covered by each named instance, at these samples.
 
@@ -168,7 +168,7 @@ class Samples:
         return torch.from_numpy(proprio_view(np.concatenate(every), kind))
 
 
-def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, "b"]:
+def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, " b"]:
     """Which of `n` samples training step `step` sees: a pure function, so that a resumed run needs no saved state.
 
     Samples come in a fresh random order each epoch, none twice before all were seen once; a batch may span two epochs.
@@ -185,7 +185,7 @@ def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.nda
     return np.array([orders[e][p] for e, p in zip(epochs, places % n, strict=True)], dtype=np.int64)
 
 
-def spread_indices(length: int, count: int) -> Int64[np.ndarray, "m"]:
+def spread_indices(length: int, count: int) -> Int64[np.ndarray, " m"]:
     """Up to `count` evenly spaced numbers below `length`."""
     return np.linspace(0, length - 1, min(count, length)).round().astype(np.int64)
 

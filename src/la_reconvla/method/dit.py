@@ -60,7 +60,7 @@ class DiT(nn.Module):
     def forward(
         self,
         noised: Float[Tensor, "b n q"],
-        t: Int64[Tensor, "b"],
+        t: Int64[Tensor, " b"],
         patches: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b n q"]:

@@ -36,7 +36,7 @@ def known(gaze: Float[Tensor, "b 4"] | None) -> Float[Tensor, "b 4"]:
     return gaze
 
 
-def around(centre: Float[Tensor, "b 2"], side: Float[Tensor, "b"]) -> Float[Tensor, "b 4"]:
+def around(centre: Float[Tensor, "b 2"], side: Float[Tensor, " b"]) -> Float[Tensor, "b 4"]:
     """Squares of this side as near to `centre` as they can be inside the picture."""
     half = side[:, None] / 2
     middle = torch.maximum(torch.minimum(centre, 1 - half), half)
@@ -57,7 +57,7 @@ class GazeCrop:
     needs_gaze = True
     label = "gaze crop"
 
-    def sides(self, gaze: Float[Tensor, "b 4"] | None) -> Float[Tensor, "b"]:
+    def sides(self, gaze: Float[Tensor, "b 4"] | None) -> Float[Tensor, " b"]:
         """Side of each square, as a fraction of the picture's."""
         boxes = known(gaze)
         return (self.scale * (boxes[:, 2:] - boxes[:, :2]).amax(1)).clamp(self.smallest, 1.0)

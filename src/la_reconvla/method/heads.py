@@ -19,7 +19,7 @@ from la_reconvla.method.saliency import NOT_CHOSEN, Source, per_head, present
 ABOVE = 2.0  # a patch belongs to a blob of a head's map from so many times the map's mean
 
 
-def elbow(values: Float[np.ndarray, "m"]) -> float:
+def elbow(values: Float[np.ndarray, " m"]) -> float:
     """The value at the elbow of the sorted curve: the point farthest from the line between its ends."""
     curve = np.sort(values)
     return float(curve[np.abs(curve - np.linspace(curve[0], curve[-1], len(curve))).argmax()])

@@ -25,7 +25,10 @@ def neighbours(chosen: Bool[Tensor, "b n"], grid: tuple[int, int]) -> Bool[Tenso
 
 
 def grow(
-    scores: Float[Tensor, "b n"], k: Int64[Tensor, "b"], grid: tuple[int, int], taken: Bool[Tensor, "b n"] | None = None
+    scores: Float[Tensor, "b n"],
+    k: Int64[Tensor, " b"],
+    grid: tuple[int, int],
+    taken: Bool[Tensor, "b n"] | None = None,
 ) -> Bool[Tensor, "b n"]:
     """A connected region of exactly k patches: the highest, then again and again the highest beside the region.
 
@@ -118,7 +121,7 @@ class TwoRegionMask:
         return one | grow(destination, k - first, _grid(moment), taken=one)
 
 
-def _counts(k: int, like: Tensor) -> Int64[Tensor, "b"]:
+def _counts(k: int, like: Tensor) -> Int64[Tensor, " b"]:
     return torch.full((like.shape[0],), k, device=like.device)
 
 

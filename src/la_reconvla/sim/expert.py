@@ -242,7 +242,7 @@ def hand_points(
     return grip + offsets @ np.stack([radial, across, [0, 0, 1]])
 
 
-def obstacles(model: Any, ignored: tuple[str, ...]) -> Bool[np.ndarray, "g"]:
+def obstacles(model: Any, ignored: tuple[str, ...]) -> Bool[np.ndarray, " g"]:
     """Which geoms of a MuJoCo model can be bumped into: not planes, robot, table or bodies beginning with `ignored`."""
     names = [model.body(body).name for body in range(model.nbody)]
     skipped = np.array([name.startswith(("robot0", "gripper0", "mount0", "table", *ignored)) for name in names])
@@ -251,8 +251,8 @@ def obstacles(model: Any, ignored: tuple[str, ...]) -> Bool[np.ndarray, "g"]:
 
 
 def clearance(
-    points: Float[np.ndarray, "m 3"], model: Any, data: Any, among: Bool[np.ndarray, "g"]
-) -> Float[np.ndarray, "m"]:
+    points: Float[np.ndarray, "m 3"], model: Any, data: Any, among: Bool[np.ndarray, " g"]
+) -> Float[np.ndarray, " m"]:
     """Distance (m) of points to the nearest box around a geom; negative inside. Boxes turn with their geoms."""
     rotations = data.geom_xmat[among].reshape(-1, 3, 3)
     local = np.einsum("gmi,gij->gmj", points[None] - data.geom_xpos[among][:, None], rotations)
@@ -262,7 +262,7 @@ def clearance(
     return distance.min(axis=0, initial=np.inf)
 
 
-def corners(model: Any, data: Any, among: Bool[np.ndarray, "g"], steps: int = 2) -> Float[np.ndarray, "s m 3"]:
+def corners(model: Any, data: Any, among: Bool[np.ndarray, " g"], steps: int = 2) -> Float[np.ndarray, "s m 3"]:
     """Points of the boxes around geoms: `steps` along each edge, 2 for the corners (m, world)."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, steps)] * 3), axis=-1).reshape(-1, 3)
     boxes = model.geom_aabb[among][:, None]
@@ -447,7 +447,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
     return sorted(grasps, key=lambda g: g.cost)
 
 
-def _of(model: Any, name: str) -> Bool[np.ndarray, "g"]:
+def _of(model: Any, name: str) -> Bool[np.ndarray, " g"]:
     """Which geoms of a MuJoCo model are those of the instance `name` that can be touched."""
     mine = np.array([model.body(body).name.startswith(name) for body in range(model.nbody)])
     return mine[model.geom_bodyid] & ((model.geom_contype != 0) | (model.geom_conaffinity != 0))

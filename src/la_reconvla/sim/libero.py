@@ -237,11 +237,11 @@ class LiberoEnv:
         """
         return dict(self._simulator()._get_observations(force_update=True))
 
-    def state(self) -> Float[np.ndarray, "s"]:
+    def state(self) -> Float[np.ndarray, " s"]:
         """The flattened MuJoCo state: float64 [s], time, qpos, qvel."""
         return self._simulator().sim.get_state().flatten()
 
-    def set_state(self, state: Float[np.ndarray, "s"]) -> None:
+    def set_state(self, state: Float[np.ndarray, " s"]) -> None:
         """Put the simulation into `state` (float64 [s]) without a reset; the controller keeps its goal.
 
         Raises:

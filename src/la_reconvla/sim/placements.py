@@ -371,7 +371,7 @@ def target_position(start: Start) -> Float[np.ndarray, "3"]:
 
 def _scenes(
     task: Task, split: Split, scenes: list[int], cache: Path | None, wide: Wide, allow_any_mujoco: bool
-) -> dict[int, Float[np.ndarray, "s"]]:
+) -> dict[int, Float[np.ndarray, " s"]]:
     """States of `scenes`, from the cache where it has them."""
     path = None if cache is None else Path(cache) / f"{task.suite}-{task.index}-{split}-{_key(task, wide)}.npz"
     known = _read(path) if path is not None and path.exists() else {}
@@ -398,7 +398,7 @@ class _Workshop:
         self.relations = {bowl: relation(task, bowl, env.poses()) for bowl in _twins(task)}
         self.obstruction = {ask: self._best(ask).shortfall + OBSTRUCTION for ask in self.asks}
 
-    def make(self, split: Split, scene: int) -> Float[np.ndarray, "s"]:
+    def make(self, split: Split, scene: int) -> Float[np.ndarray, " s"]:
         """The state of scene number `scene`."""
         stream = [zlib.crc32(self.task.suite.encode()), self.task.index, ("train", "test").index(split), scene]
         rng = np.random.default_rng(np.random.SeedSequence(stream))
@@ -415,7 +415,7 @@ class _Workshop:
             f"({', '.join(f'{n} x {why}' for why, n in reasons.most_common())}): allow more tries, or move less"
         )
 
-    def _state(self, layout: Layout, base: Float[np.ndarray, "s"]) -> Float[np.ndarray, "s"]:
+    def _state(self, layout: Layout, base: Float[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
         """`base` (for the arm's pose) at rest, with the objects as in `layout`."""
         model = self.env.sim.model
         state = base.copy()
@@ -425,7 +425,7 @@ class _Workshop:
             state[1 + low : 1 + high] = [*pose.position, *np.roll(pose.quaternion, 1)]
         return state
 
-    def _problem(self, layout: Layout, state: Float[np.ndarray, "s"]) -> str | None:
+    def _problem(self, layout: Layout, state: Float[np.ndarray, " s"]) -> str | None:
         """What is wrong with a drawn layout, cheapest checks first; None if nothing is."""
         if not self._told_apart(layout):
             return "an instruction would not be true"
@@ -521,7 +521,7 @@ def _key(task: Task, wide: Wide) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _read(path: Path) -> dict[int, Float[np.ndarray, "s"]]:
+def _read(path: Path) -> dict[int, Float[np.ndarray, " s"]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(zip(file["scenes"].tolist(), file["states"], strict=True))
@@ -529,7 +529,7 @@ def _read(path: Path) -> dict[int, Float[np.ndarray, "s"]]:
         raise UserError(f"the cached scenes {path} cannot be read ({error}): delete the file") from error
 
 
-def _write(path: Path, scenes: dict[int, Float[np.ndarray, "s"]]) -> None:
+def _write(path: Path, scenes: dict[int, Float[np.ndarray, " s"]]) -> None:
     ordered = sorted(scenes)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez(file, scenes=np.array(ordered, dtype=np.int64), states=np.stack([scenes[scene] for scene in ordered]))

@@ -126,7 +126,7 @@ class TrainedPolicy:
         """One chunk from one forward pass."""
         return self.actor(*self._inputs(observation))[0].cpu().numpy()
 
-    def look(self, observation: Observation) -> Float[np.ndarray, "n"]:
+    def look(self, observation: Observation) -> Float[np.ndarray, " n"]:
         """Saliency for this observation under the instruction that the policy was told."""
         return self.policy.look(*self._inputs(observation))[0].cpu().numpy()
 

@@ -90,7 +90,7 @@ class Film:
     """A frame every `FILM_EVERY` steps, and where the policy had last looked (empty for policies without attention)."""
 
     frames: list[UInt8[np.ndarray, "H W 3"]] = field(default_factory=list)
-    saliency: list[Float[np.ndarray, "n"]] = field(default_factory=list)
+    saliency: list[Float[np.ndarray, " n"]] = field(default_factory=list)
 
 
 class Stages:

@@ -207,7 +207,7 @@ class Studio:
         deep = [contact.geom for contact in data.contact[: data.ncon] if contact.dist < -DEEP]
         return bool(self._movable[np.array(deep, dtype=int)].any())
 
-    def _pose(self, state: Float[np.ndarray, "s"], index: int) -> Float[np.ndarray, "7"]:
+    def _pose(self, state: Float[np.ndarray, " s"], index: int) -> Float[np.ndarray, "7"]:
         """View of one object's place in a state: x, y, z and a quaternion in wxyz order."""
         joint = self.env.sim.model.get_joint_qpos_addr(f"{self.task.objects[index]}_joint0")[0]
         return state[1 + joint : 8 + joint]  # the first number of a state is its time

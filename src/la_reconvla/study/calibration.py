@@ -118,7 +118,7 @@ def means_covered(
     return float(((low <= 0) & (high >= 0)).mean())
 
 
-def rates_covered(rates: Float[np.ndarray, "r"], n: int, kind: Literal["wilson", "clopper_pearson"]) -> list[float]:
+def rates_covered(rates: Float[np.ndarray, " r"], n: int, kind: Literal["wilson", "clopper_pearson"]) -> list[float]:
     """Exact coverage of an interval of a rate from `n` independent episodes, by summing over all outcomes."""
     interval = {"wilson": wilson, "clopper_pearson": clopper_pearson}[kind]
     found = [interval(x, n) for x in range(n + 1)]

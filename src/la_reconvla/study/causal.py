@@ -35,7 +35,7 @@ def distribution(policy: Policy, batch: Batch) -> Float[Tensor, "b c 7 v"] | Non
 
 def moved(
     before: Float[Tensor, "b c 7 v"], after: Float[Tensor, "b c 7 v"], valid: Float[Tensor, "b c"]
-) -> Float[np.ndarray, "b"]:
+) -> Float[np.ndarray, " b"]:
     """Total variation between two distributions over bins, the mean over dimensions and steps that exist; in [0, 1]."""
     distance = 0.5 * (before - after).abs().sum(-1).mean(-1)
     return ((distance * valid).sum(1) / valid.sum(1)).cpu().numpy()
@@ -85,12 +85,12 @@ def effects(
     if before is None:
         return None
 
-    def shift(hidden: Float32[np.ndarray, "b 4"]) -> Float[np.ndarray, "b"]:
+    def shift(hidden: Float32[np.ndarray, "b 4"]) -> Float[np.ndarray, " b"]:
         after = distribution(policy, replace(batch, images=occluded(batch.images, hidden)))
         assert after is not None, "the head is the same"
         return np.where(np.isfinite(hidden).all(1), moved(before, after, batch.valid.float()), np.nan)
 
-    found: dict[str, Float[np.ndarray, "b"]] = {}
+    found: dict[str, Float[np.ndarray, " b"]] = {}
     for column, part in enumerate(PARTS):
         found[part] = shift(boxes[:, column])
         drawn = [

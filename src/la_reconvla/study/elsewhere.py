@@ -89,7 +89,7 @@ def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
     )
 
 
-def _bootstrap(here: Pairs, there: Pairs, seeds: Sequence[Any], rng_seed: int) -> Float[np.ndarray, "r"]:
+def _bootstrap(here: Pairs, there: Pairs, seeds: Sequence[Any], rng_seed: int) -> Float[np.ndarray, " r"]:
     """Bootstrap values of (a - b at home) - (a - b elsewhere)."""
     rng = np.random.default_rng(rng_seed)
     tasks = [sorted({key[1] for key in place}) for place in (here, there)]

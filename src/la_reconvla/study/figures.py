@@ -33,7 +33,7 @@ def readable(name: str) -> str:
 # ---------------------------------------------------------------- pictures
 
 
-def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, "n"], grid: tuple[int, int]) -> np.ndarray:
+def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, " n"], grid: tuple[int, int]) -> np.ndarray:
     """`image` with `saliency` as heat over it, patch by patch: what the map really is, not smoothed.
 
     Args:
@@ -67,7 +67,7 @@ def _per_pixel(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def filled(
     image: UInt8[np.ndarray, "H W 3"],
-    mask: Bool[np.ndarray, "n"],
+    mask: Bool[np.ndarray, " n"],
     painted: UInt8[np.ndarray, "H W 3"],
     grid: tuple[int, int],
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -77,7 +77,7 @@ def filled(
 
 
 def edged(
-    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "n"], grid: tuple[int, int]
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, " n"], grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """`image` with a white line of one pixel along the inner edge of the True patches of `mask`."""
     hidden = np.pad(_per_pixel(mask.reshape(grid), image.shape[:2]), 1)

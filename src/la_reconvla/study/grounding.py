@@ -37,19 +37,19 @@ class Grounding:
         entropy: sharpness of the whole map, entropy over that of a constant one; 1 is flat. It knows no instance.
     """
 
-    visible: Bool[np.ndarray, "b"]
-    patches: Int[np.ndarray, "b"]
-    aos: Float[np.ndarray, "b"]
-    aos_chance: Float[np.ndarray, "b"]
-    aos_ceiling: Float[np.ndarray, "b"]
-    aos_g: Float[np.ndarray, "b"]
-    aos_g_chance: Float[np.ndarray, "b"]
-    mass: Float[np.ndarray, "b"]
-    mass_over_area: Float[np.ndarray, "b"]
-    pointing: Float[np.ndarray, "b"]
-    auroc: Float[np.ndarray, "b"]
-    average_precision: Float[np.ndarray, "b"]
-    entropy: Float[np.ndarray, "b"]
+    visible: Bool[np.ndarray, " b"]
+    patches: Int[np.ndarray, " b"]
+    aos: Float[np.ndarray, " b"]
+    aos_chance: Float[np.ndarray, " b"]
+    aos_ceiling: Float[np.ndarray, " b"]
+    aos_g: Float[np.ndarray, " b"]
+    aos_g_chance: Float[np.ndarray, " b"]
+    mass: Float[np.ndarray, " b"]
+    mass_over_area: Float[np.ndarray, " b"]
+    pointing: Float[np.ndarray, " b"]
+    auroc: Float[np.ndarray, " b"]
+    average_precision: Float[np.ndarray, " b"]
+    entropy: Float[np.ndarray, " b"]
 
     def records(self) -> list[dict[str, float | int | bool | None]]:
         """One dict a frame, ready for JSON: what was not measured is None."""
@@ -116,13 +116,13 @@ def _maps(saliency: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b n"]:
     return saliency
 
 
-def _seen(visible: Bool[np.ndarray, "b"], values: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+def _seen(visible: Bool[np.ndarray, " b"], values: Float[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
     return np.where(visible, values, np.nan)
 
 
 def overlap(
-    saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"], k: Int[np.ndarray, "b"]
-) -> Float[np.ndarray, "b"]:
+    saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"], k: Int[np.ndarray, " b"]
+) -> Float[np.ndarray, " b"]:
     """IoU of the `k` highest patches with `target`, in expectation over a fair choice among equal scores.
 
     Args:
@@ -143,7 +143,7 @@ def overlap(
     )
 
 
-def chance(n: int, k: Int[np.ndarray, "b"], g: Int[np.ndarray, "b"]) -> Float[np.ndarray, "b"]:
+def chance(n: int, k: Int[np.ndarray, " b"], g: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
     """Exact expected IoU of `k` of `n` patches, chosen uniformly at random, with a target of `g`.
 
     The number of hits X is hypergeometric and IoU = X / (k + g - X). This is not IoU of the expected hits.
@@ -153,13 +153,13 @@ def chance(n: int, k: Int[np.ndarray, "b"], g: Int[np.ndarray, "b"]) -> Float[np
 
 
 def _expected_iou(
-    sure: Int[np.ndarray, "b"],
-    tied: Int[np.ndarray, "b"],
-    tied_hits: Int[np.ndarray, "b"],
-    picks: Int[np.ndarray, "b"],
-    k: Int[np.ndarray, "b"],
-    g: Int[np.ndarray, "b"],
-) -> Float[np.ndarray, "b"]:
+    sure: Int[np.ndarray, " b"],
+    tied: Int[np.ndarray, " b"],
+    tied_hits: Int[np.ndarray, " b"],
+    picks: Int[np.ndarray, " b"],
+    k: Int[np.ndarray, " b"],
+    g: Int[np.ndarray, " b"],
+) -> Float[np.ndarray, " b"]:
     """Expected IoU: `sure` patches hit, and `picks` more are drawn from `tied`, of which `tied_hits` would hit."""
     extra = np.arange(max(int(picks.max(initial=0)), 0) + 1)
     probability = hypergeom.pmf(extra, tied[:, None], tied_hits[:, None], picks[:, None])
@@ -168,13 +168,13 @@ def _expected_iou(
     return (probability * hits / union).sum(1)
 
 
-def pointing(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+def pointing(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
     """Pointing game: 1 if the highest patch is on the target; among equal highest ones the share that is."""
     highest = saliency == saliency.max(1, keepdims=True)
     return (highest & target).sum(1) / highest.sum(1)
 
 
-def auroc(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+def auroc(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
     """Area under the ROC curve of patches as target or not, equal scores counted half; NaN if all patches are alike."""
     n, g = saliency.shape[1], target.sum(1)
     positive_ranks = (rankdata(saliency, axis=1) * target).sum(1)
@@ -182,7 +182,7 @@ def auroc(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -
     return np.where(pairs > 0, (positive_ranks - g * (g + 1) / 2) / np.maximum(pairs, 1), np.nan)
 
 
-def average_precision(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+def average_precision(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
     """Average precision of patches as target or not: sum over thresholds of the gain in recall times precision.
 
     Equal scores are one threshold, so that their order cannot help; NaN where no patch is the target.
@@ -199,7 +199,7 @@ def average_precision(saliency: Float[np.ndarray, "b n"], target: Bool[np.ndarra
     return np.where(g > 0, (gained * precision * last).sum(1) / np.maximum(g, 1), np.nan)
 
 
-def entropy(saliency: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+def entropy(saliency: Float[np.ndarray, "b n"]) -> Float[np.ndarray, " b"]:
     """Shannon entropy of the map as a distribution over patches, divided by log n: 1 is flat, 0 is one patch."""
     share = saliency / saliency.sum(1, keepdims=True)
     terms = np.where(share > 0, share * np.log(np.where(share > 0, share, 1.0)), 0.0)
@@ -233,7 +233,9 @@ def averaged(found: list[Grounding]) -> list[dict[str, float | int | bool | None
     return Grounding(**columns).records()
 
 
-def instruction_difference(first: Float[np.ndarray, "b n"], second: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+def instruction_difference(
+    first: Float[np.ndarray, "b n"], second: Float[np.ndarray, "b n"]
+) -> Float[np.ndarray, " b"]:
     """AID: 1 - cosine of the maps of one image under two instructions; 0 means that the words move nothing.
 
     Raises:

@@ -47,7 +47,7 @@ def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int
 
 
 @torch.no_grad()
-def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, "b"]:
+def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, " b"]:
     """See `UNIT`; steps past the end of an episode do not count."""
     acted = policy.act(batch.images, batch.instructions, batch.wrist, batch.proprio)
     error = (acted - batch.actions).abs()[..., :MOTION].mean(-1)
@@ -57,7 +57,7 @@ def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, "b"]:
 def measure_run(
     run: Path,
     samples: Samples,
-    indices: Int64[np.ndarray, "m"],
+    indices: Int64[np.ndarray, " m"],
     swaps: tuple[tuple[int, str, str], ...],
     batch_size: int = 32,
     device: str = "cpu",
@@ -263,7 +263,7 @@ def measure_sources(
 def sources_table(
     policy: Policy,
     samples: Samples,
-    indices: Int64[np.ndarray, "m"],
+    indices: Int64[np.ndarray, " m"],
     swaps: tuple[tuple[int, str, str], ...],
     sources: Iterable[SaliencySource],
     batch_size: int = 32,

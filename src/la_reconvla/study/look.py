@@ -41,7 +41,7 @@ class Look:
         channel: whose attention it is.
     """
 
-    saliency: Float[np.ndarray, "n"]
+    saliency: Float[np.ndarray, " n"]
     heads: Float[np.ndarray, "l h n"]
     layers: tuple[int, ...]
     grid: tuple[int, int]

@@ -62,7 +62,9 @@ def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
     return (twins or known or [None])[0]
 
 
-def part_maps(samples: Samples, indices: Int64[np.ndarray, "b"], grid: tuple[int, int]) -> Float32[np.ndarray, "b 3 n"]:
+def part_maps(
+    samples: Samples, indices: Int64[np.ndarray, " b"], grid: tuple[int, int]
+) -> Float32[np.ndarray, "b 3 n"]:
     """Share of each patch on the target, the destination and the distractor (`PARTS`); zeros where there is none.
 
     Args:
@@ -82,7 +84,7 @@ def part_maps(samples: Samples, indices: Int64[np.ndarray, "b"], grid: tuple[int
     return result
 
 
-def part_boxes(samples: Samples, indices: Int64[np.ndarray, "b"]) -> Float32[np.ndarray, "b 3 4"]:
+def part_boxes(samples: Samples, indices: Int64[np.ndarray, " b"]) -> Float32[np.ndarray, "b 3 4"]:
     """The box of each of `PARTS` as `la_reconvla.data.gaze` has it; NaN where it is not to be seen or not known."""
     result = np.full((len(indices), len(PARTS), 4), np.nan, dtype=np.float32)
     places = [samples.origin(int(index)) for index in indices]

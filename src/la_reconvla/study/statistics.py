@@ -147,8 +147,8 @@ def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interv
 
 def hierarchical_bootstrap(
     values: Float[np.ndarray, "... e"],
-    seeds: Int[np.ndarray, "e"] | Sequence[object],
-    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    seeds: Int[np.ndarray, " e"] | Sequence[object],
+    tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
@@ -208,8 +208,8 @@ def _draws(
 
 
 def _layout(
-    seeds: Int[np.ndarray, "e"] | Sequence[object], tasks: Int[np.ndarray, "e"] | Sequence[object]
-) -> tuple[Int[np.ndarray, "e"], Int[np.ndarray, "s t"], Int[np.ndarray, "s t"], Int[np.ndarray, "s"]]:
+    seeds: Int[np.ndarray, " e"] | Sequence[object], tasks: Int[np.ndarray, " e"] | Sequence[object]
+) -> tuple[Int[np.ndarray, " e"], Int[np.ndarray, "s t"], Int[np.ndarray, "s t"], Int[np.ndarray, " s"]]:
     """Order that groups episodes by (seed, task); first and count of each group; number of tasks of each seed."""
     label = np.array([_codes(seeds), _codes(tasks)])
     order = np.lexsort((label[1], label[0]))
@@ -222,16 +222,16 @@ def _layout(
     return order, first, count, width
 
 
-def _codes(labels: Int[np.ndarray, "e"] | Sequence[object]) -> Int[np.ndarray, "e"]:
+def _codes(labels: Int[np.ndarray, " e"] | Sequence[object]) -> Int[np.ndarray, " e"]:
     """Small integers for labels of any hashable type, by first appearance."""
     known: dict[object, int] = {}
     return np.array([known.setdefault(label, len(known)) for label in labels], dtype=np.int64)
 
 
 def mean_interval(
-    values: Float[np.ndarray, "e"],
-    seeds: Int[np.ndarray, "e"] | Sequence[object],
-    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    values: Float[np.ndarray, " e"],
+    seeds: Int[np.ndarray, " e"] | Sequence[object],
+    tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
@@ -243,8 +243,8 @@ def mean_interval(
 
 def many_means(
     values: Float[np.ndarray, "... e"],
-    seeds: Int[np.ndarray, "e"] | Sequence[object],
-    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    seeds: Int[np.ndarray, " e"] | Sequence[object],
+    tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     replicates: int = REPLICATES,
     rng_seed: int = 0,
@@ -257,7 +257,7 @@ def many_means(
 Student = tuple[np.ndarray, np.ndarray, int]  # estimate, its standard error over seeds, degrees of freedom
 
 
-def _student(values: Float[np.ndarray, "... e"], seeds: Int[np.ndarray, "e"] | Sequence[object]) -> Student | None:
+def _student(values: Float[np.ndarray, "... e"], seeds: Int[np.ndarray, " e"] | Sequence[object]) -> Student | None:
     """What Student's t over the means of the seeds needs; None with one seed."""
     codes = _codes(seeds)
     n = int(codes.max()) + 1
@@ -318,8 +318,8 @@ class Differences:
 def many_paired_successes(
     a: Bool[np.ndarray, "... e"],
     b: Bool[np.ndarray, "... e"],
-    seeds: Int[np.ndarray, "e"] | Sequence[object],
-    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    seeds: Int[np.ndarray, " e"] | Sequence[object],
+    tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     new_seeds: bool = True,
     replicates: int = REPLICATES,
@@ -345,10 +345,10 @@ def many_paired_successes(
 
 
 def paired_successes(
-    a: Bool[np.ndarray, "e"],
-    b: Bool[np.ndarray, "e"],
-    seeds: Int[np.ndarray, "e"] | Sequence[object],
-    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    a: Bool[np.ndarray, " e"],
+    b: Bool[np.ndarray, " e"],
+    seeds: Int[np.ndarray, " e"] | Sequence[object],
+    tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     new_seeds: bool = True,
     replicates: int = REPLICATES,
@@ -422,10 +422,10 @@ def _newcombe(both, only_a, only_b, neither, level: float) -> tuple[np.ndarray, 
 
 
 def paired_means(
-    a: Float[np.ndarray, "e"],
-    b: Float[np.ndarray, "e"],
-    seeds: Int[np.ndarray, "e"] | Sequence[object],
-    tasks: Int[np.ndarray, "e"] | Sequence[object],
+    a: Float[np.ndarray, " e"],
+    b: Float[np.ndarray, " e"],
+    seeds: Int[np.ndarray, " e"] | Sequence[object],
+    tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     new_seeds: bool = True,
     replicates: int = REPLICATES,
@@ -456,7 +456,7 @@ def paired_means(
     )
 
 
-def _note(seeds: Int[np.ndarray, "e"] | Sequence[object], tasks: Int[np.ndarray, "e"] | Sequence[object]) -> str:
+def _note(seeds: Int[np.ndarray, " e"] | Sequence[object], tasks: Int[np.ndarray, " e"] | Sequence[object]) -> str:
     """What the interval could not measure."""
     n_seeds, n_tasks = len(set(seeds)), len(set(tasks))
     notes = []
@@ -488,7 +488,7 @@ def odds_ratio(table: Agreement) -> float | None:
     return table.only_a / table.only_b if table.only_a and table.only_b else None
 
 
-def standardised(difference: Float[np.ndarray, "e"]) -> float | None:
+def standardised(difference: Float[np.ndarray, " e"]) -> float | None:
     """Mean paired difference over its standard deviation (Cohen's d_z, 1988, section 2.3.5); None if nothing varies."""
     spread = float(np.std(difference, ddof=1)) if len(difference) > 1 else 0.0
     return float(np.mean(difference)) / spread if spread > 0 else None

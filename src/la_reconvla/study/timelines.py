@@ -88,7 +88,7 @@ def _pixels(images: torch.Tensor) -> UInt8[np.ndarray, "b H W 3"]:
     return images.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def episode_indices(samples: Samples, count: int = STEPS) -> Int64[np.ndarray, "m"]:
+def episode_indices(samples: Samples, count: int = STEPS) -> Int64[np.ndarray, " m"]:
     """Samples of the first episode, its first and its last among them; up to `count`, evenly spread.
 
     The first one is taken whatever happens in it, so that no episode is chosen for how it looks.

@@ -170,15 +170,15 @@ def own_patches(covered: Float[np.ndarray, "*q n"]) -> Bool[np.ndarray, "*q n"]:
 class Answers:
     """What came of the questions; one value each, NaN where it does not apply."""
 
-    named: Float[np.ndarray, "q"]
-    named_chance: Float[np.ndarray, "q"]
-    told_apart_by_things: Float[np.ndarray, "q"]
-    told_apart_by_places: Float[np.ndarray, "q"]
-    told_apart_held_out: Float[np.ndarray, "q"]
-    pointing: Float[np.ndarray, "q"]
-    pointing_large: Float[np.ndarray, "q"]
-    auroc: Float[np.ndarray, "q"]
-    aid: Float[np.ndarray, "q"]
+    named: Float[np.ndarray, " q"]
+    named_chance: Float[np.ndarray, " q"]
+    told_apart_by_things: Float[np.ndarray, " q"]
+    told_apart_by_places: Float[np.ndarray, " q"]
+    told_apart_held_out: Float[np.ndarray, " q"]
+    pointing: Float[np.ndarray, " q"]
+    pointing_large: Float[np.ndarray, " q"]
+    auroc: Float[np.ndarray, " q"]
+    aid: Float[np.ndarray, " q"]
 
     def means(self) -> dict[str, float]:
         """The mean of each, over the questions to which it applies."""
@@ -223,7 +223,7 @@ def judge(
     )
 
 
-def _won(own: Float[np.ndarray, "q"], rival: Float[np.ndarray, "q"]) -> Float[np.ndarray, "q"]:
+def _won(own: Float[np.ndarray, " q"], rival: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
     return np.where(own > rival, 1.0, np.where(own == rival, 0.5, 0.0))
 
 
@@ -240,11 +240,11 @@ def ask(look: Look, asked: Sequence[Question], scenes: Scenes, batch_size: int =
 
 def mean_maps(asked: Sequence[Question], maps: Float[np.ndarray, "q n"]) -> Float[np.ndarray, "q n"]:
     """The control that looks at everything nameable at once: the mean map of all sentences about the same scene."""
-    scene: Int[np.ndarray, "q"] = np.array([q.scene for q in asked])
+    scene: Int[np.ndarray, " q"] = np.array([q.scene for q in asked])
     return np.stack([maps[scene == s].mean(0) for s in scene])
 
 
-def centre_priors(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Float[np.ndarray, "n"]]:
+def centre_priors(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Float[np.ndarray, " n"]]:
     """The control that ignores things and words: where things stand on average in each arena's (training) scenes."""
     covered, arenas = coverage(scenes, grid).sum(1), np.array(scenes.arenas)
     return {arena: covered[arenas == arena].mean(0) + 1e-6 for arena in set(scenes.arenas)}
@@ -267,7 +267,7 @@ class Row:
     wordings: str
     answers: Answers
 
-    def scores(self, scene: Int[np.ndarray, "q"], chosen: Bool[np.ndarray, "q"]) -> dict[str, dict[str, float]]:
+    def scores(self, scene: Int[np.ndarray, " q"], chosen: Bool[np.ndarray, " q"]) -> dict[str, dict[str, float]]:
         """Mean, 95 % interval and number of questions of each score that applies to some of the `chosen`.
 
         Questions about one scene are not independent: the bootstrap draws scenes.
