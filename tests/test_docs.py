@@ -92,7 +92,7 @@ def test_every_quoted_command_parses(command: str, monkeypatch: pytest.MonkeyPat
 def test_presets_and_conditions_named_exist() -> None:
     for command in commands():
         for option, known in (("--preset", set(PRESETS)), ("--conditions?", {arm.id for arm in ARMS})):
-                for found in re.findall(rf"{option} ((?:\w[\w.-]* ?)+)", command):
+            for found in re.findall(rf"{option} ((?:\w[\w.-]* ?)+)", command):
                 assert set(found.split()) <= known
 
 
