@@ -32,7 +32,10 @@ def test_the_packages_own_declaration() -> None:
         ("[]", "must hold exactly"),
         (changed(extra=1), "must hold exactly"),
         (changed(alpha=5), "alpha must be a share"),
+        (changed(alpha=0.01), "alpha must be 0.05"),
         (changed(claims={"H9": "x"}), "claims must be about"),
+        (changed(claims={"C4>C9": "x"}), "the claim C4>C9 is judged by"),
+        (changed(claims={"C4>": "x"}), "which family must name"),
         (changed(family=[["C4", "C22", "tsr"]]), "unknown condition 'C22'"),
         (changed(family=[["C4", "C2", "success"]]), "unknown metric 'success'"),
         (changed(family=[["C4", "C2"]]), "two arms and a metric"),
@@ -49,7 +52,7 @@ def test_what_is_no_declaration_is_refused(tmp_path: Path, text: str, said: str)
 
 
 def test_a_study_keeps_what_it_began_with() -> None:
-    path, other = Path("runs/x/study.json"), Declaration.parse(changed(alpha=0.01), "other")
+    path, other = Path("runs/x/study.json"), Declaration.parse(changed(same_within=0.01), "other")
     begun = {"hypotheses": DECLARED.text, "hypotheses_hash": DECLARED.hash}
     _require_declared(begun, None, path)
     _require_declared(begun, DECLARED, path)

@@ -69,7 +69,10 @@ def test_the_distractor_is_the_twin_or_what_else_is_asked_for_in_the_scene() -> 
     assert distractor(named("bowl_2", bowls), []) == "bowl_1"
     cheese, bowl = named("cheese_1", things), named("bowl_1", things)
     assert distractor(cheese, [cheese, bowl]) == "bowl_1"
-    assert distractor(cheese, [cheese, named("bowl_1", things, scene="another")]) is None
+    elsewhere = named("plate_1", things, scene="another")
+    assert distractor(cheese, [cheese, elsewhere]) == "plate_1", "another scene of the same things, another instruction"
+    assert distractor(cheese, [cheese, bowl, elsewhere]) == "bowl_1", "the same scene comes first"
+    assert distractor(cheese, [cheese, named("moon_1", things)]) is None
     assert distractor(named(None, ()), [cheese]) is None
 
 

@@ -14,8 +14,9 @@ import pytest
 from la_reconvla.contracts import Observation, Outcome, Pose, Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim import rollout
-from la_reconvla.sim.policies import Uniform, swapped
-from la_reconvla.sim.rollout import EnvSettings, Film, rollouts, run_episode
+from la_reconvla.sim.policies import Scripted, Uniform, swapped
+from la_reconvla.sim.rollout import EnvSettings, Film, Stages, rollouts, run_episode
+from la_reconvla.sim.tasks import load_task, official_start
 from la_reconvla.study import evaluate as evaluation
 
 
@@ -65,6 +66,9 @@ class ToyEnv:
 
     def poses(self):
         return {name: Pose(p, np.array([0, 0, 0, 1.0])) for name, p in self.positions.items()}
+
+    def height(self, name):
+        return 0.04
 
 
 @dataclass
@@ -166,6 +170,49 @@ class FallingEnv(ToyEnv):
 
 def test_what_moves_by_itself_was_not_moved():
     assert run_episode(FallingEnv(), Script([]), start())["moved"] is None
+
+
+class BottleEnv(ToyEnv):
+    """The first bowl is a bottle, 25 cm high, which is taken 15 cm above its origin; it lies or stands."""
+
+    up = np.array([0.0, 0.0, 0.15])
+    turned = (0.0, 0.0, 0.0, 1.0)
+
+    def height(self, name):
+        return 0.25 if name == "bowl_1" else 0.04
+
+    def step(self, chunk):
+        self.positions["bowl_1"] = self.positions["bowl_1"] + self.up  # the hand carries what is near its grip
+        result = super().step(chunk)
+        self.positions["bowl_1"] = self.positions["bowl_1"] - self.up
+        return result
+
+    def poses(self):
+        poses = super().poses()
+        return {**poses, "bowl_1": Pose(poses["bowl_1"].position, np.array(self.turned))}
+
+
+def test_a_tall_thing_is_taken_at_its_upper_part():
+    moves = [((0, 0, -0.5), -1), *[(RIGHT, -1)] * 5, (DOWN, -1), *[(UP, 1)] * 2, *[(BACK, 1)] * 5]
+    record = run_episode(BottleEnv(), Script(moves), start())
+    assert all(record[stage] for stage in ("approached", "grasped", "lifted"))
+    assert record["moved"] == "bowl_1"
+    assert record["smallest_distance"] == pytest.approx(0, abs=1e-6)
+    flat = run_episode(ToyEnv(), Script(moves), start())
+    assert not flat["approached"], "15 cm above a bowl is not near it"
+
+
+def test_the_line_of_a_tall_thing_turns_with_it():
+    env = BottleEnv()
+    env.reset(start())
+    stages = Stages(env, start())
+    env.positions["gripper"] = env.positions["bowl_1"] + np.array([0.15, 0.0, 0.0])
+    stages.look()
+    assert not stages.reached["approached"]
+    env.turned = (0.0, np.sqrt(0.5), 0.0, np.sqrt(0.5))  # by 90 degrees about y: up points along x
+    stages.look()
+    assert stages.reached["approached"]
+    assert stages.smallest_distance == pytest.approx(0, abs=1e-6)
 
 
 def test_where_nothing_is_put_anywhere_stages_are_not_recorded():
@@ -307,3 +354,13 @@ def test_official_evaluation_uses_other_states_than_training():
     used = frozenset(f"libero_spatial/0/official/train/{i}" for i in range(48))
     with pytest.raises(UserError, match="2 official starts were not trained on, 4 are wanted"):
         evaluation.evaluation_starts("libero_spatial", [0], "official", 4, trained_on=used)
+
+
+@pytest.mark.sim
+def test_the_expert_reaches_every_stage_with_a_bottle():
+    with EnvSettings().build() as env:
+        record = run_episode(env, Scripted().build(), official_start(load_task("libero_goal", 2), 0))
+        assert env.height("wine_bottle_1") > 0.15
+        assert env.height("akita_black_bowl_1") < rollout.DEEP, "of low things nothing but the origin counts"
+    assert all(record[stage] for stage in ("success", "approached", "grasped", "lifted", "placed"))
+    assert record["moved"] == "wine_bottle_1"

@@ -220,6 +220,16 @@ class LiberoEnv:
         position = data.site_xpos[robot.eef_site_id].copy()
         return result | {"gripper": Pose(position=position, quaternion=_xyzw(data.body_xquat[hand]))}
 
+    def height(self, name: str) -> float:
+        """How far the highest point of an object that can be touched lies above its origin, as it stands now (m)."""
+        model, data = self._physics()
+        geoms = np.array(self._geoms_of(name))
+        geoms = geoms[(model.geom_contype[geoms] != 0) | (model.geom_conaffinity[geoms] != 0)]
+        upward = data.geom_xmat[geoms].reshape(-1, 3, 3)[:, 2]  # of each geom's axes
+        middle, half = model.geom_aabb[geoms, :3], model.geom_aabb[geoms, 3:]
+        tops = data.geom_xpos[geoms, 2] + (upward * middle).sum(1) + (abs(upward) * half).sum(1)
+        return float(tops.max(initial=-np.inf) - self.poses()[name].position[2])
+
     def proprio(self) -> Float[np.ndarray, "8"]:
         """float32 [8]: end effector position (m), orientation as axis-angle (rad), two finger positions (m)."""
         from robosuite.utils.transform_utils import quat2axisangle

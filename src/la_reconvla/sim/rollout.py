@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Env, Pose, Quality, RolloutPolicy, Start
 from la_reconvla.errors import UserError
@@ -38,6 +39,7 @@ from la_reconvla.sim.policies import Specification, TrainedPolicy
 from la_reconvla.sim.tasks import Task
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
+DEEP = 0.055  # a thing that is higher above its origin than a bowl is taken at this depth below its top (m)
 CONTROL_RATE = 20  # control steps a second
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
@@ -49,6 +51,8 @@ class TaskEnv(Env, Protocol):
     def task(self) -> Task: ...
 
     def success(self) -> bool: ...
+
+    def height(self, name: str) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,11 @@ class Film:
 
 
 class Stages:
-    """Watches one episode, step by step, through the simulator's poses."""
+    """Watches one episode, step by step, through the simulator's poses.
+
+    The hand's distance to a thing is that to its origin; a thing that stands higher than fingers reach down is taken at
+    its upper part, so its distance is that to the line from its origin up to there, which turns with it.
+    """
 
     def __init__(self, env: TaskEnv, start: Start):
         self._env, self._target = env, start.target
@@ -105,6 +113,12 @@ class Stages:
         self._distractors = twins or [n for n in others if n != owner]
         poses = env.poses()
         self._stood = {name: poses[name].position.copy() for name in env.task.objects}
+        tall = {name: env.height(name) - DEEP for name in env.task.objects}
+        self._axes = {  # in the thing's own frame
+            name: Rotation.from_quat(poses[name].quaternion).inv().apply([0.0, 0.0, length])
+            for name, length in tall.items()
+            if length > 0
+        }
         self.reached = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
         self.smallest_distance = np.inf
         self.moved: str | None = None
@@ -118,12 +132,12 @@ class Stages:
         if self._target not in self._stood:
             return
         target = poses[self._target].position
-        distance = float(np.linalg.norm(hand - target))
+        distance = self._distance(hand, poses, self._target)
         self.smallest_distance = min(self.smallest_distance, distance)
         rise = target[2] - self._stood[self._target][2]
         stage = self.reached
         stage["approached"] |= distance < NEAR
-        other = min((np.linalg.norm(hand - poses[name].position) for name in self._distractors), default=np.inf)
+        other = min((self._distance(hand, poses, name) for name in self._distractors), default=np.inf)
         stage["distractor_approached"] |= bool(other < NEAR and not stage["approached"])
         stage["grasped"] |= bool(rise > RAISED and distance < HELD)
         stage["lifted"] |= bool(stage["grasped"] and rise > LIFTED)
@@ -141,10 +155,17 @@ class Stages:
 
     def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
         """Of the things that no longer stand where they stood, the one nearest to the hand, if it is in reach."""
-        now = {name: poses[name].position for name in self._stood}
-        gone = [name for name, stood in self._stood.items() if np.linalg.norm(now[name] - stood) > MOVED]
-        nearest = min(gone, key=lambda name: np.linalg.norm(now[name] - hand), default=None)
-        return nearest if nearest is not None and np.linalg.norm(now[nearest] - hand) < HELD else None
+        gone = [name for name, stood in self._stood.items() if np.linalg.norm(poses[name].position - stood) > MOVED]
+        distance, nearest = min(((self._distance(hand, poses, name), name) for name in gone), default=(np.inf, None))
+        return nearest if distance < HELD else None
+
+    def _distance(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose], name: str) -> float:
+        """From the hand to a thing (m)."""
+        away = hand - poses[name].position
+        if name in self._axes:
+            axis = Rotation.from_quat(poses[name].quaternion).apply(self._axes[name])
+            away = away - np.clip(away @ axis / (axis @ axis), 0, 1) * axis
+        return float(np.linalg.norm(away))
 
 
 def run_episode(env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:

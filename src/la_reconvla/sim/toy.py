@@ -185,6 +185,10 @@ class ToyEnv:
         poses = {TILES[tile]: Pose(np.array([*place, 0.0]), upright) for tile, place in lying}
         return {**poses, "gripper": Pose(np.array([0.0, 0, 0.5]), upright)}
 
+    def height(self, name: str) -> float:
+        """Tiles are flat."""
+        return 0.0
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -78,7 +78,7 @@ def colours(results: Results) -> dict[str, str]:
 
 
 def success_chart(results: Results) -> bytes | None:
-    """Task success rate of each arm with its Wilson interval, floors as lines; None if nothing was rolled out."""
+    """Task success rate of each arm with its interval, floors as lines; None if nothing was rolled out."""
     arms = [(c, c.tsr) for c in results.conditions if c.tsr]
     if not arms:
         return None
@@ -189,7 +189,7 @@ def causal_chart(results: Results) -> bytes | None:
         for kind, marker in kinds.items():
             axes.plot([], [], marker, color=INK, label="elsewhere (control)" if kind == "control" else kind)
         _rows(axes, arms)
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
         axes.set_xlabel("shift of the actions when it is hidden, 95 % interval")
         figure.legend(loc="outside upper left", ncols=4)
 
@@ -219,7 +219,7 @@ def overlap_chart(results: Results) -> bytes | None:
         left.set_xlabel("AOS: top 25 % of patches")
         right.set_xlabel("AOS, k = g: as many as the target")
         for axes in (left, right):
-            axes.set_xlim(left=0)
+            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
             axes.grid(visible=True, axis="x")
             axes.tick_params(axis="y", length=0)
             axes.set_axisbelow(True)

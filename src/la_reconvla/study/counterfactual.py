@@ -35,8 +35,9 @@ def pairs(episodes: Sequence[Record]) -> dict[tuple[Any, str], Pair]:
 def counterfactual(episodes: Sequence[Record], rng_seed: int = 0) -> Counterfactual | None:
     """Counts over all pairs, and how often the asked-for thing was preferred to the other; None without pairs.
 
-    The interval of the preference is the hull of Wilson's and of a bootstrap that draws seeds and, crossed with them,
-    scenes (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122): the two episodes of a scene stay together.
+    The interval of the preference is the hull of Wilson's, of a bootstrap that draws seeds and, crossed with them,
+    scenes (the pigeonhole bootstrap, Owen 2007, doi:10.1214/07-AOAS122), so that the two episodes of a scene stay
+    together, and of Student's t over the seeds' own preferences.
 
     Args:
         episodes: records of one policy, all seeds; those that are in no pair are left out.
@@ -60,6 +61,9 @@ def counterfactual(episodes: Sequence[Record], rng_seed: int = 0) -> Counterfact
     preference = None
     if yes + no:
         interval = statistics.wilson(yes, yes + no).hull(_bootstrap(asked, asked + other, rng_seed))
+        for_it, both = asked.sum(1), (asked + other).sum(1)
+        if over_seeds := statistics.student_interval(for_it[both > 0] / both[both > 0]):
+            interval = interval.hull(Interval(max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)))
         preference = Rate(yes / (yes + no), interval.low, interval.high, yes, yes + no)
     return Counterfactual(len(found), yes, no, else_moved, neither, followed, preference)
 

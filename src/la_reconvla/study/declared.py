@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.study.results import EPISODE_METRICS, OVERLAPS, Study
 
 Key = tuple[str, str, str]
+ALPHA = 0.05
 METRICS = (*EPISODE_METRICS, *OVERLAPS, "action_error", "aid")
 
 
@@ -28,7 +29,7 @@ class Declaration:
 
     Attributes:
         claims: what each verdict is about, in words.
-        alpha: level of every test, two-sided.
+        alpha: level of every test, two-sided: 0.05, as the intervals are of 95 %.
         same_within: success rates closer than this count as equal, as a share.
         family: comparisons (a, b, metric) that Holm's correction runs over.
         equivalence: the comparison that H1 judges, by two one-sided tests.
@@ -73,11 +74,14 @@ class Declaration:
         for name in ("alpha", "same_within"):
             if not isinstance(value[name], float) or not 0 < value[name] < 0.5:
                 raise UserError(f"{where}: {name} must be a share between 0 and 0.5, for example 0.05")
+        if value["alpha"] != ALPHA:
+            raise UserError(f"{where}: alpha must be {ALPHA}, which is what the intervals of 95 % are made for")
+        family = _keys(value["family"], f"{where}, family")
         return cls(
-            claims=_claims(value["claims"], where),
+            claims=_claims(value["claims"], family, where),
             alpha=value["alpha"],
             same_within=value["same_within"],
-            family=_keys(value["family"], f"{where}, family"),
+            family=family,
             equivalence=_keys([value["equivalence"]], f"{where}, equivalence")[0],
             exploratory=_keys(value["exploratory"], f"{where}, exploratory"),
             text=text,
@@ -96,7 +100,7 @@ class Declaration:
             raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {OWN}") from None
 
 
-def _claims(value: Any, where: str) -> dict[str, str]:
+def _claims(value: Any, family: Sequence[Key], where: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(claim, str) and claim for claim in value.values()):
         raise UserError(f"{where}: claims must give each hypothesis a sentence")
     if not value or any(id not in JUDGED and OVER not in id for id in value):
@@ -104,6 +108,10 @@ def _claims(value: Any, where: str) -> dict[str, str]:
             f"{where}: claims must be about {', '.join(JUDGED)}, which is what a study judges, or about A{OVER}B, more "
             "successes of arm A than of arm B"
         )
+    for id in value:
+        a, over, b = id.partition(OVER)
+        if over and (a, b, "tsr") not in family:
+            raise UserError(f'{where}: the claim {id} is judged by ["{a}", "{b}", "tsr"], which family must name')
     return value
 
 

@@ -58,7 +58,8 @@ def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
     Seeds and, where both places have the same tasks, tasks are drawn once for both places, starts apart, each of them
     for all seeds. The interval is the hull of that bootstrap, of Student's t over seeds and of the two places' Newcombe
     intervals combined by the square-and-add rule (Zou and Donner 2008, doi:10.1002/sim.3095), since the first two
-    collapse to a point where all pairs agree. p is the larger of the bootstrap's and of Student's t.
+    collapse to a point where all pairs agree. p is the largest of the bootstrap's, of Student's t and of the least that
+    flipping the signs of the differences at one place could give: two starts cannot give less than 1/2.
 
     Args:
         home: success of both arms on the starts at home, not empty.
@@ -76,13 +77,14 @@ def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
     first, second = np.array(list(there.values()), dtype=bool).T
     seeds, tasks = [key[0] for key in there], [key[1] for key in there]
     found = statistics.paired_successes(first, second, seeds, tasks, replicates=1)  # for its note alone
+    starts = min(len({key[1:] for key in place}) for place in (here, there))
     return Loss(
         a=float(lost[0]),
         b=float(lost[1]),
         a_home=float(rates[0][0]),
         b_home=float(rates[0][1]),
         interval=Interval(float(low), float(high)).hull(_combined(here, there)).hull(over_seeds),
-        p=max(p_seeds, min(1.0, 2 * (tail + 1) / (means.size + 1))),
+        p=max(p_seeds, min(1.0, 2 * (tail + 1) / (means.size + 1)), 2.0 ** (1 - starts)),
         n=len(there),
         seeds=len(both),
         note=found.note,

@@ -44,7 +44,9 @@ def phases(episode: Episode) -> list[MapPhase]:
 
 
 def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
-    """What could be taken for the target: its twin, else what another instruction asks for in the same scene.
+    """What could be taken for the target: its twin, else what another instruction asks for.
+
+    That is one of the same scene, if such a one was recorded, else any whose target stands here, too.
 
     Args:
         episode: the demonstration.
@@ -57,9 +59,9 @@ def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
         return None
     kind = episode.target.rsplit("_", 1)[0]
     twins = [name for name in episode.instance_names if name != episode.target and name.rsplit("_", 1)[0] == kind]
-    asked = {other.target for other in others if other.scene == episode.scene} - {episode.target, None}
-    known = sorted(name for name in asked if name in episode.instance_names)
-    return (twins or known or [None])[0]
+    asked = [other for other in others if other.target in episode.instance_names and other.target != episode.target]
+    here = [other for other in asked if other.scene == episode.scene]
+    return (twins or sorted(str(other.target) for other in here or asked) or [None])[0]
 
 
 def part_maps(

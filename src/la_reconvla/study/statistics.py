@@ -254,6 +254,16 @@ def many_means(
     return _ends(means, _student(np.asarray(values, dtype=float), seeds), LEVEL)
 
 
+def student_interval(of_seeds: Float[np.ndarray, " s"], level: float = LEVEL) -> Interval | None:
+    """Student's t interval of the mean of one number a seed; None with fewer than two."""
+    found = _student(np.asarray(of_seeds, dtype=float), range(len(of_seeds))) if len(of_seeds) > 1 else None
+    if found is None:
+        return None
+    estimate, error, freedom = found
+    reach = float(t.ppf((1 + level) / 2, freedom) * error)
+    return Interval(float(estimate) - reach, float(estimate) + reach)
+
+
 Student = tuple[np.ndarray, np.ndarray, int]  # estimate, its standard error over seeds, degrees of freedom
 
 

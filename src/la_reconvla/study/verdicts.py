@@ -80,7 +80,8 @@ def _judge_equal(c: Comparison | None, declared: Declaration) -> Judgement:
     word = decided.get(c.equivalence, "inconclusive")
     if word != "inconclusive" and c.seeds < 2:
         return "inconclusive", f"{in_words(c)} {ONE_SEED}"
-    return word, in_words(c)
+    better = f" {c.a if c.difference > 0 else c.b} is the better one." if word == "refuted" else ""
+    return word, in_words(c) + better
 
 
 def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgement:
@@ -100,7 +101,7 @@ def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgem
             word, because = "inconclusive", f"{because} An arm that hardly succeeds at home has nothing to lose."
         elif word != "inconclusive" and c.seeds < 2:
             word, because = "inconclusive", f"{because} {ONE_SEED}"
-        elif word == "refuted" and p >= 1 - declared.alpha:
+        elif word == "refuted" and p >= declared.alpha:
             word = "inconclusive"
         judged.append((word, because))
     return _together(judged)
