@@ -136,12 +136,13 @@ def controlled(
     """Overlap of the policy's mean map with each thing, beside four controls that cannot follow the instruction.
 
     ``uniform`` is a constant map, ``centre`` a Gaussian about the middle, ``mean_map`` the mean of the policy's own
-    maps of this picture under all instructions, ``shuffled`` the mean score of its maps under the other instructions.
+    maps of this picture under the instructions tried, ``shuffled`` the mean score of its maps under the others of them.
 
     Args:
         policy: whose maps.
         batch: the frames.
-        told: instructions of the study; up to `INSTRUCTIONS` of them are tried. With one only nothing can be shuffled.
+        told: instructions of the study; `INSTRUCTIONS` at most are tried, those of the batch first. With one only
+            nothing can be shuffled.
         coverage: share of each patch on each of `PARTS`.
 
     Returns:
