@@ -1,4 +1,4 @@
-"""The machinery on a task whose answer is known: one claim that must be found, one that must not, in under two minutes.
+"""The machinery on a task whose answer is known: one claim that must be found, one that must not, in two to three minutes.
 
 It is a study like any other: the command's code collects, trains, rolls out, measures and judges.
 """
