@@ -1,4 +1,4 @@
-"""The machinery on a task whose answer is known: one claim that must be found, one that must not, in two to three minutes.
+"""The machinery on a task whose answer is known: one claim that must be found and one that must not, in a few minutes.
 
 It is a study like any other: the command's code collects, trains, rolls out, measures and judges.
 """
