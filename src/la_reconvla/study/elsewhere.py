@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t
+from scipy.stats import ttest_1samp
 
 from la_reconvla.study import statistics
 from la_reconvla.study.statistics import Agreement, Interval
@@ -127,9 +127,9 @@ def _student(here: Pairs, there: Pairs, seeds: Sequence[Any]) -> tuple[Interval,
     middle = float(lost.mean())
     if len(lost) == 1 or not np.ptp(lost):
         return Interval(middle, middle), float(len(lost) > 1 and middle == 0)
-    error, freedom = float(lost.std(ddof=1)) / math.sqrt(len(lost)), len(lost) - 1
-    reach = float(t.ppf(0.975, freedom)) * error
-    return Interval(middle - reach, middle + reach), float(2 * t.sf(abs(middle) / error, freedom))
+    found: Any = ttest_1samp(lost, 0)
+    low, high = found.confidence_interval()
+    return Interval(float(low), float(high)), float(found.pvalue)
 
 
 def _combined(here: Pairs, there: Pairs) -> Interval:
