@@ -98,7 +98,8 @@ class PolicyConfig:
         """The policy that training starts from: pretrained weights where the backbone has some, else fresh ones.
 
         Args:
-            images: training images that a random patch embedding is fitted to; None for a policy that sees none.
+            images: training images that a random patch embedding is fitted to; None for a policy that sees none, and
+                other stems than 'patch' ignore them.
 
         Raises:
             UserError: as `load_start`.
@@ -108,7 +109,7 @@ class PolicyConfig:
             load_start(policy.backbone, self.backbone)
             if isinstance(policy.head, TokenHead):
                 policy.head.adopt(policy.backbone)
-        elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone):
+        elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:
             whiten_patches(policy.backbone, images)
         return policy
 

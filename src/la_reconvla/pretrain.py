@@ -279,8 +279,9 @@ def pictures(images: UInt8[np.ndarray, "b H W 3"]) -> UInt8[Tensor, "b 3 H W"]:
 
 
 def whiten(backbone: PaliGemmaBackbone, scenes: Scenes) -> None:
-    """Fit a random patch embedding to some of these scenes, see `whiten_patches`."""
-    whiten_patches(backbone, pictures(scenes.images[spread_indices(len(scenes), WHITENED)]))
+    """Fit a random patch embedding to some of these scenes, see `whiten_patches`; other stems stay as they are."""
+    if backbone.whitens:
+        whiten_patches(backbone, pictures(scenes.images[spread_indices(len(scenes), WHITENED)]))
 
 
 def tell(captioner: Captioner, config: PretrainConfig, step: int) -> Told:

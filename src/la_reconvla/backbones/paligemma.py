@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.backbones.continuing import Continuing, Memory
 from la_reconvla.backbones.shared import HALF, Geometry, average, last_layers
+from la_reconvla.backbones.stems import StemName, build_stem, check_stem
 from la_reconvla.backbones.text import Tokens, encode
 from la_reconvla.contracts import BackboneConfig, Features, Proprioception, Rows
 from la_reconvla.errors import UserError
@@ -59,6 +60,8 @@ class SmallPaliGemma:
         weights: what training starts from: a name in `PACKAGED`, a file written by
             ``la-reconvla pretrain``, or None for random ones.
         weights_hash: hash of that file; filled in by `la_reconvla.checkpoint.pinned`.
+        stem: what makes image tokens of pixels, see `la_reconvla.backbones.stems`; one linear map of a patch, as
+            published, by default.
     """
 
     image_size: int = 112
@@ -76,6 +79,7 @@ class SmallPaliGemma:
     max_tokens: int = 40
     weights: str | None = None
     weights_hash: str | None = None
+    stem: StemName = "patch"
 
     def __post_init__(self):
         if self.image_size % self.patch:
@@ -88,6 +92,7 @@ class SmallPaliGemma:
             raise UserError(f"saliency_layers must be 1 to {self.language_layers}, got {self.saliency_layers}")
         if self.chunk < 1:
             raise UserError(f"chunk must be at least 1, got {self.chunk}")
+        check_stem(self.stem, self.patch)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,9 +100,10 @@ class SmallPaliGemma:
         return self.image_size // self.patch, self.image_size // self.patch
 
     @property
-    def architecture(self) -> dict[str, int]:
-        """What decides the shapes of the model's weights, and what its positions mean."""
+    def architecture(self) -> dict[str, int | str]:
+        """What decides the names and shapes of the model's weights, and what its positions mean."""
         shapes = ("image_size", "patch", "width", "vision_layers", "language_layers", "heads", "kv_heads", "mlp")
+        shapes += ("stem",)
         return {name: getattr(self, name) for name in shapes}
 
     def build(self) -> PaliGemmaBackbone:
@@ -136,6 +142,9 @@ class SmallPaliGemma:
         finally:
             transformers_logging.set_verbosity(level)
         scale_by_fan_in(model)
+        if (stem := build_stem(self.stem, self.patch, self.width)) is not None:
+            embeddings: Any = model.model.vision_tower.embeddings
+            embeddings.patch_embedding = stem
         return PaliGemmaBackbone(model, tokenizer, self)
 
 
@@ -170,7 +179,8 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
     unit variance and turned by a random rotation, and the position embedding takes away the mean of its position.
 
     Args:
-        backbone: with fresh weights; its patch embedding and position embedding are changed in place.
+        backbone: with fresh weights; its patch embedding and position embedding are changed in place. Only where
+            `PaliGemmaBackbone.whitens`.
         images: some training images.
         floor: added to all variances, as a share of the largest, so that noise is not blown up.
     """
@@ -216,6 +226,11 @@ class PaliGemmaBackbone(Continuing):
     def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
         """Size of the picture and of an image token, from the library's configuration."""
         return Geometry(architecture.vision_config.image_size, architecture.vision_config.patch_size)
+
+    @property
+    def whitens(self) -> bool:
+        """Whether the stem is one linear map of a patch, which `whiten_patches` can fit to training images."""
+        return isinstance(self.model.vision_tower.embeddings.patch_embedding, nn.Conv2d)
 
     @property
     def language(self) -> Any:
