@@ -16,12 +16,23 @@ from helpers import BINS, HEAD, TINY, random_batch, tiny_policy
 from la_reconvla.acting import Actor
 from la_reconvla.backbones import stems
 from la_reconvla.backbones.stems import MEAN, STD, ConvStem, EfficientNetLite0Stem, build_stem
-from la_reconvla.checkpoint import CONFIG, WEIGHTS, PolicyConfig, kept, load_policy, load_start, save_tensors
+from la_reconvla.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    PolicyConfig,
+    kept,
+    load_policy,
+    load_start,
+    load_tensors,
+    save_tensors,
+)
 from la_reconvla.conditions import C2_INPUT
 from la_reconvla.errors import UserError
 from la_reconvla.method.mask import RandomMask
 from la_reconvla.method.objective import losses
+from la_reconvla.pretrain import PretrainConfig, pretrain
 from la_reconvla.randomness import generator, seeded
+from test_words import small_scenes
 
 SIZES = {
     "patch": TINY,
@@ -240,3 +251,14 @@ def test_weights_of_another_stem_are_refused():
     size = replace(TINY, image_size=112, patch=16, width=128, vision_layers=3, mlp=2, weights="words-7x7", stem="conv")
     with pytest.raises(UserError, match=r"of another backbone \(stem patch, not conv\)"):
         load_start(size.build(), size)
+
+
+def test_pretraining_takes_a_stem_and_a_policy_starts_from_its_weights(tmp_path):
+    weights = pretrain(small_scenes(8), PretrainConfig(SIZES["conv"], steps=2, batch_size=4, warmup=1), tmp_path)
+    size = replace(SIZES["conv"], weights=str(weights))
+    started = replace(config_of("conv"), backbone=size).start(None)
+    tensors, facts = load_tensors(weights)
+    assert facts["backbone"]["stem"] == "conv"
+    inside = [name for name in tensors if "patch_embedding" in name]
+    assert len(inside) == 3 * 3 + 2
+    assert all(torch.equal(started.backbone.state_dict()[name], tensors[name].float()) for name in inside)
