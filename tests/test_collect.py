@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from la_reconvla.contracts import Env, Observation, Outcome, Pose, Start
-from la_reconvla.data.hdf5 import FileHeader, open_demonstrations
+from la_reconvla.data.hdf5 import FileHeader, open_demonstrations, read_file
 from la_reconvla.errors import UserError
 from la_reconvla.sim.collect import (
     CollectConfig,
@@ -30,7 +32,7 @@ from la_reconvla.sim.collect import (
     collect,
     record_episode,
 )
-from la_reconvla.storage import locked, read_json
+from la_reconvla.storage import locked, read_json, write_json
 from test_hdf5 import make_header
 
 LENGTH, NAMES = 6, ("bowl_1", "plate_1")
@@ -118,6 +120,7 @@ class ToyStudio:
     limit: int = 100
     wrist: bool = False
     preparing: float = 0.0
+    states: int = 1000
     unfit: str = ""
     broken: str = ""
 
@@ -131,12 +134,12 @@ class ToyStudio:
     def header(self, config: CollectConfig, task: int) -> FileHeader:
         return make_header(task, size=4, stride=config.frame_stride)
 
-    def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
+    def prepare(self, config: CollectConfig, task: int, scenes: range) -> None:
         time.sleep(self.preparing)
 
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         size = config.scene_episodes
-        return [self.start(config, task, number * size + part) for part in range(size)]
+        return [self.start(config, task, (number * size + part) % self.states) for part in range(size)]
 
     def start(self, config: CollectConfig, task: int, index: int) -> Start:
         return Start(
@@ -217,14 +220,14 @@ from test_collect import ToyStudio, collect, toy_config
 if __name__ == "__main__":
     out = Path(sys.argv[2])
     studio = ToyStudio(failing=(3, 4), slow=0.15, log=str(out) + ".log", preparing=float(sys.argv[3]))
-    collect(toy_config(out, demos=6, placement="wide"), studio)
+    collect(toy_config(out, demos=int(sys.argv[4]), placement="wide"), studio)
 """
 
 
-def start_collecting(folder: Path, out: Path, preparing: float = 0.0) -> subprocess.Popen[bytes]:
+def start_collecting(folder: Path, out: Path, preparing: float = 0.0, demos: int = 6) -> subprocess.Popen[bytes]:
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(out), str(preparing)]
+    arguments = [sys.executable, str(script), str(Path(__file__).parent), str(out), str(preparing), str(demos)]
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -267,6 +270,160 @@ def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) 
     assert again <= 4, "two kills of two workers cost at most the four episodes that were running"
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "undisturbed")]
     assert summaries[0]["tasks"] == summaries[1]["tasks"]
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Every attribute and every byte of all demonstration files, and what the summary says of them."""
+    found: dict[str, Any] = {"summary": read_json(out / "summary.json")["tasks"]}
+    for path in sorted(out.glob("*_demo.hdf5")):
+        with h5py.File(path) as file:
+
+            def note(name: str, thing: Any, where: str = path.name) -> None:
+                data = (thing.dtype.str, thing.shape, thing[()].tobytes()) if isinstance(thing, h5py.Dataset) else None
+                attributes = {key: np.asarray(value).tolist() for key, value in thing.attrs.items()}
+                found[f"{where}/{name}"] = (attributes, data)
+
+            file.visititems(note)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("studio", "settings", "demos"),
+    [
+        (ToyStudio(failing=(1, 9), missed=(3, 4, 8)), {}, (2, 3, 8)),
+        (ToyStudio(failing=(1,), states=5), {}, (3, 9)),  # states return, with other noise
+        (ToyStudio(failing=(1, 4, 9), missed=(13,)), {"placement": "wide"}, (2, 8)),
+    ],
+)
+def test_what_grew_is_what_a_new_one_holds(tmp_path: Path, studio: ToyStudio, settings: Any, demos: Any) -> None:
+    grown, new, log = tmp_path / "grown", tmp_path / "new", tmp_path / "log"
+    studio = replace(studio, log=str(log))
+    for number in demos:
+        collect(toy_config(grown, demos=number, **settings), studio)
+        assert {sum(e.task == task for e in open_demonstrations(grown).episodes) for task in (0, 1)} == {number}
+    attempts = sorted(log.read_text().splitlines())
+    log.unlink()
+    collect(toy_config(new, demos=demos[-1], **settings), studio)
+    assert contents(grown) == contents(new)
+    assert attempts == sorted(log.read_text().splitlines()), "something was recorded again, or in vain"
+    assert sorted(p.name for p in grown.iterdir()) == sorted(p.name for p in new.iterdir())
+    assert read_json(grown / "collection.json") == read_json(new / "collection.json")
+
+
+def test_a_killed_growth_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
+    import psutil
+
+    quiet, out, new = ToyStudio(failing=(3, 4)), tmp_path / "out", tmp_path / "new"
+    collect(toy_config(new, demos=8, placement="wide"), quiet)
+    collect(toy_config(out, demos=2, placement="wide"), quiet)
+    before = {path: path.read_bytes() for path in out.glob("*_demo.hdf5")}
+    for shards in (1, 6, 10):  # while it is taken apart; two times while episodes are recorded
+        process = start_collecting(tmp_path, out, demos=8)
+        wait_for_shards(process, out, shards)
+        workers = children(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        psutil.wait_procs(workers, timeout=10)
+        with pytest.raises(UserError, match="not finished"):
+            open_demonstrations(out)
+        assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(UserError, match=r"already has begun .* ask for"):
+        collect(toy_config(out, demos=2, placement="wide"), quiet)
+    with pytest.raises(UserError, match="different: noise"):
+        collect(toy_config(out, demos=8, placement="wide", noise=0.2), quiet)
+    assert start_collecting(tmp_path, out, demos=8).wait(timeout=120) == 0
+    assert contents(out) == contents(new)
+    attempts = (tmp_path / "out.log").read_text().splitlines()
+    assert len(attempts) - len(set(attempts)) <= 4, "at most the four episodes that were running"
+    assert not {f"{task} {index}" for task in (0, 1) for index in (0, 1)} & set(attempts), "a finished one again"
+
+
+def test_a_growth_survives_a_kill_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"tasks": (0,), "placement": "wide", "workers": 1}
+    studio = ToyStudio(failing=(1, 4))
+    old, new = tmp_path / "old", tmp_path / "new"
+    collect(toy_config(old, demos=2, **settings), studio)
+    collect(toy_config(new, demos=4, **settings), studio)
+    steps = 5  # two shards of what was there, its summary, the merged file, the new summary
+    for step in range(steps + 1):
+        out, left = tmp_path / str(step), [step]
+        shutil.copytree(old, out)
+
+        def fail_at_last(source: Path, target: Path, left: list[int] = left) -> None:
+            if left[0] == 0:
+                raise ZeroDivisionError
+            left[0] -= 1
+            os.rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("la_reconvla.storage.os.replace", fail_at_last)
+            if step < steps:
+                with pytest.raises(ZeroDivisionError):
+                    collect(toy_config(out, demos=4, **settings), studio)
+                episodes = read_file(next(out.glob("*_demo.hdf5")))
+                assert len(episodes) == (4 if step == steps - 1 else 2)
+                assert (out / "summary.json").exists() == (step < 3)
+        collect(toy_config(out, demos=4, **settings), studio)
+        assert contents(out) == contents(new), step
+
+
+def test_a_growth_is_not_misled_by_shards_that_were_not_tidied(tmp_path: Path) -> None:
+    out, studio, settings = tmp_path / "out", ToyStudio(failing=(1, 4)), {"tasks": (0,), "placement": "wide"}
+    collect(toy_config(out, demos=2, **settings), studio)
+    collect(toy_config(tmp_path / "new", demos=4, **settings), studio)
+    folder = out / "shards" / "000"
+    folder.mkdir(parents=True)
+    (folder / "00000.hdf5").write_text("of a scene that failed")
+    write_json(folder / "00001.json", {"reason": "grasped twice"})
+    write_json(out / "shards" / "summary.json", read_json(out / "summary.json"))
+    collect(toy_config(out, demos=4, **settings), studio)
+    assert contents(out) == contents(tmp_path / "new")
+
+
+def test_fewer_than_there_are_is_refused(tmp_path: Path) -> None:
+    collect(toy_config(tmp_path / "out"), ToyStudio())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[a-z]*")}
+    for studio in (ToyStudio(), ToyStudio(unfit="nothing is to be recorded")):
+        with pytest.raises(UserError, match="already holds 4 demonstrations a task, 3 are fewer: ask for 4 or more"):
+            collect(toy_config(tmp_path / "out", demos=3), studio)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[a-z]*")} == before
+    assert len(open_demonstrations(tmp_path / "out").episodes) == 8
+
+
+def test_an_interrupted_one_may_end_with_fewer_if_none_of_them_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="worker process died"):
+        collect(toy_config(tmp_path / "out", workers=1), ToyStudio(crash=3))
+    with pytest.raises(UserError, match="already has begun 3 demonstrations a task, 2 are fewer"):
+        collect(toy_config(tmp_path / "out", demos=2), ToyStudio())
+    collect(toy_config(tmp_path / "out", demos=3), ToyStudio())
+    collect(toy_config(tmp_path / "new", demos=3), ToyStudio())
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_a_folder_from_before_grows(tmp_path: Path) -> None:
+    """`collection.json` held the number of episodes."""
+    studio = ToyStudio(failing=(0, 3))
+    collect(toy_config(tmp_path / "out"), studio)
+    path = tmp_path / "out" / "collection.json"
+    write_json(path, {**read_json(path), "demos": 4})
+    assert collect(toy_config(tmp_path / "out"), ToyStudio(crash=0)).episodes == 8
+    collect(toy_config(tmp_path / "out", demos=6), studio)
+    collect(toy_config(tmp_path / "new", demos=6), studio)
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_what_another_collection_recorded_does_not_grow(tmp_path: Path) -> None:
+    collect(toy_config(tmp_path / "one", demos=2, tasks=(0,)), ToyStudio())
+    collect(toy_config(tmp_path / "two", demos=2, tasks=(0,), seed=1), ToyStudio())
+    [mine], [other] = (list((tmp_path / name).glob("*_demo.hdf5")) for name in ("one", "two"))
+    shutil.copy(other, mine)
+    with pytest.raises(UserError, match="demo_0 is not from this collection"):
+        collect(toy_config(tmp_path / "one", demos=4, tasks=(0,)), ToyStudio())
+    mine.write_text("damaged")
+    with pytest.raises(UserError, match="not an HDF5 file"):
+        collect(toy_config(tmp_path / "one", demos=4, tasks=(0,)), ToyStudio())
+    assert (tmp_path / "one" / "summary.json").exists()
+    assert not (tmp_path / "one" / "shards").exists()
 
 
 def test_ctrl_c_finishes_what_is_running_and_leaves_a_resumable_folder(tmp_path: Path) -> None:
@@ -326,7 +483,7 @@ def test_a_finished_collection_is_left_alone(tmp_path: Path) -> None:
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     collect(toy_config(tmp_path), ToyStudio())
     before = (tmp_path / "collection.json").read_bytes()
-    for changes in ({"noise": 0.2}, {"demos": 6}, {"quality": "fast"}, {"tasks": (0,)}):
+    for changes in ({"noise": 0.2}, {"noise": 0.2, "demos": 6}, {"quality": "fast"}, {"tasks": (0,)}):
         with pytest.raises(UserError, match=f"different: {next(iter(changes))}.*choose another folder"):
             collect(toy_config(tmp_path, **changes), ToyStudio())
     assert (tmp_path / "collection.json").read_bytes() == before
@@ -388,7 +545,7 @@ def test_any_mujoco_is_allowed_everywhere_or_nowhere(
     studio, config = LiberoStudio(), CollectConfig(tmp_path, placement="wide", allow_any_mujoco=allowed)
     studio.check(config)
     studio.env(config)
-    studio.prepare(config, 0, 1)
+    studio.prepare(config, 0, range(1))
     studio.scene(config, 0, 0)
     assert asked == [allowed] * 4
 
@@ -522,7 +679,6 @@ def test_the_real_simulator(tmp_path: Path) -> None:
 
 def _executed(episode: Any) -> np.ndarray:
     """In double precision, as it was stored."""
-    import h5py
-
     with h5py.File(episode.path) as file:
-        return file["data"][episode.demo]["executed_actions"][()]
+        data: Any = file["data"]
+        return data[episode.demo]["executed_actions"][()]

@@ -159,6 +159,24 @@ def merge_files(parts: Sequence[Path], path: Path) -> None:
         _write_totals(data)
 
 
+def split_file(path: Path, parts: Sequence[Path]) -> None:
+    """Write a file for each episode of one file (each atomically); `merge_files` makes the same episodes of them again.
+
+    Args:
+        path: the file, which stays as it is.
+        parts: the files to write, as many as there are episodes, in their order.
+    """
+    with _opened(path) as source:
+        names = _in_order(source["data"])
+    for name, part in zip(names, parts, strict=True):
+        with atomic_write(part) as temporary, h5py.File(temporary, "w") as file:
+            data = file.create_group("data")
+            with _opened(path) as source:
+                data.attrs.update(source["data"].attrs)
+                source.copy(source["data"][name], data, "demo_0")
+            _write_totals(data)
+
+
 def _write_header(data: Any, header: FileHeader) -> None:
     problem = {
         "problem_name": header.problem,

@@ -5,12 +5,18 @@ only if all its episodes succeed without a second grasp, so that both targets st
 scenes are tried in order of their number until enough have succeeded, and never one more: which episodes a data set
 holds depends on its configuration alone, not on the number of workers or on when a run was interrupted.
 
+Hence a collection can grow. Asked for more episodes, a finished one is taken apart into its shards, and goes on as one
+that was interrupted: what a new collection of that many would hold comes out, and only what is missing is recorded.
+
 ::
 
-    OUT/collection.json             the configuration (another one is refused) and the versions that began it
+    OUT/collection.json             the configuration (another one is refused) and the versions that began it; not how
+                                    many episodes
     OUT/shards/<task>/<n>.hdf5      one finished episode, written atomically
     OUT/shards/<task>/<n>.json      one failed attempt and why it failed
-    OUT/<task name>_demo.hdf5       all episodes of a task, when all tasks are complete
+    OUT/shards/summary.json         while a collection grows: what had come out before
+    OUT/<task name>_demo.hdf5       all episodes of a task, when all tasks are complete; while a collection grows, those
+                                    from before, until the new file replaces it
     OUT/summary.json                what came out; its presence means that the collection is complete
 """
 
@@ -18,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import multiprocessing
@@ -25,6 +32,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
@@ -37,7 +45,17 @@ import psutil
 from jaxtyping import Float, UInt8
 
 from la_reconvla.contracts import ACTION_DIM, Env, PlacementKind, Quality, RolloutPolicy, Split, Start
-from la_reconvla.data.hdf5 import SHARDS, SUFFIX, FileHeader, Recording, merge_files, read_file, write_file
+from la_reconvla.data.hdf5 import (
+    SHARDS,
+    SUFFIX,
+    Episode,
+    FileHeader,
+    Recording,
+    merge_files,
+    read_file,
+    split_file,
+    write_file,
+)
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.processes import become_worker, explain_death
 from la_reconvla.progress import Bar, progress
@@ -57,7 +75,7 @@ class CollectConfig:
     """What to record.
 
     Attributes:
-        out: folder to write to; a run that was interrupted goes on in it.
+        out: folder to write to; a run that was interrupted goes on in it, and a finished one grows in it.
         suite: LIBERO suite.
         tasks: indices of its tasks.
         demos: successful episodes a task (an even number for wide placements: each scene is shown with two targets).
@@ -118,8 +136,8 @@ class CollectConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which episodes come out; what `collection.json` holds."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers")}
+        """What decides which episodes come out, apart from how many; what `collection.json` holds."""
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "demos")}
 
 
 @dataclass(frozen=True)
@@ -208,8 +226,8 @@ class Studio(Protocol):
         """Make sure that this machine can record, before anything is written; raises `UserError` if it cannot."""
         ...
 
-    def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
-        """Make the first `scenes` scenes of a task, if that is cheaper than one by one."""
+    def prepare(self, config: CollectConfig, task: int, scenes: range) -> None:
+        """Make the scenes of a task with these numbers, if that is cheaper than one by one."""
         ...
 
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
@@ -263,10 +281,10 @@ class LiberoStudio:
 
         require_simulator(allow_any_mujoco=config.allow_any_mujoco)
 
-    def prepare(self, config: CollectConfig, task: int, scenes: int) -> None:
+    def prepare(self, config: CollectConfig, task: int, scenes: range) -> None:
         """Wide scenes are made in a simulator of their own, which takes longer to build than a scene to make."""
         if config.placement == "wide":
-            self._wide(config, task, range(2 * scenes))
+            self._wide(config, task, range(2 * scenes.start, 2 * scenes.stop))
 
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         """An official state, used again when all training states were used, or the two starts of a wide scene."""
@@ -317,7 +335,7 @@ class LiberoStudio:
 
 
 def collect(config: CollectConfig, studio: Studio | None = None) -> Summary:
-    """Record demonstrations, or go on where an interrupted run stopped.
+    """Record demonstrations, go on where an interrupted run stopped, or add to a finished collection.
 
     Args:
         config: what to record.
@@ -327,17 +345,20 @@ def collect(config: CollectConfig, studio: Studio | None = None) -> Summary:
         What the folder holds now.
 
     Raises:
-        UserError: unknown suite or task, a folder of another configuration, too little space, no OpenGL, a task that
-            the expert cannot do, or a worker that died. What was finished stays, and the same command goes on.
+        UserError: unknown suite or task, a folder of another configuration or with more episodes, too little space, no
+            OpenGL, a task that the expert cannot do, or a worker that died. What was finished stays, and the same
+            command goes on.
         KeyboardInterrupt: on Ctrl-C, after the running episodes were finished.
     """
     studio = studio or LiberoStudio()
     headers = {task: studio.header(config, task) for task in config.tasks}
-    if not (config.out / SUMMARY).exists():
+    if _finished(config.out) < config.demos:
         studio.check(config)
     with locked(config.out):
         _claim(config)
-        if not (config.out / SUMMARY).exists():
+        if _finished(config.out) < config.demos:
+            if (config.out / SUMMARY).exists():
+                _take_apart(config, headers)
             _record_all(config, studio, headers)
         shutil.rmtree(config.out / SHARDS, ignore_errors=True)
         return _read_summary(config.out)
@@ -351,9 +372,69 @@ def _claim(config: CollectConfig) -> None:
     path = config.out / CONFIG
     if not path.exists() and (others := sorted(p.name for p in config.out.glob(f"*{SUFFIX}"))):
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
-    if not (config.out / SUMMARY).exists():
+    if _finished(config.out) < config.demos:
         require_free_space(config.out, _estimate(config))
     claim(path, config.identity, versions=_versions())
+    _refuse_fewer(config)
+
+
+def _finished(out: Path) -> int:
+    """Episodes a task of a finished collection; 0 if there is none, or if it is growing."""
+    return min(task.episodes for task in _read_summary(out).tasks) if (out / SUMMARY).exists() else 0
+
+
+def _refuse_fewer(config: CollectConfig) -> None:
+    """Nothing that was recorded is thrown away, and an unfinished collection has no gaps when it is complete."""
+    held, verb = _finished(config.out), "holds"
+    if not held:
+        held, verb = max(_ledger(config, task).begun for task in config.tasks) * config.scene_episodes, "has begun"
+    if config.demos < held:
+        raise UserError(
+            f"{config.out} already {verb} {held} demonstrations a task, {config.demos} are fewer: "
+            f"ask for {held} or more, or choose another folder"
+        )
+
+
+def _take_apart(config: CollectConfig, headers: dict[int, FileHeader]) -> None:
+    """Make an unfinished collection of a finished one, which can go on. The files of the tasks stay as they are.
+
+    Up to the last step it is a finished one: a kill before loses nothing, and this begins anew.
+    """
+    summary = read_json(config.out / SUMMARY)
+    parts = {}
+    for task, before in zip(config.tasks, summary["tasks"], strict=True):
+        path = config.out / f"{headers[task].name}{SUFFIX}"
+        if len(episodes := read_file(path)) != before["episodes"]:
+            raise UserError(f"{path} holds {len(episodes)} episodes, not {before['episodes']}; choose another folder")
+        parts[path] = [_shard(config.out, task, attempt) for attempt in _attempts(config, episodes)]
+    shutil.rmtree(config.out / SHARDS, ignore_errors=True)  # what a kill left, see above
+    for path, shards in parts.items():
+        split_file(path, shards)
+    write_json(config.out / SHARDS / SUMMARY, summary)
+    (config.out / SUMMARY).unlink()
+
+
+def _attempts(config: CollectConfig, episodes: Sequence[Episode]) -> list[int]:
+    """Which attempts the episodes of a task came from. Each has noise of its own, also where official states return.
+
+    Raises:
+        UserError: an episode came from none.
+    """
+    scenes = len(episodes) // config.scene_episodes
+    failures, share = GIVE_UP
+    candidates = iter(range(config.scene_episodes * (failures + math.ceil(scenes / share))))
+    attempts = []
+    for episode in episodes:
+        seeds = ((attempt, _noise_seed(config, str(episode.start_id), attempt)) for attempt in candidates)
+        attempt = next((attempt for attempt, seed in seeds if seed == episode.seed), None)
+        if attempt is None:
+            raise UserError(f"{config.out}: {episode.name} is not from this collection; choose another folder")
+        attempts.append(attempt)
+    return attempts
+
+
+def _noise_seed(config: CollectConfig, start_id: str, attempt: int) -> int:
+    return derive(config.seed, f"collection noise/{start_id}", attempt)
 
 
 def _versions() -> dict[str, str]:
@@ -378,12 +459,16 @@ def _shard(out: Path, task: int, attempt: int) -> Path:
 
 @dataclass(eq=False)
 class _Ledger:
-    """How far one task is. A scene's number is a key of `solved` when it was tried; its value says how it went."""
+    """How far one task is. A scene's number is a key of `solved` when it was tried; its value says how it went.
+
+    `partial` are those of which some episodes are there.
+    """
 
     task: int
     needed: int
     solved: dict[int, bool] = field(default_factory=dict)
     running: set[int] = field(default_factory=set)
+    partial: set[int] = field(default_factory=set)
 
     @property
     def successes(self) -> int:
@@ -395,12 +480,18 @@ class _Ledger:
 
     def next(self) -> int | None:
         """The lowest scene that was not tried, if it is certain to be needed. Hence no scene is tried in vain."""
-        if self.successes + len(self.running) >= self.needed:
-            return None
-        number = 0
-        while number in self.solved or number in self.running:
-            number += 1
-        return number
+        return None if self.successes + len(self.running) >= self.needed else self.lowest
+
+    @property
+    def lowest(self) -> int:
+        """The lowest scene that was not tried."""
+        return next(number for number in itertools.count() if number not in self.solved and number not in self.running)
+
+    @property
+    def begun(self) -> int:
+        """Scenes up to the last one begun that have not failed: if fewer were needed, one was begun in vain."""
+        last = max((*self.solved, *self.partial), default=-1)
+        return last + 1 - sum(not success for success in self.solved.values())
 
     def hopeless(self) -> bool:
         failures, (limit, share) = len(self.solved) - self.successes, GIVE_UP
@@ -417,7 +508,18 @@ def _ledger(config: CollectConfig, task: int) -> _Ledger:
     for number in {attempt // size for attempt in done} - set(ledger.solved):
         if all(number * size + part in done for part in range(size)):
             ledger.solved[number] = True
+        else:
+            ledger.partial.add(number)
+    if before := _before(config, task):  # all its scenes were taken apart; those between them are the ones that failed
+        last = ledger.accepted[before.episodes // size - 1]
+        ledger.solved = {number: False for number in range(last)} | ledger.solved
     return ledger
+
+
+def _before(config: CollectConfig, task: int) -> TaskSummary | None:
+    """What a growing collection held before it grew."""
+    folder = config.out / SHARDS
+    return _read_summary(folder).tasks[config.tasks.index(task)] if (folder / SUMMARY).exists() else None
 
 
 def _finish(config: CollectConfig, headers: dict[int, FileHeader], ledgers: Sequence[_Ledger], minutes: float) -> None:
@@ -428,11 +530,12 @@ def _finish(config: CollectConfig, headers: dict[int, FileHeader], ledgers: Sequ
         shards = [_shard(config.out, ledger.task, attempt) for attempt in attempts]
         path = config.out / f"{headers[ledger.task].name}{SUFFIX}"
         merge_files(shards, path)
-        failures = [read_json(failure)["reason"] for failure in sorted(shards[0].parent.glob("*.json"))]
+        failed = Counter(read_json(failure)["reason"] for failure in sorted(shards[0].parent.glob("*.json")))
         steps = sum(len(episode.actions) for episode in read_file(path))  # reads our own file as anybody would
-        recorded = len(list(shards[0].parent.glob("*.hdf5")))
-        counts = {reason: failures.count(reason) for reason in failures}
-        tasks.append(TaskSummary(headers[ledger.task].name, len(shards), steps, counts, recorded - len(shards)))
+        dropped = len(list(shards[0].parent.glob("*.hdf5"))) - len(shards)
+        if before := _before(config, ledger.task):
+            failed, dropped = Counter(before.failed) + failed, before.dropped + dropped
+        tasks.append(TaskSummary(headers[ledger.task].name, len(shards), steps, dict(failed), dropped))
     size_on_disk = sum(path.stat().st_size for path in config.out.glob(f"*{SUFFIX}"))
     write_json(config.out / SUMMARY, Summary(tuple(tasks), round(minutes, 2), round(size_on_disk / 1e6, 2)))
 
@@ -464,13 +567,18 @@ def _prepare(ledgers: Sequence[_Ledger], pool: ProcessPoolExecutor, bar: Bar) ->
     others = set(multiprocessing.active_children())
     bar.advance(0, "preparing scenes")
     try:
-        jobs = [(pool.submit(_prepare_scenes, led.task, math.ceil(SPARE * led.needed)), led.task) for led in unfinished]
+        jobs = [(pool.submit(_prepare_scenes, ledger.task, _upcoming(ledger)), ledger.task) for ledger in unfinished]
         for job, task in jobs:
             _result(job, f"preparing the scenes of task {task}")
     except KeyboardInterrupt:
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()  # this may take minutes, and what was made is kept
         raise
+
+
+def _upcoming(ledger: _Ledger) -> range:
+    """The scenes that are probably still to be tried."""
+    return range(ledger.lowest, ledger.lowest + math.ceil(SPARE * (ledger.needed - ledger.successes)))
 
 
 def _run(config: CollectConfig, ledgers: Sequence[_Ledger], pool: ProcessPoolExecutor, workers: int, bar: Bar) -> None:
@@ -558,7 +666,7 @@ def _start_worker(config: CollectConfig, studio: Studio, headers: dict[int, File
     _worker = _Worker(config, studio, headers)
 
 
-def _prepare_scenes(task: int, scenes: int) -> None:
+def _prepare_scenes(task: int, scenes: range) -> None:
     assert _worker is not None, "runs in a worker process"
     _worker.studio.prepare(_worker.config, task, scenes)
 
@@ -580,7 +688,7 @@ def _record_scene(task: int, number: int) -> str | None:
             frame_stride=config.frame_stride,
             noise=config.noise,
             noise_memory=config.noise_memory,
-            seed=derive(config.seed, f"collection noise/{start.id}", attempt),
+            seed=_noise_seed(config, start.id, attempt),
         )
         if isinstance(result, str):
             write_json(shard.with_suffix(".json"), {"start_id": start.id, "reason": result})
