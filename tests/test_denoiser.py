@@ -20,7 +20,7 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.gaze import GazeCrop, GazeMask, RandomCrop, WholeImage, cut
-from la_reconvla.method.mask import masked_count
+from la_reconvla.method.mask import RandomMask, masked_count
 from la_reconvla.method.objective import losses
 from la_reconvla.method.pixels import Pixels, patchify, unpatchify
 from la_reconvla.method.reconstruction import Reconstruction
@@ -87,6 +87,33 @@ def test_small_presets_give_both_heads_equal_parameters(preset: str) -> None:
     mae, diffusion = (parameters(head.build(b.width, b.grid, b.patch)) for head in (config.head, config.denoiser))
     assert diffusion == pytest.approx(mae, rel=0.05)
     assert config.denoiser.repeats == 1
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_loss_under_a_mask_computes_less_and_equals_the_full_network(depth: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    head = Denoiser(depth=depth, width=32, heads=4, repeats=2, target=Pixels(4)).build(24, (4, 4), 8)
+    with torch.no_grad():  # a new network silences its blocks and predicts zero
+        for name, parameter in head.named_parameters():
+            if "modulation" in name or "leave" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draw))
+    states, target = torch.randn(3, 16, 24, generator=draw), torch.randn(3, 16, head.rows, generator=draw)
+    mask = RandomMask()(None, (3, 16), generator(0, "mask"))
+    noise = generator(0, "noise")
+    t, e = torch.randint(1000, (6,), generator=noise), torch.randn(6, 16, head.rows, generator=noise)
+    a = head.kept[t, None, None]
+    parts = []
+    for masked_only in (False, True):
+        patches = states.clone().requires_grad_()
+        if masked_only:
+            value = head.loss(patches, mask, target, generator(0, "noise"))
+        else:
+            seen, twice = patches.repeat_interleave(2, 0), mask.repeat_interleave(2, 0)
+            noised = a.sqrt() * target.repeat_interleave(2, 0) + (1 - a).sqrt() * e
+            value = (head.network(noised, t, seen, twice) - e)[twice].square().mean()
+        parts.append((value, *torch.autograd.grad(value, [patches, *head.parameters()])))
+    for full, less in zip(*parts, strict=True):
+        torch.testing.assert_close(less, full, rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------- targets

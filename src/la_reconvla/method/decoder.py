@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -73,6 +74,15 @@ class MAEReconstructor(nn.Module):
             tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), tokens)
         return self.blocks(tokens + self.positions.to(tokens.dtype))
 
+    def decode_masked(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m w"]:
+        """`decode` at the masked positions alone, those of the first sample first; each has equally many.
+
+        The last block answers only there: it still reads all positions, but nobody reads what it says of the others.
+        """
+        tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), self.enter(patches))
+        tokens = self.blocks[:-2](tokens + self.positions.to(tokens.dtype))
+        return self.blocks[-1](_answer(self.blocks[-2], tokens, mask)).flatten(0, 1)
+
     def loss(
         self,
         patches: Float[Tensor, "b n d"],
@@ -88,7 +98,11 @@ class MAEReconstructor(nn.Module):
         each patch with ``norm_pixels``.
         """
         chosen = slice(None) if mask is None else mask
-        predicted = self.leave(self.decode(patches, mask)[chosen]).float()
+        if mask is not None and equally_many(mask):
+            states = self.decode_masked(patches, mask)
+        else:
+            states = self.decode(patches, mask)[chosen]
+        predicted = self.leave(states).float()
         wanted = target[chosen]
         if self.config.norm_pixels:
             mean, deviation = _moments(wanted)
@@ -109,6 +123,26 @@ class MAEReconstructor(nn.Module):
             return predicted
         mean, deviation = _moments(target)
         return predicted * deviation + mean
+
+
+def equally_many(mask: Bool[Tensor, "b n"]) -> bool:
+    """Whether every sample has as many masked positions as the first, as all mask sources of this package give."""
+    counts = mask.sum(1)
+    return bool((counts == counts[:1]).all())
+
+
+def at(states: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b k w"]:
+    """The states under the mask, in order; every sample has equally many (`equally_many`)."""
+    places = mask.flatten().nonzero()[:, 0]
+    return states.flatten(0, 1).index_select(0, places).unflatten(0, (len(mask), -1))
+
+
+def _answer(block: Any, tokens: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b k w"]:
+    """What a pre-norm `torch.nn.TransformerEncoderLayer` without dropout gives at the masked positions."""
+    seen = block.norm1(tokens)
+    found = block.self_attn(at(seen, mask), seen, seen, need_weights=False)[0]
+    states = at(tokens, mask) + found
+    return states + block.linear2(block.activation(block.linear1(block.norm2(states))))
 
 
 def _moments(patches: Float[Tensor, "*b q"]) -> tuple[Float[Tensor, "*b 1"], Float[Tensor, "*b 1"]]:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from la_reconvla.contracts import Target
+from la_reconvla.method.decoder import at, equally_many
 from la_reconvla.method.dit import DiT
 from la_reconvla.method.pixels import Pixels
 
@@ -100,8 +101,10 @@ class DiffusionReconstructor(nn.Module):
         t = torch.randint(self.config.timesteps, (len(target),), generator=generator).to(target.device)
         noise = torch.randn(target.shape, generator=generator).to(target.device)
         a = self.kept[t, None, None]
-        found = self.network(a.sqrt() * target.float() + (1 - a).sqrt() * noise, t, patches, mask)
-        wrong = (found.float() - noise).square().mean(-1)
+        noised = a.sqrt() * target.float() + (1 - a).sqrt() * noise
+        if mask is not None and equally_many(mask):
+            return (self.network(noised, t, patches, mask, masked_only=True).float() - at(noise, mask)).square().mean()
+        wrong = (self.network(noised, t, patches, mask).float() - noise).square().mean(-1)
         return (wrong if mask is None else wrong[mask]).mean()
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from la_reconvla.method.decoder import position_table
+from la_reconvla.method.decoder import at, position_table
 
 WAVES = 256  # sines and cosines of the noise level
 
@@ -63,9 +63,11 @@ class DiT(nn.Module):
         t: Int64[Tensor, " b"],
         patches: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b n"] | None,
+        masked_only: bool = False,
     ) -> Float[Tensor, "b n q"]:
-        """A prediction for all rows. Where `mask` is True nothing of `patches` is read, elsewhere none of `noised`.
+        """A prediction for all rows; with `masked_only` for those under the mask, [b k q], which has k in each sample.
 
+        Where `mask` is True nothing of `patches` is read, elsewhere none of `noised`.
         Without a mask, for a picture that is not the policy's own, everything is read.
         """
         dtype = patches.dtype
@@ -75,8 +77,12 @@ class DiT(nn.Module):
             tokens = tokens.masked_fill(~mask[..., None], 0.0)
         told = nn.functional.silu(state + self.level(self.waves(t).to(dtype))[:, None])
         tokens = tokens + self.positions.to(tokens.dtype)
-        for block in self.blocks:
+        *first, last = self.blocks
+        for block in first:
             tokens = block(tokens, told)
+        tokens = last(tokens, told, mask if masked_only else None)
+        if mask is not None and masked_only:
+            told = at(told, mask)
         shift, scale = self.modulation(told).chunk(2, dim=-1)
         return self.leave(self.norm(tokens) * (1 + scale) + shift)
 
@@ -92,11 +98,16 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width)
         _silence(self.modulation)
 
-    def forward(self, x: Float[Tensor, "b n w"], told: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
-        """`told` is the condition after its activation."""
-        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulation(told).chunk(6, dim=-1)
-        y = self.norms[0](x) * (1 + scale) + shift
-        x = x + gate * self.attention(y, y, y, need_weights=False)[0]
+    def forward(
+        self, x: Float[Tensor, "b n w"], told: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n w"]:
+        """`told` is the condition after its activation. With a mask it answers there only, [b k w], but reads all."""
+        shift, scale, *later = self.modulation(told).chunk(6, dim=-1)
+        y = asked = self.norms[0](x) * (1 + scale) + shift
+        if mask is not None:
+            asked, x, *later = (at(part, mask) for part in (y, x, *later))
+        gate, shift_2, scale_2, gate_2 = later
+        x = x + gate * self.attention(asked, y, y, need_weights=False)[0]
         return x + gate_2 * self.mlp(self.norms[1](x) * (1 + scale_2) + shift_2)
 
 
