@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
@@ -47,3 +48,18 @@ def random_batch(b: int = 3, backbone: SmallPaliGemma = TINY, seed: int = 0) -> 
         actions=torch.rand(b, backbone.chunk, 7, generator=draw) * 2 - 1,
         valid=torch.ones(b, backbone.chunk, dtype=torch.bool),
     )
+
+
+def dense_targets(bins: ActionBins, actions: torch.Tensor) -> torch.Tensor:
+    """The label of each action over all bins, in float64 numpy: softmax of a Gaussian, one-hot for the gripper."""
+    low, high = np.array(bins.low), np.array(bins.high)
+    place = ((actions.double().numpy() - low) / (high - low) * bins.count - 0.5).clip(0, bins.count - 1)
+    place[..., -1] = np.where(actions[..., -1] > 0, bins.count - 1, 0)
+    away = np.arange(bins.count) - place[..., None]
+    hard = np.arange(bins.count) == np.round(place)[..., None]
+    if bins.spread == 0:
+        return torch.from_numpy(hard).float()
+    soft = np.exp(-0.5 * (away / bins.spread) ** 2)
+    soft /= soft.sum(-1, keepdims=True)
+    soft[..., -1, :] = hard[..., -1, :]
+    return torch.from_numpy(soft).float()

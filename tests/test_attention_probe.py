@@ -452,7 +452,7 @@ def test_the_action_loss_reaches_every_row_that_the_saliency_reads(name):
         attention.register_forward_pre_hook(lambda _m, _a, kwargs: probes.append(kwargs["probe"]), with_kwargs=True)
     features = policy.features(batch, attention="instruction")
     logits = policy.head(features.actions, features.instruction)
-    action_loss(logits, policy.bins.targets(batch.actions), batch.valid).backward()
+    action_loss(logits, policy.bins, batch.actions, batch.valid).backward()
     assert len(asked) == 3
     for index, queries in asked.items():
         felt = queries.grad[:, probes[0].rows].norm(dim=-1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch
+from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Lora, Pretrained
 from la_reconvla.checkpoint import CONFIG, PolicyConfig, dry_run, export_policy, load_policy
@@ -133,7 +133,7 @@ def test_what_is_learnt_is_acted():
     batch.instructions[1] = batch.instructions[0]
     batch.actions = BINS.values(BINS.labels(batch.actions).round().long())
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
-    targets = policy.bins.targets(batch.actions)
+    targets = dense_targets(policy.bins, batch.actions)
     least = -(targets * targets.clamp_min(1e-30).log()).sum(-1).mean()
     loss = torch.tensor(math.inf)
     for _ in range(200):

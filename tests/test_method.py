@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import BINS, HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
+from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch, tiny_policy
 from la_reconvla.backbones.paligemma import BOS, PAD, SmallPaliGemma, whiten_patches
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, position_table
@@ -222,6 +222,36 @@ def test_reconstruction_loss_equals_numpy_and_counts_only_masked_patches(norm_pi
     assert policy.reconstructor.loss(patches, mask, other, generator(0, "noise")) == found
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_loss_computes_less_and_equals_the_full_decoder(depth):
+    with seeded(0, "decoder"):
+        decoder = MAEDecoder(depth=depth, width=32, heads=4).build(TINY.width, (4, 4), TINY.patch)
+    draw = torch.Generator().manual_seed(0)
+    states, target = torch.randn(5, 16, TINY.width, generator=draw), torch.randn(5, 16, decoder.rows, generator=draw)
+    mask = RandomMask()(None, (5, 16), generator(0, "mask"))
+    parts = []
+    for masked_only in (False, True):
+        patches = states.clone().requires_grad_()
+        if masked_only:
+            torch.testing.assert_close(decoder.decode_masked(patches, mask), decoder.decode(patches, mask)[mask])
+            value = decoder.loss(patches, mask, target, generator(0, "noise"))
+        else:
+            value = (decoder.leave(decoder.decode(patches, mask))[mask] - target[mask]).square().mean()
+        parts.append((value, *torch.autograd.grad(value, [patches, *decoder.parameters()])))
+    for full, less in zip(*parts, strict=True):
+        torch.testing.assert_close(less, full, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_with_unequal_masks_are_averaged_over_all_masked_patches():
+    policy, batch = tiny_policy(), random_batch()
+    patches, target = policy.features(batch).patches.detach(), patchify(batch.images, TINY.patch)
+    mask = torch.zeros(patches.shape[:2], dtype=torch.bool)
+    mask[0, 0] = mask[1, 3] = mask[1, 5] = True
+    head = policy.reconstructor
+    expected = (head.leave(head.decode(patches, mask))[mask] - target[mask]).square().mean()
+    torch.testing.assert_close(head.loss(patches, mask, target, generator(0, "noise")), expected)
+
+
 @pytest.mark.parametrize("norm_pixels", [False, True])
 def test_pictures_are_pixels_whatever_the_decoder_predicts(norm_pixels):
     """All patches show one pattern, each in its own light; a decoder that has learned the pattern paints them all."""
@@ -254,22 +284,28 @@ def test_bins_roundtrip_within_half_a_bin(values, closed, spread):
     low, high = (-0.95,) * 6 + (-1.0,), (0.97,) * 6 + (1.0,)
     bins = ActionBins(low, high, spread=spread, decision="argmax")
     action = torch.tensor([*values, 1.0 if closed else -1.0])
-    back = bins.decide(bins.targets(action).clamp_min(1e-9).log()[None, None])[0, 0]
+    back = bins.decide(dense_targets(bins, action).clamp_min(1e-9).log()[None, None])[0, 0]
     assert (back - action).abs()[:6].max() <= (0.97 + 0.95) / 256 / 2 + 1e-6
     assert back[6] == action[6]
 
 
 def test_expectation_undoes_soft_labels():
     action = torch.tensor([0.11, -0.2, 0.3, 0.0, 0.5, -0.6, 1.0])
-    back = BINS.decide(BINS.targets(action).clamp_min(1e-12).log()[None, None])[0, 0]
+    back = BINS.decide(dense_targets(BINS, action).clamp_min(1e-12).log()[None, None])[0, 0]
     assert (back - action).abs().max() < 1e-3
 
 
-def test_targets_are_distributions_and_the_gripper_is_hard():
-    targets = BINS.targets(torch.rand(5, 2, 7) * 4 - 2)  # outside the range too
-    torch.testing.assert_close(targets.sum(-1), torch.ones(5, 2, 7))
-    assert set(targets[..., 6, :].argmax(-1).unique().tolist()) <= {0, 255}
-    assert targets[..., 6, :].max(-1).values.eq(1).all()
+@pytest.mark.parametrize(("count", "spread"), [(256, 4.0), (256, 0.0), (256, 0.3), (32, 8.0), (2, 4.0)])
+def test_labels_are_distributions_over_bins_that_exist_and_the_gripper_is_hard(count, spread):
+    bins = replace(BINS, count=count, spread=spread)
+    actions = torch.rand(5, 40, 7, generator=torch.Generator().manual_seed(0)) * 4 - 2  # outside the range too
+    touched, shares = bins.window(actions)
+    assert touched.min() == 0
+    assert touched.max() == count - 1
+    found = torch.zeros(5, 40, 7, count).scatter_add(-1, touched, shares)
+    torch.testing.assert_close(found, dense_targets(bins, actions), rtol=1e-4, atol=1e-6)
+    assert found[..., 6, :].max(-1).values.eq(1).all()
+    assert set(found[..., 6, :].argmax(-1).unique().tolist()) == {0, count - 1}
 
 
 def test_gripper_is_exactly_two_valued():
@@ -280,25 +316,39 @@ def test_gripper_is_exactly_two_valued():
 def test_action_loss_equals_numpy_and_skips_what_does_not_exist():
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 7, 256, generator=draw)
-    targets = BINS.targets(torch.rand(2, 3, 7, generator=draw) * 2 - 1)
+    actions = torch.rand(2, 3, 7, generator=draw) * 2.4 - 1.2  # at the ends of the axis too
+    targets = dense_targets(BINS, actions)
     valid = torch.tensor([[True, True, False], [True, False, False]])
     x = logits.double().numpy()
     log_p = x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(-1, keepdims=True)
     per_step = -(targets.numpy() * log_p).sum(-1).mean(-1)
-    np.testing.assert_allclose(action_loss(logits, targets, valid), per_step[valid.numpy()].mean(), rtol=1e-5)
+    np.testing.assert_allclose(action_loss(logits, BINS, actions, valid), per_step[valid.numpy()].mean(), rtol=1e-5)
     logits[~valid] = 1e4
-    np.testing.assert_allclose(action_loss(logits, targets, valid), per_step[valid.numpy()].mean(), rtol=1e-5)
+    np.testing.assert_allclose(action_loss(logits, BINS, actions, valid), per_step[valid.numpy()].mean(), rtol=1e-5)
 
 
 def test_one_hot_labels_are_plain_cross_entropy():
     bins = replace(BINS, spread=0.0)
     actions = torch.rand(4, 2, 7) * 2 - 1
     logits = torch.randn(4, 2, 7, 256)
-    labels = bins.targets(actions).argmax(-1)
+    labels = dense_targets(bins, actions).argmax(-1)
     reference = torch.nn.functional.cross_entropy(logits.reshape(-1, 256), labels.reshape(-1))
-    torch.testing.assert_close(
-        action_loss(logits, bins.targets(actions), torch.ones(4, 2, dtype=torch.bool)), reference
-    )
+    torch.testing.assert_close(action_loss(logits, bins, actions, torch.ones(4, 2, dtype=torch.bool)), reference)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 50.0])
+def test_action_loss_has_the_value_and_gradient_of_labels_over_all_bins(spread):
+    bins, draw = replace(BINS, spread=spread), torch.Generator().manual_seed(1)
+    actions = torch.rand(6, 5, 7, generator=draw) * 2.4 - 1.2
+    valid = torch.rand(6, 5, generator=draw) < 0.8
+    logits = (5 * torch.randn(6, 5, 7, 256, generator=draw)).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    per_step = -(dense_targets(bins, actions).double() * exact.log_softmax(-1)).sum(-1).mean(-1)
+    (expected := per_step[valid].mean()).backward()
+    (found := action_loss(logits, bins, actions, valid)).backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    difference = (logits.grad.double() - exact.grad).abs().max()
+    assert difference < 1e-6 * exact.grad.abs().max()
 
 
 def test_bad_bins_are_refused():

@@ -6,17 +6,18 @@ is two-valued: its label is the first or the last bin, and its decision is which
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from la_reconvla.contracts import ACTION_DIM
 
 GRIPPER = ACTION_DIM - 1
+REACH = 6  # standard deviations; what lies beyond is 2e-9 of a label
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,23 @@ class ActionBins:
         gripper = torch.where(actions[..., GRIPPER] > 0, self.count - 1.0, 0.0)
         return torch.cat([place[..., :GRIPPER], gripper[..., None]], dim=-1)
 
-    def targets(self, actions: Float[Tensor, "... 7"]) -> Float[Tensor, "... 7 v"]:
-        """Target distribution over the bins. The gripper's is always one-hot."""
+    def window(self, actions: Float[Tensor, "... 7"]) -> tuple[Int64[Tensor, "... 7 w"], Float[Tensor, "... 7 w"]]:
+        """The bins that a label touches, and the share of the label that each has; shares of a label sum to one.
+
+        A label is a softmax over all bins of a Gaussian, and one-hot for the gripper or without `spread`. Beyond
+        `REACH` standard deviations the shares are below the precision of float32. At the ends of the axis the window
+        is moved inwards.
+        """
         place = self.labels(actions)
-        if self.spread == 0:
-            return F.one_hot(place.round().long(), self.count).to(actions.dtype)
-        bins = torch.arange(self.count, device=actions.device, dtype=actions.dtype)
-        away = (bins - place[..., None]).div_(self.spread)  # in place: these are the largest tensors beside the states
-        soft = away.square_().mul_(-0.5).softmax(-1)
-        soft[..., GRIPPER, :] = F.one_hot(place[..., GRIPPER].long(), self.count)
-        return soft
+        reach = math.ceil(REACH * self.spread)
+        size = min(2 * reach + 1, self.count)
+        first = (place.round() - reach).clamp_(0, self.count - size)
+        steps = torch.arange(size, device=actions.device)
+        away = (steps.to(place.dtype) - (place - first)[..., None]).div_(self.spread or 1.0)
+        shares = away.square_().mul_(-0.5).softmax(-1)
+        bins = first.long()[..., None] + steps
+        shares[..., GRIPPER, :] = bins[..., GRIPPER, :] == place[..., GRIPPER, None]
+        return bins, shares
 
     def values(self, tokens: Int64[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
         """Centre of each bin in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
@@ -128,14 +136,17 @@ class ActionHead(nn.Module):
 
 
 def action_loss(
-    logits: Float[Tensor, "b c 7 v"], targets: Float[Tensor, "b c 7 v"], valid: Bool[Tensor, "b c"]
+    logits: Float[Tensor, "b c 7 v"], bins: ActionBins, actions: Float[Tensor, "b c 7"], valid: Bool[Tensor, "b c"]
 ) -> Float[Tensor, ""]:
     """L_action: cross-entropy, averaged over the 7 dimensions and the steps that exist (`valid`).
+
+    Only the bins that a label touches are gathered: a label without its zeros.
 
     Raises:
         ValueError: if no step of the batch is valid.
     """
     if not bool(valid.any()):
         raise ValueError("no valid action in the batch")
-    per_step = -(targets * logits.log_softmax(-1)).sum(-1).mean(-1)
+    touched, shares = bins.window(actions)
+    per_step = -(logits.log_softmax(-1).gather(-1, touched) * shares).sum(-1).mean(-1)
     return per_step[valid].mean()

@@ -56,7 +56,7 @@ def losses(
     own = source is not None and source.decay is None
     features = policy.features(batch, attention=source.rows if source is not None and own else None)
     logits = policy.head(features.actions, features.instruction)
-    action = action_loss(logits, policy.bins.targets(batch.actions), batch.valid)
+    action = action_loss(logits, policy.bins, batch.actions, batch.valid)
     if reconstruction is None:
         return Losses(total=action, action=action)
     if policy.reconstructor is None:
