@@ -25,7 +25,7 @@ from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, HeadConfig, Quality
 from la_reconvla.errors import UserError
-from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.method.autoregressive import DECODINGS, DecodingName, TokenHead
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.denoiser import Denoiser
@@ -106,7 +106,7 @@ class PolicyConfig:
         """
         policy = self.build()
         if isinstance(self.backbone, SmallPaliGemma) and self.backbone.weights is not None:
-            load_start(policy.backbone, self.backbone)
+            load_start(policy.backbone, self.backbone, policy.head)
             if isinstance(policy.head, TokenHead):
                 policy.head.adopt(policy.backbone)
         elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:
@@ -201,8 +201,31 @@ def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
     return dataclasses.replace(config, weights_hash=config.weights and file_hash(_start_file(config.weights)))
 
 
-def load_start(backbone: Any, config: SmallPaliGemma) -> None:
+def start_bins(config: SmallPaliGemma | Pretrained, spread: float) -> ActionBins | None:
+    """The bins of the actions that start weights were trained with; None for weights that never acted.
+
+    An action head means something over its own bins only, so a training that starts from one keeps them.
+
+    Raises:
+        UserError: as `load_start`.
+    """
+    if not isinstance(config, SmallPaliGemma) or config.weights is None:
+        return None
+    _, facts = load_tensors(_start_file(config.weights))
+    if "bins" not in facts:
+        return None
+    return ActionBins(tuple(facts["bins"]["low"]), tuple(facts["bins"]["high"]), spread=spread)
+
+
+def load_start(backbone: Any, config: SmallPaliGemma, head: Any = None) -> None:
     """Put the weights that `config.weights` names into its backbone; what they do not hold stays random.
+
+    Weights that have acted also bring the action queries, as many as a chunk has, and the parallel action head.
+
+    Args:
+        backbone: of this configuration.
+        config: what it was built from.
+        head: the action head of its policy, None where none is needed.
 
     Raises:
         UserError: if the file is missing or damaged, or is of a backbone of another size; what differs is named.
@@ -220,6 +243,8 @@ def load_start(backbone: Any, config: SmallPaliGemma) -> None:
             f"the weights '{config.weights}' are of another backbone ({', '.join(wrong)}): pretrain one of this size, "
             "or use --weights none"
         )
+    queries = tensors.pop("queries", None)
+    acting = {name: tensors.pop(name) for name in list(tensors) if name.startswith("head.")}
     own = {name: tensor for name, tensor in backbone.state_dict().items() if name.startswith("model.")}
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
@@ -228,6 +253,15 @@ def load_start(backbone: Any, config: SmallPaliGemma) -> None:
                 "shape): pretrain again, or use --weights none"
             )
     backbone.load_state_dict(tensors, strict=False)  # queries for actions and robot state are not among them
+    if isinstance(head, ActionHead) and acting and queries is not None:
+        if config.chunk > len(queries):
+            raise UserError(
+                f"the weights '{config.weights}' act in chunks of {len(queries)} actions, {config.chunk} were asked "
+                "for: take a shorter --chunk, or use --weights none"
+            )
+        with torch.no_grad():
+            backbone.queries.copy_(queries[: config.chunk])
+        head.load_state_dict({name.removeprefix("head."): tensor for name, tensor in acting.items()})
 
 
 def _start_file(weights: str) -> Path:

@@ -464,32 +464,58 @@ def scenes(out: Path, scenes: int = 8000, image_size: int = 112, workers: int = 
 def pretrain(
     scenes: Path,
     out: Path,
+    demonstrations: tuple[Path, ...] = (),
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
     patch: int = 16,
+    stem: Literal["patch", "conv", "efficientnet-lite0"] = "patch",
     steps: int = 5000,
+    batch_size: int = 32,
+    demonstration_batch: int = 64,
+    learning_rate: float = 1e-3,
+    device: str = "auto",
     seed: int = 0,
     threads: int = 1,
 ) -> None:
-    """Teach the small backbone words from rendered scenes and captions. Stopped, it goes on by the same command.
+    """Teach the small backbone words from captions, and hands from demonstrations. Stopped, it goes on.
 
     Args:
         scenes: folder that the command scenes wrote.
-        out: folder of weights and curves; its backbone.safetensors is what --weights takes.
-        objective: what is minimised.
+        out: folder of weights and curves; its backbone.safetensors is what --weights takes. With demonstrations it is
+            also a run that evaluate takes.
+        demonstrations: folders that the command collect wrote, of tasks that no study is to test; none for words alone.
+        objective: what is minimised over pictures and sentences.
         patch: side of a patch in pixels; pictures have 112.
+        stem: how pixels become patches: one linear map a patch, four convolutions, or the first part of a network
+            trained on ImageNet.
         steps: optimizer steps.
+        batch_size: pictures with sentences a step.
+        demonstration_batch: samples of demonstrations a step.
+        learning_rate: peak of the schedule.
+        device: auto, cpu or cuda.
         seed: of weights, pictures and sentences.
         threads: of the processor.
     """
     from la_reconvla.data.scenes import load_scenes
-    from la_reconvla.pretrain import OBJECTIVES, PretrainConfig
+    from la_reconvla.pretrain import OBJECTIVES, PretrainConfig, base_samples
     from la_reconvla.pretrain import pretrain as run
     from la_reconvla.progress import progress
 
-    size = replace(PretrainConfig().backbone, patch=patch)
-    config = PretrainConfig(size, OBJECTIVES[objective], steps=steps, seed=seed, threads=threads)
+    size = replace(PretrainConfig().backbone, patch=patch, stem=stem, chunk=24 if demonstrations else 8)
+    config = PretrainConfig(
+        size,
+        OBJECTIVES[objective],
+        steps=steps,
+        batch_size=batch_size,
+        demonstration_batch=demonstration_batch,
+        learning_rate=learning_rate,
+        device=device,
+        seed=seed,
+        threads=threads,
+    )
+    pictures = load_scenes(scenes, "train")
+    samples, held_out = base_samples(demonstrations, size) if demonstrations else (None, None)
     with progress("Pretraining", total=steps, unit="steps") as bar:
-        print(run(load_scenes(scenes, "train"), config, out, bar))
+        print(run(pictures, config, out, bar, samples, held_out))
 
 
 @app.command

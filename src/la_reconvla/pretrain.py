@@ -1,4 +1,8 @@
-"""Teach a small PaliGemma words from captions alone, so that its attention means something before it acts.
+"""Teach a small PaliGemma words from captions, and hands from demonstrations, before any study begins.
+
+From captions alone its attention comes to mean something before it acts. With demonstrations too (of tasks that no study
+tests) it is a base policy, what pretraining is to OpenVLA and ReconVLA: `L = L_action + w L_words`, without
+reconstruction, so that it favours no arm.
 
 `Contrast` trains the very attention logits that the saliency is made of. FILIP (arXiv 2111.07783) scores a sentence
 against a picture by the best patch of each word; here the score comes from the language model's own queries and keys::
@@ -16,9 +20,10 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -28,11 +33,17 @@ from torch import Tensor, nn
 
 from la_reconvla.backbones.attention_probe import QueryProbe
 from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
-from la_reconvla.checkpoint import load_tensors, save_tensors
+from la_reconvla.checkpoint import WEIGHTS as POLICY
+from la_reconvla.checkpoint import PolicyConfig, load_tensors, save_tensors
+from la_reconvla.conditions import C1
 from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
-from la_reconvla.data.samples import spread_indices
+from la_reconvla.data.hdf5 import open_demonstrations, same_kind
+from la_reconvla.data.samples import Samples, batch_indices, shifted, spread_indices
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.objective import losses
+from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import claim, locked
 from la_reconvla.train import (
@@ -40,14 +51,19 @@ from la_reconvla.train import (
     JsonLines,
     Ticker,
     drop_state,
+    half,
+    held_out_loss,
     load_optimizer,
     optimizer_for,
     optimizer_tensors,
+    pick_device,
+    pick_precision,
     scheduled,
 )
 
 WEIGHTS, CONFIG = "backbone.safetensors", "pretrain.json"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
+HELD_OUT = 0.04  # share of each task's scenes; the curve of the action loss needs few
 WHITENED = 512  # scenes that the patch embedding starts from
 MIXING = re.compile(r"\.(out_proj|o_proj)\.")  # what attention adds to the states of both towers
 
@@ -73,6 +89,10 @@ class Told:
     def texts(self) -> list[str]:
         """The sentences."""
         return [caption.text for caption in self.captions]
+
+    def to(self, device: torch.device | str) -> Told:
+        """The same with its tensors on another device."""
+        return Told(self.images.to(device), self.captions, self.truth.to(device))
 
 
 class Objective(Protocol):
@@ -118,7 +138,7 @@ class Contrast:
     def loss(self, backbone: PaliGemmaBackbone, head: Biases, told: Told, generator: torch.Generator) -> Tensor:
         """Binary cross-entropy over pairs; true and false ones weigh the same, unsure ones nothing."""
         order = torch.randperm(len(told.captions), generator=generator)
-        truth = told.truth[order]
+        truth = told.truth[order.to(told.truth.device)]
         maps = pair_logits(backbone, told.images, [told.texts[i] for i in order])  # [l b b n]
         maps = torch.cat([maps.mean(0, keepdim=True), maps])
         scores = maps.amax(-1) * head.scale[:, None, None] + head.bias[:, None, None]
@@ -237,8 +257,14 @@ class PretrainConfig:
             one is on the background (docs/log.md).
         alone: share of the steps in which things are only named.
         curriculum: share of the steps after that over which relations and requests come in.
+        demonstration_batch: samples of demonstrations a step, where there are demonstrations.
+        words_weight: weight of the objective beside the action loss, where there are demonstrations.
+        shift: pictures of demonstrations are moved by up to so many pixels at random.
+        device: ``auto``, ``cpu`` or ``cuda``; on a GPU all pictures are kept there.
+        precision: of the forward pass, see `la_reconvla.train.pick_precision`.
         seed: of weights, pictures and sentences.
         log_every: steps between lines of ``metrics.jsonl``.
+        check_every: steps between measurements of the held-out action loss.
         save_every: steps between saved states.
     """
 
@@ -253,20 +279,29 @@ class PretrainConfig:
     damping: float = 0.1
     alone: float = 0.2
     curriculum: float = 0.2
+    demonstration_batch: int = 64
+    words_weight: float = 1.0
+    shift: int = 4
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 1
     seed: int = 0
     log_every: int = 50
+    check_every: int = 500
     save_every: int = 250
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "threads", "log_every", "save_every"):
+        for name in ("steps", "batch_size", "demonstration_batch", "threads", "log_every", "check_every", "save_every"):
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
 
-    def identity(self, scenes: Scenes) -> dict[str, Any]:
+    def identity(self, scenes: Scenes, samples: Samples | None) -> dict[str, Any]:
         """What decides the weights that come out."""
-        kept = {k: v for k, v in asdict(self).items() if k not in ("threads", "log_every", "save_every")}
-        return {**kept, "objective": repr(self.objective), "scenes": len(scenes), "scenes_hash": scenes.hash}
+        free = ("threads", "device", "log_every", "check_every", "save_every")
+        own = () if samples else ("demonstration_batch", "words_weight", "shift")
+        kept = {k: v for k, v in asdict(self).items() if k not in (*free, *own)}
+        data = {} if samples is None else {"demonstrations": samples.demonstrations.hash}
+        return {**kept, "objective": repr(self.objective), "scenes": len(scenes), "scenes_hash": scenes.hash, **data}
 
     def rate(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -309,14 +344,21 @@ def pretrain(
     config: PretrainConfig,
     folder: Path,
     ticker: Ticker | None = None,
+    samples: Samples | None = None,
+    held_out: Samples | None = None,
 ) -> Path:
     """Train, or go on where a killed run stopped. Returns the file of weights: `SmallPaliGemma.weights`.
+
+    With demonstrations the file holds the action queries and the action head too, and `folder` is also a run: a policy
+    that can be evaluated on tasks that it has not seen.
 
     Args:
         scenes: the training split.
         config: what is trained and how.
         folder: where weights and curves go.
         ticker: told of every step.
+        samples: demonstrations to act like; None for words alone.
+        held_out: of other scenes, for the curve of the held-out action loss.
 
     Raises:
         UserError: for scenes of another size, a folder of another configuration, or a loss that is not finite.
@@ -326,17 +368,21 @@ def pretrain(
             f"the scenes are {scenes.images.shape[1]} pixels wide, the backbone takes {config.backbone.image_size}: "
             "render them at that --image-size"
         )
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
     torch.set_num_threads(config.threads)
     with locked(folder):
-        claim(folder / CONFIG, config.identity(scenes))
+        claim(folder / CONFIG, config.identity(scenes, samples))
         if (folder / WEIGHTS).exists():
             drop_state(folder)  # a kill may have come between the two
             return folder / WEIGHTS
         with seeded(config.seed, "weights"):
             backbone = config.backbone.build()
             head: Any = config.objective.head(backbone)
+            policy = None if samples is None else Policy(backbone, ActionBins.from_quantiles(*samples.quantiles()))
         whiten(backbone, scenes)
-        both = nn.ModuleDict({"backbone": backbone, "head": head}).train()
+        parts = {"backbone": backbone, "head": head} | ({} if policy is None else {"actions": policy.head})
+        both = nn.ModuleDict(parts).to(device).train()
         with torch.no_grad():
             for name, parameter in backbone.model.named_parameters():
                 if MIXING.search(name):
@@ -346,31 +392,104 @@ def pretrain(
         lines = JsonLines(folder, first)
         if ticker:
             ticker.advance(first)
+        if samples is not None and device.type != "cpu":
+            samples, held_out = samples.to(device), held_out and held_out.to(device)
         captioner, clock = Captioner(scenes), time.perf_counter()
         for step in range(first, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step)
-            told = tell(captioner, config, step)
-            loss = config.objective.loss(backbone, head, told, generator(config.seed, "cover", step))
-            if not math.isfinite(value := loss.item()):
-                raise UserError(f"the loss is {value} at step {step}: lower the learning rate")
+            with half(dtype, device.type):
+                values = _values(config, captioner, backbone, head, policy, samples, step)
+            loss = values["loss"]
+            done = step + 1
+            logged = done % config.log_every == 0 or done == config.steps
+            # A GPU is asked for a number only where one is logged: each question waits for all that it has to do.
+            if (device.type == "cpu" or logged) and not math.isfinite(loss.item()):
+                raise UserError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(both.parameters(), config.clip))
+            norm = nn.utils.clip_grad_norm_(both.parameters(), config.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % config.log_every == 0:
-                rate = config.log_every * config.batch_size / (time.perf_counter() - clock)
-                lines.log({"loss": value, "gradient_norm": norm, "samples_per_second": rate}, done)
+            if logged:
+                seen = config.batch_size if samples is None else config.demonstration_batch
+                line = {name: value.item() for name, value in values.items()}
+                line |= {"gradient_norm": float(norm), "learning_rate": config.rate(step)}
+                line["samples_per_second"] = config.log_every * seen / (time.perf_counter() - clock)
+                if policy is not None and held_out and (done % config.check_every == 0 or done == config.steps):
+                    line["held_out_action_loss"] = held_out_loss(policy, held_out, device, False)
+                lines.log(line, done)
                 clock = time.perf_counter()
             if done % config.save_every == 0 and done < config.steps:
                 _save(folder / STATE, both, optimizer, done)
             if ticker:
-                ticker.advance(1, note=f"loss {value:.3f}")
-        kept = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
-        save_tensors(folder / WEIGHTS, kept, backbone=asdict(config.backbone), steps=config.steps)
+                ticker.advance(1, note=f"loss {loss.item():.3f}" if logged else None)
+        _finish(folder, config, backbone, policy, samples)
         drop_state(folder)
     return folder / WEIGHTS
+
+
+def base_samples(folders: Sequence[Path], backbone: SmallPaliGemma) -> tuple[Samples, Samples]:
+    """Training and held-out samples of the demonstrations in all `folders`.
+
+    Raises:
+        UserError: as `open_demonstrations`, or if the folders differ in how their pictures were made.
+    """
+    episodes = tuple(episode for folder in folders for episode in open_demonstrations(folder).episodes)
+    training, held_out = same_kind(episodes, "the demonstrations").divide(HELD_OUT)
+    size, chunk = backbone.image_size, backbone.chunk
+    return Samples(training, size, chunk), Samples(held_out, size, chunk)
+
+
+def _values(
+    config: PretrainConfig,
+    captioner: Captioner,
+    backbone: PaliGemmaBackbone,
+    head: Any,
+    policy: Policy | None,
+    samples: Samples | None,
+    step: int,
+) -> dict[str, Tensor]:
+    """All losses of one step; ``loss`` is what is minimised."""
+    told = tell(captioner, config, step).to(backbone.queries.device)
+    words = config.objective.loss(backbone, head, told, generator(config.seed, "cover", step))
+    if policy is None or samples is None:
+        return {"loss": words}
+    indices = batch_indices(derive(config.seed, "data"), step, config.demonstration_batch, len(samples))
+    batch = shifted(samples.batch(indices), config.shift, generator(config.seed, "shift", step))
+    action = losses(policy, batch, None, generator(config.seed, "mask", step)).action
+    return {"loss": action + config.words_weight * words, "action_loss": action, "words_loss": words}
+
+
+def _finish(
+    folder: Path, config: PretrainConfig, backbone: PaliGemmaBackbone, policy: Policy | None, samples: Samples | None
+) -> None:
+    """Write the weights that trainings start from and, with demonstrations, the run that acts."""
+    kept = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
+    facts: dict[str, Any] = {"backbone": asdict(config.backbone), "steps": config.steps}
+    if policy is not None and samples is not None:
+        kept |= {"queries": backbone.queries.detach()}
+        kept |= {f"head.{name}": _halved(tensor) for name, tensor in policy.head.state_dict().items()}
+        shown = samples.demonstrations
+        facts["bins"] = {"low": policy.bins.low, "high": policy.bins.high}
+        facts["demonstrations"] = {
+            "hash": shown.hash,
+            "episodes": len(shown.episodes),
+            "tasks": sorted({(e.suite, e.task) for e in shown.episodes if e.suite is not None and e.task is not None}),
+            "instructions": sorted({e.instruction for e in shown.episodes}),
+        }
+        run = PolicyConfig.of(
+            C1,
+            seed=config.seed,
+            backbone=config.backbone,
+            bins=policy.bins,
+            quality=shown.quality,
+            image_size=shown.image_size,
+            data_hash=shown.hash,
+            train_starts=shown.starts,
+        )
+        run.save(folder)
+        save_tensors(folder / POLICY, dict(policy.state_dict()), steps=config.steps)
+    save_tensors(folder / WEIGHTS, kept, **facts)
 
 
 def _halved(tensor: Tensor) -> Tensor:

@@ -511,11 +511,20 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
     folder = Path(folder)
     episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
     episodes = episodes if tasks is None else _of_tasks(episodes, tasks)
+    return same_kind(episodes, str(folder))
+
+
+def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
+    """These episodes as one set.
+
+    Raises:
+        UserError: if they differ in render quality, picture size or frame stride; the message begins with `where`.
+    """
     for kind in ("quality", "image_size", "frame_stride"):
         if len(found := {getattr(e, kind): e.path.name for e in episodes}) > 1:
             listed = ", ".join(f"{value} in {name}" for value, name in found.items())
             raise UserError(
-                f"{folder}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
+                f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
     return Demonstrations(tuple(episodes))
 

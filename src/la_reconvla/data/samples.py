@@ -88,10 +88,18 @@ class Samples:
         result._annotate(gaze)
         return result
 
+    def to(self, device: torch.device | str) -> Samples:
+        """The same samples with all that batches are made of on another device, where there is room for it."""
+        result = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(result, name, value.to(device))
+        return result
+
     def batch(self, indices: Int64[np.ndarray, " b"]) -> Batch:
-        """The samples of these numbers, on the CPU."""
-        chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64))
-        rows = self._row[chosen][:, None] + torch.arange(self.chunk)
+        """The samples of these numbers, on the device of the samples: the CPU, unless they were moved."""
+        chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self._row.device)
+        rows = self._row[chosen][:, None] + torch.arange(self.chunk, device=self._row.device)
         return Batch(
             images=self._images[chosen],
             instructions=list(self._instructions[self._episode[indices]]),
@@ -198,14 +206,16 @@ def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     what of it leaves the picture is cut off, all of it in the worst case: a box without area at the edge.
     """
     b, _, height, width = batch.images.shape
-    offsets = torch.randint(-pixels, pixels + 1, (2, b, 1), generator=generator)
-    rows = (torch.arange(height) + offsets[0]).clamp(0, height - 1)[:, None, :, None]
-    columns = (torch.arange(width) + offsets[1]).clamp(0, width - 1)[:, None, None, :]
-    sample, channel = torch.arange(b)[:, None, None, None], torch.arange(3)[None, :, None, None]
+    device = batch.images.device
+    offsets = torch.randint(-pixels, pixels + 1, (2, b, 1), generator=generator).to(device)
+    rows = (torch.arange(height, device=device) + offsets[0]).clamp(0, height - 1)[:, None, :, None]
+    columns = (torch.arange(width, device=device) + offsets[1]).clamp(0, width - 1)[:, None, None, :]
+    sample = torch.arange(b, device=device)[:, None, None, None]
+    channel = torch.arange(3, device=device)[None, :, None, None]
     moved = (p if p is None else p[sample, channel, rows, columns] for p in (batch.images, batch.wrist))
     gaze = batch.gaze
     if gaze is not None:  # row r shows what row r + offset did, so things move against the offset
-        gaze = (gaze - (offsets.flip(0)[..., 0].T / torch.tensor([width, height])).repeat(1, 2)).clamp(0, 1)
+        gaze = (gaze - (offsets.flip(0)[..., 0].T / torch.tensor([width, height], device=device)).repeat(1, 2)).clamp(0, 1)
     return replace(batch, gaze=gaze, **dict(zip(("images", "wrist"), moved, strict=True)))
 
 

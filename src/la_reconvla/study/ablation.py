@@ -19,7 +19,16 @@ import torch
 from rich.console import Console
 
 from la_reconvla.backbones.pretrained import Pretrained
-from la_reconvla.checkpoint import WEIGHTS, PolicyConfig, dry_run, file_hash, load_policy, load_start, pinned
+from la_reconvla.checkpoint import (
+    WEIGHTS,
+    PolicyConfig,
+    dry_run,
+    file_hash,
+    load_policy,
+    load_start,
+    pinned,
+    start_bins,
+)
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.contracts import ACTION_DIM, Start
 from la_reconvla.data.gaze import annotator
@@ -559,7 +568,8 @@ def _train_cell(cell: Cell) -> None:
         cell.condition,
         seed=cell.seed,
         backbone=config.backbone,
-        bins=ActionBins.from_quantiles(*samples.quantiles(), spread=config.spread),
+        bins=start_bins(config.backbone, config.spread)
+        or ActionBins.from_quantiles(*samples.quantiles(), spread=config.spread),
         quality=samples.demonstrations.quality,
         image_size=samples.demonstrations.image_size,
         data_hash=samples.demonstrations.hash,
