@@ -81,13 +81,32 @@ def test_unheard_words_and_new_things_are_named() -> None:
 def test_what_the_backbone_had_seen_is_said() -> None:
     told = "pick the akita black bowl next to the plate and place it on the plate"
     seen = shown(wide("test", 0), PLACES[:1], told)
-    assert pretraining(None, None, seen).verdict == "none"
-    row = pretraining("words-4x4", None, seen)
+    assert [row.verdict for row in pretraining(None, None, seen)] == ["none"]
+    (row,) = pretraining("words-4x4", None, seen)
     assert (row.verdict, row.shared) == ("by design", 1)
     assert "1 of 1 instructions have the form of a request" in row.note
-    assert "0 of 1" in pretraining("words-4x4", None, replace(seen, instructions=frozenset({"open it"}))).note
-    assert pretraining("other.safetensors", None, seen).verdict == "unknown"
-    assert pretraining(None, "google/paligemma-3b-pt-224", seen).verdict == "unknown"
+    (other,) = pretraining("words-4x4", None, replace(seen, instructions=frozenset({"open it"})))
+    assert "0 of 1" in other.note
+    assert [row.verdict for row in pretraining("other.safetensors", None, seen)] == ["unknown"]
+    assert [row.verdict for row in pretraining(None, "google/paligemma-3b-pt-224", seen)] == ["unknown"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "instructions", "verdicts"),
+    [
+        ([["libero_spatial", 3]], ["take the bowl"], ["none", "none"]),
+        ([["libero_spatial", 0], ["libero_goal", 0]], ["take the bowl"], ["by design", "none"]),
+        ([["libero_goal", 0]], ["lift it"], ["none", "by design"]),
+    ],
+)
+def test_tasks_that_pretraining_demonstrated_are_named(tasks, instructions, verdicts) -> None:
+    """Weights that have acted are no stranger to the tasks of their demonstrations."""
+    seen = shown(wide("test", 0), PLACES[:1], "lift it")
+    acted = {"hash": "0", "episodes": 8, "tasks": tasks, "instructions": instructions}
+    _, found, heard = pretraining("base.safetensors", None, seen, acted)
+    assert [found.verdict, heard.verdict] == verdicts
+    assert found.shared == (verdicts[0] != "none")
+    assert (found.training, found.evaluation) == (len(tasks), 1)
 
 
 @pytest.mark.parametrize("verdict", ["none", "by design", "unknown", "leak"])

@@ -80,14 +80,20 @@ def test_the_method_is_read_in_one_sitting(path: Path) -> None:
 
 
 def test_nothing_is_pickled() -> None:
-    """multiprocessing pickles what it sends to its own workers; files are what this is about."""
+    """multiprocessing pickles what it sends to its own workers; files are what this is about.
+
+    One published file exists as a `.pth` only: `torch.load` may read it as tensors alone, after its hash was checked.
+    """
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
                 assert not {"pickle", "cloudpickle", "joblib", "dill"} & {name.split(".")[0] for name in names}, path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, path
+                allowed = {("torch", "load")} if path.name == "stems.py" else set()
+                assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")} - allowed, path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant), path
                 assert node.value.value is False, path

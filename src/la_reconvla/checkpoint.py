@@ -207,14 +207,27 @@ def start_bins(config: SmallPaliGemma | Pretrained, spread: float) -> ActionBins
     An action head means something over its own bins only, so a training that starts from one keeps them.
 
     Raises:
-        UserError: as `load_start`.
+        UserError: if the file of weights is missing or damaged.
     """
+    bins = _start_facts(config).get("bins")
+    return bins and ActionBins(tuple(bins["low"]), tuple(bins["high"]), spread=spread)
+
+
+def start_demonstrations(config: SmallPaliGemma | Pretrained) -> dict[str, Any] | None:
+    """What start weights say of the demonstrations that they learnt from; None for weights that never acted.
+
+    ``hash``, ``episodes`` (a number), ``tasks`` (pairs of suite and index) and ``instructions``.
+
+    Raises:
+        UserError: if the file of weights is missing or damaged.
+    """
+    return _start_facts(config).get("demonstrations")
+
+
+def _start_facts(config: SmallPaliGemma | Pretrained) -> dict[str, Any]:
     if not isinstance(config, SmallPaliGemma) or config.weights is None:
-        return None
-    _, facts = load_tensors(_start_file(config.weights))
-    if "bins" not in facts:
-        return None
-    return ActionBins(tuple(facts["bins"]["low"]), tuple(facts["bins"]["high"]), spread=spread)
+        return {}
+    return load_tensors(_start_file(config.weights))[1]
 
 
 def load_start(backbone: Any, config: SmallPaliGemma, head: Any = None) -> None:

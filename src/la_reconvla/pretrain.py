@@ -1,7 +1,7 @@
 """Teach a small PaliGemma words from captions, and hands from demonstrations, before any study begins.
 
-From captions alone its attention comes to mean something before it acts. With demonstrations too (of tasks that no study
-tests) it is a base policy, what pretraining is to OpenVLA and ReconVLA: `L = L_action + w L_words`, without
+From captions alone its attention comes to mean something before it acts. With demonstrations too, of tasks that no
+study tests, it is a base policy, what pretraining is to OpenVLA and ReconVLA: `L = L_action + w L_words`, without
 reconstruction, so that it favours no arm.
 
 `Contrast` trains the very attention logits that the saliency is made of. FILIP (arXiv 2111.07783) scores a sentence

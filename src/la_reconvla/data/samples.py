@@ -215,7 +215,8 @@ def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     moved = (p if p is None else p[sample, channel, rows, columns] for p in (batch.images, batch.wrist))
     gaze = batch.gaze
     if gaze is not None:  # row r shows what row r + offset did, so things move against the offset
-        gaze = (gaze - (offsets.flip(0)[..., 0].T / torch.tensor([width, height], device=device)).repeat(1, 2)).clamp(0, 1)
+        moved_by = offsets.flip(0)[..., 0].T / torch.tensor([width, height], device=device)
+        gaze = (gaze - moved_by.repeat(1, 2)).clamp(0, 1)
     return replace(batch, gaze=gaze, **dict(zip(("images", "wrist"), moved, strict=True)))
 
 

@@ -28,6 +28,7 @@ from la_reconvla.checkpoint import (
     load_start,
     pinned,
     start_bins,
+    start_demonstrations,
 )
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.contracts import ACTION_DIM, Start
@@ -432,7 +433,7 @@ class Ablation:
         for place in self.places:
             found += leakage.audit(trained, leakage.shown_by(self._starts(place)), f"{place.suite}, official")
         known = (None, c.backbone.source) if isinstance(c.backbone, Pretrained) else (c.backbone.weights, None)
-        return [*found, leakage.pretraining(*known, own)]
+        return [*found, *leakage.pretraining(*known, own, start_demonstrations(c.backbone))]
 
     def _evidence(self, cells: Sequence[Cell]) -> Evidence:
         return Evidence(

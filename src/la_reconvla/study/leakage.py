@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from la_reconvla.backbones.paligemma import PACKAGED
 from la_reconvla.contracts import Start
 from la_reconvla.data.captions import NOUNS, WORDINGS, kind
 from la_reconvla.data.hdf5 import Episode
@@ -23,7 +25,6 @@ from la_reconvla.study.results import Hypothesis, Leak
 
 SAME = 0.001  # metres: states whose things all stand within this of each other, seen from above, are one state
 ROBOT = 1 + 9  # a state begins with the time and the joints of arm and fingers
-WORDS_WEIGHTS = ("words-4x4", "words-7x7")
 REQUESTS = tuple(wording for wording in WORDINGS if "{1}" in wording)
 Layout = tuple[str, int]
 
@@ -175,29 +176,62 @@ def held_out(training: Iterable[Episode], others: Iterable[Episode]) -> Leak:
     return _row("scenes of held-out frames", one, two, True, "both from the same demonstrations, divided by scene")
 
 
-def pretraining(weights: str | None, source: str | None, evaluation: Shown) -> Leak:
+def pretraining(
+    weights: str | None, source: str | None, evaluation: Shown, acted: Mapping[str, Any] | None = None
+) -> list[Leak]:
     """What the backbone had seen before the first step.
 
     Args:
         weights: start weights of the small backbone: a packaged name, another file, or None for random ones.
         source: a pretrained backbone's name, None for the small one.
         evaluation: what is evaluated on.
+        acted: what the start weights say of the demonstrations that they learnt from
+            (`la_reconvla.checkpoint.start_demonstrations`); None for none.
     """
     kinds = evaluation.kinds
     if source is None and weights is None:
-        return Leak("pretraining", 0, len(kinds), 0, "none", "random weights")
-    if source is not None or weights not in WORDS_WEIGHTS:
+        return [Leak("pretraining", 0, len(kinds), 0, "none", "random weights")]
+    if source is not None or (weights not in PACKAGED and acted is None):
         name = source or "the file of start weights"
-        return Leak("pretraining", 0, len(kinds), 0, "unknown", f"what {name} was trained on is not known here")
+        return [Leak("pretraining", 0, len(kinds), 0, "unknown", f"what {name} was trained on is not known here")]
     shared = kinds & set(NOUNS)
     forms = [re.compile(re.escape(wording).replace(r"\{0\}", ".+").replace(r"\{1\}", ".+")) for wording in REQUESTS]
     read = sum(any(form.fullmatch(text) for form in forms) for text in evaluation.instructions)
     note = (
         f"{weights} read captions of random arrangements in LIBERO's arenas: the same kinds of things, rendered, with "
         f"their nouns and relations; {read} of {len(evaluation.instructions)} instructions have the form of a request "
-        "that it read; no initial state of a task and no action; all arms start from it alike"
+        "that it read; no initial state of a task"
+        + ("" if acted else " and no action")
+        + "; all arms start from it alike"
     )
-    return Leak("pretraining", len(NOUNS), len(kinds), len(shared), "by design" if shared else "none", note)
+    verdict = "by design" if shared else "none"
+    rows = [Leak("pretraining", len(NOUNS), len(kinds), len(shared), verdict, note)]
+    if acted is not None:
+        rows += _acted(str(weights), acted, evaluation)
+    return rows
+
+
+def _acted(weights: str, acted: Mapping[str, Any], evaluation: Shown) -> list[Leak]:
+    """The tasks and instructions of the demonstrations that the start weights learnt from, beside those evaluated."""
+    known = frozenset(f"{suite}/{task}" for suite, task in acted["tasks"])
+    asked = frozenset(f"{base_of(id.split('/')[0])}/{id.split('/')[1]}" for id in evaluation.ids)
+    told = frozenset(acted["instructions"])
+    found, heard = known & asked, told & evaluation.instructions
+    note = f"{weights} learnt from {acted['episodes']} demonstrations of other tasks, on wide training scenes"
+    if found:
+        note = f"{weights} learnt to act from demonstrations of {', '.join(sorted(found))} too: these are not new to it"
+    words = f"{len(evaluation.instructions) - len(heard)} of {len(evaluation.instructions)} were never heard in it"
+    return [
+        Leak("tasks of pretraining", len(known), len(asked), len(found), "by design" if found else "none", note),
+        Leak(
+            "instructions of pretraining",
+            len(told),
+            len(evaluation.instructions),
+            len(heard),
+            "by design" if heard else "none",
+            words,
+        ),
+    ]
 
 
 def withheld(hypotheses: Sequence[Hypothesis], leakage: Sequence[Leak]) -> list[Hypothesis]:
