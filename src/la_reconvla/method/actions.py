@@ -140,8 +140,6 @@ def action_loss(
 ) -> Float[Tensor, ""]:
     """L_action: cross-entropy, averaged over the 7 dimensions and the steps that exist (`valid`).
 
-    Only the bins that a label touches are gathered: a label without its zeros.
-
     Raises:
         ValueError: if no step of the batch is valid.
     """

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from la_reconvla.method.pixels import patchify
+from la_reconvla.method.pixels import at, equally_many, patchify
 
 
 def position_table(grid: tuple[int, int], width: int) -> Float[Tensor, "n d"]:
@@ -98,11 +98,8 @@ class MAEReconstructor(nn.Module):
         each patch with ``norm_pixels``.
         """
         chosen = slice(None) if mask is None else mask
-        if mask is not None and equally_many(mask):
-            states = self.decode_masked(patches, mask)
-        else:
-            states = self.decode(patches, mask)[chosen]
-        predicted = self.leave(states).float()
+        few = None if mask is None or not equally_many(mask) else self.decode_masked(patches, mask)
+        predicted = self.leave(self.decode(patches, mask)[chosen] if few is None else few).float()
         wanted = target[chosen]
         if self.config.norm_pixels:
             mean, deviation = _moments(wanted)
@@ -123,18 +120,6 @@ class MAEReconstructor(nn.Module):
             return predicted
         mean, deviation = _moments(target)
         return predicted * deviation + mean
-
-
-def equally_many(mask: Bool[Tensor, "b n"]) -> bool:
-    """Whether every sample has as many masked positions as the first, as all mask sources of this package give."""
-    counts = mask.sum(1)
-    return bool((counts == counts[:1]).all())
-
-
-def at(states: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b k w"]:
-    """The states under the mask, in order; every sample has equally many (`equally_many`)."""
-    places = mask.flatten().nonzero()[:, 0]
-    return states.flatten(0, 1).index_select(0, places).unflatten(0, (len(mask), -1))
 
 
 def _answer(block: Any, tokens: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b k w"]:

@@ -18,9 +18,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from la_reconvla.contracts import Target
-from la_reconvla.method.decoder import at, equally_many
 from la_reconvla.method.dit import DiT
-from la_reconvla.method.pixels import Pixels
+from la_reconvla.method.pixels import Pixels, at, equally_many
 
 
 @dataclass(frozen=True)

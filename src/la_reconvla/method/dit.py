@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from la_reconvla.method.decoder import at, position_table
+from la_reconvla.method.decoder import position_table
+from la_reconvla.method.pixels import at
 
 WAVES = 256  # sines and cosines of the noise level
 

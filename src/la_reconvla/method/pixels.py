@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 
@@ -15,6 +15,18 @@ def patchify(images: UInt8[Tensor, "b 3 H W"], patch: int) -> Float[Tensor, "b n
     """Pixels of each patch in row-major order, scaled to [-1, 1] as the vision tower sees them; q = 3 patch^2."""
     patches = rearrange(images, "b ch (gh ph) (gw pw) -> b (gh gw) (ph pw ch)", ph=patch, pw=patch)
     return patches.float() / 127.5 - 1.0
+
+
+def equally_many(mask: Bool[Tensor, "b n"]) -> bool:
+    """Whether every sample has as many masked positions as the first, as from all mask sources."""
+    counts = mask.sum(1)
+    return bool((counts == counts[:1]).all())
+
+
+def at(states: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b k w"]:
+    """The states under the mask, in order; every sample has equally many (`equally_many`)."""
+    places = mask.flatten().nonzero()[:, 0]
+    return states.flatten(0, 1).index_select(0, places).unflatten(0, (len(mask), -1))
 
 
 def unpatchify(patches: Float[Tensor, "b n q"], grid: tuple[int, int], patch: int) -> UInt8[Tensor, "b 3 H W"]:
