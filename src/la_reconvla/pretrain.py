@@ -21,7 +21,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from la_reconvla.backbones.attention_probe import QueryProbe
 from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
 from la_reconvla.checkpoint import WEIGHTS as POLICY
-from la_reconvla.checkpoint import PolicyConfig, load_tensors, save_tensors
+from la_reconvla.checkpoint import PolicyConfig, load_start, load_tensors, save_tensors, start_bins
 from la_reconvla.conditions import C1
 from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
 from la_reconvla.data.hdf5 import open_demonstrations, same_kind
@@ -379,14 +379,14 @@ def pretrain(
         with seeded(config.seed, "weights"):
             backbone = config.backbone.build()
             head: Any = config.objective.head(backbone)
-            policy = None if samples is None else Policy(backbone, ActionBins.from_quantiles(*samples.quantiles()))
-        whiten(backbone, scenes)
+            policy = None if samples is None else Policy(backbone, _bins(config, samples))
+        if config.backbone.weights is None:
+            whiten(backbone, scenes)
+            _damp(backbone, config.damping)
+        else:
+            load_start(backbone, config.backbone, None if policy is None else policy.head)
         parts = {"backbone": backbone, "head": head} | ({} if policy is None else {"actions": policy.head})
         both = nn.ModuleDict(parts).to(device).train()
-        with torch.no_grad():
-            for name, parameter in backbone.model.named_parameters():
-                if MIXING.search(name):
-                    parameter.mul_(config.damping)
         optimizer = optimizer_for(both, config.learning_rate, config.weight_decay)
         first = _resume(folder / STATE, both, optimizer)
         lines = JsonLines(folder, first)
@@ -440,6 +440,18 @@ def base_samples(folders: Sequence[Path], backbone: SmallPaliGemma) -> tuple[Sam
     return Samples(training, size, chunk), Samples(held_out, size, chunk)
 
 
+def _bins(config: PretrainConfig, samples: Samples) -> ActionBins:
+    known = start_bins(config.backbone, ActionBins.spread)
+    return known or ActionBins.from_quantiles(*samples.quantiles())
+
+
+@torch.no_grad()
+def _damp(backbone: PaliGemmaBackbone, share: float) -> None:
+    for name, parameter in backbone.model.named_parameters():
+        if MIXING.search(name):
+            parameter.mul_(share)
+
+
 def _values(
     config: PretrainConfig,
     captioner: Captioner,
@@ -465,7 +477,8 @@ def _finish(
 ) -> None:
     """Write the weights that trainings start from and, with demonstrations, the run that acts."""
     kept = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
-    facts: dict[str, Any] = {"backbone": asdict(config.backbone), "steps": config.steps}
+    own = replace(config.backbone, weights=None, weights_hash=None)  # what it began with may be gone when it is read
+    facts: dict[str, Any] = {"backbone": asdict(own), "steps": config.steps, "began_with": config.backbone.weights_hash}
     if policy is not None and samples is not None:
         kept |= {"queries": backbone.queries.detach()}
         kept |= {f"head.{name}": _halved(tensor) for name, tensor in policy.head.state_dict().items()}
@@ -480,7 +493,7 @@ def _finish(
         run = PolicyConfig.of(
             C1,
             seed=config.seed,
-            backbone=config.backbone,
+            backbone=own,
             bins=policy.bins,
             quality=shown.quality,
             image_size=shown.image_size,

@@ -85,6 +85,8 @@ class CollectConfig:
         image_size: rows and columns of the pictures.
         frame_stride: control steps from one picture to the next.
         wrist: also record the wrist camera.
+        maps: also record which instance each pixel shows: two fifths of the time that pictures take. Arms that are told
+            where the target is and all measures of attention need them, learning to act does not.
         noise: standard deviation of what is added to the six motions executed; the labels stay clean.
         noise_memory: correlation of the noise from one step to the next, an AR(1) process.
         official_states: how many official states, from number 0, may be used; the others stay for tests. Where more
@@ -104,6 +106,7 @@ class CollectConfig:
     image_size: int = 128
     frame_stride: int = 1
     wrist: bool = True
+    maps: bool = True
     noise: float = 0.1
     noise_memory: float = 0.8
     official_states: int = TRAINING_STATES
@@ -137,7 +140,10 @@ class CollectConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which episodes come out, apart from how many; what `collection.json` holds."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "demos")}
+        decisive = {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "demos")}
+        if self.maps:
+            del decisive["maps"]  # as in collections from before there was a choice
+        return decisive
 
 
 @dataclass(frozen=True)
@@ -684,7 +690,7 @@ def _record_scene(task: int, number: int) -> str | None:
             _worker.env,
             _worker.expert,
             start,
-            names=_worker.studio.names(config, task),
+            names=_worker.studio.names(config, task) if config.maps else (),
             frame_stride=config.frame_stride,
             noise=config.noise,
             noise_memory=config.noise_memory,
@@ -717,7 +723,7 @@ def record_episode(
         env: where.
         expert: who.
         start: from where.
-        names: instances to draw maps of.
+        names: instances to draw maps of; none for no maps.
         frame_stride: control steps from one picture to the next.
         noise: standard deviation of the noise on each of the six motions; the gripper has none.
         noise_memory: its correlation from one step to the next.
@@ -730,7 +736,7 @@ def record_episode(
     expert.reset(start, env)
     disturbances = _disturbances(noise, noise_memory, seed)
     steps: list[dict[str, np.ndarray]] = []
-    pictures: list[tuple[Any, np.ndarray]] = []
+    views, maps = [], []
     success_step, over = 0, False
     while True:
         action = np.clip(np.asarray(expert.act(None))[0], -1, 1)
@@ -741,7 +747,9 @@ def record_episode(
         if over:
             return "ran out of steps"
         if len(steps) % frame_stride == 0:
-            pictures.append((env.observe(), env.segmentation(names)))
+            views.append(env.observe())
+            if names:
+                maps.append(env.segmentation(names))
         executed = np.clip(action + next(disturbances), -1, 1)
         steps.append({"action": action, "executed": executed, **_robot(env)})
         outcome = env.step(executed[None], stop_at_success=False)
@@ -750,7 +758,6 @@ def record_episode(
     if not env.success():
         return "goal not reached"
     columns = {key: np.stack([step[key] for step in steps]) for key in steps[0]}
-    views, maps = zip(*pictures, strict=True)
     wrist = [view.wrist for view in views if view.wrist is not None]
     return Recording(
         start=start,
@@ -762,7 +769,7 @@ def record_episode(
         joints=columns["joints"],
         frames=np.stack([view.image for view in views]),
         wrist=np.stack(wrist) if wrist else None,
-        instances=np.stack(maps),
+        instances=np.stack(maps) if names else None,
         instance_names=names,
         model_xml=env.model_xml(),
         success_step=success_step,

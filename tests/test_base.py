@@ -1,0 +1,141 @@
+"""A base policy: one training on captions and demonstrations, and what trainings that start from it take over."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import TINY, random_batch
+from la_reconvla.checkpoint import PolicyConfig, load_policy, load_tensors, pinned, start_bins, start_demonstrations
+from la_reconvla.conditions import C1, C4
+from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.pretrain import STATE, WEIGHTS, PretrainConfig, base_samples, pretrain
+from la_reconvla.storage import read_jsonl
+from test_pretrain import training_scenes
+from test_train import write_demonstrations
+
+CONFIG = PretrainConfig(
+    replace(TINY, stem="conv"), steps=8, batch_size=4, demonstration_batch=6, warmup=2, log_every=2, save_every=3
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folders = [write_demonstrations(tmp_path_factory.mktemp(name), pictures=i) for i, name in enumerate("ab")]
+    return base_samples(folders, CONFIG.backbone)
+
+
+@pytest.fixture(scope="module")
+def base(data, tmp_path_factory):
+    return pretrain(training_scenes(), CONFIG, tmp_path_factory.mktemp("base"), None, *data)
+
+
+def policy_from(weights, condition=C1, seed=0, **changes):
+    config = PolicyConfig.of(
+        condition.with_head(MAEDecoder(depth=1, width=32, heads=2)),
+        seed=seed,
+        backbone=pinned(replace(CONFIG.backbone, weights=str(weights), **changes)),
+        bins=ActionBins((-1.0,) * 7, (1.0,) * 7),
+        quality="fast",
+        image_size=TINY.image_size,
+        data_hash="",
+        train_starts=(),
+    )
+    return config.start(random_batch().images)
+
+
+def test_several_folders_are_one_set(data):
+    training, held_out = data
+    episodes = training.demonstrations.episodes + held_out.demonstrations.episodes
+    assert len({episode.path for episode in episodes}) == 2
+    assert not {e.scene for e in training.demonstrations.episodes} & {e.scene for e in held_out.demonstrations.episodes}
+
+
+def test_its_folder_is_a_run_that_acts(base):
+    policy, config = load_policy(base.parent)
+    batch = random_batch()
+    assert policy.act(batch.images, batch.instructions).shape == (3, TINY.chunk, 7)
+    assert config.backbone.weights is None
+    assert policy.reconstructor is None
+
+
+def test_every_arm_starts_from_its_backbone_queries_and_head(base):
+    """To half precision: the same actions, whatever the seed, with and without a reconstruction head."""
+    trained, config = load_policy(base.parent)
+    batch = random_batch()
+    expected = trained.act(batch.images, batch.instructions)
+    for condition in (C1, C4):
+        for seed in (0, 1):
+            policy = policy_from(base, condition, seed).eval()
+            policy.bins = config.bins
+            torch.testing.assert_close(policy.act(batch.images, batch.instructions), expected, atol=2e-2, rtol=0)
+
+
+def test_bins_and_demonstrations_come_with_the_weights(base, data):
+    config = replace(CONFIG.backbone, weights=str(base))
+    bins = start_bins(config, spread=2.0)
+    _, trained = load_policy(base.parent)
+    assert (bins.low, bins.high, bins.spread) == (trained.bins.low, trained.bins.high, 2.0)
+    said = start_demonstrations(config)
+    assert said["hash"] == data[0].demonstrations.hash
+    assert said["tasks"] == [["libero_spatial", 0]]
+    assert start_bins(CONFIG.backbone, 2.0) is None
+    assert start_bins(replace(CONFIG.backbone, weights="words-7x7"), 2.0) is None
+    assert start_demonstrations(replace(CONFIG.backbone, weights="words-7x7")) is None
+
+
+def test_a_shorter_chunk_takes_the_first_queries_and_a_longer_one_is_refused(base):
+    queries = load_tensors(base)[0]["queries"]
+    torch.testing.assert_close(policy_from(base, chunk=1).backbone.queries.detach(), queries[:1])
+    with pytest.raises(UserError, match="chunks of 2 actions"):
+        policy_from(base, chunk=3)
+
+
+def test_both_losses_reach_what_they_should(data, tmp_path):
+    """Without the words' loss the queries still move, and the log names both losses."""
+    pretrain(training_scenes(), CONFIG, tmp_path, None, *data)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    last = lines[-1]
+    assert last["loss"] == pytest.approx(last["action_loss"] + last["words_loss"], rel=1e-5)
+    assert last["held_out_action_loss"] > 0
+    silent = pretrain(training_scenes(), replace(CONFIG, words_weight=0.0), tmp_path / "silent", None, *data)
+    lines = read_jsonl(silent.with_name("metrics.jsonl"))
+    assert lines[-1]["loss"] == pytest.approx(lines[-1]["action_loss"], rel=1e-6)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
+    class Killed(Exception): ...
+
+    class Ticks:
+        count = 0
+
+        def advance(self, steps: float = 1, note: str | None = None) -> None:
+            self.count += steps
+            if self.count == 5:
+                raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(training_scenes(), CONFIG, tmp_path, Ticks(), *data)
+    assert (tmp_path / STATE).exists()
+    cut = pretrain(training_scenes(), CONFIG, tmp_path, None, *data)
+    for name in (WEIGHTS, "model.safetensors"):
+        (ours, _), (expected, _) = load_tensors(cut.with_name(name)), load_tensors(base.with_name(name))
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[key], tensor) for key, tensor in expected.items())
+
+
+def test_training_goes_on_from_other_weights(base, data, tmp_path):
+    """A vanishing rate shows the start: damping and fitting are for fresh weights only."""
+    config = replace(CONFIG, backbone=pinned(replace(CONFIG.backbone, weights=str(base))), steps=1, learning_rate=1e-12)
+    after, facts = load_tensors(pretrain(training_scenes(), config, tmp_path, None, *data))
+    before = load_tensors(base)[0]
+    assert all(torch.allclose(after[name].float(), before[name].float(), atol=1e-3) for name in before)
+    assert facts["backbone"]["weights"] is None
+    assert facts["began_with"] == config.backbone.weights_hash
+
+
+def test_demonstrations_are_part_of_what_a_folder_was_made_of(base, data):
+    with pytest.raises(UserError, match="demonstrations"):
+        pretrain(training_scenes(), CONFIG, base.parent, None, data[1], data[0])
