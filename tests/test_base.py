@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from helpers import TINY, random_batch
-from la_reconvla.checkpoint import PolicyConfig, load_policy, load_tensors, pinned, start_bins, start_demonstrations
+from la_reconvla.checkpoint import (
+    PolicyConfig,
+    find_run,
+    load_policy,
+    load_tensors,
+    pinned,
+    start_bins,
+    start_demonstrations,
+    unpacked,
+)
 from la_reconvla.conditions import C1, C4
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
@@ -59,6 +68,18 @@ def test_its_folder_is_a_run_that_acts(base):
     assert policy.act(batch.images, batch.instructions).shape == (3, TINY.chunk, 7)
     assert config.backbone.weights is None
     assert policy.reconstructor is None
+
+
+def test_weights_that_acted_are_unpacked_as_a_run(base, tmp_path):
+    """To half precision the policy of the training itself; twice is once."""
+    batch = random_batch()
+    expected = load_policy(base.parent)[0].act(batch.images, batch.instructions)
+    for _ in range(2):
+        policy, config = load_policy(unpacked(str(base), tmp_path / "unpacked"))
+    torch.testing.assert_close(policy.act(batch.images, batch.instructions), expected, atol=2e-2, rtol=0)
+    assert (config.quality, config.image_size) == ("fast", TINY.image_size)
+    with pytest.raises(UserError, match="--weights words-7x7"):
+        find_run("words-7x7")
 
 
 def test_every_arm_starts_from_its_backbone_queries_and_head(base):

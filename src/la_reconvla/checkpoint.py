@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from la_reconvla.backbones.latents import Latents
-from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
+from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
 from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, HeadConfig, Quality
@@ -322,12 +322,47 @@ def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> N
     policy.load_state_dict(tensors, strict=False)  # all that is missing is frozen, see above
 
 
+def unpacked(weights: str, folder: Path) -> Path:
+    """Weights that have acted as a run of their own in `folder`: what they do before any study's training.
+
+    Raises:
+        UserError: if they never acted, or `folder` holds something else.
+    """
+    _, config = _start(weights)
+    own = pinned(dataclasses.replace(config, weights=weights))
+    bins, said = start_bins(own, ActionBins.spread), start_demonstrations(own)
+    if bins is None or said is None:
+        raise UserError(f"the weights '{weights}' know words and never acted: train from them with --weights {weights}")
+    run = PolicyConfig(
+        condition="C1",
+        blind=False,
+        seed=0,
+        backbone=dataclasses.replace(own, weights=None, weights_hash=None),
+        bins=bins,
+        head=None,
+        quality=said["quality"],
+        image_size=said["image_size"],
+        data_hash=said["hash"],
+        train_starts=(),
+    )
+    run.save(folder)
+    if not (folder / WEIGHTS).exists():
+        policy = run.build()
+        load_start(policy.backbone, own, policy.head)
+        save_tensors(folder / WEIGHTS, dict(policy.state_dict()))
+    return folder
+
+
 def find_run(run: Path | str) -> Path:
     """The folder of a run; one on the hub, ``user/name``, is downloaded unless a folder is called so here.
+
+    A name of weights that come with this package and have acted is unpacked into ``runs``.
 
     Raises:
         UserError: if the hub has none, or cannot be reached.
     """
+    if str(run) in PACKAGED and not Path(run).exists():
+        return unpacked(str(run), Path("runs") / run)
     if Path(run).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)):
         return Path(run)
     return hub_files(str(run), None, None, give="")

@@ -487,6 +487,8 @@ def _finish(
         facts["demonstrations"] = {
             "hash": shown.hash,
             "episodes": len(shown.episodes),
+            "quality": shown.quality,
+            "image_size": shown.image_size,
             "tasks": sorted({(e.suite, e.task) for e in shown.episodes if e.suite is not None and e.task is not None}),
             "instructions": sorted({e.instruction for e in shown.episodes}),
         }
