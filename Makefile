@@ -1,10 +1,12 @@
 # Two commands:   make demo   the four-condition experiment, small, on the real simulator, with a report
 #                 make test   style, types, import rules and all tests
-# Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="-m 'not sim'", RUN="--seeds 0 1".
+# Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="-m 'not sim'", RUN="--seeds 0 1", WORKERS=4
+# (processes that run tests; those of one file stay together, so that what they share is made once).
 
 PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= quick
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi)
 
@@ -28,7 +30,7 @@ test: setup
 	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)
 	$(call step,types,$(BIN)/basedpyright)
 	$(call step,import rules,$(BIN)/lint-imports)
-	$(call step,tests,$(BIN)/pytest $(PYTEST))
+	$(call step,tests,$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST))
 
 setup: $(VENV)/.dev
 
