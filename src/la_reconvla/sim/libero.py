@@ -303,13 +303,16 @@ class LiberoEnv:
         """Reset with a bound: `ControlEnv.reset` swallows every exception and tries again for ever."""
         from robosuite.utils.errors import RandomizationError
 
+        from la_reconvla.sim.control import use_lean_control
+
         self._env.seed(seed)
         for _ in range(RESET_ATTEMPTS):
             try:
                 self._env.reset()
-                return
             except RandomizationError:
                 continue
+            use_lean_control(self._env.robots[0])
+            return
         raise UserError(
             f"{self.task.suite} task {self.task.index} found no collision-free placement with seed {seed} in "
             f"{RESET_ATTEMPTS} attempts: choose another seed"
