@@ -1,6 +1,6 @@
 """What robosuite's controller and gripper compute in each of a control step's 25 substeps, without computing it twice.
 
-robosuite looks every name up again and computes the hand's two Jacobians four times in each substep, which costs as much
+robosuite looks every name up again and computes the hand's Jacobians four times in each substep, which costs as much
 time as the physics itself. Here names are looked up once a reset and each Jacobian is computed once. Every number is
 the one that robosuite computes, bit for bit (`tests/test_sim_env.py`).
 """
