@@ -27,8 +27,9 @@ from la_reconvla.backbones.pretrained import ATTENTION, DTYPES, Freeze, Lora, Pr
 from la_reconvla.conditions import condition
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
+from la_reconvla.optimizers import optimizers_for
 from la_reconvla.study.plan import Step, device, plan, random_batch
-from la_reconvla.train import TrainConfig, backward, optimizer_for
+from la_reconvla.train import TrainConfig, backward
 
 
 def sized(width: int, layers: int, folder: Path) -> str:
@@ -117,18 +118,18 @@ def measure(chosen: argparse.Namespace, source: str) -> None:
         policy.reconstructor = arm.reconstruction.head.build(inner.width, inner.grid, inner.patch_size)
     built = time.perf_counter() - begun
     config = TrainConfig()
-    optimizer = optimizer_for(policy.train(), config.learning_rate, config.weight_decay)
+    optimizer = optimizers_for(policy.train(), config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler("cpu", enabled=chosen.dtype == "fp16")
     batch, draws, seconds = random_batch(backbone, chosen.batch_size), torch.Generator(), []
     batch.images.random_(0, 256)
     for _ in range(chosen.steps):
         begun = time.perf_counter()
         values = backward(policy, batch, arm, chosen.accumulate, draws, scaler, DTYPES[chosen.dtype])
-        scaler.unscale_(optimizer)
+        optimizer.unscale(scaler)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        scaler.step(optimizer)
+        optimizer.step(scaler)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         seconds.append(time.perf_counter() - begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {

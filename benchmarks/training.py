@@ -33,11 +33,12 @@ import tyro
 from la_reconvla.checkpoint import PolicyConfig
 from la_reconvla.contracts import ACTION_DIM, Batch
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.optimizers import optimizers_for
 from la_reconvla.processes import keep_memory
 from la_reconvla.randomness import generator
 from la_reconvla.study.presets import preset
 from la_reconvla.study.tables import TextTable
-from la_reconvla.train import backward, optimizer_for
+from la_reconvla.train import backward
 
 WARMUP = 3
 HERE, OTHER, TRIMMED = "here", "other", "trimmed"
@@ -97,7 +98,7 @@ def training(config: Any, arm: str) -> Iterator[dict[str, float]]:
     bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     facts: Any = {"quality": "fast", "image_size": b.image_size, "data_hash": "", "train_starts": ()}
     policy = PolicyConfig.of(told, seed=0, backbone=b, bins=bins, **facts).build().train()
-    optimizer, scaler = optimizer_for(policy, 1e-4, 0.01), torch.amp.GradScaler("cpu", enabled=False)
+    optimizer, scaler = optimizers_for(policy, 1e-4, 0.01), torch.amp.GradScaler("cpu", enabled=False)
     for step in count():
         batch = drawn(step, config.train.batch_size, b.image_size, b.chunk)
         draws, noise = generator(0, "mask", step), generator(0, "noise", step)
@@ -106,7 +107,7 @@ def training(config: Any, arm: str) -> Iterator[dict[str, float]]:
         found = backward(policy, batch, told, 1, draws, scaler, torch.float32, step, None, noise)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), config.train.clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         took = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         took["faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         yield {**took, "loss": found["loss"], "batch": len(batch.images)}

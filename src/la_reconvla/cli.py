@@ -476,6 +476,7 @@ def pretrain(
     batch_size: int = 32,
     demonstration_batch: int = 64,
     learning_rate: float = 1e-3,
+    optimizer: Literal["adamw", "muon"] = "adamw",
     device: str = "auto",
     seed: int = 0,
     threads: int = 1,
@@ -496,6 +497,7 @@ def pretrain(
         batch_size: pictures with sentences a step.
         demonstration_batch: samples of demonstrations a step.
         learning_rate: peak of the schedule.
+        optimizer: adamw, or muon for the hidden matrices.
         device: auto, cpu or cuda.
         seed: of weights, pictures and sentences.
         threads: of the processor.
@@ -515,6 +517,7 @@ def pretrain(
         batch_size=batch_size,
         demonstration_batch=demonstration_batch,
         learning_rate=learning_rate,
+        optimizer=optimizer,
         device=device,
         seed=seed,
         threads=threads,

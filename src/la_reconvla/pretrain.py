@@ -17,6 +17,7 @@ about which pairs are true, so that only what a patch shows can decide.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import time
@@ -44,6 +45,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.optimizers import OptimizerName, Optimizers, optimizers_for
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import claim, locked
 from la_reconvla.train import (
@@ -53,9 +55,6 @@ from la_reconvla.train import (
     drop_state,
     half,
     held_out_loss,
-    load_optimizer,
-    optimizer_for,
-    optimizer_tensors,
     pick_device,
     pick_precision,
     scheduled,
@@ -248,8 +247,9 @@ class PretrainConfig:
         steps: optimizer steps.
         batch_size: pictures a step.
         learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        optimizer: ``adamw``, or ``muon`` for the hidden matrices, see `la_reconvla.optimizers`.
         warmup: steps of the warm-up.
-        weight_decay: of AdamW.
+        weight_decay: on matrices only.
         clip: largest norm of the gradient.
         threads: CPU threads.
         damping: what attention adds to the states of both towers starts at this share of its usual size (as in ReZero,
@@ -273,6 +273,7 @@ class PretrainConfig:
     steps: int = 5000
     batch_size: int = 32
     learning_rate: float = 1e-3
+    optimizer: OptimizerName = "adamw"
     warmup: int = 50
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -387,7 +388,7 @@ def pretrain(
             load_start(backbone, config.backbone, None if policy is None else policy.head)
         parts = {"backbone": backbone, "head": head} | ({} if policy is None else {"actions": policy.head})
         both = nn.ModuleDict(parts).to(device).train()
-        optimizer = optimizer_for(both, config.learning_rate, config.weight_decay)
+        optimizer = optimizers_for(both, config.learning_rate, config.weight_decay, config.optimizer)
         first = _resume(folder / STATE, both, optimizer)
         lines = JsonLines(folder, first)
         if ticker:
@@ -396,8 +397,7 @@ def pretrain(
             samples, held_out = samples.to(device), held_out and held_out.to(device)
         captioner, clock = Captioner(scenes), time.perf_counter()
         for step in range(first, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
+            optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
             with half(dtype, device.type):
                 values = _values(config, captioner, backbone, head, policy, samples, step)
             loss = values["loss"]
@@ -409,7 +409,7 @@ def pretrain(
             loss.backward()
             norm = nn.utils.clip_grad_norm_(both.parameters(), config.clip)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             if logged:
                 seen = config.batch_size if samples is None else config.demonstration_batch
                 line = {name: value.item() for name, value in values.items()}
@@ -512,17 +512,17 @@ def _halved(tensor: Tensor) -> Tensor:
     return half if bool((half := tensor.half()).isfinite().all()) else tensor
 
 
-def _save(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, module: nn.Module, optimizer: Optimizers, step: int) -> None:
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
-    save_tensors(path, tensors | optimizer_tensors(optimizer), step=step)
+    save_tensors(path, tensors | optimizer.tensors(), step=step)
 
 
-def _resume(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, module: nn.Module, optimizer: Optimizers) -> int:
     if not path.exists():
         return 0
     tensors, metadata = load_tensors(path)
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")})
-    load_optimizer(optimizer, tensors)
+    optimizer.load(tensors)
     return int(metadata["step"])
 
 

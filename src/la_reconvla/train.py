@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -35,6 +36,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.teacher import averaged, follow, teacher_of
+from la_reconvla.optimizers import OptimizerName, optimizers_for
 from la_reconvla.processes import keep_memory
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import append_jsonl, atomic_write, claim, explain_disk_errors, read_jsonl, require_free_space
@@ -53,9 +55,10 @@ class TrainConfig:
         steps: optimizer steps.
         batch_size: samples a step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
-        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        learning_rate: peak of the schedule of AdamW (linear warm-up, then cosine to a hundredth).
+        optimizer: ``adamw``, or ``muon`` for the hidden matrices, see `la_reconvla.optimizers`; its peak rate is fixed.
         warmup: steps of the warm-up.
-        weight_decay: of AdamW, on matrices only.
+        weight_decay: on matrices only.
         clip: largest norm of the gradient.
         shift: training pictures are moved by up to so many pixels at random, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
@@ -70,6 +73,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float = 7e-4
+    optimizer: OptimizerName = "adamw"
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -153,16 +157,6 @@ def scheduled(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def optimizer_for(module: torch.nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, as is usual for transformers."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
-
-
 def train(
     condition: Condition,
     policy_config: PolicyConfig,
@@ -222,7 +216,7 @@ def train(
         drop_state(folder)  # a kill may have come between the two
         return folder
     start_hash = {"backbone": weights_hash(policy, "backbone"), "head": weights_hash(policy, "head")}
-    optimizer = optimizer_for(policy, config.learning_rate, config.weight_decay)
+    optimizer = optimizers_for(policy, config.learning_rate, config.weight_decay, config.optimizer)
     halves = (dtype, getattr(policy.backbone, "compute", None))
     scaler = torch.amp.GradScaler(device.type, enabled=torch.float16 in halves)
     backbone: Any = policy.backbone
@@ -248,8 +242,7 @@ def train(
         if config.shift:
             batch = shifted(batch, config.shift, generator(seed, "shift", step))
         batch = to_device(batch, device, condition.blind)
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
+        optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
         if source and source.refresh and step % source.refresh == 0:
             with half(dtype, device.type):
                 choose(policy, source, samples, config.batch_size, device, condition.blind, teacher)
@@ -261,13 +254,13 @@ def train(
                 )
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
-        scaler.unscale_(optimizer)
+        optimizer.unscale(scaler)
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip))
         if not (math.isfinite(norm) or scaler.is_enabled()):  # with loss scaling that is usual, and the step is skipped
             raise _diverged(f"the norm of the gradient is {norm}", step)
-        scaler.step(optimizer)
+        optimizer.step(scaler)
         scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         if teacher is not None and source and source.decay is not None:
             follow(teacher, backbone, source.decay)
         counted += config.batch_size
@@ -442,27 +435,11 @@ def drop_state(folder: Path) -> None:
     shutil.rmtree((folder / STATE).parent, ignore_errors=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimizer remembers of each parameter, under names below ``optimizer``."""
-    states = optimizer.state_dict()["state"].items()
-    return {f"optimizer.{index}.{name}": value for index, state in states for name, value in state.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; other names are ignored."""
-    state = optimizer.state_dict()
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, field = name.split(".", 2)
-            state["state"].setdefault(int(index), {})[field] = value
-    optimizer.load_state_dict(state)
-
-
 def _save_state(folder, policy, optimizer, scaler, teacher, step: int, seen: str) -> None:
     tensors = {f"policy.{name}": value for name, value in kept(policy).items()}
     if teacher is not None:
         tensors |= {f"teacher.{name}": mine for name, (mine, _) in averaged(teacher, policy.backbone).items()}
-    tensors |= optimizer_tensors(optimizer)
+    tensors |= optimizer.tensors()
     save_tensors(folder / STATE, tensors, step=step, seen=seen, scaler=scaler.state_dict())
 
 
@@ -478,7 +455,7 @@ def _resume(folder, policy, optimizer, scaler, teacher) -> tuple[int, str]:
         with torch.no_grad():
             for name, (mine, _) in averaged(teacher, policy.backbone).items():
                 mine.copy_(tensors[f"teacher.{name}"])
-    load_optimizer(optimizer, tensors)
+    optimizer.load(tensors)
     if metadata["scaler"]:
         scaler.load_state_dict(metadata["scaler"])
     return int(metadata["step"]), str(metadata["seen"])

@@ -35,6 +35,7 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.denoiser import Denoiser
 from la_reconvla.method.mask import RandomMask
 from la_reconvla.method.policy import Policy
+from la_reconvla.optimizers import optimizers_for
 from la_reconvla.randomness import generator, seeded
 from la_reconvla.study.plan import random_batch
 from la_reconvla.study.presets import COARSE, PRESETS
@@ -44,7 +45,7 @@ from la_reconvla.study.timing import (
     free_bytes,
     synchronise,
 )
-from la_reconvla.train import backward, half, optimizer_for, to_device
+from la_reconvla.train import backward, half, to_device
 
 BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
 BATCH = 16  # samples of a training step
@@ -363,7 +364,7 @@ class Training:
 
     def __init__(self, condition: Condition, policy: Policy, batch: Batch, place: Place):
         self.condition, self.policy, self.batch, self.place = condition, policy, batch, place
-        self.optimizer = optimizer_for(policy, 1e-5, 0.01)
+        self.optimizer = optimizers_for(policy, 1e-5, 0.01)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype == torch.float16)
         self.numbers = itertools.count()
 
@@ -388,11 +389,11 @@ class Training:
     def step(self) -> None:
         """One optimizer step."""
         self.gradient()
-        self.scaler.unscale_(self.optimizer)
+        self.optimizer.unscale(self.scaler)
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), CLIP)
-        self.scaler.step(self.optimizer)
+        self.optimizer.step(self.scaler)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
 
     def memory(self) -> float:
         """Bytes of weights, moments and gradients, and of what a step needs beside them; see `MEMORY`."""
@@ -408,7 +409,7 @@ class Training:
             return weights + 2 * trained + torch.cuda.max_memory_allocated() - before
         with Kept(self.policy).watch() as kept:
             self.gradient()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return weights + 3 * trained + kept.bytes
 
 

@@ -1,0 +1,69 @@
+"""Which parameters each optimizer trains, and what a step of Muon is."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import tiny_policy
+from la_reconvla.errors import UserError
+from la_reconvla.optimizers import BETAS, MATRIX_RATE, optimizers_for
+from la_reconvla.train import scheduled
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_parameter_is_trained_once(kind):
+    policy = tiny_policy()
+    policy.backbone.queries.requires_grad_(False)
+    parts = optimizers_for(policy, 1e-3, 0.1, kind).parts
+    trained = [id(p) for part in parts for group in part.param_groups for p in group["params"]]
+    assert sorted(trained) == sorted(id(p) for p in policy.parameters() if p.requires_grad)
+
+
+def test_muon_takes_the_hidden_matrices_only():
+    policy = tiny_policy()
+    muon, adamw = optimizers_for(policy, 1e-3, 0.1, "muon").parts
+    names = {id(p): name for name, p in policy.named_parameters()}
+    taken = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    left = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert any(name.endswith("q_proj.weight") for name in taken)
+    assert any(name.endswith("mlp.fc1.weight") for name in taken)
+    assert "head.logits.weight" in left
+    assert "backbone.queries" in left
+    assert not any("embed" in name or "bias" in name or "norm" in name.lower() for name in taken)
+
+
+def test_weight_decay_is_on_matrices_only():
+    (adamw,) = optimizers_for(tiny_policy(), 1e-3, 0.1, "adamw").parts
+    for group in adamw.param_groups:
+        assert group["betas"] == BETAS
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_a_step_of_muon_is_nearly_orthogonal():
+    """By numpy's singular values: all are about the rate, whatever the gradient's were."""
+    linear = torch.nn.Linear(24, 24, bias=False)
+    before = linear.weight.detach().clone()
+    optimizers = optimizers_for(torch.nn.ModuleDict({"inner": linear}), 1e-3, 0.0, "muon")
+    scales = 10.0 ** np.linspace(0, -1.5, 24)
+    left, right = (np.linalg.qr(np.random.default_rng(seed).normal(size=(24, 24)))[0] for seed in (0, 1))
+    linear.weight.grad = torch.from_numpy((left * scales) @ right).float()
+    optimizers.step()
+    singular = np.linalg.svd((before - linear.weight.detach()).numpy(), compute_uv=False) / MATRIX_RATE
+    assert singular.min() > 0.5
+    assert singular.max() < 1.5
+
+
+def test_all_rates_follow_one_schedule():
+    optimizers = optimizers_for(tiny_policy(), 1e-3, 0.1, "muon")
+    for step in (0, 5, 50, 99):
+        optimizers.schedule(functools.partial(scheduled, step, 100, 10))
+        rates = [group["lr"] for part in optimizers.parts for group in part.param_groups]
+        peaks = [MATRIX_RATE, 1e-3, 1e-3]
+        assert rates == pytest.approx([scheduled(step, 100, 10, peak) for peak in peaks])
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(UserError, match="adamw"):
+        optimizers_for(tiny_policy(), 1e-3, 0.1, "adam")  # type: ignore[arg-type]
