@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from la_reconvla.errors import unknown
 
 OptimizerName = Literal["adamw", "muon"]
-MATRIX_RATE = 0.02  # peak rate of Muon: the size of a step's spectral norm
+MATRIX_RATE = 20  # times AdamW's: the rate of Muon is the spectral norm of its step
 BETAS = (0.9, 0.95)
 
 
@@ -88,7 +88,7 @@ def optimizers_for(
     hidden = _hidden_matrices(module)
     matrices = [p for _, p in named if id(p) in hidden]
     rest = [p for _, p in named if id(p) not in hidden]
-    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=weight_decay, momentum=0.95)
+    muon = torch.optim.Muon(matrices, lr=MATRIX_RATE * learning_rate, weight_decay=weight_decay, momentum=0.95)
     return Optimizers(muon, _adamw(rest, learning_rate, weight_decay))
 
 

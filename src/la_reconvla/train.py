@@ -55,8 +55,8 @@ class TrainConfig:
         steps: optimizer steps.
         batch_size: samples a step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
-        learning_rate: peak of the schedule of AdamW (linear warm-up, then cosine to a hundredth).
-        optimizer: ``adamw``, or ``muon`` for the hidden matrices, see `la_reconvla.optimizers`; its peak rate is fixed.
+        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        optimizer: ``adamw``, or ``muon`` for the hidden matrices at 20 times that rate, see `la_reconvla.optimizers`.
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.
