@@ -17,10 +17,12 @@ from la_reconvla.checkpoint import (
     unpacked,
 )
 from la_reconvla.conditions import C1, C4
+from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.pretrain import STATE, WEIGHTS, PretrainConfig, base_samples, pretrain
+from la_reconvla.pretrain import STATE, STUDIED, WEIGHTS, PretrainConfig, base_samples, instructions_of, pretrain
+from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import read_jsonl
 from test_pretrain import training_scenes
 from test_train import write_demonstrations
@@ -60,6 +62,25 @@ def test_several_folders_are_one_set(data):
     episodes = training.demonstrations.episodes + held_out.demonstrations.episodes
     assert len({episode.path for episode in episodes}) == 2
     assert not {e.scene for e in training.demonstrations.episodes} & {e.scene for e in held_out.demonstrations.episodes}
+
+
+def test_episodes_that_say_what_held_out_tasks_say_are_left_out(tmp_path):
+    """A wide scene is shown with two targets; the second may be what another task asks for."""
+    folder = write_demonstrations(tmp_path, episodes=6)
+    told = sorted({e.instruction for e in open_demonstrations(folder).episodes})
+    training, held_out = base_samples([folder], CONFIG.backbone, without=told[:1])
+    kept = training.demonstrations.episodes + held_out.demonstrations.episodes
+    assert {e.instruction for e in kept} == set(told[1:])
+    with pytest.raises(UserError, match="held-out instructions"):
+        base_samples([folder], CONFIG.backbone, without=told)
+
+
+def test_tasks_of_studies_are_held_out_by_their_own_instructions():
+    assert "pick up the butter and place it in the basket" not in instructions_of(STUDIED)
+    found = instructions_of(("libero_spatial/1", "libero_goal/6"))
+    assert found == {load_task("libero_spatial", 1).instruction, load_task("libero_goal", 6).instruction}
+    with pytest.raises(UserError, match="suite/task"):
+        instructions_of(("libero_spatial",))
 
 
 def test_its_folder_is_a_run_that_acts(base):

@@ -468,6 +468,7 @@ def pretrain(
     scenes: Path,
     out: Path,
     demonstrations: tuple[Path, ...] = (),
+    hold_out: Names = None,
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
     patch: int = 16,
     stem: Literal["patch", "conv", "efficientnet-lite0"] = "patch",
@@ -488,6 +489,8 @@ def pretrain(
         out: folder of weights and curves; its backbone.safetensors is what --weights takes. With demonstrations it is
             also a run that evaluate takes.
         demonstrations: folders that the command collect wrote, of tasks that no study is to test; none for words alone.
+        hold_out: tasks whose instructions must not be demonstrated, as suite/task: such episodes are left out. Without it
+            those that the presets test, and some more of Object and Goal.
         objective: what is minimised over pictures and sentences.
         patch: side of a patch in pixels; pictures have 112.
         stem: how pixels become patches: one linear map a patch, four convolutions, or the first part of a network
@@ -504,7 +507,7 @@ def pretrain(
     """
     from la_reconvla.checkpoint import pinned
     from la_reconvla.data.scenes import load_scenes
-    from la_reconvla.pretrain import OBJECTIVES, PretrainConfig, base_samples
+    from la_reconvla.pretrain import OBJECTIVES, STUDIED, PretrainConfig, base_samples, instructions_of
     from la_reconvla.pretrain import pretrain as run
     from la_reconvla.progress import progress
 
@@ -523,7 +526,9 @@ def pretrain(
         threads=threads,
     )
     pictures = load_scenes(scenes, "train")
-    samples, held_out = base_samples(demonstrations, size) if demonstrations else (None, None)
+    samples = held_out = None
+    if demonstrations:
+        samples, held_out = base_samples(demonstrations, size, instructions_of(hold_out or STUDIED))
     with progress("Pretraining", total=steps, unit="steps") as bar:
         print(run(pictures, config, out, bar, samples, held_out))
 

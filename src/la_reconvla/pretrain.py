@@ -21,7 +21,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -60,6 +60,11 @@ from la_reconvla.train import (
     scheduled,
 )
 
+STUDIED = (  # tasks that studies test, so that nothing is to be learnt of them before
+    *(f"libero_spatial/{task}" for task in (0, 1, 2)),
+    *(f"libero_object/{task}" for task in (7, 8, 9)),
+    *(f"libero_goal/{task}" for task in (6, 8)),
+)
 WEIGHTS, CONFIG = "backbone.safetensors", "pretrain.json"
 OWN = 0.5  # share of captions that are drawn for their own picture; the others come from another of its arena
 HELD_OUT = 0.04  # share of each task's scenes; the curve of the action loss needs few
@@ -428,16 +433,44 @@ def pretrain(
     return folder / WEIGHTS
 
 
-def base_samples(folders: Sequence[Path], backbone: SmallPaliGemma) -> tuple[Samples, Samples]:
+def base_samples(
+    folders: Sequence[Path], backbone: SmallPaliGemma, without: Collection[str] = ()
+) -> tuple[Samples, Samples]:
     """Training and held-out samples of the demonstrations in all `folders`.
 
+    Args:
+        folders: what the command collect wrote.
+        backbone: what they are for.
+        without: instructions whose episodes are left out. A wide scene is shown with two targets, and the second may be
+            what a held-out task asks for.
+
     Raises:
-        UserError: as `open_demonstrations`, or if the folders differ in how their pictures were made.
+        UserError: as `open_demonstrations`, if the folders differ in how their pictures were made, or nothing is left.
     """
-    episodes = tuple(episode for folder in folders for episode in open_demonstrations(folder).episodes)
-    training, held_out = same_kind(episodes, "the demonstrations").divide(HELD_OUT)
+    episodes = [episode for folder in folders for episode in open_demonstrations(folder).episodes]
+    kept = [episode for episode in episodes if episode.instruction not in without]
+    if not kept:
+        raise UserError("all demonstrations are of held-out instructions: collect other tasks, or hold out less")
+    training, held_out = same_kind(kept, "the demonstrations").divide(HELD_OUT)
     size, chunk = backbone.image_size, backbone.chunk
     return Samples(training, size, chunk), Samples(held_out, size, chunk)
+
+
+def instructions_of(tasks: Sequence[str]) -> frozenset[str]:
+    """What LIBERO's own instruction of each task says; tasks are named ``suite/task``.
+
+    Raises:
+        UserError: for a name of another form, or an unknown suite or task.
+    """
+    from la_reconvla.sim.tasks import load_task
+
+    result = set()
+    for name in tasks:
+        suite, _, task = name.partition("/")
+        if not task.isdecimal():
+            raise UserError(f"'{name}' names no task: write suite/task, for example {STUDIED[0]}")
+        result.add(load_task(suite, int(task)).instruction)
+    return frozenset(result)
 
 
 def _bins(config: PretrainConfig, samples: Samples) -> ActionBins:
