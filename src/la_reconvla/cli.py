@@ -489,8 +489,8 @@ def pretrain(
         out: folder of weights and curves; its backbone.safetensors is what --weights takes. With demonstrations it is
             also a run that evaluate takes.
         demonstrations: folders that the command collect wrote, of tasks that no study is to test; none for words alone.
-        hold_out: tasks whose instructions must not be demonstrated, as suite/task: such episodes are left out. Without it
-            those that the presets test, and some more of Object and Goal.
+        hold_out: tasks, as suite/task, whose instructions must not be demonstrated: such episodes are left out. By
+            default those that the presets test, and some more of Object and Goal.
         objective: what is minimised over pictures and sentences.
         patch: side of a patch in pixels; pictures have 112.
         stem: how pixels become patches: one linear map a patch, four convolutions, or the first part of a network
