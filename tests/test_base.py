@@ -140,7 +140,7 @@ def test_both_losses_reach_what_they_should(data, tmp_path):
     pretrain(training_scenes(), CONFIG, tmp_path, None, *data)
     lines = read_jsonl(tmp_path / "metrics.jsonl")
     last = lines[-1]
-    assert last["loss"] == pytest.approx(last["action_loss"] + last["words_loss"], rel=1e-5)
+    assert last["loss"] == pytest.approx(last["action_loss"] + CONFIG.words_weight * last["words_loss"], rel=1e-5)
     assert last["held_out_action_loss"] > 0
     silent = pretrain(training_scenes(), replace(CONFIG, words_weight=0.0), tmp_path / "silent", None, *data)
     lines = read_jsonl(silent.with_name("metrics.jsonl"))

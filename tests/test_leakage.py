@@ -82,10 +82,10 @@ def test_what_the_backbone_had_seen_is_said() -> None:
     told = "pick the akita black bowl next to the plate and place it on the plate"
     seen = shown(wide("test", 0), PLACES[:1], told)
     assert [row.verdict for row in pretraining(None, None, seen)] == ["none"]
-    (row,) = pretraining("words-4x4", None, seen)
+    (row,) = pretraining("words-7x7", None, seen)
     assert (row.verdict, row.shared) == ("by design", 1)
     assert "1 of 1 instructions have the form of a request" in row.note
-    (other,) = pretraining("words-4x4", None, replace(seen, instructions=frozenset({"open it"})))
+    (other,) = pretraining("words-7x7", None, replace(seen, instructions=frozenset({"open it"})))
     assert "0 of 1" in other.note
     assert [row.verdict for row in pretraining("other.safetensors", None, seen)] == ["unknown"]
     assert [row.verdict for row in pretraining(None, "google/paligemma-3b-pt-224", seen)] == ["unknown"]

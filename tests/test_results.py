@@ -532,4 +532,4 @@ def test_both_heads_of_a_preset_cost_about_the_same(preset: str) -> None:
     )
     assert mae is not None
     assert diffusion is not None
-    assert diffusion.operations == pytest.approx(mae.operations, rel=0.4)
+    assert diffusion.operations == pytest.approx(mae.operations, rel=0.5)

@@ -173,7 +173,7 @@ def train(
         seed: of weights, batches and masks.
         preset: where backbone, decoder and schedule come from; the options below replace single numbers.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
-        weights: what the preset's small backbone starts from: words-4x4, words-7x7, a file of pretrain, or none.
+        weights: what the preset's small backbone starts from: base, words-7x7, a file of pretrain, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -351,7 +351,7 @@ def ablate(
         preset: smoke, quick, small, paper or known-answer; the options below replace numbers, for all arms alike.
         out: study folder; ``runs/<preset>`` by default.
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
-        weights: what the preset's small backbone starts from: words-4x4, words-7x7, a file of pretrain, or none.
+        weights: what the preset's small backbone starts from: base, words-7x7, a file of pretrain, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -476,6 +476,7 @@ def pretrain(
     steps: int = 5000,
     batch_size: int = 32,
     demonstration_batch: int = 64,
+    words_weight: float = 0.1,
     learning_rate: float = 1e-3,
     optimizer: Literal["adamw", "muon"] = "adamw",
     device: str = "auto",
@@ -499,6 +500,7 @@ def pretrain(
         steps: optimizer steps.
         batch_size: pictures with sentences a step.
         demonstration_batch: samples of demonstrations a step.
+        words_weight: of the loss over pictures and sentences beside the action loss.
         learning_rate: peak of the schedule.
         optimizer: adamw, or muon for the hidden matrices.
         device: auto, cpu or cuda.
@@ -519,6 +521,7 @@ def pretrain(
         steps=steps,
         batch_size=batch_size,
         demonstration_batch=demonstration_batch,
+        words_weight=words_weight,
         learning_rate=learning_rate,
         optimizer=optimizer,
         device=device,
@@ -534,13 +537,13 @@ def pretrain(
 
 
 @app.command
-def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("words-7x7",), seed: int = 0) -> None:
+def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("base",), seed: int = 0) -> None:
     """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
 
     Args:
         scenes: folder that the command scenes wrote.
         out: folder for words.json, words.md and words.png.
-        weights: words-4x4, words-7x7 or files of pretrain; the first is measured in detail.
+        weights: base, words-7x7 or files of pretrain; the first is measured in detail.
         seed: of the questions, and of the random weights beside them.
     """
     from la_reconvla.data.scenes import load_scenes

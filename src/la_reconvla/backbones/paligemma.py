@@ -35,7 +35,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
-PACKAGED = ("words-4x4", "words-7x7")  # weights that come with this package, by their grid: `docs/words.md`
+PACKAGED = ("base", "words-7x7")  # weights that come with this package: `docs/base.md` and `docs/words.md`
 PAD, EOS, BOS, UNK, IMAGE = range(5)
 
 
