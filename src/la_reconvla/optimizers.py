@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from la_reconvla.errors import unknown
 
 OptimizerName = Literal["adamw", "muon"]
-MATRIX_RATE = 20  # times AdamW's: the rate of Muon is the spectral norm of its step
+MATRIX_RATE = 5  # times the rate of AdamW: the spectral norm of a step of Muon
 BETAS = (0.9, 0.95)
 
 
