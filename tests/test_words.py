@@ -218,7 +218,7 @@ def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, ca
     for split in ("train", "test"):
         rows = [[rng.uniform(-0.3, 0.3, 2) for _ in range(4)] for _ in range(6)]
         scenes_of(*rows, size=112).save(tmp_path / "scenes" / "table" / split / "0000.safetensors")
-    cli.pretrain(tmp_path / "scenes", tmp_path / "run", patch=28, steps=2)
+    cli.pretrain(tmp_path / "scenes", tmp_path / "run", stem="conv", steps=2)
     made = tmp_path / "run" / "backbone.safetensors"
     assert str(made) in capsys.readouterr().out
     cli.words(tmp_path / "scenes", tmp_path / "words", weights=(str(made),))
