@@ -33,12 +33,16 @@ import tyro
 from la_reconvla.checkpoint import PolicyConfig
 from la_reconvla.contracts import ACTION_DIM, Batch
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.optimizers import optimizers_for
 from la_reconvla.processes import keep_memory
 from la_reconvla.randomness import generator
 from la_reconvla.study.presets import preset
 from la_reconvla.study.tables import TextTable
 from la_reconvla.train import backward
+
+try:
+    from la_reconvla.optimizers import optimizers_for
+except ModuleNotFoundError:  # another checkout, from before 2026-11-28
+    from la_reconvla.train import optimizer_for as optimizers_for  # pyright: ignore
 
 WARMUP = 3
 HERE, OTHER, TRIMMED = "here", "other", "trimmed"
@@ -98,7 +102,8 @@ def training(config: Any, arm: str) -> Iterator[dict[str, float]]:
     bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
     facts: Any = {"quality": "fast", "image_size": b.image_size, "data_hash": "", "train_starts": ()}
     policy = PolicyConfig.of(told, seed=0, backbone=b, bins=bins, **facts).build().train()
-    optimizer, scaler = optimizers_for(policy, 1e-4, 0.01), torch.amp.GradScaler("cpu", enabled=False)
+    kind = {"kind": own} if (own := getattr(config.train, "optimizer", None)) else {}
+    optimizer, scaler = optimizers_for(policy, 1e-4, 0.01, **kind), torch.amp.GradScaler("cpu", enabled=False)
     for step in count():
         batch = drawn(step, config.train.batch_size, b.image_size, b.chunk)
         draws, noise = generator(0, "mask", step), generator(0, "noise", step)

@@ -12,6 +12,7 @@ from la_reconvla.checkpoint import (
     load_policy,
     load_tensors,
     pinned,
+    save_tensors,
     start_bins,
     start_demonstrations,
     unpacked,
@@ -76,7 +77,10 @@ def test_episodes_that_say_what_held_out_tasks_say_are_left_out(tmp_path):
 
 
 def test_tasks_of_studies_are_held_out_by_their_own_instructions():
-    assert "pick up the butter and place it in the basket" not in instructions_of(STUDIED)
+    said = start_demonstrations(replace(CONFIG.backbone, weights="base"))
+    assert said is not None
+    assert not set(said["instructions"]) & instructions_of(STUDIED)  # of the weights in the package
+    assert not {f"{suite}/{task}" for suite, task in said["tasks"]} & set(STUDIED)
     found = instructions_of(("libero_spatial/1", "libero_goal/6"))
     assert found == {load_task("libero_spatial", 1).instruction, load_task("libero_goal", 6).instruction}
     with pytest.raises(UserError, match="suite/task"):
@@ -135,8 +139,7 @@ def test_a_shorter_chunk_takes_the_first_queries_and_a_longer_one_is_refused(bas
         policy_from(base, chunk=3)
 
 
-def test_both_losses_reach_what_they_should(data, tmp_path):
-    """Without the words' loss the queries still move, and the log names both losses."""
+def test_the_log_names_both_losses_and_what_is_minimised(data, tmp_path):
     pretrain(training_scenes(), CONFIG, tmp_path, None, *data)
     lines = read_jsonl(tmp_path / "metrics.jsonl")
     last = lines[-1]
@@ -176,6 +179,22 @@ def test_training_goes_on_from_other_weights(base, data, tmp_path):
     assert all(torch.allclose(after[name].float(), before[name].float(), atol=1e-3) for name in before)
     assert facts["backbone"]["weights"] is None
     assert facts["began_with"] == config.backbone.weights_hash
+
+
+def test_what_earlier_weights_learnt_from_is_not_forgotten(base, tmp_path):
+    """Weights that go on, with words alone or with other tasks, still name the tasks of those before."""
+    before = start_demonstrations(replace(CONFIG.backbone, weights=str(base)))
+    config = replace(CONFIG, backbone=pinned(replace(CONFIG.backbone, weights=str(base))), steps=1)
+    _, facts = load_tensors(pretrain(training_scenes(), config, tmp_path))
+    assert facts["demonstrations"] == before
+
+
+def test_damaged_facts_are_refused_with_the_file_s_name(base, tmp_path):
+    tensors, facts = load_tensors(base)
+    for name, damaged in (("bins", {"low": [0.0] * 7}), ("demonstrations", {"hash": "0"})):
+        save_tensors(tmp_path / f"{name}.safetensors", tensors, **{**facts, name: damaged})
+        with pytest.raises(UserError, match=f"{name}.safetensors"):
+            start_bins(replace(CONFIG.backbone, weights=str(tmp_path / f"{name}.safetensors")), 4.0)
 
 
 def test_demonstrations_are_part_of_what_a_folder_was_made_of(base, data):

@@ -483,10 +483,32 @@ def test_a_finished_collection_is_left_alone(tmp_path: Path) -> None:
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     collect(toy_config(tmp_path), ToyStudio())
     before = (tmp_path / "collection.json").read_bytes()
-    for changes in ({"noise": 0.2}, {"noise": 0.2, "demos": 6}, {"quality": "fast"}, {"tasks": (0,)}):
+    changed = ({"noise": 0.2}, {"noise": 0.2, "demos": 6}, {"quality": "fast"}, {"tasks": (0,)}, {"maps": False})
+    for changes in changed:
         with pytest.raises(UserError, match=f"different: {next(iter(changes))}.*choose another folder"):
             collect(toy_config(tmp_path, **changes), ToyStudio())
     assert (tmp_path / "collection.json").read_bytes() == before
+
+
+def test_without_maps_none_are_drawn_and_a_folder_stays_of_one_kind(tmp_path: Path) -> None:
+    collect(toy_config(tmp_path, maps=False), ToyStudio())
+    episodes = open_demonstrations(tmp_path).episodes
+    assert all(episode.instance_names == () for episode in episodes)
+    with pytest.raises(UserError, match="instances/map.*recorded without"):
+        episodes[0].instances()
+    for demos in (toy_config(tmp_path).demos, toy_config(tmp_path).demos + 2):
+        with pytest.raises(UserError, match="different: maps"):
+            collect(toy_config(tmp_path, demos=demos), ToyStudio())
+
+
+def test_a_folder_from_before_there_was_a_choice_of_maps_grows(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    collect(config, ToyStudio())
+    path = tmp_path / "collection.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "maps"}))
+    assert collect(toy_config(tmp_path, demos=config.demos + 2), ToyStudio()).episodes > 0
+    with pytest.raises(UserError, match="different: maps"):
+        collect(toy_config(tmp_path, demos=config.demos + 2, maps=False), ToyStudio())
 
 
 def test_a_folder_with_foreign_demonstrations_is_refused(tmp_path: Path) -> None:

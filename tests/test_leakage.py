@@ -106,6 +106,11 @@ def test_tasks_that_pretraining_demonstrated_are_named(tasks, instructions, verd
     _, found, heard = pretraining("base.safetensors", None, seen, acted)
     assert [found.verdict, heard.verdict] == verdicts
     assert found.shared == (verdicts[0] != "none")
+    assert all(f"{suite}/{task}" in found.note for suite, task in tasks)
+    elsewhere = pretraining("base.safetensors", None, seen, acted, "libero_goal, official")
+    assert [(row.verdict, row.what) for row in elsewhere[1:]] == [
+        (row.verdict, f"{row.what} (libero_goal, official)") for row in (found, heard)
+    ]
     assert (found.training, found.evaluation) == (len(tasks), 1)
 
 

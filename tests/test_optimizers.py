@@ -29,7 +29,8 @@ def test_muon_takes_the_hidden_matrices_only():
     left = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
     assert any(name.endswith("q_proj.weight") for name in taken)
     assert any(name.endswith("mlp.fc1.weight") for name in taken)
-    assert "head.logits.weight" in left
+    assert all(name.startswith("backbone.") for name in taken)
+    assert {"head.logits.weight", "head.from_instruction.weight", "reconstructor.enter.weight"} <= left
     assert "backbone.queries" in left
     assert not any("embed" in name or "bias" in name or "norm" in name.lower() for name in taken)
 
@@ -45,7 +46,7 @@ def test_a_step_of_muon_is_nearly_orthogonal():
     """By numpy's singular values: all are about the rate, whatever the gradient's were."""
     linear = torch.nn.Linear(24, 24, bias=False)
     before = linear.weight.detach().clone()
-    optimizers = optimizers_for(torch.nn.ModuleDict({"inner": linear}), 1e-3, 0.0, "muon")
+    optimizers = optimizers_for(torch.nn.ModuleDict({"backbone": torch.nn.Sequential(linear)}), 1e-3, 0.0, "muon")
     scales = 10.0 ** np.linspace(0, -1.5, 24)
     left, right = (np.linalg.qr(np.random.default_rng(seed).normal(size=(24, 24)))[0] for seed in (0, 1))
     linear.weight.grad = torch.from_numpy((left * scales) @ right).float()

@@ -209,8 +209,7 @@ def start_bins(config: SmallPaliGemma | Pretrained, spread: float) -> ActionBins
     Raises:
         UserError: if the file of weights is missing or damaged.
     """
-    bins = _start_facts(config).get("bins")
-    return bins and ActionBins(tuple(bins["low"]), tuple(bins["high"]), spread=spread)
+    return (bins := _start_facts(config)[0]) and dataclasses.replace(bins, spread=spread)
 
 
 def start_demonstrations(config: SmallPaliGemma | Pretrained) -> dict[str, Any] | None:
@@ -221,13 +220,21 @@ def start_demonstrations(config: SmallPaliGemma | Pretrained) -> dict[str, Any] 
     Raises:
         UserError: if the file of weights is missing or damaged.
     """
-    return _start_facts(config).get("demonstrations")
+    return _start_facts(config)[1]
 
 
-def _start_facts(config: SmallPaliGemma | Pretrained) -> dict[str, Any]:
+def _start_facts(config: SmallPaliGemma | Pretrained) -> tuple[ActionBins | None, dict[str, Any] | None]:
+    """Bins and demonstrations of start weights, checked."""
     if not isinstance(config, SmallPaliGemma) or config.weights is None:
-        return {}
-    return load_tensors(_start_file(config.weights))[1]
+        return None, None
+    facts = load_tensors(path := _start_file(config.weights))[1]
+    try:
+        bins, said = facts.get("bins"), facts.get("demonstrations")
+        if said is not None:
+            said = {key: said[key] for key in ("hash", "episodes", "quality", "image_size", "tasks", "instructions")}
+        return bins and ActionBins(tuple(bins["low"]), tuple(bins["high"])), said
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} was not written by la-reconvla pretrain of this version ({error})") from error
 
 
 def load_start(backbone: Any, config: SmallPaliGemma, head: Any = None) -> None:
@@ -356,13 +363,13 @@ def unpacked(weights: str, folder: Path) -> Path:
 def find_run(run: Path | str) -> Path:
     """The folder of a run; one on the hub, ``user/name``, is downloaded unless a folder is called so here.
 
-    A name of weights that come with this package and have acted is unpacked into ``runs``.
+    A name of weights that come with this package and have acted is unpacked into ``runs``, in a folder of its hash.
 
     Raises:
         UserError: if the hub has none, or cannot be reached.
     """
     if str(run) in PACKAGED and not Path(run).exists():
-        return unpacked(str(run), Path("runs") / run)
+        return unpacked(str(run), Path("runs") / f"{run}-{file_hash(weights_file(str(run)))[:8]}")
     if Path(run).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)):
         return Path(run)
     return hub_files(str(run), None, None, give="")

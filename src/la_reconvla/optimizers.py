@@ -1,4 +1,4 @@
-"""What a training step does with its gradients: AdamW, or Muon on the hidden matrices and AdamW on the rest."""
+"""What a training step does with its gradients: AdamW, or Muon on the backbone's matrices and AdamW on the rest."""
 
 from __future__ import annotations
 
@@ -74,8 +74,9 @@ def optimizers_for(
     """What trains the parameters of `module` that require a gradient.
 
     ``adamw`` (arXiv 1711.05101) decays matrices only, as is usual for transformers. ``muon`` (Jordan 2024, as in
-    `torch.optim.Muon`) makes the step of each hidden matrix orthogonal; embeddings, queries, positions, the logits of
-    the action head, convolutions, norms and biases are AdamW's.
+    `torch.optim.Muon`) makes the step of each linear layer's matrix in ``backbone`` orthogonal. All else is AdamW's:
+    embeddings, queries, convolutions, norms, biases, and all of the action head and of the reconstruction head,
+    whichever it is, so that arms with other heads differ in nothing else.
 
     Raises:
         UserError: for an unknown kind.
@@ -101,6 +102,6 @@ def _adamw(parameters: list[nn.Parameter], learning_rate: float, weight_decay: f
 
 
 def _hidden_matrices(module: nn.Module) -> set[int]:
-    """Weights of linear layers, but for those that make logits: Muon is for what is between input and output."""
+    """Weights of the backbone's linear layers: Muon is for what is between input and output."""
     linear = ((name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear))
-    return {id(part.weight) for name, part in linear if not name.endswith("logits")}
+    return {id(part.weight) for name, part in linear if name.startswith("backbone.")}

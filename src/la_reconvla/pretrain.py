@@ -35,7 +35,14 @@ from torch import Tensor, nn
 from la_reconvla.backbones.attention_probe import QueryProbe
 from la_reconvla.backbones.paligemma import UNK, PaliGemmaBackbone, SmallPaliGemma, whiten_patches
 from la_reconvla.checkpoint import WEIGHTS as POLICY
-from la_reconvla.checkpoint import PolicyConfig, load_start, load_tensors, save_tensors, start_bins
+from la_reconvla.checkpoint import (
+    PolicyConfig,
+    load_start,
+    load_tensors,
+    save_tensors,
+    start_bins,
+    start_demonstrations,
+)
 from la_reconvla.conditions import C1
 from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
 from la_reconvla.data.hdf5 import open_demonstrations, same_kind
@@ -266,8 +273,8 @@ class PretrainConfig:
         words_weight: weight of the objective beside the action loss, where there are demonstrations. At 1 its gradient,
             which is several times larger, decides where Muon goes, and the action loss hardly falls.
         shift: pictures of demonstrations are moved by up to so many pixels at random.
-        device: ``auto``, ``cpu`` or ``cuda``; on a GPU all pictures are kept there.
-        precision: of the forward pass, see `la_reconvla.train.pick_precision`.
+        device: ``auto``, ``cpu`` or ``cuda``; on a GPU all pictures of demonstrations are kept there.
+        precision: of the forward pass; ``auto`` is bf16 on a GPU that has it and fp32 elsewhere.
         seed: of weights, pictures and sentences.
         log_every: steps between lines of ``metrics.jsonl``.
         check_every: steps between measurements of the held-out action loss.
@@ -302,13 +309,14 @@ class PretrainConfig:
             if (value := getattr(self, name)) < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
 
-    def identity(self, scenes: Scenes, samples: Samples | None) -> dict[str, Any]:
-        """What decides the weights that come out."""
+    def identity(self, scenes: Scenes, samples: Samples | None, dtype: torch.dtype) -> dict[str, Any]:
+        """What decides the weights that come out; `dtype` is that of the forward pass."""
         free = ("threads", "device", "log_every", "check_every", "save_every")
         own = () if samples else ("demonstration_batch", "words_weight", "shift")
         kept = {k: v for k, v in asdict(self).items() if k not in (*free, *own)}
         data = {} if samples is None else {"demonstrations": samples.demonstrations.hash}
-        return {**kept, "objective": repr(self.objective), "scenes": len(scenes), "scenes_hash": scenes.hash, **data}
+        facts = {"scenes": len(scenes), "scenes_hash": scenes.hash, "precision": str(dtype), **data}
+        return {**kept, "objective": repr(self.objective), **facts}
 
     def rate(self, step: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -377,9 +385,10 @@ def pretrain(
         )
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # nothing here scales a loss
     torch.set_num_threads(config.threads)
     with locked(folder):
-        claim(folder / CONFIG, config.identity(scenes, samples))
+        claim(folder / CONFIG, config.identity(scenes, samples, dtype))
         if (folder / WEIGHTS).exists():
             drop_state(folder)  # a kill may have come between the two
             return folder / WEIGHTS
@@ -401,16 +410,17 @@ def pretrain(
             ticker.advance(first)
         if samples is not None and device.type != "cpu":
             samples, held_out = samples.to(device), held_out and held_out.to(device)
-        captioner, clock = Captioner(scenes), time.perf_counter()
+        captioner, clock, counted = Captioner(scenes), time.perf_counter(), 0
         for step in range(first, config.steps):
             optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
             with half(dtype, device.type):
                 values = _values(config, captioner, backbone, head, policy, samples, step)
             loss = values["loss"]
-            done = step + 1
+            done, counted = step + 1, counted + 1
             logged = done % config.log_every == 0 or done == config.steps
-            # A GPU is asked for a number only where one is logged: each question waits for all that it has to do.
-            if (device.type == "cpu" or logged) and not math.isfinite(loss.item()):
+            saved = done % config.save_every == 0 and done < config.steps
+            # A GPU is asked for a number only where one is kept: each question waits for all that it has to do.
+            if (device.type == "cpu" or logged or saved) and not math.isfinite(loss.item()):
                 raise UserError(f"the loss is {loss.item()} at step {step}: lower the learning rate")
             loss.backward()
             norm = nn.utils.clip_grad_norm_(both.parameters(), config.clip)
@@ -420,12 +430,12 @@ def pretrain(
                 seen = config.batch_size if samples is None else config.demonstration_batch
                 line = {name: value.item() for name, value in values.items()}
                 line |= {"gradient_norm": float(norm), "learning_rate": config.rate(step)}
-                line["samples_per_second"] = config.log_every * seen / (time.perf_counter() - clock)
+                line["samples_per_second"] = counted * seen / (time.perf_counter() - clock)
                 if policy is not None and held_out and (done % config.check_every == 0 or done == config.steps):
                     line["held_out_action_loss"] = held_out_loss(policy, held_out, device, False)
                 lines.log(line, done)
-                clock = time.perf_counter()
-            if done % config.save_every == 0 and done < config.steps:
+                clock, counted = time.perf_counter(), 0
+            if saved:
                 _save(folder / STATE, both, optimizer, done)
             if ticker:
                 ticker.advance(1, note=f"loss {loss.item():.3f}" if logged else None)
@@ -513,18 +523,22 @@ def _finish(
     kept = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
     own = replace(config.backbone, weights=None, weights_hash=None)  # what it began with may be gone when it is read
     facts: dict[str, Any] = {"backbone": asdict(own), "steps": config.steps, "began_with": config.backbone.weights_hash}
+    if (before := start_demonstrations(config.backbone)) is not None:
+        facts["demonstrations"] = before
     if policy is not None and samples is not None:
         kept |= {"queries": backbone.queries.detach()}
         kept |= {f"head.{name}": _halved(tensor) for name, tensor in policy.head.state_dict().items()}
         shown = samples.demonstrations
         facts["bins"] = {"low": policy.bins.low, "high": policy.bins.high}
+        known = before or {"tasks": (), "instructions": ()}
+        tasks = {(e.suite, e.task) for e in shown.episodes if e.suite is not None and e.task is not None}
         facts["demonstrations"] = {
             "hash": shown.hash,
             "episodes": len(shown.episodes),
             "quality": shown.quality,
             "image_size": shown.image_size,
-            "tasks": sorted({(e.suite, e.task) for e in shown.episodes if e.suite is not None and e.task is not None}),
-            "instructions": sorted({e.instruction for e in shown.episodes}),
+            "tasks": sorted(tasks | {(suite, task) for suite, task in known["tasks"]}),
+            "instructions": sorted({e.instruction for e in shown.episodes} | set(known["instructions"])),
         }
         run = PolicyConfig.of(
             C1,

@@ -258,7 +258,8 @@ def train(
         norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip))
         if not (math.isfinite(norm) or scaler.is_enabled()):  # with loss scaling that is usual, and the step is skipped
             raise _diverged(f"the norm of the gradient is {norm}", step)
-        optimizer.step(scaler)
+        if math.isfinite(norm):  # of two optimizers a scaler would skip only the one that overflowed
+            optimizer.step(scaler)
         scaler.update()
         optimizer.zero_grad()
         if teacher is not None and source and source.decay is not None:

@@ -140,10 +140,7 @@ class CollectConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which episodes come out, apart from how many; what `collection.json` holds."""
-        decisive = {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "demos")}
-        if self.maps:
-            del decisive["maps"]  # as in collections from before there was a choice
-        return decisive
+        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "demos")}
 
 
 @dataclass(frozen=True)
@@ -380,7 +377,10 @@ def _claim(config: CollectConfig) -> None:
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if _finished(config.out) < config.demos:
         require_free_space(config.out, _estimate(config))
-    claim(path, config.identity, versions=_versions())
+    identity = config.identity
+    if config.maps and path.exists() and "maps" not in read_json(path):
+        del identity["maps"]  # a folder from before there was a choice has them
+    claim(path, identity, versions=_versions())
     _refuse_fewer(config)
 
 

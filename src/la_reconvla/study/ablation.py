@@ -433,7 +433,12 @@ class Ablation:
         for place in self.places:
             found += leakage.audit(trained, leakage.shown_by(self._starts(place)), f"{place.suite}, official")
         known = (None, c.backbone.source) if isinstance(c.backbone, Pretrained) else (c.backbone.weights, None)
-        return [*found, *leakage.pretraining(*known, own, start_demonstrations(c.backbone))]
+        acted = start_demonstrations(c.backbone)
+        found += leakage.pretraining(*known, own, acted)
+        for place in self.places:
+            where = f"{place.suite}, official"
+            found += leakage.pretraining(*known, leakage.shown_by(self._starts(place)), acted, where)
+        return found
 
     def _evidence(self, cells: Sequence[Cell]) -> Evidence:
         return Evidence(

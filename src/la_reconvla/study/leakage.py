@@ -177,7 +177,11 @@ def held_out(training: Iterable[Episode], others: Iterable[Episode]) -> Leak:
 
 
 def pretraining(
-    weights: str | None, source: str | None, evaluation: Shown, acted: Mapping[str, Any] | None = None
+    weights: str | None,
+    source: str | None,
+    evaluation: Shown,
+    acted: Mapping[str, Any] | None = None,
+    where: str = "",
 ) -> list[Leak]:
     """What the backbone had seen before the first step.
 
@@ -187,13 +191,16 @@ def pretraining(
         evaluation: what is evaluated on.
         acted: what the start weights say of the demonstrations that they learnt from
             (`la_reconvla.checkpoint.start_demonstrations`); None for none.
+        where: name of the evaluation, added to what is compared.
     """
-    kinds = evaluation.kinds
+    kinds, place = evaluation.kinds, f" ({where})" if where else ""
     if source is None and weights is None:
-        return [Leak("pretraining", 0, len(kinds), 0, "none", "random weights")]
+        return [Leak(f"pretraining{place}", 0, len(kinds), 0, "none", "random weights")]
     if source is not None or (weights not in PACKAGED and acted is None):
         name = source or "the file of start weights"
-        return [Leak("pretraining", 0, len(kinds), 0, "unknown", f"what {name} was trained on is not known here")]
+        return [
+            Leak(f"pretraining{place}", 0, len(kinds), 0, "unknown", f"what {name} was trained on is not known here")
+        ]
     shared = kinds & set(NOUNS)
     forms = [re.compile(re.escape(wording).replace(r"\{0\}", ".+").replace(r"\{1\}", ".+")) for wording in REQUESTS]
     read = sum(any(form.fullmatch(text) for form in forms) for text in evaluation.instructions)
@@ -205,26 +212,28 @@ def pretraining(
         + "; all arms start from it alike"
     )
     verdict = "by design" if shared else "none"
-    rows = [Leak("pretraining", len(NOUNS), len(kinds), len(shared), verdict, note)]
+    rows = [Leak(f"pretraining{place}", len(NOUNS), len(kinds), len(shared), verdict, note)]
     if acted is not None:
-        rows += _acted(str(weights), acted, evaluation)
+        rows += _acted(str(weights), acted, evaluation, place)
     return rows
 
 
-def _acted(weights: str, acted: Mapping[str, Any], evaluation: Shown) -> list[Leak]:
+def _acted(weights: str, acted: Mapping[str, Any], evaluation: Shown, place: str) -> list[Leak]:
     """The tasks and instructions of the demonstrations that the start weights learnt from, beside those evaluated."""
     known = frozenset(f"{suite}/{task}" for suite, task in acted["tasks"])
     asked = frozenset(f"{base_of(id.split('/')[0])}/{id.split('/')[1]}" for id in evaluation.ids)
     told = frozenset(acted["instructions"])
     found, heard = known & asked, told & evaluation.instructions
-    note = f"{weights} learnt from {acted['episodes']} demonstrations of other tasks, on wide training scenes"
+    note = f"{weights} learnt to act from demonstrations of {', '.join(sorted(known))}"
     if found:
-        note = f"{weights} learnt to act from demonstrations of {', '.join(sorted(found))} too: these are not new to it"
+        note += f"; {', '.join(sorted(found))} are not new to it"
     words = f"{len(evaluation.instructions) - len(heard)} of {len(evaluation.instructions)} were never heard in it"
     return [
-        Leak("tasks of pretraining", len(known), len(asked), len(found), "by design" if found else "none", note),
         Leak(
-            "instructions of pretraining",
+            f"tasks of pretraining{place}", len(known), len(asked), len(found), "by design" if found else "none", note
+        ),
+        Leak(
+            f"instructions of pretraining{place}",
             len(told),
             len(evaluation.instructions),
             len(heard),

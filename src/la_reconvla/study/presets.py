@@ -218,7 +218,7 @@ PRESETS = {
             backbone=ACTING,
             head=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=240, optimizer="muon", batch_size=32, learning_rate=1e-3, warmup=20, shift=4),
+            train=TrainConfig(steps=240, optimizer="muon", batch_size=32, learning_rate=2e-3, warmup=20, shift=4),
             episodes=4,
             floor_episodes=2,
         ),
