@@ -396,7 +396,7 @@ def test_half_precision_weights_are_trained_with_loss_scaling(
 
 def test_a_preset_takes_another_backbone(source: str) -> None:
     quick = preset("quick").changed(backbone=source, wrist=True)
-    assert quick.backbone == Pretrained(source, chunk=16, wrist=True)
+    assert quick.backbone == Pretrained(source, chunk=preset("quick").backbone.chunk, wrist=True)
     assert quick.backbone.image_size == 32
     paper = PRESETS["paper"].changed(backbone=source)
     assert isinstance(paper.backbone, Pretrained)
