@@ -494,7 +494,7 @@ def test_without_maps_none_are_drawn_and_a_folder_stays_of_one_kind(tmp_path: Pa
     collect(toy_config(tmp_path, maps=False), ToyStudio())
     episodes = open_demonstrations(tmp_path).episodes
     assert all(episode.instance_names == () for episode in episodes)
-    with pytest.raises(UserError, match="instances/map.*recorded without"):
+    with pytest.raises(UserError, match="recorded without"):
         episodes[0].instances()
     for demos in (toy_config(tmp_path).demos, toy_config(tmp_path).demos + 2):
         with pytest.raises(UserError, match="different: maps"):

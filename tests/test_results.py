@@ -509,8 +509,8 @@ def test_the_grid_stands_by_region_and_head(tmp_path) -> None:
 
 
 def test_the_cost_of_a_head_is_that_of_its_matrix_products() -> None:
-    """An MAE decoder of depth 1 by hand: keys and values (2 d^2 multiply-adds) of all tokens, the rest of the block (10 d^2)
-    at the masked ones only, forward and twice that backward."""
+    """An MAE decoder of depth 1 by hand: keys and values (2 d^2 multiply-adds) of all tokens, the rest of the block
+    (10 d^2) at the masked ones only, forward and twice that backward."""
     d, width, n, k, q = 32, 16, 16, 4, 192
     cost = head_cost(C2.with_head(MAEDecoder(1, d, 4)), width, (4, 4), 8)
     assert cost is not None
