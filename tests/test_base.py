@@ -25,7 +25,7 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.pretrain import STATE, STUDIED, WEIGHTS, PretrainConfig, base_samples, instructions_of, pretrain
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import read_jsonl
-from test_pretrain import training_scenes
+from test_pretrain import Killed, KilledAt, training_scenes
 from test_train import write_demonstrations
 
 CONFIG = PretrainConfig(
@@ -151,18 +151,8 @@ def test_the_log_names_both_losses_and_what_is_minimised(data, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(base, data, tmp_path):
-    class Killed(Exception): ...
-
-    class Ticks:
-        count = 0
-
-        def advance(self, steps: float = 1, note: str | None = None) -> None:
-            self.count += steps
-            if self.count == 5:
-                raise Killed
-
     with pytest.raises(Killed):
-        pretrain(training_scenes(), CONFIG, tmp_path, Ticks(), *data)
+        pretrain(training_scenes(), CONFIG, tmp_path, KilledAt(5), *data)
     assert (tmp_path / STATE).exists()
     cut = pretrain(training_scenes(), CONFIG, tmp_path, None, *data)
     for name in (WEIGHTS, "model.safetensors"):

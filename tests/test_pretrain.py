@@ -204,22 +204,27 @@ def test_attention_starts_damped_and_the_rest_as_usual(tmp_path):
         )
 
 
+class Killed(Exception): ...
+
+
+class KilledAt:
+    """A ticker that ends a pretraining after some steps, as a kill would."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None:
+        self.left -= steps
+        if self.left == 0:
+            raise Killed
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     scenes = training_scenes()
     whole = pretrain(scenes, CONFIG, tmp_path / "whole")
 
-    class Killed(Exception): ...
-
-    class Ticks:
-        count = 0
-
-        def advance(self, steps: float = 1, note: str | None = None) -> None:
-            self.count += steps
-            if self.count == 5:
-                raise Killed
-
     with pytest.raises(Killed):
-        pretrain(scenes, CONFIG, tmp_path / "cut", Ticks())
+        pretrain(scenes, CONFIG, tmp_path / "cut", KilledAt(5))
     assert (tmp_path / "cut" / STATE).exists()
     assert not (tmp_path / "cut" / WEIGHTS).exists()
     cut = pretrain(scenes, CONFIG, tmp_path / "cut")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
 from la_reconvla.backbones.pretrained import Freeze, Pretrained, hub_files
-from la_reconvla.conditions import Condition
+from la_reconvla.conditions import C1, Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, HeadConfig, Quality
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins, ActionHead
@@ -215,7 +215,8 @@ def start_bins(config: SmallPaliGemma | Pretrained, spread: float) -> ActionBins
 def start_demonstrations(config: SmallPaliGemma | Pretrained) -> dict[str, Any] | None:
     """What start weights say of the demonstrations that they learnt from; None for weights that never acted.
 
-    ``hash``, ``episodes`` (a number), ``tasks`` (pairs of suite and index) and ``instructions``.
+    ``hash``, ``quality``, ``image_size`` and ``episodes`` (a number) are of the last training, ``tasks`` (suite and
+    index) and ``instructions`` of all before it too.
 
     Raises:
         UserError: if the file of weights is missing or damaged.
@@ -340,13 +341,11 @@ def unpacked(weights: str, folder: Path) -> Path:
     bins, said = start_bins(own, ActionBins.spread), start_demonstrations(own)
     if bins is None or said is None:
         raise UserError(f"the weights '{weights}' know words and never acted: train from them with --weights {weights}")
-    run = PolicyConfig(
-        condition="C1",
-        blind=False,
+    run = PolicyConfig.of(
+        C1,
         seed=0,
         backbone=dataclasses.replace(own, weights=None, weights_hash=None),
         bins=bins,
-        head=None,
         quality=said["quality"],
         image_size=said["image_size"],
         data_hash=said["hash"],

@@ -502,7 +502,7 @@ def pretrain(
         demonstration_batch: samples of demonstrations a step.
         words_weight: of the loss over pictures and sentences beside the action loss.
         learning_rate: peak of the schedule.
-        optimizer: adamw, or muon for the hidden matrices.
+        optimizer: adamw, or muon for the backbone's matrices.
         device: auto, cpu or cuda.
         seed: of weights, pictures and sentences.
         threads: of the processor.

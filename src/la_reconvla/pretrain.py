@@ -259,7 +259,7 @@ class PretrainConfig:
         steps: optimizer steps.
         batch_size: pictures a step.
         learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
-        optimizer: ``adamw``, or ``muon`` for the hidden matrices, see `la_reconvla.optimizers`.
+        optimizer: ``adamw``, or ``muon`` for the backbone's matrices, see `la_reconvla.optimizers`.
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.

@@ -56,7 +56,7 @@ class TrainConfig:
         batch_size: samples a step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
         learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
-        optimizer: ``adamw``, or ``muon`` for the hidden matrices at five times that rate, see `la_reconvla.optimizers`.
+        optimizer: ``adamw``, or ``muon`` for the matrices of the backbone, at five times that rate.
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.

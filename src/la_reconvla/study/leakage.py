@@ -201,7 +201,6 @@ def pretraining(
         return [
             Leak(f"pretraining{place}", 0, len(kinds), 0, "unknown", f"what {name} was trained on is not known here")
         ]
-    shared = kinds & set(NOUNS)
     forms = [re.compile(re.escape(wording).replace(r"\{0\}", ".+").replace(r"\{1\}", ".+")) for wording in REQUESTS]
     read = sum(any(form.fullmatch(text) for form in forms) for text in evaluation.instructions)
     note = (
@@ -211,8 +210,7 @@ def pretraining(
         + ("" if acted else " and no action")
         + "; all arms start from it alike"
     )
-    verdict = "by design" if shared else "none"
-    rows = [Leak(f"pretraining{place}", len(NOUNS), len(kinds), len(shared), verdict, note)]
+    rows = [_by_design(f"pretraining{place}", frozenset(NOUNS), kinds, note)]
     if acted is not None:
         rows += _acted(str(weights), acted, evaluation, place)
     return rows
@@ -229,18 +227,15 @@ def _acted(weights: str, acted: Mapping[str, Any], evaluation: Shown, place: str
         note += f"; {', '.join(sorted(found))} are not new to it"
     words = f"{len(evaluation.instructions) - len(heard)} of {len(evaluation.instructions)} were never heard in it"
     return [
-        Leak(
-            f"tasks of pretraining{place}", len(known), len(asked), len(found), "by design" if found else "none", note
-        ),
-        Leak(
-            f"instructions of pretraining{place}",
-            len(told),
-            len(evaluation.instructions),
-            len(heard),
-            "by design" if heard else "none",
-            words,
-        ),
+        _by_design(f"tasks of pretraining{place}", known, asked, note),
+        _by_design(f"instructions of pretraining{place}", told, evaluation.instructions, words),
     ]
+
+
+def _by_design(what: str, training: frozenset[str], evaluation: frozenset[str], note: str) -> Leak:
+    """What may be shared: it is said, and is no leak."""
+    found = len(training & evaluation)
+    return Leak(what, len(training), len(evaluation), found, "by design" if found else "none", note)
 
 
 def withheld(hypotheses: Sequence[Hypothesis], leakage: Sequence[Leak]) -> list[Hypothesis]:
