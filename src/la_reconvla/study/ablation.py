@@ -280,15 +280,16 @@ class Ablation:
             return known.get("version") != VERSION or known["weights"] != file_hash(cell.folder / WEIGHTS)
 
         todo = [cell for cell in self.cells if stale(cell)]
+        if not todo:
+            return
+        _, held_out = self._divided
         with progress("Held-out frames", total=len(todo), unit="policies", console=self.console) as bar:
-            samples = self._held_out_samples()
-            indices = spread_indices(len(samples), self.config.frames)
-            for cell in todo:
-                own = cell.condition.saliency or MEAN
-                records = measure_run(cell.folder, samples, indices, self._swaps, device=self.device, source=own)
-                found = {"version": VERSION, "weights": file_hash(cell.folder / WEIGHTS), **records}
-                write_json(cell.folder / HELD_OUT, found)
-                bar.advance(note=cell.condition.id)
+            shared = (self.config, held_out, self._swaps, self.device)
+            with worker_pool(self.workers, _receive, shared) as pool, explain_death("measuring"):
+                running = {pool.submit(_measure_cell, cell): cell for cell in todo}
+                for future in as_completed(running):
+                    future.result()
+                    bar.advance(note=running[future].condition.id)
 
     # ------------------------------------------------------------ what they need
 
@@ -547,9 +548,9 @@ class Ablation:
 _inherited: Any = None
 
 
-def _receive(config: StudyConfig, training: Demonstrations, held_out: Demonstrations, ticker: Any) -> None:
+def _receive(*shared: Any) -> None:
     global _inherited
-    _inherited = (config, training, held_out, ticker)
+    _inherited = shared
 
 
 @functools.cache
@@ -583,6 +584,16 @@ def _train_cell(cell: Cell) -> None:
         decoding=config.decoding,
     )
     train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
+
+
+def _measure_cell(cell: Cell) -> None:
+    config, held_out, swaps, device = _inherited
+    torch.set_num_threads(config.train.threads)
+    samples, own = _samples_of(held_out, config), cell.condition.saliency or MEAN
+    indices = spread_indices(len(samples), config.frames)
+    records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
+    found = {"version": VERSION, "weights": file_hash(cell.folder / WEIGHTS), **records}
+    write_json(cell.folder / HELD_OUT, found)
 
 
 def train_one(
