@@ -83,8 +83,7 @@ def measure_run(
         and ``own_source`` names it.
         ``phase`` is that of the episode, ``maps`` the overlap of each kind of map with each of `PARTS` (`controlled`),
         and on a third of the frames, up to `CAUSAL`, ``causal`` says what hiding things does
-        (`la_reconvla.study.causal.effects`). Demonstrations without instance masks (LIBERO's own files) yield no
-        grounding fields.
+        (`la_reconvla.study.causal.effects`). Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
 
     Raises:
         UserError: if the run does not fit the samples.

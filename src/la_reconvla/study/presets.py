@@ -221,6 +221,7 @@ PRESETS = {
             train=TrainConfig(steps=240, optimizer="muon", batch_size=32, learning_rate=2e-3, warmup=20, shift=4),
             episodes=4,
             floor_episodes=2,
+            frames=120,
         ),
         StudyConfig(
             preset="small",
