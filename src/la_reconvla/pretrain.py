@@ -46,6 +46,7 @@ from la_reconvla.checkpoint import (
 from la_reconvla.conditions import C1
 from la_reconvla.data.captions import NAMES, TRUE, UNSURE, WORDINGS, Caption, Captioner
 from la_reconvla.data.hdf5 import open_demonstrations, same_kind
+from la_reconvla.data.relabel import Relabeller
 from la_reconvla.data.samples import Samples, batch_indices, shifted, spread_indices
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
@@ -273,6 +274,8 @@ class PretrainConfig:
         words_weight: weight of the objective beside the action loss, where there are demonstrations. At 1 its gradient,
             which is several times larger, decides where Muon goes, and the action loss hardly falls.
         shift: pictures of demonstrations are moved by up to so many pixels at random.
+        relabel: share of the demonstrations' samples that are told another true sentence, see
+            `la_reconvla.data.relabel`.
         device: ``auto``, ``cpu`` or ``cuda``; on a GPU all pictures of demonstrations are kept there.
         precision: of the forward pass; ``auto`` is bf16 on a GPU that has it and fp32 elsewhere.
         seed: of weights, pictures and sentences.
@@ -296,6 +299,7 @@ class PretrainConfig:
     demonstration_batch: int = 64
     words_weight: float = 0.1
     shift: int = 4
+    relabel: float = 0.5
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = 1
@@ -312,7 +316,7 @@ class PretrainConfig:
     def identity(self, scenes: Scenes, samples: Samples | None, dtype: torch.dtype) -> dict[str, Any]:
         """What decides the weights that come out; `dtype` is that of the forward pass."""
         free = ("threads", "device", "log_every", "check_every", "save_every")
-        own = () if samples else ("demonstration_batch", "words_weight", "shift")
+        own = () if samples else ("demonstration_batch", "words_weight", "shift", "relabel")
         kept = {k: v for k, v in asdict(self).items() if k not in (*free, *own)}
         data = {} if samples is None else {"demonstrations": samples.demonstrations.hash}
         facts = {"scenes": len(scenes), "scenes_hash": scenes.hash, "precision": str(dtype), **data}
@@ -410,11 +414,12 @@ def pretrain(
             ticker.advance(first)
         if samples is not None and device.type != "cpu":
             samples, held_out = samples.to(device), held_out and held_out.to(device)
-        captioner, clock, counted = Captioner(scenes), time.perf_counter(), 0
+        captioner, relabeller = Captioner(scenes), None if samples is None else relabeller_of(samples)
+        clock, counted = time.perf_counter(), 0
         for step in range(first, config.steps):
             optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
             with half(dtype, device.type):
-                values = _values(config, captioner, backbone, head, policy, samples, step)
+                values = _values(config, captioner, backbone, head, policy, samples, relabeller, step)
             loss = values["loss"]
             done, counted = step + 1, counted + 1
             logged = done % config.log_every == 0 or done == config.steps
@@ -467,6 +472,19 @@ def base_samples(
     return Samples(training, size, chunk), Samples(held_out, size, chunk)
 
 
+def relabeller_of(samples: Samples) -> Relabeller:
+    """Of the scenes that the demonstrations begin with; their numbers are those of the episodes."""
+    from la_reconvla.sim.tasks import positions_in
+
+    episodes = samples.demonstrations.episodes
+    places = [positions_in(e.suite, e.task, e.states()[0]) if e.suite and e.task is not None else {} for e in episodes]
+    instances = tuple(sorted({name for scene in places for name in scene}))
+    nowhere = np.full(2, np.nan, np.float32)
+    positions = np.array([[scene.get(name, nowhere) for name in instances] for scene in places], np.float32)
+    positions = positions.reshape(len(episodes), len(instances), 2)
+    return Relabeller(instances, positions, [e.target or "" for e in episodes], [e.destination or "" for e in episodes])
+
+
 def instructions_of(tasks: Sequence[str]) -> frozenset[str]:
     """What LIBERO's own instruction of each task says; tasks are named ``suite/task``.
 
@@ -503,15 +521,20 @@ def _values(
     head: Any,
     policy: Policy | None,
     samples: Samples | None,
+    relabeller: Relabeller | None,
     step: int,
 ) -> dict[str, Tensor]:
     """All losses of one step; ``loss`` is what is minimised."""
     told = tell(captioner, config, step).to(backbone.queries.device)
     words = config.objective.loss(backbone, head, told, generator(config.seed, "cover", step))
-    if policy is None or samples is None:
+    if policy is None or samples is None or relabeller is None:
         return {"loss": words}
     indices = batch_indices(derive(config.seed, "data"), step, config.demonstration_batch, len(samples))
     batch = shifted(samples.batch(indices), config.shift, generator(config.seed, "shift", step))
+    rng = np.random.default_rng(derive(config.seed, "relabel", step))
+    for row, number in enumerate(samples.episode_of(indices)):
+        if rng.random() < config.relabel and (sentence := relabeller.sentence(rng, int(number))) is not None:
+            batch.instructions[row] = sentence
     action = losses(policy, batch, None, generator(config.seed, "mask", step)).action
     return {"loss": action + config.words_weight * words, "action_loss": action, "words_loss": words}
 

@@ -116,6 +116,10 @@ class Samples:
         lower, upper = np.quantile(actions, (low, high), axis=0)
         return lower, upper
 
+    def episode_of(self, indices: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """Number of each sample's episode in ``demonstrations.episodes``."""
+        return self._episode[indices]
+
     def origin(self, index: int) -> tuple[Episode, int]:
         """Episode and control step of a sample."""
         return self.demonstrations.episodes[self._episode[index]], int(self._step[index])

@@ -23,6 +23,7 @@ INSTALL_SIM = 'pip install "la-reconvla[sim]"'
 # OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
 
+ROBOT = 1 + 9  # a state begins with the time and the joints of arm and fingers
 # What LIBERO-PRO changes in a suite, task by task: wording, kinds of objects, their positions, what is asked for.
 CHANGES = ("lan", "object", "swap", "task")
 
@@ -204,6 +205,16 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
         target=task.target,
         destination=task.destination,
     )
+
+
+def positions_in(suite: str, index: int, state: Float[np.ndarray, " s"]) -> dict[str, Float[np.ndarray, "2"]]:
+    """Where a task's movable instances are in one of its flattened MuJoCo states: x and y in the world (m).
+
+    Of a state that is too short for all of them, as one of another program may be, nothing is known.
+    """
+    objects = load_task(suite, index).objects
+    joints = state[ROBOT : ROBOT + 7 * len(objects)]
+    return dict(zip(objects, joints.reshape(-1, 7)[:, :2], strict=True)) if len(joints) == 7 * len(objects) else {}
 
 
 def resources(kind: str) -> Path:

@@ -29,7 +29,7 @@ from la_reconvla.study.results import MAP_FIELDS, Watched
 from la_reconvla.train import LOOKS, to_device
 
 VERSION = 2  # of the records; older ones are measured again
-CAUSAL = 96  # at most so many frames on which things are hidden, a third of all: each takes some dozen passes
+CAUSAL = 96  # frames on which things are hidden: each takes some dozen passes
 INSTRUCTIONS = 8  # at most so many are told of one picture
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
 VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
@@ -82,8 +82,8 @@ def measure_run(
         map, so that arms compare. If `source` is another, the same fields of its map follow with the prefix ``own_``,
         and ``own_source`` names it.
         ``phase`` is that of the episode, ``maps`` the overlap of each kind of map with each of `PARTS` (`controlled`),
-        and on a third of the frames, up to `CAUSAL`, ``causal`` says what hiding things does
-        (`la_reconvla.study.causal.effects`). Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
+        and on up to `CAUSAL` frames ``causal`` says what hiding things does (`la_reconvla.study.causal.effects`).
+        Demonstrations without instance masks (LIBERO's own files) yield no grounding fields.
 
     Raises:
         UserError: if the run does not fit the samples.
@@ -97,7 +97,7 @@ def measure_run(
         )
     table = {(task, true): wrong for task, true, wrong in swaps}
     told = sorted({true for _, true in table})
-    hiding = set(indices[spread_indices(len(indices), min(CAUSAL, -(-len(indices) // 3)))].tolist())
+    hiding = set(indices[spread_indices(len(indices), CAUSAL)].tolist())
     masked = bool(samples.demonstrations.episodes[0].instance_names)
     phase = {episode.name: phases(episode) for episode in samples.demonstrations.episodes if masked}
     records: dict[View, list[dict[str, Any]]] = {view: [] for view in VIEWS}

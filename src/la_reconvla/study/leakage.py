@@ -20,11 +20,10 @@ from la_reconvla.contracts import Start
 from la_reconvla.data.captions import NOUNS, WORDINGS, kind
 from la_reconvla.data.hdf5 import Episode
 from la_reconvla.sim import toy
-from la_reconvla.sim.tasks import base_of, load_task
+from la_reconvla.sim.tasks import base_of, positions_in
 from la_reconvla.study.results import Hypothesis, Leak
 
 SAME = 0.001  # metres: states whose things all stand within this of each other, seen from above, are one state
-ROBOT = 1 + 9  # a state begins with the time and the joints of arm and fingers
 REQUESTS = tuple(wording for wording in WORDINGS if "{1}" in wording)
 Layout = tuple[str, int]
 
@@ -75,12 +74,12 @@ def _shown(facts: Sequence[tuple[str, str, int, str, str, np.ndarray]], told: se
     for _, suite, index, target, _, state in facts:
         if suite == toy.SUITE:
             continue  # the toy's states tell no places
-        task, layout = load_task(suite, index), (base_of(suite), index)
-        places = np.reshape(state[ROBOT : ROBOT + 7 * len(task.objects)], (-1, 7))[:, :2]
-        kinds |= {kind(name) for name in task.objects}
-        states.setdefault(layout, []).append(places)
-        if target in task.objects:
-            targets.setdefault(layout, []).append(places[task.objects.index(target)])
+        places, layout = positions_in(suite, index, state), (base_of(suite), index)
+        kinds |= {kind(name) for name in places}
+        if places:
+            states.setdefault(layout, []).append(np.stack(list(places.values())))
+        if target in places:
+            targets.setdefault(layout, []).append(places[target])
     return Shown(
         ids=frozenset(same_state(fact[0]) for fact in facts),
         scenes=frozenset(scene for fact in facts if (scene := wide_scene(fact[0]))),
