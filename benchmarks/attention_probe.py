@@ -51,7 +51,15 @@ Way = Literal["without", "rows", "eager"]
 WAYS: tuple[Way, ...] = ("without", "rows", "eager")
 HEAD = MAEDecoder()
 SIZE = SmallPaliGemma(
-    image_size=224, patch=14, width=1024, vision_layers=2, language_layers=8, heads=8, kv_heads=1, mlp=4, chunk=8
+    image_size=224,
+    patch=14,
+    width=1024,
+    vision_layers=2,
+    language_layers=8,
+    attention_heads=8,
+    kv_heads=1,
+    mlp=4,
+    chunk=8,
 )
 CASES: dict[str, tuple[SmallPaliGemma, bool]] = {
     "paligemma-224": (SIZE, False),
@@ -88,7 +96,7 @@ class Bench:
         with seeded(0, "weights"):
             backbone = gemma2(size) if second else size.build()
             self.policy = Policy(backbone, ActionBins((-1.0,) * 7, (1.0,) * 7))
-            self.policy.reconstructor = HEAD.build(backbone.width, backbone.grid, backbone.patch_size)
+            self.policy.reconstruction_head = HEAD.build(backbone.width, backbone.grid, backbone.patch_size)
         self.policy.train()
         self.model: Any = backbone.model
         draw = generator(0, "batch")
@@ -150,7 +158,7 @@ def gemma2(size: SmallPaliGemma) -> PaliGemmaBackbone:
             hidden_size=size.width,
             intermediate_size=size.mlp * size.width,
             num_hidden_layers=size.vision_layers,
-            num_attention_heads=size.heads,
+            num_attention_heads=size.attention_heads,
             vision_use_head=False,
         ).to_dict(),
         text_config=Gemma2Config(
@@ -158,10 +166,10 @@ def gemma2(size: SmallPaliGemma) -> PaliGemmaBackbone:
             hidden_size=size.width,
             intermediate_size=size.mlp * size.width,
             num_hidden_layers=size.language_layers,
-            num_attention_heads=size.heads,
+            num_attention_heads=size.attention_heads,
             num_key_value_heads=size.kv_heads,
-            head_dim=size.width // size.heads,
-            query_pre_attn_scalar=size.width // size.heads,
+            head_dim=size.width // size.attention_heads,
+            query_pre_attn_scalar=size.width // size.attention_heads,
             pad_token_id=PAD,
             eos_token_id=EOS,
             bos_token_id=BOS,

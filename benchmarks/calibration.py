@@ -1,23 +1,223 @@
-"""Do the intervals and tests of a study keep what they promise? Writes ``docs/results/calibration.md``.
+"""Do the intervals and tests of a study keep what they promise? Simulated studies whose truth is known.
 
-    python benchmarks/calibration.py --out docs/results/calibration.md
+    python benchmarks/calibration.py --out docs/results/calibration.md      # a minute on one core
 
-Simulated studies whose truth is known, a minute on one core; see `la_reconvla.study.calibration`.
+A world is a population of trainings and starts. The logit of success is a sum of normal parts: difficulty of the
+task and of the start, which both arms meet under every seed; luck of the training, one for each arm and seed; and
+what a start has against one arm. Two arms without difference have these parts from one distribution, so that each
+does better in half of the worlds, and a study that finds a difference between them is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+from jaxtyping import Bool, Float
 from rich.console import Console
+from scipy.stats import binom
 
-from la_reconvla.study.calibration import STUDIES, tables
+from la_reconvla.analysis.bootstrap import many_means
+from la_reconvla.analysis.intervals import Agreement, clopper_pearson, newcombe_paired, wilson
+from la_reconvla.analysis.paired import many_paired_successes
+from la_reconvla.analysis.power import design, paired_power, pairs
+from la_reconvla.text_table import TextTable
+
+STUDIES = 2000  # simulated ones a row: a share of 5 % is known to 0.5 points (one standard error), one of 95 % too
+REPLICATES = 1000
+INTERVALS: tuple[Literal["wilson", "clopper_pearson"], ...] = ("wilson", "clopper_pearson")
+DESIGNS = ((1, 20), (1, 33), (3, 20), (3, 50), (5, 20), (5, 50))  # seeds, episodes a task
+
+
+@dataclass(frozen=True)
+class World:
+    """What a simulated study is drawn from.
+
+    Attributes:
+        rate: success rate at the middle of all logits.
+        seeds: training seeds.
+        training: standard deviation between trainings, on the logit scale (0.8: at 50 %, trainings of one arm lie
+            between 31 and 69 % in two thirds of the cases).
+        task: the same between tasks.
+        start: the same between starts of a task.
+        favour: the same of what a start has against one arm.
+        tasks: number of tasks.
+        episodes: starts of each task.
+    """
+
+    rate: float
+    seeds: int
+    training: float = 0.0
+    task: float = 0.0
+    start: float = 0.0
+    favour: float = 0.0
+    tasks: int = 3
+    episodes: int = 20
+
+    def studies(self, number: int, rng: np.random.Generator) -> Bool[np.ndarray, "2 w e"]:
+        """Successes of two arms without difference in `number` studies."""
+        shape = (number, self.seeds, self.tasks, self.episodes)
+        shared = self.task * rng.normal(size=(number, 1, self.tasks, 1))
+        shared = shared + self.start * rng.normal(size=(number, 1, *shape[2:]))
+        own = self.training * rng.normal(size=(2, number, self.seeds, 1, 1))
+        own = own + self.favour * rng.normal(size=(2, number, 1, *shape[2:]))
+        logit = np.log(self.rate / (1 - self.rate)) + shared + own
+        return (rng.random((2, *shape)) < 1 / (1 + np.exp(-logit))).reshape(2, number, -1)
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return f"{self.training:g}, {self.task:g}, {self.start:g}, {self.favour:g}"
+
+
+SPREADS = ((0.0, 0.0, 0.0, 0.0), (0.4, 1.0, 1.0, 0.0), (0.8, 1.0, 1.0, 0.0), (0.0, 1.0, 1.0, 1.5), (0.5, 1.0, 1.0, 1.0))
+WORLDS = tuple(World(rate, seeds, *spread) for seeds in (3, 5) for rate in (0.05, 0.3, 0.8) for spread in SPREADS)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Shares of simulated studies without difference between the arms.
+
+    Attributes:
+        supported: in which C4 would be called better, uncorrected (at most 2.5 %).
+        decided: in which either would (at most 5 %).
+        covered: whose 95 % interval holds the truth.
+        tost: whose 90 % interval does.
+    """
+
+    supported: float
+    decided: float
+    covered: float
+    tost: float
+
+
+def no_difference(world: World, studies: int = STUDIES, rng_seed: int = 0) -> Calibration:
+    """Test `studies` of this world as the real one is tested."""
+    a, b = world.studies(studies, np.random.default_rng(rng_seed))
+    found = many_paired_successes(a, b, *design(world.seeds, world.tasks, world.episodes), replicates=REPLICATES)
+    better, worse = (found.low > 0) & (found.p < 0.05), (found.high < 0) & (found.p < 0.05)
+    return Calibration(
+        float(better.mean()),
+        float((better | worse).mean()),
+        float(((found.low <= 0) & (found.high >= 0)).mean()),
+        float(((found.tost_low <= 0) & (found.tost_high >= 0)).mean()),
+    )
+
+
+def means_covered(
+    seeds: int, training: float, start: float, noise: float = 1.0, studies: int = STUDIES, rng_seed: int = 0
+) -> float:
+    """How often the 95 % interval of a mean holds the truth: normal parts of trainings, starts and episodes, 3 x 20."""
+    rng = np.random.default_rng(rng_seed)
+    values = (
+        training * rng.normal(size=(studies, seeds, 1, 1))
+        + start * rng.normal(size=(studies, 1, 3, 20))
+        + noise * rng.normal(size=(studies, seeds, 3, 20))
+    ).reshape(studies, -1)
+    low, high = many_means(values, *design(seeds, 3, 20), replicates=REPLICATES)
+    return float(((low <= 0) & (high >= 0)).mean())
+
+
+def rates_covered(rates: Float[np.ndarray, " r"], n: int, kind: Literal["wilson", "clopper_pearson"]) -> list[float]:
+    """Exact coverage of an interval of a rate from `n` independent episodes, by summing over all outcomes."""
+    interval = {"wilson": wilson, "clopper_pearson": clopper_pearson}[kind]
+    found = [interval(x, n) for x in range(n + 1)]
+    low, high = np.array([i.low for i in found]), np.array([i.high for i in found])
+    outcomes = np.arange(n + 1)
+    return [float(binom.pmf(outcomes, n, rate) @ ((low <= rate) & (rate <= high))) for rate in rates]
+
+
+def newcombe_covered(rate: float, points: float, agreement: float, n: int = 60, studies: int = STUDIES) -> float:
+    """How often Newcombe's paired interval holds the truth with independent pairs, one seed."""
+    rng = np.random.default_rng(0)
+    a, b = pairs(np.full((studies, n), rate + points), np.full((studies, n), rate), agreement, rng)
+    found = [
+        newcombe_paired(Agreement(*(int(x) for x in table)))
+        for table in zip((a & b).sum(1), (a & ~b).sum(1), (b & ~a).sum(1), (~a & ~b).sum(1), strict=True)
+    ]
+    return float(np.mean([i.low <= points <= i.high for i in found]))
+
+
+def found_power(world: World, points: float, studies: int = STUDIES, rng_seed: int = 1) -> float:
+    """Share of studies that find a planted difference: one arm has `points` more in every episode."""
+    rng = np.random.default_rng(rng_seed)
+    labels = design(world.seeds, world.tasks, world.episodes)
+    shape = (studies, labels[0].size)
+    a, b = rng.random(shape) < world.rate + points, rng.random(shape) < world.rate
+    found = many_paired_successes(a, b, *labels, replicates=REPLICATES)
+    return float(((found.low > 0) & (found.p < 0.05)).mean())
+
+
+def tables(studies: int = STUDIES) -> Iterator[TextTable]:
+    """Everything that ``docs/results/calibration.md`` shows."""
+
+    def percent(*shares: float) -> tuple[str, ...]:
+        return tuple(f"{100 * share:.1f}" for share in shares)
+
+    rows = [
+        (str(w.seeds), f"{w.rate:g}", w.label, *percent(c.supported, c.decided, c.covered, c.tost))
+        for w in WORLDS
+        for c in [no_difference(w, studies)]
+    ]
+    yield TextTable(
+        "Two arms without difference: paired successes, new seeds",
+        ("seeds", "rate", "spreads: training, task, start, favour", "called better", "decided", "95 %", "90 % (TOST)"),
+        rows,
+    )
+    yield TextTable(
+        "A mean over new seeds and starts",
+        ("seeds", "spreads: training, start, episode", "covered by 95 %"),
+        [
+            (
+                str(seeds),
+                f"{training:g}, {start:g}, 1",
+                *percent(means_covered(seeds, training, start, studies=studies)),
+            )
+            for seeds in (2, 3, 5)
+            for training, start in ((0.0, 0.0), (0.3, 0.0), (1.0, 0.0), (0.0, 1.0), (0.3, 1.0))
+        ],
+    )
+    yield TextTable(
+        "A rate of independent episodes, exact",
+        ("episodes", "interval", "covered at 5 %", "30 %", "80 %", "mean over rates"),
+        [
+            (str(n), kind, *percent(*rates_covered(np.array([0.05, 0.3, 0.8]), n, kind), mean))
+            for n in (20, 60, 180)
+            for kind in INTERVALS
+            for mean in [float(np.mean(rates_covered(np.linspace(0.02, 0.98, 97), n, kind)))]
+        ],
+    )
+    yield TextTable(
+        "Newcombe's paired interval, 60 independent pairs",
+        ("rate", "points more", "correlation", "covered by 95 %"),
+        [
+            (f"{rate:g}", f"{points:g}", f"{phi:g}", *percent(newcombe_covered(rate, points, phi, studies=studies)))
+            for rate, points in ((0.05, 0.0), (0.3, 0.0), (0.3, 0.2), (0.8, 0.1))
+            for phi in (0.0, 0.5)
+        ],
+    )
+    yield TextTable(
+        "Twenty points planted, from 40 to 60 %",
+        ("seeds", "episodes an arm", "power promised", "found"),
+        [
+            (
+                str(s),
+                str(s * 3 * k),
+                *percent(paired_power(0.4, 0.2, s, 3, k), found_power(World(0.4, s, episodes=k), 0.2, studies)),
+            )
+            for s, k in DESIGNS
+        ],
+    )
+
 
 TEXT = """# Calibration of the statistics
 
 `python benchmarks/calibration.py --out docs/results/calibration.md`: simulated studies whose truth is known,
-{studies} a row (`la_reconvla.study.calibration`). Numbers are per cent; a share near 5 or 95 % has a standard error
+{studies} a row. Numbers are per cent; a share near 5 or 95 % has a standard error
 of {error:.1f} points. Spreads are standard deviations on the logit scale (first table) or in units of an episode's
 noise (second). Three tasks of 20 starts unless it is said. The intervals are claimed for trainings with new seeds
 and for new starts of these tasks, not for other tasks. "Called better" must stay below 2.5, "decided" below 5, 95 %
@@ -27,7 +227,7 @@ Pearson's at each.
 The price: a bootstrap of shared starts counts noise more than once, so that without spread the tests are far more
 cautious than 5 %, and Student's t over three seeds asks for twice what five ask. Hence the power in the last table,
 lower than that of independent episodes. Without Student's t the same worlds (3 seeds, spreads 0.8, 1, 1, 0, rate
-0.3) are decided in 8.1 % and covered in 91.8 % (`la_reconvla.study.statistics.many_paired_successes` with
+0.3) are decided in 8.1 % and covered in 91.8 % (`la_reconvla.analysis.paired.many_paired_successes` with
 `new_seeds=False`).
 """
 

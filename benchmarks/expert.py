@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
-from la_reconvla.contracts import Start
+from la_reconvla.data.starts import Start
 from la_reconvla.sim.expert import Expert
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.placements import placement_summary, wide_starts

@@ -22,14 +22,18 @@ from tokenizers import Tokenizer
 from transformers import GemmaConfig, PaliGemmaConfig, SiglipVisionConfig
 from transformers.initialization import no_init_weights
 
+from la_reconvla.backbones.hub import quiet
 from la_reconvla.backbones.paligemma import TOKENIZER
-from la_reconvla.backbones.pretrained import ATTENTION, DTYPES, Freeze, Lora, Pretrained, quiet
+from la_reconvla.backbones.pretrained import ATTENTION, DTYPES, Pretrained
+from la_reconvla.backbones.trained_weights import Freeze, Lora
 from la_reconvla.conditions import condition
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
-from la_reconvla.optimizers import optimizers_for
-from la_reconvla.study.plan import Step, device, plan, random_batch
-from la_reconvla.train import TrainConfig, backward
+from la_reconvla.study.plan import device, plan
+from la_reconvla.study.step_memory import PlannedStep, random_batch
+from la_reconvla.training.gradient import backward
+from la_reconvla.training.loop import TrainConfig
+from la_reconvla.training.optimizers import optimizers_for
 
 
 def sized(width: int, layers: int, folder: Path) -> str:
@@ -104,7 +108,7 @@ def measure(chosen: argparse.Namespace, source: str) -> None:
         dtype=chosen.dtype,
     )
     arm = condition(chosen.condition)
-    predicted = plan(Step(backbone, arm, chosen.batch_size, chosen.accumulate), device("cpu", chosen.dtype))
+    predicted = plan(PlannedStep(backbone, arm, chosen.batch_size, chosen.accumulate), device("cpu", chosen.dtype))
     process = psutil.Process()
     before = process.memory_info().rss
     free = psutil.virtual_memory().available
@@ -115,7 +119,9 @@ def measure(chosen: argparse.Namespace, source: str) -> None:
     policy = Policy(noisy(backbone), ActionBins((-1.0,) * 7, (1.0,) * 7))  # pyright: ignore
     inner = policy.backbone
     if arm.reconstruction is not None:
-        policy.reconstructor = arm.reconstruction.head.build(inner.width, inner.grid, inner.patch_size)
+        policy.reconstruction_head = arm.reconstruction.reconstruction_head.build(
+            inner.width, inner.grid, inner.patch_size
+        )
     built = time.perf_counter() - begun
     config = TrainConfig()
     optimizer = optimizers_for(policy.train(), config.learning_rate, config.weight_decay)

@@ -25,15 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from la_reconvla.checkpoint import find_run, load_policy
+from la_reconvla.analysis.intervals import wilson
+from la_reconvla.analysis.parts import part_masks, part_patches
 from la_reconvla.contracts import Batch, Features
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, greyed
 from la_reconvla.method.policy import Policy
-from la_reconvla.method.saliency import MEAN, ActionRows
+from la_reconvla.method.saliency import MEAN
+from la_reconvla.method.variants.action_rows import ActionRows
 from la_reconvla.storage import write_json
-from la_reconvla.study.parts import part_maps
-from la_reconvla.study.statistics import wilson
+from la_reconvla.training.checkpoint import find_run, load_policy
 
 MOTION = 6
 CUTS = {  # (rows that no longer read, what they no longer read)
@@ -88,7 +89,7 @@ def pairs(samples: Samples) -> list[tuple[int, int]]:
 
 def chosen(policy: Policy, batch: Batch, other: Batch, features: Features) -> list[bool]:
     """Whether each chunk is nearer to the expert's than to the expert's of the other instruction."""
-    acted = policy.bins.decide(policy.head(features.actions, features.instruction))[..., :MOTION]
+    acted = policy.bins.decide(policy.action_head(features.action_states, features.instruction_state))[..., :MOTION]
     both = (batch.valid & other.valid)[..., None]
     near, far = ((acted - shown.actions[..., :MOTION]).abs() * both for shown in (batch, other))
     return (near.sum((1, 2)) < far.sum((1, 2))).tolist()
@@ -102,8 +103,10 @@ def choices(policy: Policy, batch: Batch, other: Batch) -> dict[str, list[bool]]
         with cut(policy, edges):
             rows[name] = chosen(policy, batch, other, policy.features(batch))
     ours, theirs = policy.features(batch), policy.features(other)
-    rows["instruction state of the other"] = chosen(policy, batch, other, replace(ours, instruction=theirs.instruction))
-    rows["action states of the other"] = chosen(policy, batch, other, replace(ours, actions=theirs.actions))
+    rows["instruction state of the other"] = chosen(
+        policy, batch, other, replace(ours, instruction=theirs.instruction_state)
+    )
+    rows["action states of the other"] = chosen(policy, batch, other, replace(ours, actions=theirs.action_states))
     rows["grey picture"] = chosen(policy, batch, other, policy.features(greyed(batch)))
     return rows
 
@@ -115,7 +118,7 @@ def heavier(policy: Policy, batch: Batch, things: np.ndarray) -> dict[str, list[
     shown = (target.sum(1) > 0) & (twin.sum(1) > 0)
     found = {}
     for name, source in (("words", MEAN), ("actions", ActionRows())):
-        maps = source(policy.features(batch, attention=source.rows)).numpy()
+        maps = source(policy.features(batch, attention=source.attention_rows)).numpy()
         on, off = ((maps * thing).sum(1) / np.maximum(thing.sum(1), 1e-9) for thing in (target, twin))
         found[name] = (on > off)[shown].tolist()
     return found
@@ -133,7 +136,7 @@ def main() -> None:
     asked, others = map(np.array, zip(*pairs(samples), strict=True))
     batch, other = samples.batch(asked), samples.batch(others)
     rows = choices(policy, batch, other)
-    things = part_maps(samples, asked, policy.backbone.grid)
+    things = part_patches(part_masks(samples, asked), policy.backbone.grid)
     rows |= {f"map of the {name}": right for name, right in heavier(policy, batch, things).items()}
     result = {}
     for name, right in rows.items():

@@ -24,8 +24,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from la_reconvla.contracts import Start
-from la_reconvla.sim.libero import SETTLING_STEPS, LiberoEnv, prepare_simulator
+from la_reconvla.data.starts import Start
+from la_reconvla.sim.libero import SETTLING_STEPS, LiberoEnv
+from la_reconvla.sim.prepare import prepare_simulator
 from la_reconvla.sim.tasks import load_task, official_start
 
 CHUNK = 8

@@ -30,19 +30,19 @@ import numpy as np
 import torch
 import tyro
 
-from la_reconvla.checkpoint import PolicyConfig
 from la_reconvla.contracts import ACTION_DIM, Batch
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.processes import keep_memory
 from la_reconvla.randomness import generator
 from la_reconvla.study.presets import preset
-from la_reconvla.study.tables import TextTable
-from la_reconvla.train import backward
+from la_reconvla.text_table import TextTable
+from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.gradient import backward
 
 try:
-    from la_reconvla.optimizers import optimizers_for
+    from la_reconvla.training.optimizers import optimizers_for
 except ModuleNotFoundError:  # another checkout, from before 2026-11-28
-    from la_reconvla.train import optimizer_for as optimizers_for  # pyright: ignore
+    from la_reconvla.training.loop import optimizer_for as optimizers_for  # pyright: ignore
 
 WARMUP = 3
 HERE, OTHER, TRIMMED = "here", "other", "trimmed"

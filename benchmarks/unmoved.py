@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from la_reconvla.checkpoint import load_tensors
+from la_reconvla.training.tensors import load_tensors
 
 PRESETS = ("smoke", "known-answer")
 FREE = {

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.method.autoregressive import DECODINGS, DecodingName
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName
 from la_reconvla.randomness import seeded
 
+HERE = Path(__file__).parent
+SEARCH = os.pathsep.join(map(str, (HERE, *sorted(path for path in HERE.iterdir() if path.is_dir()))))
+"""PYTHONPATH of a process that imports test modules."""
 TINY = SmallPaliGemma(
-    image_size=32, patch=8, width=32, vision_layers=1, language_layers=3, heads=4, kv_heads=2, chunk=2
+    image_size=32, patch=8, width=32, vision_layers=1, language_layers=3, attention_heads=4, kv_heads=2, chunk=2
 )
-HEAD = MAEDecoder(depth=1, width=32, heads=2)
+HEAD = MAEDecoder(depth=1, width=32, attention_heads=2)
 BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
 INSTRUCTIONS = ["pick up the black bowl next to the plate", "open the drawer", "put the cheese on the stove top now"]
 
@@ -31,10 +37,12 @@ def tiny_policy(
     chosen = DECODINGS[decoding]
     with seeded(seed, "weights"):
         inner = chosen.given(backbone).build()
-        policy = Policy(inner, BINS, head=chosen.head(inner, BINS, backbone.chunk))
+        policy = Policy(inner, BINS, action_head=chosen.action_head(inner, BINS, backbone.chunk))
     if head is not None:
         with seeded(seed, "decoder"):
-            policy.reconstructor = head.build(policy.backbone.width, policy.backbone.grid, policy.backbone.patch_size)
+            policy.reconstruction_head = head.build(
+                policy.backbone.width, policy.backbone.grid, policy.backbone.patch_size
+            )
     return policy.eval()
 
 

@@ -16,6 +16,7 @@ import torch
 from la_reconvla import cli
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import ARMS
+from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
 from la_reconvla.study.presets import PRESETS, StudyConfig
@@ -119,7 +120,7 @@ def sizes(preset: StudyConfig) -> str:
     head = preset.head.build(backbone.width, b.grid, patch)
     policy = Policy(backbone, ActionBins((-1.0,) * 7, (1.0,) * 7), head)
     parameters = {name: p.numel() / 1e6 for name, p in policy.named_parameters()}
-    alone = sum(size for name, size in parameters.items() if not name.startswith("reconstructor."))
+    alone = sum(size for name, size in parameters.items() if not name.startswith("reconstruction_head."))
     cells = [f"`{preset.preset}`", f"{b.image_size} px", patches, str(masked), str(b.chunk), f"{alone:.2f}"]
     return f"| {' | '.join(cells)} | {sum(parameters.values()):.2f} |"
 
@@ -164,12 +165,12 @@ def test_the_example_is_a_policy_with_the_method_in_it() -> None:
     from la_reconvla.method.reconstruction import Reconstruction
 
     policy, batch = names["policy"], names["batch"]
-    swapped = policy.act(batch.images, batch.instructions[::-1])
+    swapped = policy.act(PolicyInput(batch.images, batch.instructions[::-1]))
     assert not torch.equal(swapped, actions)
     decoder, generator = names["decoder"], torch.Generator().manual_seed(0)
     leak_free = losses(Policy(backbone, names["bins"], decoder), batch, Reconstruction(mask_at="input"), generator)
-    patches = backbone(batch.images, batch.instructions, hidden=leak_free.mask).patches
+    patches = backbone(batch.inputs, hidden=leak_free.mask).patches
     hidden_pixels = leak_free.mask.view(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     other = torch.where(hidden_pixels, 255 - batch.images, batch.images)
     assert not torch.equal(other, batch.images)
-    assert torch.equal(backbone(other, batch.instructions, hidden=leak_free.mask).patches, patches)
+    assert torch.equal(backbone(PolicyInput(other, batch.instructions), hidden=leak_free.mask).patches, patches)

@@ -102,7 +102,7 @@ def test_nothing_is_pickled() -> None:
 def test_the_core_needs_neither_simulator_nor_torchvision() -> None:
     code = (
         "import sys, la_reconvla.method.policy, la_reconvla.method.objective, la_reconvla.backbones.paligemma\n"
-        "import la_reconvla.train, la_reconvla.checkpoint\n"
+        "import la_reconvla.training.loop, la_reconvla.training.checkpoint\n"
         "wanted = {'torchvision', 'libero', 'robosuite', 'mujoco', 'lerobot', 'cv2'}\n"
         "print(*sorted(wanted & {name.split('.')[0] for name in sys.modules}))"
     )

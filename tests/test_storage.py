@@ -22,7 +22,7 @@ from rich.console import Console
 
 from la_reconvla import progress as progress_module
 from la_reconvla.errors import UserError
-from la_reconvla.progress import Ticker, progress
+from la_reconvla.progress import RemoteTicker, progress
 from la_reconvla.storage import (
     TEMPORARY,
     append_jsonl,
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
         pass
 
 
-def _tick(ticker: Ticker) -> None:
+def _tick(ticker: RemoteTicker) -> None:
     for _ in range(5):
         ticker.advance(1, note="from far")
 

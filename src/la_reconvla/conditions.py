@@ -11,7 +11,7 @@ C4     attention   MAE             0.5      the method
 
 The grid asks *what* is reconstructed and *by what*, at equal lambda, and in the small presets with heads of equal
 parameters (`study.presets`). Masks are patches of the policy's own picture, crops are stretched over a picture of their
-own, as in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 are told of it.
+own, as in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 get it.
 
 ============= ============== =============
 what          MAE, one pass  diffusion
@@ -34,17 +34,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from la_reconvla.contracts import HeadConfig, SaliencySource
 from la_reconvla.errors import unknown
-from la_reconvla.method.denoiser import Denoiser
-from la_reconvla.method.gaze import GazeCrop, GazeMask, RandomCrop, ShuffledGazeMask, WholeImage
-from la_reconvla.method.heads import LocalisationHeads
-from la_reconvla.method.mask import AttentionMask, RandomMask, WarmUp
-from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.method.regions import RegionMask, TwoRegionMask
-from la_reconvla.method.saliency import ActionRows, SinkRemoved
-from la_reconvla.method.teacher import EMATeacher
-from la_reconvla.method.words import ContentWords
+from la_reconvla.method.mask import AttentionMask, RandomMask
+from la_reconvla.method.reconstruction import Reconstruction, ReconstructorConfig
+from la_reconvla.method.saliency import SaliencySource
+from la_reconvla.method.variants.action_rows import ActionRows
+from la_reconvla.method.variants.attention_heads import SinkRemoved
+from la_reconvla.method.variants.content_words import ContentWords
+from la_reconvla.method.variants.denoiser import Denoiser
+from la_reconvla.method.variants.gaze import GazeCrop, GazeMask, RandomCrop, ShuffledGazeMask, WholeImage
+from la_reconvla.method.variants.learned import LearnedSource
+from la_reconvla.method.variants.localisation_heads import LocalisationHeads
+from la_reconvla.method.variants.regions import RegionMask, TwoRegionMask
+from la_reconvla.method.variants.teacher import EMATeacher
+from la_reconvla.method.variants.warm_up import WarmUp
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,20 @@ class Condition:
         return None if self.reconstruction is None else self.reconstruction.follows
 
     @property
+    def learned_saliency(self) -> LearnedSource | None:
+        """`saliency` where it learns while the policy trains."""
+        return self.saliency if isinstance(self.saliency, LearnedSource) else None
+
+    @property
     def annotation_free(self) -> bool:
-        """Whether the arm is trained without being told where the target is."""
+        """Whether the arm is trained without boxes of the target."""
         return self.reconstruction is None or not self.reconstruction.region.needs_gaze
 
-    def with_head(self, *heads: HeadConfig) -> Condition:
-        """The same arm with the one of `heads` that is of its kind, thus of another size; without one as it is."""
+    def with_reconstruction_head(self, *choices: ReconstructorConfig) -> Condition:
+        """The same arm with the one of `choices` that is of its kind, thus of another size; without one as it is."""
         own = self.reconstruction
-        fits = [head for head in heads if own is not None and type(head) is type(own.head)]
-        return replace(self, reconstruction=replace(own, head=fits[0])) if own and fits else self
+        fits = [one for one in choices if own is not None and type(one) is type(own.reconstruction_head)]
+        return replace(self, reconstruction=replace(own, reconstruction_head=fits[0])) if own and fits else self
 
     def with_weight(self, weight: float | None) -> Condition:
         """The same arm with this lambda; as it is without one, or where nothing is reconstructed."""

@@ -28,7 +28,7 @@ def become_worker() -> None:
 def worker_pool(
     workers: int, initializer: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Spawned workers (a forked OpenGL context does not work) for jobs that may be cut off at any moment.
+    """Spawned workers (a forked OpenGL context does not work) for jobs that may be cut off at any time.
 
     On an error or Ctrl-C the running jobs are ended, not waited for.
 
@@ -78,7 +78,7 @@ def _end_with_parent() -> None:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc; elsewhere nothing happens.
+    """Let this process keep the memory that it frees, where the C library is glibc; with another, nothing happens.
 
     A training step on a CPU makes and drops the same large tensors again and again. By default glibc hands them back to
     the system, which then empties and maps each page anew: 2300 page faults a step of `quick`, now 30, and 6 to 9 % of

@@ -30,11 +30,11 @@ _END = b""
 
 
 @dataclass(frozen=True)
-class Ticker:
+class RemoteTicker:
     """The end of a progress bar that another process holds.
 
-    A message is one write to a pipe, small enough for the operating system to make it whole or not at all. So there is
-    no lock, as a queue has one, that a process which is killed could take with it.
+    A message is one write to a pipe, small enough for the operating system to make it complete or not at all. So
+    there is no lock, as a queue has one, that a process which is killed could take with it.
     """
 
     pipe: Connection
@@ -90,14 +90,14 @@ class Bar:
         shown = f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{rate * 60:.1f} {self._unit}/min"
         return f"{shown}, {_duration(max(0.0, self._total - self._done) / rate)} left"
 
-    def ticker(self, context: BaseContext) -> Ticker:
+    def ticker(self, context: BaseContext) -> RemoteTicker:
         """A handle for processes of `context`; may be used by any number of them, and by threads here."""
         ends: tuple[Any, Any] = context.Pipe(duplex=False)  # the type checker thinks of Windows, too
         reader, writer = ends
         thread = threading.Thread(target=self._drain, args=(reader,), daemon=True)
         thread.start()
         self._tickers.append((writer, thread))
-        return Ticker(writer)
+        return RemoteTicker(writer)
 
     def _drain(self, reader: Connection) -> None:
         with reader:
@@ -132,7 +132,7 @@ def progress(
         total: how many `unit` there are.
         unit: what is counted, in the plural.
         done: how many were done before, in a run that is being resumed; they do not enter the rate.
-        console: where to; standard error unless told otherwise.
+        console: where to; standard error by default.
     """
     bar = Bar(title, total, unit, done, console or Console(stderr=True))
     bar._rich.start()

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write_json(path: Path | str, value: Any) -> None:
     Dataclasses, paths, numpy scalars and arrays are written as what they mean; NaN and infinity, which JSON does not
     have, as null.
     """
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -77,12 +77,19 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
 
 
-def claim(path: Path | str, identity: Mapping[str, Any], **once: Any) -> dict[str, Any]:
+def claim(
+    path: Path | str,
+    identity: Mapping[str, Any],
+    filled: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+    /,
+    **once: Any,
+) -> dict[str, Any]:
     """Make a folder this run's by writing what it is, or see that what stands there says the same.
 
     Args:
         path: the file that says what the folder holds.
         identity: what decides the results; names and values, also nested.
+        filled: gives what stands in the file the defaults of names that are newer, see `la_reconvla.kinds.filled`.
         **once: what is written beside it the first time and compared never.
 
     Returns:
@@ -91,11 +98,11 @@ def claim(path: Path | str, identity: Mapping[str, Any], **once: Any) -> dict[st
     Raises:
         UserError: if the folder holds a run of another configuration; the differing names are listed.
     """
-    path, mine = Path(path), json.loads(json.dumps(_plain(identity)))
+    path, mine = Path(path), json.loads(json.dumps(plain(identity)))
     if not path.exists():
         write_json(path, {**mine, **once})
     theirs = read_json(path)
-    if differing := list(_differing(mine, theirs)):
+    if differing := list(_differing(mine, filled(theirs) if isinstance(theirs, dict) else theirs)):
         listed = ", ".join(differing[:6]) + (", ..." if len(differing) > 6 else "")
         raise UserError(
             f"{path.parent} holds a run of another configuration (different: {listed}): "
@@ -122,7 +129,7 @@ def append_jsonl(path: Path | str, *records: Any) -> None:
     not count it either.
     """
     path = Path(path)
-    lines = "".join(json.dumps(_plain(record), ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records)
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -237,16 +244,16 @@ def _end_of_last_line(file: Any, block: int = 1 << 16) -> int:
     return 0
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` in the types that JSON has."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):

@@ -6,12 +6,12 @@ before its image never sees it: its rows over the image are zero, and there is n
 both sides::
 
     [ bos ] [ instruction ] [ padding ] [ image n ] [ wrist n ] [ instruction ] [ padding ] | [ state ] [ queries c ]
-            heard by the patches                                sees the image: `attention`, `instruction`
+            heard by the patches                                sees the image: `attention`, `instruction_state`
 
 The patches come after the first copy, so their states know the words. The saliency reads the second copy, which sees
 the image (rows "instruction"), or the action queries (rows "actions"). The second copy's rows of the last layer are
-read by the action head through `Features.instruction`. Only the language model is called, with embeddings: padding is
-masked wherever it stands and does not count in positions.
+read by the action head through `Features.instruction_state`. Only the language model is called, with embeddings:
+padding is masked wherever it is and does not count in positions.
 """
 
 from __future__ import annotations
@@ -20,15 +20,34 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.backbones.continuing import Continuing, Memory
-from la_reconvla.backbones.shared import CLIP, HALF, Geometry, Pixels, average, last_layers
+from la_reconvla.backbones.shared import CLIP, HALF, BackboneConfig, Geometry, Normalisation, average, last_layers
 from la_reconvla.backbones.text import encode
-from la_reconvla.contracts import BackboneConfig, Features, Rows
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput
+
+
+class Blocks:
+    """Blocks of embeddings, one after the other, and which of them are no padding."""
+
+    def __init__(self, first: Float[Tensor, "b t d"], present: Bool[Tensor, "b t"]):
+        self.dtype, self._embeddings, self._present = first.dtype, [first], [present]
+
+    def add(self, block: Float[Tensor, "b t d"], present: Bool[Tensor, "b t"] | None = None) -> slice:
+        """Append a block, which without `present` has no padding; its positions."""
+        start = sum(part.shape[1] for part in self._embeddings)
+        self._embeddings.append(block.to(self.dtype))
+        every = torch.ones(block.shape[:2], dtype=torch.bool, device=block.device)
+        self._present.append(every if present is None else present)
+        return slice(start, start + block.shape[1])
+
+    def joined(self) -> tuple[Float[Tensor, "b s d"], Bool[Tensor, "b s"]]:
+        """All of them."""
+        return torch.cat(self._embeddings, dim=1), torch.cat(self._present, dim=1)
 
 
 class CausalBackbone(Continuing):
@@ -40,7 +59,7 @@ class CausalBackbone(Continuing):
         config: the options that are not the model's own.
     """
 
-    pixels: Pixels = HALF
+    pixels: Normalisation = HALF
     opening: ClassVar[tuple[str, ...]] = ()  # special tokens before an image, where the tokenizer has them
     closing: ClassVar[tuple[str, ...]] = ()
 
@@ -73,17 +92,14 @@ class CausalBackbone(Continuing):
 
     def forward(
         self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
+        inputs: PolicyInput,
         *,
-        attention: Rows | None = None,
+        attention: AttentionRows | None = None,
         hidden: Bool[Tensor, "b n"] | None = None,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
         following: Float[Tensor, "b s d"] | None = None,
         memory: Memory | None = None,
     ) -> Features:
-        """See `la_reconvla.contracts.Backbone`, `la_reconvla.contracts.SequentialBackbone` and the drawing above.
+        """See `contracts.Backbone`, `method.variants.autoregressive.SequentialBackbone` and the drawing above.
 
         `memory` is filled for `begin`.
 
@@ -91,58 +107,51 @@ class CausalBackbone(Continuing):
             UserError: if the image has another size, camera or robot state are missing or not expected, or an
                 instruction is empty or too long.
         """
-        self.check(images, wrist, proprio)
-        b, device, dtype, embed = len(images), images.device, self.queries.dtype, self.language.get_input_embeddings()
+        self.check(inputs)
+        device, embed = inputs.images.device, self.language.get_input_embeddings()
         bos = self.tokenizer.encode("").ids  # what this tokenizer puts before every text
-        before, told = (
-            encode(self.tokenizer, instructions, before=start, max_tokens=self.config.max_tokens).to(device)
+        before, again = (
+            encode(self.tokenizer, inputs.instructions, before=start, max_tokens=self.config.max_tokens).to(device)
             for start in (bos, [])
         )
-        blocks: list[Tensor] = [embed(before.ids)]
-        present: list[Tensor] = [before.present]
-
-        def add(block: Tensor) -> slice:
-            """Append tokens that are all there; where they stand."""
-            start = sum(part.shape[1] for part in blocks)
-            blocks.append(block.to(blocks[0].dtype))
-            present.append(torch.ones(b, block.shape[1], dtype=torch.bool, device=device))
-            return slice(start, start + block.shape[1])
-
-        seen = []
-        for picture, cover in ((images, hidden), (wrist, None)):
-            if picture is None:
-                continue
-            add(self._special(self.opening, b, device))
-            seen.append(add(self.see(self.pixels(picture, self.geometry, cover, dtype))))
-            add(self._special(self.closing, b, device))
-        again = add(embed(told.ids))
-        present[-1] = told.present
-        suffix = self.suffix(b, proprio, blocks[0].dtype, following)
-        end = add(suffix).stop
+        sequence = Blocks(embed(before.ids), before.present)
+        pictures = self._add_pictures(sequence, inputs, hidden)
+        words = sequence.add(embed(again.ids), again.present)
+        end = sequence.add(self.suffix(inputs, sequence.dtype, following)).stop
         acting = slice(end - self.answers(following), end)
 
-        queries = slice(acting.start, acting.start + self.config.chunk)  # not the tokens that training tells
-        rows = again if attention == "instruction" else queries
-        probe = AttentionProbe(self.saliency_layers, rows, seen[0]) if attention else None
-        there = torch.cat(present, dim=1)
-        positions = self.positions(there, seen)
+        queries = slice(acting.start, acting.start + self.config.chunk)  # not the true actions behind them
+        own = attention == "instruction"
+        probe = AttentionProbe(self.saliency_layers, words if own else queries, pictures[0]) if attention else None
+        embeddings, present = sequence.joined()
+        positions = self.positions(present, pictures)
         out = self.language(
-            inputs_embeds=torch.cat(blocks, dim=1),
-            attention_mask=there.long(),
+            inputs_embeds=embeddings,
+            attention_mask=present.long(),
             position_ids=positions,
-            **(memory.over(self.language, there.long(), positions) if memory else {"use_cache": False}),
+            **(memory.over(self.language, present.long(), positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
-        own = attention == "instruction"
         return Features(
-            patches=out[:, seen[0]],
-            actions=out[:, acting],
-            instruction=average(told, out[:, again]),
+            patches=out[:, pictures[0]],
+            action_states=out[:, acting],
+            instruction_state=average(again, out[:, words]),
             attention=probe.stacked() if probe else None,
-            rows=(told.rows if own else there[:, queries]) if probe else None,
-            spans=told.spans if own else None,
+            token_mask=(again.token_mask if own else present[:, queries]) if probe else None,
+            spans=again.spans if own else None,
             grid=self.grid,
         )
+
+    def _add_pictures(self, sequence: Blocks, inputs: PolicyInput, hidden: Bool[Tensor, "b n"] | None) -> list[slice]:
+        """Append both cameras, each between its markers; positions of their image tokens."""
+        b, device, places = len(inputs.images), inputs.images.device, []
+        for picture, masked in ((inputs.images, hidden), (inputs.wrist, None)):
+            if picture is not None:
+                sequence.add(self._special(self.opening, b, device))
+                pixels = self.pixels(picture, self.geometry, masked, self.queries.dtype)
+                places.append(sequence.add(self.see(pixels)))
+                sequence.add(self._special(self.closing, b, device))
+        return places
 
     def _special(self, tokens: tuple[str, ...], b: int, device: torch.device) -> Float[Tensor, "b s d"]:
         ids = torch.tensor(self.markers(*tokens), dtype=torch.long, device=device)

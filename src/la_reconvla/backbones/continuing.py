@@ -10,16 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
 from la_reconvla.backbones.shared import Wrapped
-from la_reconvla.contracts import Features, Step
+from la_reconvla.contracts import Features, PolicyInput
+from la_reconvla.method.variants.autoregressive import Step
 
 
 class Memory:
-    """What a forward pass leaves behind for the tokens that follow it; itself the `contracts.Step` that takes them.
+    """What a forward pass leaves behind for the tokens that follow it; itself the `Step` that takes them.
 
     The cache keeps every token in every layer: where a layer has a window, the library's mask holds it.
     """
@@ -46,7 +47,7 @@ class Memory:
 
 
 class Continuing(Wrapped):
-    """A backbone whose `forward` takes `following` and `memory`: it satisfies `contracts.SequentialBackbone`."""
+    """A backbone whose `forward` takes `following` and `memory`: it satisfies `autoregressive.SequentialBackbone`."""
 
     @property
     def language(self) -> Any:
@@ -54,18 +55,11 @@ class Continuing(Wrapped):
         raise NotImplementedError
 
     def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
-        """See `la_reconvla.contracts.SequentialBackbone`."""
+        """See `la_reconvla.method.variants.autoregressive.SequentialBackbone`."""
         table = self.language.get_input_embeddings()
         return table.weight, float(getattr(table, "scalar_embed_scale", 1.0))
 
-    def begin(
-        self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
-        *,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
-    ) -> tuple[Features, Step]:
-        """See `la_reconvla.contracts.SequentialBackbone`."""
+    def begin(self, inputs: PolicyInput) -> tuple[Features, Step]:
+        """See `la_reconvla.method.variants.autoregressive.SequentialBackbone`."""
         memory = Memory()
-        return self(images, instructions, wrist=wrist, proprio=proprio, memory=memory), memory
+        return self(inputs, memory=memory), memory

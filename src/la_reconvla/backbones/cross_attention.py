@@ -5,7 +5,7 @@ the second. Their rows are the map: no image token competes with words in them, 
 image's class token and patches::
 
     [ image token ] [ bos ] [ instruction ] [ padding ] | [ patches n ] [ state ] [ queries c ]   causal self-attention
-                    `attention`                           `patches`              `actions`
+                    `attention`                           `patches`              `action_states`
           |              |                                     |                     |
           +--------------+----- cross-attention layers --------+---------------------+---> [ class ] [ image n ] ...
 
@@ -20,14 +20,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
-from la_reconvla.backbones.shared import CLIP, Geometry, Wrapped, average, last_layers
+from la_reconvla.backbones.shared import CLIP, BackboneConfig, Geometry, Wrapped, average, last_layers
 from la_reconvla.backbones.text import encode
-from la_reconvla.contracts import BackboneConfig, Features, Rows
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 
 
 class MllamaBackbone(Wrapped):
@@ -64,19 +64,12 @@ class MllamaBackbone(Wrapped):
         given[:, :, 0] = pictures
         first = torch.zeros(*given.shape[:3], dtype=torch.long, device=given.device)
         first[:, :, 0] = 1
-        whole = torch.ones(*given.shape[:2], dtype=torch.long, device=given.device)  # number 1: one tile, 1 x 1
-        out = self.model.vision_model(pixel_values=given, aspect_ratio_ids=whole, aspect_ratio_mask=first)
+        ratio = torch.ones(*given.shape[:2], dtype=torch.long, device=given.device)  # number 1: one tile, 1 x 1
+        out = self.model.vision_model(pixel_values=given, aspect_ratio_ids=ratio, aspect_ratio_mask=first)
         return self.model.multi_modal_projector(out.last_hidden_state[:, :, 0])
 
     def forward(
-        self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
-        *,
-        attention: Rows | None = None,
-        hidden: Bool[Tensor, "b n"] | None = None,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
+        self, inputs: PolicyInput, *, attention: AttentionRows | None = None, hidden: Bool[Tensor, "b n"] | None = None
     ) -> Features:
         """See `la_reconvla.contracts.Backbone` and the drawing above.
 
@@ -84,22 +77,24 @@ class MllamaBackbone(Wrapped):
             UserError: if the image has another size, camera or robot state are missing or not expected, or an
                 instruction is empty or too long.
         """
-        self.check(images, wrist, proprio)
-        language, b, dtype = self.model.language_model, len(images), self.queries.dtype
+        self.check(inputs)
+        device = inputs.images.device
+        language, b, dtype = self.model.language_model, len(inputs.images), self.queries.dtype
         before = [*self.markers("<|image|>"), *self.tokenizer.encode("").ids]
-        told = encode(self.tokenizer, instructions, before=before, max_tokens=self.config.max_tokens).to(images.device)
+        tokens = encode(self.tokenizer, inputs.instructions, before=before, max_tokens=self.config.max_tokens)
+        tokens = tokens.to(device)
 
-        pictures = [self.pixels(images, self.geometry, hidden, dtype)]
-        if wrist is not None:
-            pictures.append(self.pixels(wrist, self.geometry, None, dtype))
+        pictures = [self.pixels(inputs.images, self.geometry, hidden, dtype)]
+        if inputs.wrist is not None:
+            pictures.append(self.pixels(inputs.wrist, self.geometry, None, dtype))
         states = self.see(torch.stack(pictures, dim=1))
-        words = language.get_input_embeddings()(told.ids)
+        words = language.get_input_embeddings()(tokens.ids)
         patches = states[:, 0, 1:].to(words.dtype)
         t, n = words.shape[1], patches.shape[1]
-        embeddings = torch.cat([words, patches, self.suffix(b, proprio, words.dtype)], dim=1)
+        embeddings = torch.cat([words, patches, self.suffix(inputs, words.dtype)], dim=1)
         s = embeddings.shape[1]
-        present = torch.ones(b, s, dtype=torch.long, device=images.device)
-        present[:, :t] = told.present
+        present = torch.ones(b, s, dtype=torch.long, device=device)
+        present[:, :t] = tokens.present
         acting = slice(s - self.config.chunk, s)
 
         rows = slice(0, t) if attention == "instruction" else acting
@@ -118,10 +113,10 @@ class MllamaBackbone(Wrapped):
         own = attention == "instruction"
         return Features(
             patches=out[:, t : t + n],
-            actions=out[:, acting],
-            instruction=average(told, out[:, :t]),
+            action_states=out[:, acting],
+            instruction_state=average(tokens, out[:, :t]),
             attention=probe.stacked() if probe else None,
-            rows=(told.rows if own else present[:, acting] > 0) if probe else None,
-            spans=told.spans if own else None,
+            token_mask=(tokens.token_mask if own else present[:, acting] > 0) if probe else None,
+            spans=tokens.spans if own else None,
             grid=self.grid,
         )

@@ -26,9 +26,9 @@ from transformers import (
 from la_reconvla.backbones.causal import LlavaBackbone, Qwen2VLBackbone, SmolVLMBackbone
 from la_reconvla.backbones.cross_attention import MllamaBackbone
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone
-from la_reconvla.backbones.shared import Geometry
+from la_reconvla.backbones.shared import BackboneConfig, Geometry
 from la_reconvla.backbones.vision_only import VisionOnlyBackbone
-from la_reconvla.contracts import Backbone, BackboneConfig, Proprioception
+from la_reconvla.contracts import Backbone, Proprioception
 from la_reconvla.errors import UserError, unknown
 
 
@@ -142,7 +142,7 @@ def _file(source: str, name: str) -> Path:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model as it is, with its own weights in float32. It satisfies `la_reconvla.contracts.BackboneConfig`.
+    """A model as it is, with its weights in float32. It satisfies `la_reconvla.backbones.shared.BackboneConfig`.
 
     Attributes:
         source: a folder, or an id on the hub.
@@ -177,7 +177,7 @@ class Opened:
         return self.geometry.grid
 
     def build(self) -> Backbone:
-        """The backbone with the model's own weights; only action queries and robot state are new.
+        """The backbone with the model's weights; only action queries and robot state are new.
 
         Raises:
             UserError: see `open_model`.

@@ -1,4 +1,4 @@
-"""Latents of a pretrained VAE as what the diffusion head draws, as published; `method.pixels.Pixels` is the other."""
+"""Latents of a pretrained VAE, which the published diffusion head draws; `variants.targets.Pixels` is the other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from la_reconvla.backbones.pretrained import folder_hash, hub_files
+from la_reconvla.backbones.hub import folder_hash, hub_files
 from la_reconvla.errors import UserError
-from la_reconvla.method.pixels import patchify
+from la_reconvla.method.pixels import patchify, signed
+from la_reconvla.method.variants.targets import unsigned
 from la_reconvla.storage import read_json
 
 FILES = ("*.json", "*.safetensors")
@@ -22,7 +23,7 @@ FILES = ("*.json", "*.safetensors")
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of a `diffusers` AutoencoderKL, folded to one row a patch; 27 x 27 x 64 in ReconVLA.
+    """Latents of a `diffusers` AutoencoderKL, folded patch by patch; 27 x 27 x 64 in ReconVLA.
 
     The VAE is frozen and is no part of the policy: its weights stay at their source, and acting never loads them.
 
@@ -45,16 +46,16 @@ class Latents:
 
     @classmethod
     def of(cls, source: str, revision: str | None = None, fold: int = 2) -> Latents:
-        """The latents of this VAE, with the facts that name it.
+        """The latents of this VAE, with the numbers that name it.
 
         Raises:
             UserError: if it cannot be had, or is something else.
         """
         folder = hub_files(source, revision, FILES, give="--latents ")
-        facts = read_json(folder / "config.json")
+        settings = read_json(folder / "config.json")
         try:
-            levels = len(facts["block_out_channels"])
-            channels = int(facts["latent_channels"])
+            levels = len(settings["block_out_channels"])
+            channels = int(settings["latent_channels"])
             return cls(source, revision, fold, channels, 2 ** (levels - 1), folder_hash(folder))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder}/config.json is not that of an AutoencoderKL ({error})") from error
@@ -66,7 +67,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class LatentCodec:
-    """Pictures to rows of `fold` x `fold` x `channels` latents a patch, and back. The VAE is loaded with its first use.
+    """Pictures to `fold` x `fold` x `channels` latents a patch, and back. The VAE is loaded with its first use.
 
     A picture is resized so that each patch has `fold` latent pixels a side.
     """
@@ -78,14 +79,14 @@ class LatentCodec:
 
     @property
     def width(self) -> int:
-        """Numbers a row, q."""
+        """Numbers of a patch, q."""
         return self.config.channels * self.config.fold**2
 
     @torch.no_grad()
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
-        """The mean of the latents' distribution, shifted and scaled as the VAE's own pipelines do; always in float32.
+        """The mean of the latents' distribution, shifted and scaled as the VAE's pipelines do; always in float32.
 
         Raises:
             UserError: if the VAE cannot be had, or does not match the configuration.
@@ -93,21 +94,21 @@ class LatentCodec:
         vae = _vae(self.config, images.device)
         side = self.config.fold * self.config.factor
         size = side * self.grid[0], side * self.grid[1]
-        pixels = F.interpolate(images.float() / 127.5 - 1.0, size, mode="bilinear", antialias=True)
+        pixels = F.interpolate(signed(images), size, mode="bilinear", antialias=True)
         latents = (vae.encode(pixels).latent_dist.mode() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
         return rearrange(latents, "b ch (r s) (c t) -> b (r c) (s t ch)", s=self.config.fold, t=self.config.fold)
 
     @torch.no_grad()
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
-    def decode(self, rows: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
-        """Rows of all pixels of a patch, in [-1, 1]."""
-        vae, fold, rows = _vae(self.config, rows.device), self.config.fold, rows.float()
-        latents = rearrange(rows, "b (r c) (s t ch) -> b ch (r s) (c t)", r=self.grid[0], s=fold, t=fold)
+    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
+        """All pixels of a patch, in [-1, 1]."""
+        vae, fold, target = _vae(self.config, target.device), self.config.fold, target.float()
+        latents = rearrange(target, "b (r c) (s t ch) -> b ch (r s) (c t)", r=self.grid[0], s=fold, t=fold)
         pixels = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)).sample
         size = self.patch * self.grid[0], self.patch * self.grid[1]
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(-1, 1)
-        return patchify(((pixels + 1.0) * 127.5).round().to(torch.uint8), self.patch)
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return patchify(unsigned(pixels), self.patch)
 
 
 @functools.lru_cache(maxsize=2)
@@ -120,10 +121,10 @@ def _vae(config: Latents, device: torch.device) -> Any:
         vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} holds no AutoencoderKL of diffusers ({error}): give one that does") from error
-    found = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
-    if found != (config.channels, config.factor):
+    actual = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+    if actual != (config.channels, config.factor):
         raise UserError(
-            f"the VAE {config.source} has {found[0]} channels and a factor of {found[1]}, not {config.channels} and "
+            f"the VAE {config.source} has {actual[0]} channels and a factor of {actual[1]}, not {config.channels} and "
             f"{config.factor}: it is not the one that this was trained with"
         )
     if config.weights not in (None, folder_hash(folder)):

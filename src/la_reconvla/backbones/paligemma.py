@@ -27,12 +27,13 @@ from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.backbones.continuing import Continuing, Memory
-from la_reconvla.backbones.shared import HALF, Geometry, average, last_layers
+from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, average, last_layers
 from la_reconvla.backbones.stems import StemName, build_stem, check_stem
 from la_reconvla.backbones.text import Tokens, encode
-from la_reconvla.contracts import BackboneConfig, Features, Proprioception, Rows
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput, Proprioception
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
+from la_reconvla.method.pixels import signed
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
 PACKAGED = ("base", "words-7x7")  # weights that come with this package: `docs/base.md` and `docs/words.md`
@@ -49,7 +50,7 @@ class SmallPaliGemma:
         width: hidden size of both towers.
         vision_layers: SigLIP layers.
         language_layers: Gemma layers.
-        heads: attention heads of both towers; must divide `width`.
+        attention_heads: of both towers; must divide `width`.
         kv_heads: key-value heads of the language model (grouped queries).
         mlp: hidden size of the feed-forward layers over `width`.
         chunk: actions decoded in one pass.
@@ -59,7 +60,7 @@ class SmallPaliGemma:
         max_tokens: longest instruction in tokens.
         weights: what training starts from: a name in `PACKAGED`, a file written by
             ``la-reconvla pretrain``, or None for random ones.
-        weights_hash: hash of that file; filled in by `la_reconvla.checkpoint.pinned`.
+        weights_hash: hash of that file; filled in by `la_reconvla.training.start_weights.pinned`.
         stem: what makes image tokens of pixels, see `la_reconvla.backbones.stems`; one linear map of a patch, as
             published, by default.
     """
@@ -69,7 +70,7 @@ class SmallPaliGemma:
     width: int = 128
     vision_layers: int = 3
     language_layers: int = 3
-    heads: int = 4
+    attention_heads: int = 4
     kv_heads: int = 2
     mlp: int = 4
     chunk: int = 8
@@ -84,8 +85,11 @@ class SmallPaliGemma:
     def __post_init__(self):
         if self.image_size % self.patch:
             raise UserError(f"patch {self.patch} does not divide the image size {self.image_size}")
-        if self.width % self.heads or self.heads % self.kv_heads:
-            raise UserError(f"width {self.width}, heads {self.heads} and kv_heads {self.kv_heads} must divide in turn")
+        if self.width % self.attention_heads or self.attention_heads % self.kv_heads:
+            raise UserError(
+                f"width {self.width}, attention_heads {self.attention_heads} and kv_heads {self.kv_heads} must divide "
+                "in turn"
+            )
         if self.width % 4:
             raise UserError(f"width {self.width} must be divisible by 4: it places a patch's row and column")
         if not 1 <= self.saliency_layers <= self.language_layers:
@@ -102,8 +106,8 @@ class SmallPaliGemma:
     @property
     def architecture(self) -> dict[str, int | str]:
         """What decides the names and shapes of the model's weights, and what its positions mean."""
-        shapes = ("image_size", "patch", "width", "vision_layers", "language_layers", "heads", "kv_heads", "mlp")
-        shapes += ("stem",)
+        shapes = ("image_size", "patch", "width", "vision_layers", "language_layers", "attention_heads")
+        shapes += ("kv_heads", "mlp", "stem")
         return {name: getattr(self, name) for name in shapes}
 
     def build(self) -> PaliGemmaBackbone:
@@ -116,7 +120,7 @@ class SmallPaliGemma:
                 hidden_size=self.width,
                 intermediate_size=self.mlp * self.width,
                 num_hidden_layers=self.vision_layers,
-                num_attention_heads=self.heads,
+                num_attention_heads=self.attention_heads,
                 vision_use_head=False,
             ).to_dict(),
             text_config=GemmaConfig(
@@ -124,9 +128,9 @@ class SmallPaliGemma:
                 hidden_size=self.width,
                 intermediate_size=self.mlp * self.width,
                 num_hidden_layers=self.language_layers,
-                num_attention_heads=self.heads,
+                num_attention_heads=self.attention_heads,
                 num_key_value_heads=self.kv_heads,
-                head_dim=self.width // self.heads,
+                head_dim=self.width // self.attention_heads,
                 pad_token_id=PAD,
                 eos_token_id=EOS,
                 bos_token_id=BOS,
@@ -187,7 +191,7 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
     embeddings: Any = backbone.model.vision_tower.embeddings
     weight: Tensor = embeddings.patch_embedding.weight
     p, width = backbone.patch_size, weight.shape[0]
-    patches = rearrange(images.float() / 127.5 - 1.0, "m c (r p) (s q) -> m (r s) (c p q)", p=p, q=p)
+    patches = rearrange(signed(images), "m c (r p) (s q) -> m (r s) (c p q)", p=p, q=p)
     mean = patches.mean(0)
     centred = (patches - mean).flatten(0, 1)
     variances, components = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
@@ -261,42 +265,39 @@ class PaliGemmaBackbone(Continuing):
 
     def forward(
         self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
+        inputs: PolicyInput,
         *,
-        attention: Rows | None = None,
+        attention: AttentionRows | None = None,
         hidden: Bool[Tensor, "b n"] | None = None,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
         following: Float[Tensor, "b s d"] | None = None,
         memory: Memory | None = None,
     ) -> Features:
-        """See `la_reconvla.contracts.Backbone`, `la_reconvla.contracts.SequentialBackbone` and the drawing above.
+        """See `contracts.Backbone`, `method.variants.autoregressive.SequentialBackbone` and the drawing above.
 
         `memory` is filled for `begin`.
 
         Raises:
             UserError: if the image has another size, or camera or robot state are missing or not expected.
         """
-        self.check(images, wrist, proprio)
-        b, n = images.shape[0], self.grid[0] * self.grid[1]
-        told = self.encode(instructions)
-        blocks = [self.images(images, hidden)]
-        if wrist is not None:
-            blocks.append(self.images(wrist, None))
-        seen = sum(block.shape[1] for block in blocks)
-        blocks.append(self.model.get_input_embeddings()(told.ids))
-        prefix = seen + told.ids.shape[1]
-        blocks.append(self.suffix(b, proprio, blocks[0].dtype, following))
+        self.check(inputs)
+        b, n = inputs.images.shape[0], self.grid[0] * self.grid[1]
+        tokens = self.encode(inputs.instructions)
+        blocks = [self.images(inputs.images, hidden)]
+        if inputs.wrist is not None:
+            blocks.append(self.images(inputs.wrist, None))
+        first = sum(block.shape[1] for block in blocks)  # position of the text
+        blocks.append(self.model.get_input_embeddings()(tokens.ids))
+        prefix = first + tokens.ids.shape[1]
+        blocks.append(self.suffix(inputs, blocks[0].dtype, following))
         embeddings = torch.cat(blocks, dim=1)
 
         length = embeddings.shape[1]
         suffix = (torch.arange(length, device=embeddings.device) >= prefix).long().expand(b, -1)
         ones = torch.ones(b, length, dtype=torch.long, device=embeddings.device)
-        present = torch.cat([ones[:, :seen], told.present.long(), ones[:, prefix:]], dim=1)
+        present = torch.cat([ones[:, :first], tokens.present.long(), ones[:, prefix:]], dim=1)
         acting = slice(length - self.answers(following), length)
-        queries = slice(acting.start, acting.start + self.config.chunk)  # not the tokens that training tells
-        asked = {"instruction": slice(seen, prefix), "actions": queries}
+        queries = slice(acting.start, acting.start + self.config.chunk)  # not the true actions behind them
+        asked = {"instruction": slice(first, prefix), "actions": queries}
         probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None
         positions = present.cumsum(1)  # PaliGemma counts from 1; padding does not count
         out = self.model(
@@ -307,13 +308,14 @@ class PaliGemmaBackbone(Continuing):
             **(memory.over(self.model, present, positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
-        rows, spans = (told.rows, told.spans) if attention == "instruction" else (suffix[:, queries] > 0, None)
+        own = attention == "instruction"
+        token_mask, spans = (tokens.token_mask, tokens.spans) if own else (suffix[:, queries] > 0, None)
         return Features(
             patches=out[:, :n],
-            actions=out[:, acting],
-            instruction=average(told, out[:, seen:prefix]),
+            action_states=out[:, acting],
+            instruction_state=average(tokens, out[:, first:prefix]),
             attention=probe.stacked() if probe else None,
-            rows=rows if probe else None,
+            token_mask=token_mask if probe else None,
             spans=spans if probe else None,
             grid=self.grid,
         )

@@ -7,29 +7,29 @@ what stays is kept. Action queries, robot state, action head and decoder are new
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.initialization import no_init_weights
-from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.families import Family, family_of
-from la_reconvla.backbones.paligemma import BOS, EOS, PAD, TOKENIZER
+from la_reconvla.backbones.hub import folder_hash, hub_files, quiet
+from la_reconvla.backbones.paligemma import TOKENIZER
 from la_reconvla.backbones.shared import Geometry
-from la_reconvla.contracts import Features, Proprioception, Rows, Step
+from la_reconvla.backbones.trained_weights import MODULE_PATHS, Freeze, Lora, inject_adapters, nf4
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput, Proprioception
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.method.variants.autoregressive import Step
 
 KNOWN = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
 """Architectures of public checkpoints: their ``config.json``, so that a plan needs no network."""
@@ -40,88 +40,8 @@ MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "*.saf
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Where the parts of a family's models are; paths are below the library's ``.model``.
-
-    Attributes:
-        layers: path of the list of decoder layers.
-        vision: paths of what sees: tower and projector.
-        targets: names of the linear layers that get adapters, in decoder layers.
-        vision_targets: the same in what sees.
-        tokens: special tokens whose numbers the family's class takes as given.
-    """
-
-    layers: str = "language_model.layers"
-    vision: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    vision_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-    tokens: tuple[tuple[str, int], ...] = ()
-
-
-PARTS = {
-    "paligemma": Parts(tokens=(("<pad>", PAD), ("<eos>", EOS), ("<bos>", BOS))),  # PaliGemma 2 too
-    "llava": Parts(),
-    "smolvlm": Parts("text_model.layers", ("vision_model", "connector")),
-    "idefics3": Parts("text_model.layers", ("vision_model", "connector")),
-    "qwen2_5_vl": Parts(vision=("visual",), vision_targets=("qkv", "proj", "gate_proj", "up_proj", "down_proj")),
-    "mllama": Parts(
-        vision=("vision_model", "multi_modal_projector"),
-        vision_targets=("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
-    ),
-}
-"""By ``model_type``: the families of `la_reconvla.backbones.families` that have a language model."""
-
-
-@dataclass(frozen=True)
-class Freeze:
-    """Which pretrained weights stay as they are.
-
-    Attributes:
-        vision: the vision tower and the projector.
-        embeddings: the table of token embeddings.
-        lower: so many of the lowest layers of the language model.
-        last: all of its layers but the last so many; None for no such limit, 0 for the whole language model.
-    """
-
-    vision: bool = True
-    embeddings: bool = True
-    lower: int = 0
-    last: int | None = None
-
-    def __post_init__(self):
-        if self.lower < 0 or (self.last is not None and self.last < 0):
-            raise UserError(f"freeze: lower and last count layers and cannot be negative ({self.lower}, {self.last})")
-
-    def free(self, layers: int) -> tuple[int, ...]:
-        """Numbers of the language layers that train."""
-        first = max(self.lower, 0 if self.last is None else layers - self.last)
-        return tuple(range(first, layers))
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685) on the linear layers that `Freeze` leaves free.
-
-    Attributes:
-        rank: of each adapter.
-        alpha: an adapter's output is scaled by alpha / rank.
-        dropout: of an adapter's input.
-        targets: names of linear layers; None for all of them in attention and feed-forward of the family.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise UserError(f"the rank of LoRA must be at least 1, not {self.rank}")
-
-
-@dataclass(frozen=True)
 class Pretrained:
-    """A pretrained backbone. It satisfies `la_reconvla.contracts.BackboneConfig`.
+    """A pretrained backbone. It satisfies `la_reconvla.backbones.shared.BackboneConfig`.
 
     Attributes:
         source: id on the hub, or a folder with ``config.json``, weights and ``tokenizer.json``.
@@ -158,14 +78,6 @@ class Pretrained:
             raise UserError("weights in 4 bits cannot train in full: give lora, or no quantize")
         if self.quantize and self.dtype == "fp32":
             raise UserError("weights in 4 bits are unpacked to a half precision: give dtype bf16, or fp16 on a T4")
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Pretrained:
-        """The value that `dataclasses.asdict` was called on, also after JSON."""
-        lora = dict(raw["lora"]) if raw["lora"] else None
-        if lora and lora["targets"] is not None:
-            lora["targets"] = tuple(lora["targets"])
-        return cls(**{**raw, "freeze": Freeze(**raw["freeze"]), "lora": Lora(**lora) if lora else None})
 
     # ------------------------------------------------------------ what it is, before any weight is read
 
@@ -208,13 +120,13 @@ class Pretrained:
         """
         folder = Path(self.source)
         if folder.is_dir():
-            found = f"sha256:{folder_hash(folder)}"
-            if self.revision not in (None, found):
+            content = f"sha256:{folder_hash(folder)}"
+            if self.revision not in (None, content):
                 raise UserError(
-                    f"the weights in {folder} are not those that this run was trained on ({found} instead of "
+                    f"the weights in {folder} are not those that this run was trained on ({content} instead of "
                     f"{self.revision}): restore them, or export the run with --merged while you have them"
                 )
-            return replace(self, revision=found)
+            return replace(self, revision=content)
         return replace(self, revision=hub_files(self.source, self.revision, ("config.json",)).name)
 
     # ------------------------------------------------------------ building
@@ -257,7 +169,7 @@ class Pretrained:
         """The same without any number in it, on the meta device: no weights, no memory.
 
         Args:
-            tokenizer: the package's own one by default.
+            tokenizer: the package's by default.
         """
         with torch.device("meta"), no_init_weights(), quiet():
             model = self.family.model._from_config(
@@ -267,9 +179,9 @@ class Pretrained:
 
     def assemble(self, model: Any, tokenizer: Tokenizer) -> PretrainedBackbone:
         """Freeze, add adapters and wrap a model of the library; the same for real, random and fake weights."""
-        parts, core = PARTS[self.architecture.model_type], model.model
-        layers: Any = core.get_submodule(parts.layers)
-        for token, number in parts.tokens:
+        paths, core = MODULE_PATHS[self.architecture.model_type], model.model
+        layers: Any = core.get_submodule(paths.layers)
+        for token, number in paths.tokens:
             if tokenizer.token_to_id(token) != number:
                 raise UserError(f"the tokenizer of {self.source} has no {token} with number {number}: take its own one")
         free = self.freeze.free(len(layers))
@@ -279,11 +191,11 @@ class Pretrained:
             if free and not self.freeze.embeddings:
                 trained.append(core.get_input_embeddings())
             if not self.freeze.vision:
-                trained += [core.get_submodule(path) for path in parts.vision]
+                trained += [core.get_submodule(path) for path in paths.vision]
             for module in trained:
                 module.requires_grad_(True)
         else:
-            _inject(core, parts, self.lora, free, vision=not self.freeze.vision)
+            inject_adapters(core, paths, self.lora, free, vision=not self.freeze.vision)
         for parameter in core.parameters():
             if parameter.requires_grad:  # small steps are lost in half precision, and loss scaling refuses it
                 parameter.data = parameter.data.float()
@@ -312,42 +224,30 @@ class PretrainedBackbone(nn.Module):
 
     def forward(
         self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
+        inputs: PolicyInput,
         *,
-        attention: Rows | None = None,
+        attention: AttentionRows | None = None,
         hidden: Bool[Tensor, "b n"] | None = None,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
         following: Float[Tensor, "b s d"] | None = None,
     ) -> Features:
-        """See `la_reconvla.contracts.Backbone`; `following` is of `la_reconvla.contracts.SequentialBackbone`."""
+        """See `la_reconvla.contracts.Backbone`; `following` is of `SequentialBackbone`."""
         more = {} if following is None else {"following": following}
-        with self._computing(images.device):
-            features = self.inner(
-                images, instructions, attention=attention, hidden=hidden, wrist=wrist, proprio=proprio, **more
-            )
+        with self._computing(inputs.images.device):
+            features = self.inner(inputs, attention=attention, hidden=hidden, **more)
         return self._floats(features)
 
     def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
-        """See `la_reconvla.contracts.SequentialBackbone`.
+        """See `la_reconvla.method.variants.autoregressive.SequentialBackbone`.
 
         Raises:
             UserError: if the family is not one.
         """
         return self.inner.vocabulary()
 
-    def begin(
-        self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
-        *,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
-    ) -> tuple[Features, Step]:
-        """See `la_reconvla.contracts.SequentialBackbone`."""
-        with self._computing(images.device):
-            features, step = self.inner.begin(images, instructions, wrist=wrist, proprio=proprio)
+    def begin(self, inputs: PolicyInput) -> tuple[Features, Step]:
+        """See `la_reconvla.method.variants.autoregressive.SequentialBackbone`."""
+        with self._computing(inputs.images.device):
+            features, step = self.inner.begin(inputs)
 
         def floats(token: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
             with self._computing(token.device):
@@ -361,7 +261,7 @@ class PretrainedBackbone(nn.Module):
     def _floats(self, features: Features) -> Features:
         if self.compute is None:
             return features
-        floats = {name: getattr(features, name).float() for name in ("patches", "actions", "instruction")}
+        floats = {name: getattr(features, name).float() for name in ("patches", "action_states", "instruction_state")}
         return replace(features, **floats)
 
     def merge(self) -> None:
@@ -376,54 +276,15 @@ class PretrainedBackbone(nn.Module):
                 setattr(self.inner.get_submodule(parent), child, merging.get_base_layer())
 
     def save(self, folder: Path) -> None:
-        """Write the library's own files: ``config.json``, weights and ``tokenizer.json``; adapters must be merged."""
+        """Write the library's files: ``config.json``, weights and ``tokenizer.json``; adapters must be merged."""
         full: Any = self.config.family.model
         with quiet(), torch.device("meta"):
-            whole = full(self.inner.model.config)
-        whole.model = self.inner.model
-        whole.tie_weights()  # the output layer is the table of embeddings again
-        whole.to(dtype=DTYPES[self.config.dtype])
-        whole.save_pretrained(folder)
+            model = full(self.inner.model.config)
+        model.model = self.inner.model
+        model.tie_weights()  # the output layer is the table of embeddings again
+        model.to(dtype=DTYPES[self.config.dtype])
+        model.save_pretrained(folder)
         self.inner.tokenizer.save(str(folder / "tokenizer.json"))
-
-
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with quantized constants, as in QLoRA."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and no progress bars of the library inside."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _inject(core: nn.Module, parts: Parts, lora: Lora, free: tuple[int, ...], vision: bool) -> None:
-    """Adapters in the free decoder layers and, on request, in the vision tower; all else is frozen."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    named = [name for name, module in core.named_modules() if isinstance(module, nn.Linear)]
-    wanted, inside = lora.targets or parts.targets, tuple(f"{parts.layers}.{i}." for i in free)
-    chosen = [name for name in named if name.startswith(inside) and name.rpartition(".")[2] in wanted]
-    if vision:
-        seeing = tuple(f"{path}." for path in parts.vision)
-        wanted = lora.targets or parts.vision_targets
-        chosen += [name for name in named if name.startswith(seeing) and name.rpartition(".")[2] in wanted]
-    if not chosen:
-        raise UserError(f"no linear layer is left for LoRA: freeze fewer layers, or name other targets than {wanted}")
-    core.requires_grad_(False)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen)  # pyright: ignore
-    inject_adapter_in_model(config, core)
 
 
 @functools.lru_cache
@@ -439,61 +300,6 @@ def _architecture(source: str, revision: str | None) -> PreTrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{source} has no config.json that transformers understands ({first})") from error
-    if config.model_type not in PARTS:
-        raise unknown("family of models to train", config.model_type, PARTS)
+    if config.model_type not in MODULE_PATHS:
+        raise unknown("family of models to train", config.model_type, MODULE_PATHS)
     return config
-
-
-def hub_files(source: str, revision: str | None, patterns: tuple[str, ...] | None, give: str = "--backbone ") -> Path:
-    """Folder with these files (None: all), downloaded if need be; on the hub its name is the commit.
-
-    Raises:
-        UserError: in one sentence, with what to do.
-    """
-    from huggingface_hub import errors, snapshot_download
-
-    if Path(source).is_dir():
-        return Path(source)
-    how = f"`hf download {source} --local-dir FOLDER` where there is a network, then {give}FOLDER"
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns) if patterns else None))
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{source} is gated: accept its licence on its page of the Hugging Face hub, run `hf auth login`, and then "
-            "the same command again"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{source} has no revision {revision} on the hub: check it, or leave it out") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"{source} is no folder here and no repository on the hub that you may see: check the name, or run "
-            "`hf auth login` if it is private"
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source} cannot be downloaded ({first}): {how}") from error
-
-
-def folder_hash(folder: Path) -> str:
-    """Hash of all weights in a folder.
-
-    Raises:
-        UserError: if there are none.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} holds no *.safetensors: give the folder that save_pretrained wrote the weights to")
-    facts = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _hash_of(facts)
-
-
-@functools.lru_cache
-def _hash_of(facts: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 over names and bytes; once a process, as size and time of change are part of the key."""
-    digest = hashlib.sha256()
-    for name, _, _ in facts:
-        digest.update(Path(name).name.encode())
-        with open(name, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()[:32]

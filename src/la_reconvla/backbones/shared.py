@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import repeat
@@ -13,8 +13,44 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from la_reconvla.backbones.text import Tokens
-from la_reconvla.contracts import PROPRIO_WIDTH, BackboneConfig
+from la_reconvla.contracts import PROPRIO_WIDTH, Backbone, PolicyInput, Proprioception
 from la_reconvla.errors import UserError
+
+
+class BackboneConfig(Protocol):
+    """What a backbone is and what it is given: a frozen dataclass, saved with the policy.
+
+    Attributes:
+        chunk: actions decoded in one pass.
+        proprio: robot state as one extra token.
+        wrist: a second camera as a second block of image tokens.
+        saliency_layers: how many of the last layers the saliency reads.
+        max_tokens: longest instruction in tokens.
+    """
+
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def proprio(self) -> Proprioception: ...
+    @property
+    def wrist(self) -> bool: ...
+    @property
+    def saliency_layers(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        ...
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        ...
+
+    def build(self) -> Backbone:
+        """The backbone with its starting weights."""
+        ...
 
 
 class Geometry(NamedTuple):
@@ -35,8 +71,8 @@ class Geometry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Normalisation of a vision tower: (pixel / 255 - mean) / std for red, green and blue."""
+class Normalisation:
+    """Of a vision tower's pixels: (pixel / 255 - mean) / std for red, green and blue."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -58,8 +94,8 @@ class Pixels:
         return (pixels - mean) / std
 
 
-HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # SigLIP and what stands on it
-CLIP = Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP, Qwen-VL, Llama
+HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # SigLIP and what stands on it
+CLIP = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP, Qwen-VL, Llama
 
 
 def last_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
@@ -98,16 +134,12 @@ class Wrapped(nn.Module):
         self.state = nn.Linear(proprio, width) if proprio else None
 
     def suffix(
-        self,
-        b: int,
-        proprio: Float[Tensor, "b p"] | None,
-        dtype: torch.dtype,
-        following: Float[Tensor, "b s d"] | None = None,
+        self, inputs: PolicyInput, dtype: torch.dtype, following: Float[Tensor, "b s d"] | None = None
     ) -> Float[Tensor, "b s d"]:
         """Robot state, if any, the action queries, and action tokens that are known already, if any."""
-        blocks: list[Tensor] = [repeat(self.queries, "c d -> b c d", b=b)]
-        if self.state is not None and proprio is not None:
-            blocks.insert(0, self.state(proprio.to(self.queries.dtype))[:, None])
+        blocks: list[Tensor] = [repeat(self.queries, "c d -> b c d", b=len(inputs.images))]
+        if self.state is not None and inputs.proprio is not None:
+            blocks.insert(0, self.state(inputs.proprio.to(self.queries.dtype))[:, None])
         if following is not None:
             blocks.append(following)
         return torch.cat([block.to(dtype) for block in blocks], dim=1)
@@ -117,7 +149,7 @@ class Wrapped(nn.Module):
         return self.config.chunk + (0 if following is None else following.shape[1])
 
     def vocabulary(self) -> tuple[Float[Tensor, "v d"], float]:
-        """See `la_reconvla.contracts.SequentialBackbone`.
+        """See `la_reconvla.method.variants.autoregressive.SequentialBackbone`.
 
         Raises:
             UserError: from a backbone that is not one.
@@ -132,26 +164,26 @@ class Wrapped(nn.Module):
         found = (self.tokenizer.token_to_id(token) for token in tokens)
         return [number for number in found if number is not None]
 
-    def check(self, images: Tensor, wrist: Tensor | None, proprio: Tensor | None) -> None:
+    def check(self, inputs: PolicyInput) -> None:
         """Refuse what this backbone was not built for.
 
         Raises:
             UserError: if the image has another size, or camera or robot state are missing or not expected.
         """
         size = self.geometry.image_size
-        for name, picture in (("image", images), ("wrist image", wrist)):
+        for name, picture in (("image", inputs.images), ("wrist image", inputs.wrist)):
             if picture is not None and (tuple(picture.shape[1:]) != (3, size, size) or picture.dtype != torch.uint8):
                 raise UserError(
                     f"the {name} must be uint8 [b 3 {size} {size}], got {picture.dtype} {list(picture.shape)}"
                 )
-        if (wrist is not None) != self.config.wrist:
+        if (inputs.wrist is not None) != self.config.wrist:
             raise UserError(f"this backbone was built with wrist={self.config.wrist}")
         width = PROPRIO_WIDTH[self.config.proprio]
-        if (0 if proprio is None else proprio.shape[1]) != width:
+        if (0 if inputs.proprio is None else inputs.proprio.shape[1]) != width:
             raise UserError(f"this backbone was built with proprio='{self.config.proprio}' ({width} numbers)")
 
 
-def average(told: Tokens, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
+def average(tokens: Tokens, states: Float[Tensor, "b t d"]) -> Float[Tensor, "b d"]:
     """Mean of the states at the instruction's own tokens."""
-    share = (told.rows / told.rows.sum(1, keepdim=True)).to(states.dtype)
+    share = (tokens.token_mask / tokens.token_mask.sum(1, keepdim=True)).to(states.dtype)
     return torch.einsum("bt,btd->bd", share, states)

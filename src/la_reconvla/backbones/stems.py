@@ -4,10 +4,10 @@ The stem of the published PaliGemma is one linear map of a patch, which tells ed
 layer can. A few strided convolutions in its place learn faster and see small things better from little data (Xiao et
 al. 2021, arXiv 2106.14881).
 
-Each stem must put the centre of what a token reads at the centre of its patch, or what the words look at lies beside
+Each stem must put the centre of what a token reads at the centre of its patch, or what the words look at is beside
 it: convolutions of stride 2 that are all padded alike are centred half a patch off. `ConvStem` pads its last one
 otherwise. EfficientNet's weights have learned to lean the other way: by the gradient of a token, its centre is 1 to 2
-pixels right of and below the patch's (``tests/test_stems.py``).
+pixels right of and below the patch's (``tests/backbones/test_stems.py``).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check_stem(name: StemName, patch: int) -> None:
 
 
 def build_stem(name: StemName, patch: int, width: int) -> Stem | None:
-    """The module of this name, None for 'patch', which is the library's own.
+    """The module of this name, None for 'patch', which is the library's.
 
     Args:
         name: of the stem.
@@ -113,8 +113,8 @@ class ConvStem(Stem):
     start near unit variance.
 
     Neighbours overlap. The convolutions of one token read a square of two patches and a pixel in side around the
-    centre of its patch (33 pixels for a patch of 16), and GroupNorm adds to it mean and variance of the whole picture,
-    one pair for each of eight groups of channels. So with ``mask_at="decoder"`` the token of a visible patch has seen
+    centre of its patch (33 pixels for a patch of 16), and GroupNorm adds to it mean and variance of the full picture,
+    one pair for each of eight groups of channels. So with ``mask_at="decoder"`` the token of a visible patch has read
     pixels of its masked neighbours, as it would by the tower's attention anyhow. With ``mask_at="input"`` hidden pixels
     are grey before they come here, and nothing of them is left to mix.
 
@@ -233,7 +233,9 @@ class Lite0(nn.Module):
         for stage, (before, after) in zip(STAGES, pairwise(channels), strict=True):
             for i in range(stage.blocks):
                 self.blocks.append(
-                    Block(after if i else before, after, stage.kernel, stage.factor, 1 if i else stage.stride)
+                    InvertedBottleneck(
+                        after if i else before, after, stage.kernel, stage.factor, 1 if i else stage.stride
+                    )
                 )
 
     def forward(self, x: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 112 h w"]:
@@ -244,7 +246,7 @@ class Lite0(nn.Module):
         return x
 
 
-class Block(nn.Module):
+class InvertedBottleneck(nn.Module):
     """An inverted bottleneck (Sandler et al., arXiv 1801.04381): wider, one map at a time, narrower."""
 
     def __init__(self, before: int, after: int, kernel: int, factor: int, stride: int):

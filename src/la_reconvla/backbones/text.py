@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int64
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from la_reconvla.errors import UserError
@@ -19,20 +20,20 @@ class Tokens:
 
     Attributes:
         ids: int64 [b t]: what comes before, the instruction, what comes after, padding.
-        rows: bool [b t], True for the instruction's own tokens.
-        spans: int64 [b t 2], first and last-plus-one character of each token in its instruction; -1 where `rows` is
-            False.
+        token_mask: bool [b t], True for the instruction's own tokens.
+        spans: int64 [b t 2], first and last-plus-one character of each token in its instruction; -1 where `token_mask`
+            is False.
         present: bool [b t], False for padding.
     """
 
     ids: Int64[Tensor, "b t"]
-    rows: Bool[Tensor, "b t"]
+    token_mask: Bool[Tensor, "b t"]
     spans: Int64[Tensor, "b t 2"]
     present: Bool[Tensor, "b t"]
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same on another device."""
-        return Tokens(*(getattr(self, name).to(device) for name in ("ids", "rows", "spans", "present")))
+        return Tokens(*(getattr(self, name).to(device) for name in ("ids", "token_mask", "spans", "present")))
 
 
 def encode(
@@ -50,7 +51,7 @@ def encode(
         UserError: if an instruction is empty or longer than `max_tokens`.
     """
     texts = list(dict.fromkeys(instructions))  # a batch says few different things
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    encodings = [_encoding(tokenizer, text) for text in texts]
     for text, encoding in zip(texts, encodings, strict=True):
         if not encoding.ids or not text.strip():
             raise UserError("an instruction is empty: say what the robot should do")
@@ -74,3 +75,9 @@ def encode(
         )
     which = torch.tensor([texts.index(text) for text in instructions])
     return Tokens(*(torch.tensor(column)[which] for column in zip(*lines, strict=True)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
+    """A training says the same few instructions in every step: each is encoded once."""
+    return tokenizer.encode(text, add_special_tokens=False)

@@ -14,14 +14,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from la_reconvla.backbones.attention_probe import attention_weights
-from la_reconvla.backbones.shared import HALF, Geometry, Wrapped, average, last_layers
+from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, Wrapped, average, last_layers
 from la_reconvla.backbones.text import encode
-from la_reconvla.contracts import BackboneConfig, Features, Rows
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 
 
 class VisionOnlyBackbone(Wrapped):
@@ -41,10 +41,10 @@ class VisionOnlyBackbone(Wrapped):
         self.saliency_layers = last_layers(range(vision.num_hidden_layers), config.saliency_layers)
         self.model: Any = model
         self.model.use_head, self.model.head = False, None  # one vector for the whole image: nothing here reads it
-        heads = vision.num_attention_heads
+        attention_heads = vision.num_attention_heads
         self.words = nn.Embedding(tokenizer.get_vocab_size(), self.width)
-        self.listen = nn.MultiheadAttention(self.width, heads, batch_first=True)
-        self.act = nn.MultiheadAttention(self.width, heads, batch_first=True)
+        self.listen = nn.MultiheadAttention(self.width, attention_heads, batch_first=True)
+        self.act = nn.MultiheadAttention(self.width, attention_heads, batch_first=True)
 
     @staticmethod
     def geometry_of(architecture: Any, config: BackboneConfig | None = None) -> Geometry:
@@ -69,14 +69,7 @@ class VisionOnlyBackbone(Wrapped):
         return self.model.post_layernorm(hidden), maps
 
     def forward(
-        self,
-        images: UInt8[Tensor, "b 3 H W"],
-        instructions: list[str],
-        *,
-        attention: Rows | None = None,
-        hidden: Bool[Tensor, "b n"] | None = None,
-        wrist: UInt8[Tensor, "b 3 H W"] | None = None,
-        proprio: Float[Tensor, "b p"] | None = None,
+        self, inputs: PolicyInput, *, attention: AttentionRows | None = None, hidden: Bool[Tensor, "b n"] | None = None
     ) -> Features:
         """See `la_reconvla.contracts.Backbone`. Rows of either kind are answered by those of the image tokens.
 
@@ -84,31 +77,31 @@ class VisionOnlyBackbone(Wrapped):
             UserError: if the image has another size, camera or robot state are missing or not expected, or an
                 instruction is empty or too long.
         """
-        self.check(images, wrist, proprio)
-        dtype = self.queries.dtype
-        told = encode(self.tokenizer, instructions, max_tokens=self.config.max_tokens).to(images.device)
-        words = self.words(told.ids)
+        self.check(inputs)
+        dtype, device = self.queries.dtype, inputs.images.device
+        tokens = encode(self.tokenizer, inputs.instructions, max_tokens=self.config.max_tokens).to(device)
+        words = self.words(tokens.ids)
         layers = self.saliency_layers if attention else ()
-        patches, maps = self.see(self.pixels(images, self.geometry, hidden, dtype), layers)
-        padding = ~told.present
+        patches, maps = self.see(self.pixels(inputs.images, self.geometry, hidden, dtype), layers)
+        padding = ~tokens.present
         patches = patches + self.listen(patches, words, words, key_padding_mask=padding, need_weights=False)[0]
         scene = [patches, words]
-        if wrist is not None:
-            scene.insert(1, self.see(self.pixels(wrist, self.geometry, None, dtype))[0])
-        suffix = self.suffix(len(images), proprio, patches.dtype)
+        if inputs.wrist is not None:
+            scene.insert(1, self.see(self.pixels(inputs.wrist, self.geometry, None, dtype))[0])
+        suffix = self.suffix(inputs, patches.dtype)
         chunk = self.config.chunk
         scene.insert(1, suffix[:, :-chunk])  # the robot's state, if any
         every = torch.cat(scene, dim=1)
-        unseen = padding.new_zeros(every.shape[:2])
-        unseen[:, every.shape[1] - words.shape[1] :] = padding
+        blocked = padding.new_zeros(every.shape[:2])
+        blocked[:, every.shape[1] - words.shape[1] :] = padding
         queries = suffix[:, -chunk:]
-        actions = queries + self.act(queries, every, every, key_padding_mask=unseen, need_weights=False)[0]
+        states = queries + self.act(queries, every, every, key_padding_mask=blocked, need_weights=False)[0]
         return Features(
             patches=patches,
-            actions=actions,
-            instruction=average(told, words),
+            action_states=states,
+            instruction_state=average(tokens, words),
             attention=torch.stack(maps, dim=1) if attention else None,
-            rows=torch.ones(patches.shape[:2], dtype=torch.bool, device=images.device) if attention else None,
+            token_mask=torch.ones(patches.shape[:2], dtype=torch.bool, device=device) if attention else None,
             grid=self.grid,
             channel="image_self_attention",
         )

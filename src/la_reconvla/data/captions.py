@@ -1,7 +1,7 @@
 """Sentences about scenes: which thing they mean, and of which pictures they are true.
 
 A sentence is a *wording* around an *expression* ("the black bowl next to the plate"). An expression is true of a
-picture if something visible in it is meant. That is all that learning is told: whether sentence i is true of picture
+picture if something visible in it is meant. Learning is given this alone: whether sentence i is true of picture
 j, never where. What is too close to call (`UNSURE`) is left out of every loss.
 
 Held out from training, to measure what was learnt and not remembered: arrangements (another split of
@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from la_reconvla.data.scenes import Scenes
 
-FALSE, UNSURE, TRUE = 0.0, 0.5, 1.0  # a conjunction is the least of its parts, a disjunction the greatest
+FALSE, UNSURE, TRUE = 0.0, 0.5, 1.0  # a conjunction is the least of its terms, a disjunction the greatest
 VISIBLE = 20  # pixels at 112 x 112; fewer are too few to call
 
 NOUNS = {
@@ -120,7 +120,7 @@ def _graded(value: Float[np.ndarray, " m"], yes: float, no: float) -> Float[np.n
 
 @dataclass(frozen=True)
 class NextTo:
-    """Centres at most 16 cm apart, as LIBERO's own states are; beyond 20 cm it is false."""
+    """Centres at most 16 cm apart, as LIBERO's states are; beyond 20 cm it is false."""
 
     phrases = ("next to the {0}", "close to the {0}", "beside the {0}")
     places = 1
@@ -219,8 +219,8 @@ class Expression:
     def meant(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m o"]:
         """FALSE, UNSURE or TRUE for each instance of the scenes `chosen`: is it what the expression means?"""
         kinds = [kind(name) for name in scenes.instances]
-        seen = _visible(scenes, chosen)
-        result = np.where(np.array(kinds) == self.head, seen, FALSE)
+        visible = _visible(scenes, chosen)
+        result = np.where(np.array(kinds) == self.head, visible, FALSE)
         if self.relation is None:
             return result
         columns = [[i for i, k in enumerate(kinds) if k == other] for other in self.others]
@@ -228,7 +228,7 @@ class Expression:
         truth = np.full_like(result, FALSE)
         for picked in np.ndindex(*(len(column) for column in columns)):  # any of several alike things will do
             others = [column[i] for column, i in zip(columns, picked, strict=True)]
-            there = np.min([seen[:, other] for other in others], axis=0) if others else TRUE
+            there = np.min([visible[:, other] for other in others], axis=0) if others else TRUE
             for i in np.flatnonzero(np.array(kinds) == self.head):
                 if i in others:
                     continue
@@ -248,7 +248,7 @@ class Caption:
     def truth(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, " m"]:
         """FALSE, UNSURE or TRUE for each of the scenes `chosen`.
 
-        Where the place to put it is not seen, a request is UNSURE: it would tell true from false by that place alone.
+        Where the place to put it is not visible, a request is UNSURE: that place alone would decide.
         """
         holds = self.expression.meant(scenes, chosen).max(-1)
         if self.onto is None:
@@ -297,7 +297,7 @@ def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
 
 
 class Captioner:
-    """Draws captions of scenes; what is true of each scene is found once.
+    """Draws captions of scenes; what is true of each scene is determined once.
 
     Attributes:
         scenes: the scenes.

@@ -1,7 +1,7 @@
 """Training samples: numpy and files in, tensors out.
 
 A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Everything
-is held in memory, pictures as uint8 at the policy's own size, so that a batch is a few gathers.
+is held in memory, pictures as uint8 at the policy's size, so that a batch is a few gathers.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
 from la_reconvla.contracts import ACTION_DIM, Batch, Proprioception
-from la_reconvla.data.gaze import Annotator
-from la_reconvla.data.hdf5 import Demonstrations, Episode
+from la_reconvla.data.boxes import Annotator
+from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError, unknown
 
 GREY = 128  # pixel value of an image that shows nothing
@@ -78,7 +78,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self._step)
 
-    def told(self, gaze: Annotator) -> Samples:
+    def annotated(self, gaze: Annotator) -> Samples:
         """The same samples with the target's boxes; pictures are shared, not copied.
 
         Raises:
@@ -131,7 +131,7 @@ class Samples:
 
         Args:
             indices: numbers of samples.
-            names: instances, or ``target`` and ``destination``, which stand for each episode's own.
+            names: instances, or ``target`` and ``destination``, which are those of each episode.
             grid: rows and columns of the patches; n = rows x columns.
 
         Raises:
@@ -155,7 +155,7 @@ class Samples:
         return self.stride
 
     def _pictures(self, kind: Literal["frames", "wrist"]) -> UInt8[torch.Tensor, "N 3 H W"]:
-        """Pictures of all samples, resized. Filled in place, so that the whole is never in memory twice."""
+        """Pictures of all samples, resized. Filled in place, so that they are never in memory twice."""
         size = self.image_size
         result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
         done = 0
@@ -183,7 +183,7 @@ class Samples:
 def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, " b"]:
     """Which of `n` samples training step `step` sees: a pure function, so that a resumed run needs no saved state.
 
-    Samples come in a fresh random order each epoch, none twice before all were seen once; a batch may span two epochs.
+    Samples come in a fresh random order each epoch, none twice before all came once; a batch may span two epochs.
 
     Args:
         seed: of the stream of batches.
@@ -262,7 +262,7 @@ def patch_coverage(masks: Bool[np.ndarray, "b H W"], grid: tuple[int, int]) -> F
 
 
 def _overlap(cells: int, pixels: int) -> Float[np.ndarray, "cells pixels"]:
-    """Share of each of `cells` equal intervals that lies in each of `pixels` equal intervals; rows sum to 1."""
+    """Share of each of `cells` equal intervals that is in each of `pixels` equal intervals; rows sum to 1."""
     edges, borders = np.arange(cells + 1) / cells * pixels, np.arange(pixels)
     low, high = edges[:-1, None], edges[1:, None]
     return np.clip(np.minimum(high, borders + 1) - np.maximum(low, borders), 0, None) / (pixels / cells)

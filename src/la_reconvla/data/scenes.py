@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from la_reconvla.contracts import Split
+from la_reconvla.data.starts import Split
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
 
@@ -27,13 +27,13 @@ NAMES = ("arenas", "instances")  # kept in the metadata, as JSON
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """m scenes, and what stands in them; o is the number of instances of any scene of the set.
+    """m scenes, and what is in them; o is the number of instances of any scene of the set.
 
     Attributes:
         arenas: m names of where each scene was rendered.
         instances: o names, for example ``akita_black_bowl_1``; not every scene has every one.
         images: uint8 [m H W 3], as `contracts.Observation.image`.
-        maps: uint8 [m H W], i + 1 where ``instances[i]`` is visible, 0 elsewhere. For evaluation: training reads none.
+        maps: uint8 [m H W], i + 1 where ``instances[i]`` is visible, else 0. For evaluation: training reads none.
         positions: float32 [m o 2], x and y in the world (m), NaN for what is not in the scene.
         pixels: int32 [m o], how many pixels of each instance are visible.
     """
@@ -76,21 +76,21 @@ class Scenes:
             raise UserError(f"{path} is no file of scenes ({error}): delete it and render it again") from error
 
     @classmethod
-    def join(cls, parts: Iterable[Scenes]) -> Scenes:
-        """All scenes of `parts`, in order, over all their instances."""
-        parts = list(parts)
-        names = tuple(sorted({name for part in parts for name in part.instances}))
+    def join(cls, groups: Iterable[Scenes]) -> Scenes:
+        """All scenes of `groups`, in order, over all their instances."""
+        groups = list(groups)
+        names = tuple(sorted({name for group in groups for name in group.instances}))
         positions, pixels, maps = [], [], []
-        for part in parts:
-            columns = [names.index(name) for name in part.instances]
-            where = np.full((len(part), len(names), 2), np.nan, np.float32)
-            shown = np.zeros((len(part), len(names)), np.int32)
-            where[:, columns], shown[:, columns] = part.positions, part.pixels
+        for group in groups:
+            columns = [names.index(name) for name in group.instances]
+            where = np.full((len(group), len(names), 2), np.nan, np.float32)
+            shown = np.zeros((len(group), len(names)), np.int32)
+            where[:, columns], shown[:, columns] = group.positions, group.pixels
             positions.append(where)
             pixels.append(shown)
-            maps.append(np.array([0, *(column + 1 for column in columns)], np.uint8)[part.maps])
-        images = np.concatenate([part.images for part in parts])
-        arenas = tuple(arena for part in parts for arena in part.arenas)
+            maps.append(np.array([0, *(column + 1 for column in columns)], np.uint8)[group.maps])
+        images = np.concatenate([group.images for group in groups])
+        arenas = tuple(arena for group in groups for arena in group.arenas)
         return cls(arenas, names, images, np.concatenate(maps), np.concatenate(positions), np.concatenate(pixels))
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from la_reconvla.contracts import ACTION_DIM
+from la_reconvla.contracts import ACTION_DIM, Backbone, PolicyInput
 
 GRIPPER = ACTION_DIM - 1
 REACH = 6  # standard deviations; what lies beyond is 2e-9 of a label
@@ -22,7 +22,7 @@ REACH = 6  # standard deviations; what lies beyond is 2e-9 of a label
 
 @dataclass(frozen=True)
 class ActionBins:
-    """Where the bins lie and how labels and decisions are made; saved with the policy.
+    """Edges of the bins and how labels and decisions are made; saved with the policy.
 
     Attributes:
         low: 1st percentile of each dimension of the training actions (7 numbers; the gripper's are -1 and 1).
@@ -70,9 +70,8 @@ class ActionBins:
     def window(self, actions: Float[Tensor, "... 7"]) -> tuple[Int64[Tensor, "... 7 w"], Float[Tensor, "... 7 w"]]:
         """The bins that a label touches, and the share of the label that each has; shares of a label sum to one.
 
-        A label is a softmax over all bins of a Gaussian, and one-hot for the gripper or without `spread`. Beyond
-        `REACH` standard deviations the shares are below the precision of float32. At the ends of the axis the window
-        is moved inwards.
+        A label is a softmax over all bins of a Gaussian, cut off at `REACH`, and one-hot for the gripper or without
+        `spread`. At the ends of the axis the window is moved inwards.
         """
         place = self.labels(actions)
         reach = math.ceil(REACH * self.spread)
@@ -84,13 +83,6 @@ class ActionBins:
         bins = first.long()[..., None] + steps
         shares[..., GRIPPER, :] = bins[..., GRIPPER, :] == place[..., GRIPPER, None]
         return bins, shares
-
-    def values(self, tokens: Int64[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
-        """Centre of each bin in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
-        dimensions = torch.arange(ACTION_DIM, device=tokens.device)
-        values = self.centers(tokens.device)[dimensions, tokens]
-        gripper = torch.where(tokens[..., GRIPPER] >= self.count // 2, 1.0, -1.0)
-        return torch.cat([values[..., :GRIPPER], gripper[..., None]], dim=-1)
 
     def decide(self, logits: Float[Tensor, "b c 7 v"]) -> Float[Tensor, "b c 7"]:
         """Actions in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
@@ -106,7 +98,7 @@ class ActionBins:
 
 
 class ActionHead(nn.Module):
-    """Hidden states at the action positions -> logits over bins.
+    """Hidden states at the action positions -> logits over bins, all actions of a chunk at once.
 
     It also reads the instruction's own final states, averaged. Without that, nothing downstream reads the text rows of
     the last layer: they would get no gradient from the action loss, and a third of the saliency would be noise.
@@ -121,28 +113,26 @@ class ActionHead(nn.Module):
         nn.init.normal_(self.logits.weight, std=0.02)
         nn.init.zeros_(self.logits.bias)
 
-    def forward(self, actions: Float[Tensor, "b c d"], instruction: Float[Tensor, "b d"]) -> Float[Tensor, "b c 7 v"]:
+    def forward(
+        self, action_states: Float[Tensor, "b c d"], instruction_state: Float[Tensor, "b d"]
+    ) -> Float[Tensor, "b c 7 v"]:
         """Logits in float32, all dimensions and all steps of the chunk in one pass."""
-        hidden = self.norm(actions + self.from_instruction(instruction)[:, None])
+        hidden = self.norm(action_states + self.from_instruction(instruction_state)[:, None])
         return self.logits(hidden).float().unflatten(-1, (ACTION_DIM, self.count))
 
-    def told(self, bins: ActionBins, actions: Float[Tensor, "b c 7"]) -> None:
-        """Nothing of the true actions is shown to the backbone in training."""
+    def teacher_forcing(self, bins: ActionBins, actions: Float[Tensor, "b c 7"]) -> None:
+        """Nothing: in training the backbone does not read the true actions."""
 
-    def act(self, backbone: Any, bins: ActionBins, *seen: Any, **more: Any) -> Float[Tensor, "b c 7"]:
-        """Actions from one pass of the backbone; arguments as of it."""
-        features = backbone(*seen, **more)
-        return bins.decide(self(features.actions, features.instruction))
+    def act(self, backbone: Backbone, bins: ActionBins, inputs: PolicyInput) -> Float[Tensor, "b c 7"]:
+        """Actions in the environment's units, from one pass of the backbone."""
+        features = backbone(inputs)
+        return bins.decide(self(features.action_states, features.instruction_state))
 
 
 def action_loss(
     logits: Float[Tensor, "b c 7 v"], bins: ActionBins, actions: Float[Tensor, "b c 7"], valid: Bool[Tensor, "b c"]
 ) -> Float[Tensor, ""]:
-    """L_action: cross-entropy, averaged over the 7 dimensions and the steps that exist (`valid`).
-
-    Raises:
-        ValueError: if no step of the batch is valid.
-    """
+    """L_action: cross-entropy, averaged over the 7 dimensions and the `valid` steps; ValueError without any."""
     if not bool(valid.any()):
         raise ValueError("no valid action in the batch")
     touched, shares = bins.window(actions)

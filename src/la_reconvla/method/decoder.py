@@ -35,12 +35,11 @@ class MAEDecoder:
 
     depth: int = 4
     width: int = 256
-    heads: int = 8
+    attention_heads: int = 8
     norm_pixels: bool = False
     label = "mae"
 
     def build(self, backbone_width: int, grid: tuple[int, int], patch: int) -> MAEReconstructor:
-        """The trainable module for a backbone of this width, grid and patch size."""
         return MAEReconstructor(self, backbone_width, grid, patch)
 
 
@@ -52,36 +51,32 @@ class MAEReconstructor(nn.Module):
     def __init__(self, config: MAEDecoder, backbone_width: int, grid: tuple[int, int], patch: int):
         super().__init__()
         self.config, self.patch = config, patch
+        self.target_width = 3 * patch**2
         self.enter = nn.Linear(backbone_width, config.width)
         self.mask_token = nn.Parameter(torch.randn(config.width) * 0.02)
         self.register_buffer("positions", position_table(grid, config.width), persistent=False)
         self.blocks = nn.Sequential(*(_block(config) for _ in range(config.depth)), nn.LayerNorm(config.width))
-        self.leave = nn.Linear(config.width, 3 * patch * patch)
-
-    @property
-    def rows(self) -> int:
-        """Numbers of a target's row, q."""
-        return 3 * self.patch**2
+        self.leave = nn.Linear(config.width, self.target_width)
 
     def target(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]:
         """All pixels of each patch, see `patchify`."""
         return patchify(images, self.patch)
 
-    def decode(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n w"]:
-        """Decoder states at all positions. Where `mask` is True nothing of `patches` is read; without one all is."""
+    def decode(
+        self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None, masked_only: bool = False
+    ) -> Float[Tensor, "b n w"]:
+        """Decoder states at all positions. Where `mask` is True nothing of `patches` is read; without one all is.
+
+        With `masked_only` at the masked positions alone, [b k w]. The last block answers only there: it still reads all
+        positions, but nobody reads what it says of the others.
+        """
         tokens = self.enter(patches)
         if mask is not None:
             tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), tokens)
-        return self.blocks(tokens + self.positions.to(tokens.dtype))
-
-    def decode_masked(self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m w"]:
-        """`decode` at the masked positions alone, those of the first sample first; each has equally many.
-
-        The last block answers only there: it still reads all positions, but nobody reads what it says of the others.
-        """
-        tokens = torch.where(mask[..., None], self.mask_token.to(patches.dtype), self.enter(patches))
-        tokens = self.blocks[:-2](tokens + self.positions.to(tokens.dtype))
-        return self.blocks[-1](_answer(self.blocks[-2], tokens, mask)).flatten(0, 1)
+        tokens = tokens + self.positions.to(tokens.dtype)
+        if mask is None or not masked_only:
+            return self.blocks(tokens)
+        return self.blocks[-1](_answer(self.blocks[-2], self.blocks[:-2](tokens), mask))
 
     def loss(
         self,
@@ -92,19 +87,19 @@ class MAEReconstructor(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean squared pixel error over the masked patches and nothing else (MAE, equation of section 3).
 
-        Without a mask, for a target that is not the policy's own picture, over all.
-
-        `generator` is unused: one pass needs no noise. Pixels are in [-1, 1], or of zero mean and unit variance in
-        each patch with ``norm_pixels``.
+        Without a mask, for a target that is not the policy's own picture, over all. `generator` is unused: one pass
+        needs no noise. Pixels are in [-1, 1], or of zero mean and unit variance in each patch with ``norm_pixels``.
         """
-        chosen = slice(None) if mask is None else mask
-        few = None if mask is None or not equally_many(mask) else self.decode_masked(patches, mask)
-        predicted = self.leave(self.decode(patches, mask)[chosen] if few is None else few).float()
-        wanted = target[chosen]
+        if mask is None:
+            states, wanted = self.decode(patches, mask), target
+        elif equally_many(mask):
+            states, wanted = self.decode(patches, mask, masked_only=True).flatten(0, 1), target[mask]
+        else:
+            states, wanted = self.decode(patches, mask)[mask], target[mask]
         if self.config.norm_pixels:
-            mean, deviation = _moments(wanted)
+            mean, deviation = _statistics(wanted)
             wanted = (wanted - mean) / deviation
-        return (predicted - wanted).square().mean()
+        return (self.leave(states).float() - wanted).square().mean()
 
     @torch.no_grad()
     def picture(
@@ -116,33 +111,23 @@ class MAEReconstructor(nn.Module):
         are taken from `target`; without, `target` is not read.
         """
         predicted = self.leave(self.decode(patches, mask)).float()
-        if not self.config.norm_pixels:
-            return predicted
-        mean, deviation = _moments(target)
+        mean, deviation = _statistics(target) if self.config.norm_pixels else (0.0, 1.0)
         return predicted * deviation + mean
 
 
 def _answer(block: Any, tokens: Float[Tensor, "b n w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b k w"]:
     """What a pre-norm `torch.nn.TransformerEncoderLayer` without dropout gives at the masked positions."""
-    seen = block.norm1(tokens)
-    found = block.self_attn(at(seen, mask), seen, seen, need_weights=False)[0]
-    states = at(tokens, mask) + found
+    normed = block.norm1(tokens)
+    states = at(tokens, mask) + block.self_attn(at(normed, mask), normed, normed, need_weights=False)[0]
     return states + block.linear2(block.activation(block.linear1(block.norm2(states))))
 
 
-def _moments(patches: Float[Tensor, "*b q"]) -> tuple[Float[Tensor, "*b 1"], Float[Tensor, "*b 1"]]:
+def _statistics(patches: Float[Tensor, "*b q"]) -> tuple[Float[Tensor, "*b 1"], Float[Tensor, "*b 1"]]:
     """Mean and standard deviation of each patch's pixels; a patch of one colour has a deviation above zero."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def _block(config: MAEDecoder) -> nn.Module:
     """One pre-norm transformer block, as in MAE."""
-    return nn.TransformerEncoderLayer(
-        config.width,
-        config.heads,
-        4 * config.width,
-        dropout=0.0,
-        activation="gelu",
-        batch_first=True,
-        norm_first=True,
-    )
+    shape = config.width, config.attention_heads, 4 * config.width
+    return nn.TransformerEncoderLayer(*shape, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from la_reconvla.contracts import START, MaskSource, Moment, SaliencySource
+from la_reconvla.method.saliency import SaliencySource
 
 
 def masked_count(fraction: float, n: int) -> int:
-    """``ceil(fraction * n)``: 49 of 196, 64 of 256, 13 of 49.
-
-    Raises:
-        ValueError: if `fraction` is not strictly between 0 and 1.
-    """
+    """``ceil(fraction * n)``: 49 of 196, 64 of 256, 13 of 49. ValueError unless 0 < `fraction` < 1."""
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction of masked patches must be between 0 and 1, got {fraction}")
     return math.ceil(fraction * n - 1e-9)  # the epsilon keeps 0.07 * 100 = 7.000000000000001 at 7
@@ -34,7 +29,7 @@ def top(scores: Float[Tensor, "b n"], k: int) -> Bool[Tensor, "b n"]:
 
 
 def checked(saliency: Float[Tensor, "b n"] | None) -> Float[Tensor, "b n"]:
-    """The saliency, if there is one and it is finite."""
+    """The saliency, if there is one and it is finite; a mask never degrades to something else in silence."""
     if saliency is None:
         raise ValueError("the attention mask needs saliency, but the backbone returned no attention")
     if not torch.isfinite(saliency).all():
@@ -42,102 +37,62 @@ def checked(saliency: Float[Tensor, "b n"] | None) -> Float[Tensor, "b n"]:
     return saliency
 
 
-class Whole:
-    """A mask that is made of one map."""
+@dataclass(frozen=True, eq=False)
+class MaskContext:
+    """What a mask may know.
 
-    parts: tuple[SaliencySource, ...] = ()
-    needs_gaze = False
+    Attributes:
+        shape: (b, n).
+        generator: the stream of masks, on the CPU so that every device masks the same patches.
+        saliency: of the arm's `SaliencySource`; None where it reads no attention.
+        grid: rows and columns of the patches; None where only their number is known.
+        step: optimizer step, counted from 0.
+        maps: one for each of the mask's `sources`; NaN in samples whose instruction has no such words.
+        boxes: the target's (`Batch.gaze`), for arms that declare annotation only.
+    """
+
+    shape: tuple[int, int]
+    generator: torch.Generator
+    saliency: Float[Tensor, "b n"] | None = None
+    grid: tuple[int, int] | None = None
+    step: int = 0
+    maps: tuple[Float[Tensor, "b n"], ...] = ()
+    boxes: Float[Tensor, "b 4"] | None = None
+
+
+class MaskSource:
+    """Chooses the patches to reconstruct."""
+
+    label: str  # for tables, for example ``random``
+    needs_attention = False  # whether there must be a saliency
+    needs_gaze = False  # whether there must be boxes of the target: then the arm counts as annotated
+    sources: tuple[SaliencySource, ...] = ()  # of further maps that the mask is made of
+
+    def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
+        """True = reconstruct. Raises ValueError if the context lacks what the mask needs."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class AttentionMask(Whole):
-    """The patches that the instruction looks at most: top `fraction` of the saliency."""
+class AttentionMask(MaskSource):
+    """The patches that the instruction looks at most: top `fraction` of the saliency. Without one it raises."""
 
     fraction: float = 0.25
     needs_attention = True
     label = "attention"
 
-    def __call__(
-        self,
-        saliency: Float[Tensor, "b n"] | None,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        moment: Moment = START,
-    ) -> Bool[Tensor, "b n"]:
-        """An attention arm never degrades to something else in silence.
-
-        Raises:
-            ValueError: without saliency.
-            FloatingPointError: if it is not finite.
-        """
-        return top(checked(saliency), masked_count(self.fraction, shape[1]))
+    def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
+        return top(checked(context.saliency), masked_count(self.fraction, context.shape[1]))
 
 
 @dataclass(frozen=True)
-class RandomMask(Whole):
-    """A uniformly random `fraction` of the patches, drawn on the CPU so that every device masks the same ones."""
+class RandomMask(MaskSource):
+    """A uniformly random `fraction` of the patches. The saliency is ignored."""
 
     fraction: float = 0.25
-    needs_attention = False
     label = "random"
 
-    def __call__(
-        self,
-        saliency: Float[Tensor, "b n"] | None,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        moment: Moment = START,
-    ) -> Bool[Tensor, "b n"]:
-        """`saliency` is ignored; it may still be present because every arm logs its attention."""
-        mask = top(torch.rand(shape, generator=generator), masked_count(self.fraction, shape[1]))
-        return mask if saliency is None else mask.to(saliency.device)
-
-
-class FollowsAttention(MaskSource, Protocol):
-    """A mask source that masks a `fraction` of the patches."""
-
-    @property
-    def fraction(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """A random mask for the first `steps`, then `mask`: at first attention follows nothing that was learned.
-
-    During the warm-up the very same patches are masked as by `RandomMask` of the same fraction, seed and step, so that
-    an arm and the random one are one arm until then.
-
-    Attributes:
-        mask: what follows.
-        steps: optimizer steps before it does.
-    """
-
-    mask: FollowsAttention = AttentionMask()
-    steps: int = 200
-    label = "warm-up"
-
-    @property
-    def needs_attention(self) -> bool:
-        """As `mask`, also before it is followed."""
-        return self.mask.needs_attention
-
-    @property
-    def needs_gaze(self) -> bool:
-        """As `mask`."""
-        return self.mask.needs_gaze
-
-    @property
-    def parts(self) -> tuple[SaliencySource, ...]:
-        """As `mask`."""
-        return self.mask.parts
-
-    def __call__(
-        self,
-        saliency: Float[Tensor, "b n"] | None,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        moment: Moment = START,
-    ) -> Bool[Tensor, "b n"]:
-        """`moment` tells the step."""
-        now = RandomMask(self.mask.fraction) if moment.step < self.steps else self.mask
-        return now(saliency, shape, generator, moment)
+    def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
+        scores = torch.rand(context.shape, generator=context.generator)
+        mask = top(scores, masked_count(self.fraction, context.shape[1]))
+        return mask if context.saliency is None else mask.to(context.saliency.device)

@@ -9,17 +9,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from la_reconvla.contracts import Batch, CropSource, Features, HeadConfig, MaskSource, Moment, SaliencySource
+from la_reconvla.contracts import Batch, Features
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.method.gaze import cut
-from la_reconvla.method.mask import AttentionMask
-from la_reconvla.method.saliency import Mean
+from la_reconvla.method.mask import AttentionMask, MaskContext, MaskSource
+from la_reconvla.method.saliency import Mean, SaliencySource
+
+
+class ReconstructorConfig(Protocol):
+    """Kind and size of a reconstruction head: a frozen dataclass. `build` makes the trainable `Reconstructor`."""
+
+    @property
+    def label(self) -> str: ...
+
+    def build(self, backbone_width: int, grid: tuple[int, int], patch: int) -> Any: ...
+
+
+class CropSource:
+    """Chooses the part of the picture to reconstruct as a picture of its own; see `MaskSource`."""
+
+    label: str
+    needs_gaze = False
+
+    def picture(self, batch: Batch, generator: torch.Generator) -> UInt8[Tensor, "b 3 H W"]:
+        """The crops, stretched. Raises ValueError if the batch lacks boxes that are needed."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class Reconstruction:
 
     Attributes:
         mask: which patches to reconstruct; None for an arm that reconstructs a crop.
-        head: kind and size of the head; its `build` makes the trainable module.
+        reconstruction_head: what reconstructs.
         weight: lambda.
         mask_at: where the masked pixels are removed, see `method.objective`.
         saliency: which part of the attention the mask follows.
@@ -36,7 +55,7 @@ class Reconstruction:
     """
 
     mask: MaskSource | None = field(default_factory=AttentionMask)
-    head: HeadConfig = field(default_factory=MAEDecoder)
+    reconstruction_head: ReconstructorConfig = field(default_factory=MAEDecoder)
     weight: float = 0.5
     mask_at: Literal["decoder", "input"] = "decoder"
     saliency: SaliencySource = field(default_factory=Mean)
@@ -45,8 +64,8 @@ class Reconstruction:
     def __post_init__(self):
         if (self.mask is None) == (self.crop is None):
             raise ValueError("an arm reconstructs either masked patches or a crop: give a mask or a crop")
-        if self.mask and any(part.rows != self.saliency.rows for part in self.mask.parts):
-            raise ValueError("the mask's parts and the saliency must read the same rows: one pass gives only one kind")
+        if self.mask and any(one.attention_rows != self.saliency.attention_rows for one in self.mask.sources):
+            raise ValueError("all maps of a mask must read the same attention rows: one pass gives only one kind")
 
     @property
     def region(self) -> MaskSource | CropSource:
@@ -59,26 +78,15 @@ class Reconstruction:
         return self.saliency if self.mask and self.mask.needs_attention else None
 
     def picture(self, batch: Batch, generator: torch.Generator) -> UInt8[Tensor, "b 3 H W"]:
-        """The picture to reconstruct: the policy's own, or the crop.
+        """The picture to reconstruct: the policy's own, or the crop."""
+        return batch.images if self.crop is None else self.crop.picture(batch, generator)
 
-        Raises:
-            ValueError: if the crop needs the target's boxes and the batch has none.
-        """
-        if self.crop is None:
-            return batch.images
-        return cut(batch.images, self.crop(batch.gaze, len(batch.images), generator).to(batch.images.device))
-
-    def cover(
-        self, seen: Features, state: Tensor | None, gaze: Tensor | None, generator: torch.Generator, step: int
+    def choose_patches(
+        self, features: Features, boxes: Float[Tensor, "b 4"] | None, generator: torch.Generator, step: int
     ) -> tuple[Float[Tensor, "b n"] | None, Bool[Tensor, "b n"] | None]:
-        """What the mask follows in these features, and the mask itself; None for what the arm has not.
+        """The saliency that the mask follows, and the mask itself; None for what the arm has not.
 
-        Args:
-            seen: features with the attention that `follows` reads.
-            state: what that source has learned, see `SaliencySource.fit`.
-            gaze: the target's boxes [b 4], for a mask that needs them.
-            generator: the stream of masks, on the CPU.
-            step: optimizer step.
+        `features` hold the attention that `follows` reads; the others are as in `MaskContext`.
 
         Raises:
             ValueError: if attention or boxes are missing.
@@ -86,7 +94,8 @@ class Reconstruction:
         """
         if self.mask is None:
             return None, None
-        scores = None if self.follows is None else self.follows(seen, state)
-        moment = Moment(step, seen.grid, tuple(part(seen, state) for part in self.mask.parts), gaze)
-        b, n, _ = seen.patches.shape
-        return scores, self.mask(scores, (b, n), generator, moment).to(seen.patches.device)
+        scores = None if self.follows is None else self.follows(features)
+        b, n, _ = features.patches.shape
+        maps = tuple(source(features) for source in self.mask.sources)
+        context = MaskContext((b, n), generator, scores, features.grid, step, maps, boxes)
+        return scores, self.mask(context).to(features.patches.device)

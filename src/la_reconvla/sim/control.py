@@ -2,7 +2,7 @@
 
 robosuite looks every name up again and computes the hand's Jacobians four times in each substep, which costs as much
 time as the physics itself. Here names are looked up once a reset and each Jacobian is computed once. Every number is
-the one that robosuite computes, bit for bit (`tests/test_sim_env.py`).
+the one that robosuite computes, bit for bit (`tests/sim/test_sim_env.py`).
 """
 
 # pyright: reportAttributeAccessIssue=false

@@ -1,26 +1,25 @@
 """LIBERO as a small numpy environment that renders only when it is asked to.
 
-The physics is LIBERO's own, bit for bit (`tests/test_sim_env.py` compares with its `ControlEnv`). What differs is what
+The physics is LIBERO's, bit for bit (`tests/sim/test_sim_env.py` compares with its `ControlEnv`). What differs is what
 is *not* done: no camera is drawn in a control step, no robosuite observable is computed, and the success predicate is
 evaluated once a step.
 """
 
 from __future__ import annotations
 
-import ctypes.util
-import importlib
-import logging
-import os
-import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from la_reconvla.contracts import ACTION_DIM, GRIPPER_OPEN, Observation, Outcome, Pose, Quality, Start
+from la_reconvla.contracts import ACTION_DIM, GRIPPER_OPEN, Observation, Quality
+from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.sim.tasks import INSTALL_SIM, Task, load_task
+from la_reconvla.sim.compiled_model import compile_once
+from la_reconvla.sim.env import Outcome, Pose
+from la_reconvla.sim.prepare import prepare_simulator
+from la_reconvla.sim.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from la_reconvla.sim.renderer import Renderer
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
 AGENTVIEW, WRIST = "agentview", "robot0_eye_in_hand"
 SETTLING_STEPS = 10  # LIBERO drops its objects from 7-11 cm
 RESET_ATTEMPTS = 10
-# Mesa's drivers come with these. OSMesa, should a kernel not allow EGL, is libosmesa6.
-INSTALL_OPENGL = "sudo apt-get update && sudo apt-get install -y libegl1 libgl1 libopengl0"
-if hasattr(os, "geteuid") and os.geteuid() == 0:
-    INSTALL_OPENGL = INSTALL_OPENGL.replace("sudo ", "")
 # Bodies of the robot carry these prefixes; as names they stand for all bodies that do.
 ROBOT_PARTS = {"gripper": ("gripper0_",), "robot": ("robot0_", "gripper0_", "mount0_")}
 TABLE = "table"  # body of ``main_table``, ``kitchen_table`` and so on in scenes that have none of that name
@@ -42,7 +37,7 @@ _NO_OP = np.array([0.0] * 6 + [GRIPPER_OPEN])
 
 
 class LiberoEnv:
-    """One LIBERO simulator at a time; implements `la_reconvla.contracts.Env`.
+    """One LIBERO simulator at a time; implements `la_reconvla.sim.env.Env`.
 
     The simulator of a task is built on the first `reset` to it and reused until another task is asked for. An instance
     holds an OpenGL context once it has rendered: never fork a process that has one, start workers with ``spawn``.
@@ -52,7 +47,7 @@ class LiberoEnv:
         wrist: whether `observe` also draws the wrist camera.
         proprio: whether `observe` also returns `proprio()`.
         quality: `official` renders as LIBERO does; `fast` without reflections, shadows and multisampling.
-        max_steps: step limit of an episode in place of the task's own.
+        max_steps: step limit of an episode in place of the task's.
         allow_any_mujoco: accept a MuJoCo outside [3.3, 3.3.3). Scores are then not comparable with published ones.
 
     Raises:
@@ -128,7 +123,7 @@ class LiberoEnv:
         return Outcome(steps=self._steps - before, success=self._success, done=self._over(stop_at_success))
 
     def success(self) -> bool:
-        """Whether the goal holds now, by LIBERO's own check."""
+        """Whether the goal holds now, by LIBERO's check."""
         return bool(self._simulator()._check_success())
 
     @property
@@ -191,7 +186,7 @@ class LiberoEnv:
         return {name: np.isin(shown, geoms) for name, geoms in owners.items()}
 
     def segmentation(self, names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]:
-        """All of `masks` in one map: uint8 [H W], i + 1 where ``names[i]`` is visible and 0 elsewhere.
+        """All of `masks` in one map: uint8 [H W], i + 1 where ``names[i]`` is visible, else 0.
 
         Where names overlap (``robot`` contains ``gripper``) the later one wins.
 
@@ -208,7 +203,7 @@ class LiberoEnv:
     # ------------------------------------------------------------ privileged
 
     def poses(self) -> dict[str, Pose]:
-        """Poses of all objects, of the fixtures that have a body of their own, and of the gripper (``gripper``)."""
+        """Poses of all objects, of the fixtures that have a body, and of the gripper (``gripper``)."""
         env = self._simulator()
         data = env.sim.data
         result = {
@@ -221,7 +216,7 @@ class LiberoEnv:
         return result | {"gripper": Pose(position=position, quaternion=_xyzw(data.body_xquat[hand]))}
 
     def height(self, name: str) -> float:
-        """How far the highest point of an object that can be touched lies above its origin, as it stands now (m)."""
+        """How far the highest point of an object that can be touched is above its origin, in its present pose (m)."""
         model, data = self._physics()
         geoms = np.array(self._geoms_of(name))
         geoms = geoms[(model.geom_contype[geoms] != 0) | (model.geom_conaffinity[geoms] != 0)]
@@ -287,7 +282,7 @@ class LiberoEnv:
         return self._env
 
     def _physics(self) -> tuple[Any, Any]:
-        """MuJoCo's own model and data of the current simulation."""
+        """MuJoCo's model and data of the current simulation."""
         sim = self._simulator().sim
         return sim.model._model, sim.data._data
 
@@ -297,7 +292,7 @@ class LiberoEnv:
         self.close()
         wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
         self._env, self._task = wrapper.env, task
-        _compile_once(self._env)
+        compile_once(self._env)
 
     def _hard_reset(self, seed: int) -> None:
         """Reset with a bound: `ControlEnv.reset` swallows every exception and tries again for ever."""
@@ -360,7 +355,7 @@ class LiberoEnv:
         return self._drawer().image(*self._physics(), camera)
 
     def _geoms_of(self, name: str) -> list[int]:
-        """Numbers of all geoms that belong to `name`, those of its moving parts included."""
+        """Numbers of all geoms that belong to `name`, those of bodies that move on it included."""
         model = self._simulator().sim.model
         bodies = self._simulator().obj_body_id
         instance = name if name in ROBOT_PARTS else self.task.instance(name)
@@ -371,96 +366,6 @@ class LiberoEnv:
             roots = {i for i, body in enumerate(model.body_names) if body.startswith(prefixes)}
             roots = roots or {model.body_name2id(TABLE)}
         return [geom for geom, body in enumerate(model.geom_bodyid) if _inside(body, roots, model.body_parentid)]
-
-
-def _compile_once(env: Any) -> None:
-    """Let every reset of `env` start from one compiled model: compiling takes three quarters of a reset.
-
-    The scene's XML does not depend on the seed; what does is written into the model afterwards. So the model is put
-    back to what was compiled (a copy of it would cost 0.3 GB). Should the XML ever change, it is compiled again.
-    """
-    import mujoco
-    from robosuite.utils.binding_utils import MjSim
-
-    source, model, fields = "", None, {}
-
-    def initialize_sim(xml_string: str | None = None) -> None:
-        nonlocal source, model, fields
-        xml = xml_string or env.model.get_xml()
-        if xml != source:
-            source, model = xml, mujoco.MjModel.from_xml_string(xml)
-            fields = {name: getattr(model, name).copy() for name in dir(model) if _may_change(model, name)}
-        for name, value in fields.items():
-            getattr(model, name)[...] = value
-        env.sim = MjSim(model)
-        env.sim.forward()
-        env.initialize_time(env.control_freq)
-
-    env._initialize_sim = initialize_sim
-
-
-def _may_change(model: Any, name: str) -> bool:
-    """Whether `name` is an array of numbers of `model` other than its meshes and textures, which nothing writes to."""
-    return not name.startswith(("_", "bvh_", "mesh_", "tex_", "hfield_", "skin_")) and isinstance(
-        getattr(model, name), np.ndarray
-    )
-
-
-def prepare_simulator(*, allow_any_mujoco: bool = False) -> None:
-    """Import the simulator with a working OpenGL chosen and its chatter silenced.
-
-    Raises:
-        UserError: if its packages, a working OpenGL library or the right MuJoCo are missing.
-    """
-    choose_opengl()
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    try:
-        mujoco = importlib.import_module("mujoco")
-        importlib.import_module("libero.libero.envs")
-    except ModuleNotFoundError as error:
-        raise UserError(f"the simulator cannot be imported ({error}): {INSTALL_SIM}") from error
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # a library or a device that does not load
-        raise no_opengl(error) from error
-    if not allow_any_mujoco:
-        check_mujoco(mujoco.__version__)
-
-
-def no_opengl(reason: object) -> UserError:
-    """`UserError` for an OpenGL that does not draw, with the command that repairs it."""
-    library = os.environ.get("MUJOCO_GL") or "no library"
-    return UserError(f"OpenGL does not draw (MUJOCO_GL: {library}; {reason}); repair it with: {INSTALL_OPENGL}")
-
-
-def check_mujoco(version: str) -> None:
-    """Refuse a MuJoCo with which LIBERO's scores are not comparable.
-
-    Raises:
-        UserError: if `version` is outside [3.3, 3.3.3).
-    """
-    parts = tuple(int(part) for part in version.split(".")[:3])
-    if not (3, 3) <= parts < (3, 3, 3):
-        raise UserError(
-            f'MuJoCo {version} is installed, LIBERO needs one from 3.3 to 3.3.2: pip install "mujoco>=3.3,<3.3.3" '
-            "(or, where results need not compare, use --allow-any-mujoco of `collect` and `evaluate`). "
-            "Its physics drifts: from 3.4 objects slide where they "
-            "should rest and LIBERO-Spatial task 5 falls from 98 % to 12 % (RLinf PR 1496), from 3.3.3 the floor is "
-            "drawn darker (LIBERO PR 140)."
-        )
-
-
-def choose_opengl() -> None:
-    """Set MUJOCO_GL, which MuJoCo and robosuite read when imported: EGL if its library is there, OSMesa otherwise.
-
-    Raises:
-        UserError: if there is neither.
-    """
-    if os.environ.get("MUJOCO_GL") or sys.platform != "linux":
-        return
-    for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            return
-    raise UserError(f"no OpenGL for drawing without a screen (neither EGL nor OSMesa): {INSTALL_OPENGL}")
 
 
 def _checked(chunk: Float[np.ndarray, "c 7"]) -> Float[np.ndarray, "c 7"]:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from la_reconvla.errors import UserError
-from la_reconvla.sim.libero import INSTALL_OPENGL, check_mujoco, choose_opengl, prepare_simulator
+from la_reconvla.sim.prepare import INSTALL_OPENGL, check_mujoco, choose_opengl, prepare_simulator
 from la_reconvla.sim.tasks import INSTALL_SIM, load_suite, official_states, resources
 
 GB = 1e9
@@ -28,7 +28,7 @@ MIN_DISK = 3.0 * GB
 OLDEST_PYTHON = (3, 10)
 RENDER_TIMEOUT = 120  # seconds
 
-# Draws a red ball and fails unless the middle of the picture is red. Run in a process of its own: a broken driver
+# Draws a red ball and fails unless the middle of the picture is red. Run in another process: a broken driver
 # ends the process that loads it.
 _DRAW = """
 import sys
@@ -92,7 +92,7 @@ def check_machine(out_dir: Path | str = ".") -> list[Check]:
 def require_simulator(*, allow_any_mujoco: bool = False) -> None:
     """Make sure that the simulator runs and draws here, before anything long begins; takes a few seconds.
 
-    A picture is drawn in a process of its own, as a broken driver may end the process that loads it.
+    A picture is drawn in another process, as a broken driver may end the process that loads it.
 
     Args:
         allow_any_mujoco: accept a MuJoCo with which scores are not comparable.
@@ -107,6 +107,11 @@ def require_simulator(*, allow_any_mujoco: bool = False) -> None:
     if not drawing.ok:
         raise UserError(f"{drawing.name}: {drawing.found}; repair it with: {drawing.repair}")
     prepare_simulator(allow_any_mujoco=allow_any_mujoco)
+
+
+def default_workers() -> int:
+    """As many simulators as there are cores and as fit in the free memory, at least one."""
+    return max(1, min(_usable_cores(), int(psutil.virtual_memory().available / PROCESS_MEMORY)))
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
@@ -198,7 +203,7 @@ def _disk(out_dir: Path) -> Check:
 
 
 def _cores() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = _usable_cores()
     return Check(
         "CPU cores", True, f"{usable}" if usable > 1 else "1: runs take twice as long as the times given for 2"
     )
@@ -255,6 +260,10 @@ def _drawing_error(library: str) -> str | None:
         return None
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[-1] if lines else f"the process ended with {done.returncode}"
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _container_memory() -> float:

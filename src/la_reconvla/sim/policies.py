@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-from la_reconvla.contracts import ACTION_DIM, Env, Observation, RolloutPolicy, Start
+from la_reconvla.contracts import ACTION_DIM, Observation
+from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
+from la_reconvla.sim.env import Env, RolloutPolicy
 from la_reconvla.sim.tasks import base_of
 
 if TYPE_CHECKING:
-    from la_reconvla.checkpoint import PolicyConfig
-    from la_reconvla.data.hdf5 import Episode
-    from la_reconvla.method.policy import Policy
-
-View = Literal["true", "grey_image", "wrong_instruction"]
+    from la_reconvla.data.demonstrations import Episode
 
 
 class Specification(Protocol):
@@ -32,46 +30,8 @@ class Specification(Protocol):
     def build(self) -> RolloutPolicy: ...
 
     def identity(self) -> dict[str, Any]:
-        """What decides how it acts, as JSON: episodes of another identity must not be counted as its own."""
+        """What decides how it acts, as JSON: episodes of another identity must not be counted as this policy's."""
         ...
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained policy from its run folder.
-
-    Attributes:
-        run: folder with ``config.json`` and ``model.safetensors``.
-        view: ``true``; ``grey_image`` shows it a grey image; ``wrong_instruction`` tells it something else.
-        swaps: for the wrong instruction: (task, true instruction, what it is told instead), see `swapped`.
-        threads: CPU threads of one forward pass.
-        device: where the policy runs; each worker process holds a copy of it there.
-    """
-
-    run: Path
-    view: View = "true"
-    swaps: tuple[tuple[int, str, str], ...] = ()
-    threads: int = 1
-    device: str = "cpu"
-
-    def identity(self) -> dict[str, Any]:
-        """The weights themselves, and what they are shown."""
-        from la_reconvla.checkpoint import WEIGHTS, file_hash
-
-        return {"weights": file_hash(self.run / WEIGHTS), "view": self.view, "swaps": self.swaps}
-
-    def build(self) -> TrainedPolicy:
-        """Load the weights.
-
-        Raises:
-            UserError: if the folder is no finished run.
-        """
-        import torch
-
-        from la_reconvla.checkpoint import load_policy
-
-        torch.set_num_threads(self.threads)
-        return TrainedPolicy(*load_policy(self.run), self)
 
 
 def swapped(said: Iterable[tuple[int, str]]) -> tuple[tuple[int, str, str], ...]:
@@ -92,65 +52,6 @@ def swapped(said: Iterable[tuple[int, str]]) -> tuple[tuple[int, str, str], ...]
         choices = here if len(here) > 1 else everything
         result.append((task, true, choices[(choices.index(true) + 1) % len(choices)]))
     return tuple(result)
-
-
-class TrainedPolicy:
-    """`RolloutPolicy` over a `Policy`, which acts the fast way once an instruction has been heard for a while."""
-
-    sees, patience = True, 200
-
-    def __init__(self, policy: Policy, config: PolicyConfig, specification: Trained):
-        from la_reconvla.acting import Actor
-
-        self.name = config.condition
-        self.policy, self.config, self.specification = policy.to(specification.device), config, specification
-        self.actor = Actor(self.policy, self.patience)
-        self._instruction = ""
-
-    def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say.
-
-        Raises:
-            UserError: if that floor was given no swap for this instruction.
-        """
-        self._instruction = start.instruction
-        if self.specification.view == "wrong_instruction":
-            swaps = {(task, true): wrong for task, true, wrong in self.specification.swaps}
-            if (start.task, start.instruction) not in swaps:
-                raise UserError(
-                    f"no wrong instruction is known for '{start.instruction}': it was not in the training data"
-                )
-            self._instruction = swaps[start.task, start.instruction]
-
-    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
-        """One chunk from one forward pass."""
-        return self.actor(*self._inputs(observation))[0].cpu().numpy()
-
-    def look(self, observation: Observation) -> Float[np.ndarray, " n"]:
-        """Saliency for this observation under the instruction that the policy was told."""
-        return self.policy.look(*self._inputs(observation))[0].cpu().numpy()
-
-    def _inputs(self, observation: Observation | None):
-        import torch
-
-        from la_reconvla.data.samples import GREY, proprio_view, resize
-
-        if observation is None:
-            raise ValueError("a trained policy needs an observation")
-
-        size, kind = self.config.backbone.image_size, self.config.backbone.proprio
-        device = self.specification.device
-
-        def tensor(image: np.ndarray) -> torch.Tensor:
-            pixels = torch.from_numpy(resize(image[None], size)).permute(0, 3, 1, 2)
-            grey = self.config.blind or self.specification.view == "grey_image"
-            return (torch.full_like(pixels, GREY) if grey else pixels).to(device)
-
-        proprio = None
-        if kind != "none" and observation.proprio is not None:
-            proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind)).to(device)
-        wrist = None if observation.wrist is None or not self.config.backbone.wrist else tensor(observation.wrist)
-        return tensor(observation.image), [self._instruction], wrist, proprio
 
 
 @dataclass(frozen=True)
@@ -259,5 +160,5 @@ class ReplayPolicy:
 def replayable(start: Start, episodes: Iterable[Episode]) -> list[Episode]:
     """Demonstrations of what a start asks for; after LIBERO-PRO's change, which renames things, of the same task."""
     of_task = [e for e in episodes if e.task == start.task and e.suite in (start.suite, base_of(start.suite))]
-    own = [e for e in of_task if e.suite == start.suite and e.target == start.target]
-    return own if base_of(start.suite) == start.suite else own or [e for e in of_task if e.suite != start.suite]
+    same = [e for e in of_task if e.suite == start.suite and e.target == start.target]
+    return same if base_of(start.suite) == start.suite else same or [e for e in of_task if e.suite != start.suite]

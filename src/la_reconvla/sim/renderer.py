@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from la_reconvla.contracts import Quality
-from la_reconvla.sim.libero import no_opengl
+from la_reconvla.sim.prepare import no_opengl
 
 # LIBERO draws group 1, the visual geoms, and not group 0, the collision geoms.
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1

@@ -25,22 +25,26 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.spatial.transform import Rotation
 
-from la_reconvla.contracts import Env, Pose, Quality, RolloutPolicy, Start
+from la_reconvla.contracts import Observation, Quality
+from la_reconvla.data.starts import Start
+from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
+from la_reconvla.sim.env import Env, Pose, RolloutPolicy
 from la_reconvla.sim.libero import LiberoEnv
-from la_reconvla.sim.policies import Specification, TrainedPolicy
+from la_reconvla.sim.policies import Specification
 from la_reconvla.sim.tasks import Task
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
 DEEP = 0.055  # a thing that is higher above its origin than a bowl is taken at this depth below its top (m)
 CONTROL_RATE = 20  # control steps a second
+UNNAMED = Label(None, None)
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
 
@@ -53,6 +57,17 @@ class TaskEnv(Env, Protocol):
     def success(self) -> bool: ...
 
     def height(self, name: str) -> float: ...
+
+
+@runtime_checkable
+class LookingPolicy(RolloutPolicy, Protocol):
+    """A policy with attention to show, trained on pictures of one render quality."""
+
+    quality: Quality
+
+    def look(self, observation: Observation) -> Float[np.ndarray, " n"]:
+        """Saliency of the patches for this observation."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +90,14 @@ class Job:
     """One episode to run.
 
     Attributes:
-        label: the record's identity, merged into it (condition, seed, floor...).
+        label: which policy it is, for the record.
         policy: what acts.
         start: where it begins.
         settings: what it sees.
         film: keep frames and saliency.
     """
 
-    label: dict[str, Any]
+    label: Label
     policy: Specification
     start: Start
     settings: EnvSettings
@@ -119,7 +134,7 @@ class Stages:
             for name, length in tall.items()
             if length > 0
         }
-        self.reached = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
+        self.stage = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
         self.smallest_distance = np.inf
         self.moved: str | None = None
         self.look()
@@ -135,7 +150,7 @@ class Stages:
         distance = self._distance(hand, poses, self._target)
         self.smallest_distance = min(self.smallest_distance, distance)
         rise = target[2] - self._stood[self._target][2]
-        stage = self.reached
+        stage = self.stage
         stage["approached"] |= distance < NEAR
         other = min((self._distance(hand, poses, name) for name in self._distractors), default=np.inf)
         stage["distractor_approached"] |= bool(other < NEAR and not stage["approached"])
@@ -147,11 +162,11 @@ class Stages:
         elif stage["lifted"]:
             stage["placed"] |= self._env.success()
 
-    def record(self) -> dict[str, Any]:
-        """What was seen so far, as fields of a record."""
+    def reached(self) -> Reached:
+        """How far the episode has got."""
         if self._target not in self._stood:
-            return {**dict.fromkeys(self.reached), "smallest_distance": None, "moved": self.moved}
-        return {**self.reached, "smallest_distance": round(float(self.smallest_distance), 5), "moved": self.moved}
+            return Reached()
+        return Reached(**self.stage, smallest_distance=round(float(self.smallest_distance), 5))
 
     def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
         """Of the things that no longer stand where they stood, the one nearest to the hand, if it is in reach."""
@@ -168,12 +183,17 @@ class Stages:
         return float(np.linalg.norm(away))
 
 
-def run_episode(env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | None = None) -> dict[str, Any]:
+def run_episode(
+    env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | None = None, label: Label = UNNAMED
+) -> EpisodeRecord:
     """One episode from reset to success or the step limit.
 
-    Returns:
-        The record: start_id, suite, task, placement, split, index, instruction, target, success, steps, seconds, the
-        stages, the smallest distance (m) between gripper and target, and which thing was moved first.
+    Args:
+        env: where it happens.
+        policy: what acts.
+        start: where it begins.
+        film: receives frames and saliency.
+        label: which policy it is, for the record.
     """
     begun = time.perf_counter()
     env.reset(start)
@@ -183,7 +203,7 @@ def run_episode(env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | 
     while not done:
         observation = env.observe() if policy.sees else None
         look = None
-        if film is not None and observation is not None and isinstance(policy, TrainedPolicy):
+        if film is not None and observation is not None and isinstance(policy, LookingPolicy):
             look = policy.look(observation)
         for action in np.asarray(policy.act(observation)):
             if film is not None and steps % FILM_EVERY == 0:
@@ -195,20 +215,15 @@ def run_episode(env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | 
             steps, done, success = steps + outcome.steps, outcome.done, outcome.success
             if done:
                 break
-    return {
-        "start_id": start.id,
-        "suite": start.suite,
-        "task": start.task,
-        "placement": start.placement,
-        "split": start.split,
-        "index": start.index,
-        "instruction": start.instruction,
-        "target": start.target,
-        "success": bool(success),
-        "steps": steps,
-        "seconds": round(time.perf_counter() - begun, 3),
-        **stages.record(),
-    }
+    return EpisodeRecord(
+        label=label,
+        start=StartName.of(start),
+        success=bool(success),
+        steps=steps,
+        seconds=round(time.perf_counter() - begun, 3),
+        reached=stages.reached(),
+        moved=stages.moved,
+    )
 
 
 # A worker process keeps one simulator and one policy; another setting or specification replaces them.
@@ -216,7 +231,7 @@ _env: tuple[EnvSettings, TaskEnv] | None = None
 _policy: tuple[Specification, RolloutPolicy] | None = None
 
 
-def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
+def _work(job: Job) -> tuple[EpisodeRecord, Film | None]:
     global _env, _policy
     if _env is None or _env[0] != job.settings:
         if _env is not None:
@@ -225,19 +240,18 @@ def _work(job: Job) -> tuple[dict[str, Any], Film | None]:
     if _policy is None or _policy[0] != job.policy:
         _policy = (job.policy, job.policy.build())
     policy = _policy[1]
-    if isinstance(policy, TrainedPolicy) and policy.config.quality != job.settings.quality:
+    if isinstance(policy, LookingPolicy) and policy.quality != job.settings.quality:
         raise UserError(
-            f"{job.policy} was trained on '{policy.config.quality}' frames, not on '{job.settings.quality}' ones: "
+            f"{job.policy} was trained on '{policy.quality}' frames, not on '{job.settings.quality}' ones: "
             "evaluate with the render quality of its training data"
         )
     film = Film() if job.film else None
-    record = run_episode(_env[1], policy, job.start, film)
-    return {**job.label, **record}, film
+    return run_episode(_env[1], policy, job.start, film, job.label), film
 
 
 def rollouts(
     jobs: Sequence[Job], workers: int, ahead: int | None = None
-) -> Generator[tuple[Job, dict[str, Any], Film | None]]:
+) -> Generator[tuple[Job, EpisodeRecord, Film | None]]:
     """Run `jobs` in `workers` spawned processes; yields each as it ends, in no fixed order; closed, it ends them.
 
     Args:
@@ -267,7 +281,7 @@ def _full(running: dict[Future, tuple[int, Job]], number: int, most: int, ahead:
     return len(running) >= most or (ahead is not None and number - oldest >= ahead)
 
 
-def _collect(running: dict[Future, tuple[int, Job]]) -> Iterator[tuple[Job, dict[str, Any], Film | None]]:
+def _collect(running: dict[Future, tuple[int, Job]]) -> Iterator[tuple[Job, EpisodeRecord, Film | None]]:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         _, job = running.pop(future)
         if isinstance(error := future.exception(), UserError | BrokenProcessPool):

@@ -1,7 +1,7 @@
-"""Pictures of LIBERO's own arenas with their own objects in random arrangements, to learn words from.
+"""Pictures of LIBERO's arenas with their objects in random arrangements, to learn words from.
 
 Nothing moves in them: one reset builds the arena, then the free joints of the objects and the robot's arm are set
-and two pictures are drawn (what is seen, and which instance each pixel shows). A scene costs about 0.1 s on one core.
+and two pictures are drawn (the image, and which instance each pixel shows). A scene costs about 0.1 s on one core.
 Each is a function of (seed, arena, split, number) alone, so that a stopped run goes on with the same scenes.
 """
 
@@ -21,12 +21,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from la_reconvla.contracts import Quality, Split
+from la_reconvla.contracts import Quality
 from la_reconvla.data.scenes import SUFFIX, Scenes
+from la_reconvla.data.starts import Split
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import derive
+from la_reconvla.sim.options import ScenesOptions
 from la_reconvla.storage import claim, locked, require_free_space
 
 CONFIG = "scenes.json"
@@ -76,26 +78,16 @@ ARENAS = (
 
 
 @dataclass(frozen=True)
-class ScenesConfig:
-    """What to render.
+class ScenesConfig(ScenesOptions):
+    """What to render: what a user chooses, and the rest.
 
     Attributes:
-        out: folder to write to.
-        scenes: training scenes in all arenas together; a fifth as many are rendered for tests.
         arenas: where.
-        image_size: rows and columns.
         quality: render quality.
-        workers: processes.
-        seed: of the arrangements.
     """
 
-    out: Path
-    scenes: int = 8000
     arenas: tuple[Arena, ...] = ARENAS
-    image_size: int = 112
     quality: Quality = "fast"
-    workers: int = 1
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.scenes < 1 or self.workers < 1:
@@ -155,19 +147,19 @@ def render(config: ScenesConfig) -> int:
 
 
 def _render_shard(config: ScenesConfig, shard: Shard) -> None:
-    studio = _studio(shard.arena, config.image_size, config.quality)
+    renderer = _renderer_of(shard.arena, config.image_size, config.quality)
     numbers = range(shard.number * SHARD, (shard.number + 1) * SHARD)
     stream = f"scenes/{shard.arena.name}/{shard.split}"
     seeds = [derive(config.seed, stream, number) for number in numbers]
-    Scenes.join(studio.scene(np.random.default_rng(seed)) for seed in seeds).save(shard.path(config.out))
+    Scenes.join(renderer.scene(np.random.default_rng(seed)) for seed in seeds).save(shard.path(config.out))
 
 
 @functools.lru_cache(maxsize=1)
-def _studio(arena: Arena, image_size: int, quality: Quality) -> Studio:
-    return Studio(arena, image_size, quality)
+def _renderer_of(arena: Arena, image_size: int, quality: Quality) -> ArenaRenderer:
+    return ArenaRenderer(arena, image_size, quality)
 
 
-class Studio:
+class ArenaRenderer:
     """One arena, built once."""
 
     def __init__(self, arena: Arena, image_size: int, quality: Quality) -> None:
@@ -196,13 +188,13 @@ class Studio:
             self.env.set_state(state)
             if not self._pierced():
                 break
-        seen, image = self.env.segmentation(self.task.objects), self.env.observe().image
-        pixels = np.bincount(seen.ravel(), minlength=len(self.task.objects) + 1)[1:]
+        shown, image = self.env.segmentation(self.task.objects), self.env.observe().image
+        pixels = np.bincount(shown.ravel(), minlength=len(self.task.objects) + 1)[1:]
         columns = places[None].astype(np.float32), pixels[None].astype(np.int32)
-        return Scenes((self.arena.name,), self.task.objects, image[None], seen[None], *columns)
+        return Scenes((self.arena.name,), self.task.objects, image[None], shown[None], *columns)
 
     def _pierced(self) -> bool:
-        """Whether an object stands in furniture, in the robot or in another object."""
+        """Whether an object penetrates furniture, the robot or another object."""
         data = self.env.sim.data._data
         deep = [contact.geom for contact in data.contact[: data.ncon] if contact.dist < -DEEP]
         return bool(self._movable[np.array(deep, dtype=int)].any())
@@ -214,7 +206,7 @@ class Studio:
 
 
 def arrange(rng: np.random.Generator, arena: Arena, count: int) -> Float[np.ndarray, "o 2"]:
-    """Where each of `count` objects stands, NaN for those left out; at least one is there.
+    """Position of each of `count` objects (m), NaN for those left out; at least one is there.
 
     Each is dropped beside an earlier one or anywhere in the arena, `APART` from all earlier ones; one that finds no
     room in `TRIES` draws is left out.

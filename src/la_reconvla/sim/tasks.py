@@ -1,8 +1,8 @@
 """LIBERO's tasks as data, read from their BDDL files. Nothing here starts a simulator or imports MuJoCo.
 
-Two facts decide what is read from where. The true instruction is the ``:language`` line of the BDDL file: LIBERO's own
-task list takes it from the file name, which in LIBERO-PRO's suites (arXiv 2510.03827) names the task *before* it was
-changed. And what has to be moved is said by the goal alone; names of files and objects of interest may differ.
+The true instruction is the ``:language`` line of the BDDL file: LIBERO's task list takes it from the file name, which
+in LIBERO-PRO's suites (arXiv 2510.03827) names the task *before* it was changed. And what has to be moved is said by
+the goal alone; names of files and objects of interest may differ.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from la_reconvla.contracts import Split, Start
+from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, unknown
 
 INSTALL_SIM = 'pip install "la-reconvla[sim]"'
@@ -54,10 +54,10 @@ class Task:
 
     Attributes:
         suite: for example ``libero_spatial``.
-        index: number within the suite, LIBERO's own order.
+        index: number within the suite, in LIBERO's order.
         name: stem of the BDDL file. It identifies the task but does not describe it: see `instruction`.
         bddl: the BDDL file.
-        instruction: what the robot is told, from the BDDL file's ``:language``.
+        instruction: what the robot is asked to do, from the BDDL file's ``:language``.
         goal: predicates that must all hold, for example ``(("on", "akita_black_bowl_1", "plate_1"),)``.
         target: what the first placing predicate of the goal moves; where nothing is placed, what is opened,
             closed or switched.
@@ -85,7 +85,7 @@ class Task:
     init: tuple[Predicate, ...]
 
     def instance(self, name: str) -> str:
-        """The object or fixture that `name` stands for: itself, or the owner where `name` is a region.
+        """The object or fixture that `name` refers to: itself, or the owner where `name` is a region.
 
         Raises:
             UserError: if the task has neither an instance nor a region of this name.
@@ -98,7 +98,7 @@ class Task:
         return owners[name]
 
     def goal_for(self, target: str, destination: str) -> tuple[Predicate, ...]:
-        """The goal with `target` in place of the task's own target and `destination` in place of its destination.
+        """The goal with `target` in place of the task's target and `destination` in place of its destination.
 
         Raises:
             UserError: if a name is unknown in this task.
@@ -125,7 +125,7 @@ def suites() -> tuple[str, ...]:
 def base_of(suite: str) -> str:
     """LIBERO's own suite of which LIBERO-PRO changed one thing, for example ``libero_goal`` of ``libero_goal_lan``.
 
-    Task i of such a suite is task i of its base, changed. Every other suite stands for itself.
+    Task i of such a suite is task i of its base, changed. Every other suite is its own base.
     """
     base, _, changed = suite.rpartition("_")
     return base if changed in CHANGES and base in MAX_STEPS else suite
@@ -159,7 +159,7 @@ def load_task(suite: str, index: int) -> Task:
 
 
 def official_states(task: Task) -> Float[np.ndarray, "i s"]:
-    """LIBERO's own initial states of `task`: float64 [50 s], each a flattened MuJoCo state (time, qpos, qvel).
+    """LIBERO's initial states of `task`: float64 [50 s], each a flattened MuJoCo state (time, qpos, qvel).
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -177,7 +177,7 @@ def official_states(task: Task) -> Float[np.ndarray, "i s"]:
 
 
 def official_start(task: Task, index: int, *, split: Split = "test", seed: int | None = None) -> Start:
-    """LIBERO's initial state number `index` of `task`, with the task's own instruction and goal.
+    """LIBERO's initial state number `index` of `task`, with the task's instruction and goal.
 
     Args:
         task: the task.

@@ -29,9 +29,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from la_reconvla.contracts import ACTION_DIM, Env, Observation, Outcome, Pose, Split, Start
-from la_reconvla.data.hdf5 import SUFFIX, FileHeader, Recording, write_file
+from la_reconvla.contracts import ACTION_DIM, Observation
+from la_reconvla.data.hdf5_layout import SUFFIX
+from la_reconvla.data.hdf5_writer import FileHeader, Recording, write_file
+from la_reconvla.data.starts import Split, Start
 from la_reconvla.randomness import derive
+from la_reconvla.sim.env import Env, Outcome, Pose
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import Task
 
@@ -70,7 +73,7 @@ class Board:
     """One board. Both arrays hold one number a quadrant: upper left, upper right, lower left, lower right.
 
     Attributes:
-        tiles: which of `TILES` lies there, int [4].
+        tiles: which of `TILES` is there, int [4].
         says: which of the eight directions it shows, int [4].
     """
 
@@ -88,7 +91,7 @@ class Board:
         return np.clip(picture + rng.normal(0, NOISE, picture.shape), 0, 255).astype(np.uint8)
 
     def instances(self, names: tuple[str, ...]) -> UInt8[np.ndarray, "32 32"]:
-        """Where each of `names` lies: its number counted from 1, 0 for none."""
+        """Where each of `names` is: its number counted from 1, 0 for none."""
         numbers = [names.index(TILES[t]) + 1 if TILES[t] in names else 0 for t in self.tiles]
         return np.kron(np.reshape(numbers, (2, 2)), np.ones((TILE, TILE))).astype(np.uint8)
 
@@ -144,7 +147,7 @@ def push(number: int) -> Float[np.ndarray, "7"]:
 
 
 class ToyEnv:
-    """`la_reconvla.contracts.Env` over a pile of boards."""
+    """`la_reconvla.sim.env.Env` over a pile of boards."""
 
     task = TASK
 
@@ -174,7 +177,7 @@ class ToyEnv:
         return Observation(image=self._boards[self._top].picture(rng), instruction=self._start.instruction)
 
     def masks(self, names: tuple[str, ...]) -> dict[str, Bool[np.ndarray, "32 32"]]:
-        """Where the named tiles lie."""
+        """Where the named tiles are."""
         maps = self._boards[self._top].instances(names)
         return {name: maps == number for number, name in enumerate(names, start=1)}
 

@@ -1,1 +1,1 @@
-"""The experiment: ablation, evaluation, metrics, statistics, report."""
+"""What is run: studies, their cells, evaluations and held-out frames, and what is read from them."""

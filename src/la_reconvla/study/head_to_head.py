@@ -2,7 +2,7 @@
 
 The starts, their order and their number are fixed before the first rollout, and the pairs are judged in this order,
 whichever episode ends first: a comparison that was stopped and goes on comes to the same decision, with any number of
-workers. `la_reconvla.study.sequential` says what the decision is worth.
+workers. `la_reconvla.analysis.sequential` says what the decision is worth.
 """
 
 from __future__ import annotations
@@ -15,30 +15,21 @@ from typing import Literal
 
 from rich.console import Console
 
-from la_reconvla.checkpoint import PolicyConfig, dry_run
-from la_reconvla.contracts import PlacementKind, Start
+from la_reconvla import layout
+from la_reconvla.analysis.measures import Rate
+from la_reconvla.analysis.sequential import ALPHA, Sequential, require_package, sequential_decision, step_test
+from la_reconvla.analysis.summaries import rate
+from la_reconvla.data.starts import PlacementKind, Start
+from la_reconvla.episodes import Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.rollout import EnvSettings
-from la_reconvla.storage import claim, locked, read_jsonl, require_free_space, write_json
-from la_reconvla.study.evaluate import (
-    EPISODES,
-    SPACE,
-    Evaluation,
-    evaluate,
-    evaluation_starts,
-    learned_tasks,
-    open_run,
-    pending,
-    usual_workers,
-    wording,
-)
-from la_reconvla.study.evidence import rate
-from la_reconvla.study.results import Rate
-from la_reconvla.study.sequential import ALPHA, Sequential, require_package, sequential_decision, step_test
-
-COMPARISON = "comparison.json"
+from la_reconvla.storage import claim, locked, require_free_space, write_json
+from la_reconvla.study.evaluate import Evaluation, evaluate, pending
+from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
+from la_reconvla.study.starts import evaluation_starts, wording
+from la_reconvla.training.checkpoint import PolicyConfig, dry_run
 
 
 @dataclass(frozen=True)
@@ -86,8 +77,8 @@ def until_decided(
     evaluate(pair, starts, settings, workers, advance, lambda: _decision(pair, starts).better is not None)
     found, asked = _decision(pair, starts), {start.id for start in starts}
     judged = {start.id for start in starts[: found.pairs]}
-    records = [[r for r in read_jsonl(e.folder / EPISODES) if r["start_id"] in asked] for e in pair]
-    a, b = (rate([r for r in side if r["start_id"] in judged]) for side in records)
+    records = [[r for r in read_episodes(e.folder) if r.start.id in asked] for e in pair]
+    a, b = (rate([r for r in side if r.start.id in judged]) for side in records)
     run = sum(len(side) for side in records)
     return HeadToHead(found.better, found.pairs, found.planned, run, 2 * len(starts) - run, a, b)
 
@@ -99,20 +90,21 @@ def _decision(pair: Sequence[Evaluation], starts: Sequence[Start]) -> Sequential
 
 def _outcomes(folder: Path, starts: Sequence[Start]) -> list[bool]:
     """Success on each start, up to the first whose episode has not ended."""
-    ended = {record["start_id"]: record["success"] for record in read_jsonl(folder / EPISODES)}
+    ended = {record.start.id: record.success for record in read_episodes(folder)}
     return [ended[start.id] for start in takewhile(lambda start: start.id in ended, starts)]
 
 
 def compare(
     runs: tuple[str, str],
+    *,
     out: Path,
     episodes: int,
     suite: str,
     tasks: Sequence[int] | None,
     placement: PlacementKind,
-    workers: int = 0,
-    device: str = "auto",
-    allow_any_mujoco: bool = False,
+    workers: int,
+    device: str,
+    allow_any_mujoco: bool,
 ) -> Path:
     """Compare two runs, print what was decided and write ``comparison.json``; see the command ``compare``.
 
@@ -144,23 +136,23 @@ def compare(
         placement,
         episodes,
         trained_on=frozenset(a.train_starts) | frozenset(b.train_starts),
-        cache=out / "placements",
+        cache=out / layout.PLACEMENTS,
         allow_any_mujoco=allow_any_mujoco,
     )
     pair = [
-        Evaluation(out / name, {"condition": config.condition, "seed": config.seed}, policy)
+        Evaluation(out / name, Label(config.condition, config.seed), policy)
         for name, (_, config, policy) in zip(("a", "b"), opened, strict=True)
     ]
     plan = {"suite": suite, "placement": placement, "tasks": tasks, "episodes": episodes, "one_sided_level": ALPHA}
     named = dict(zip(("a", "b"), runs, strict=True))
     with locked(out), progress("Rollouts at most", total=pending(pair, starts), unit="episodes") as bar:
-        claim(out / COMPARISON, plan, runs=named)
+        claim(out / layout.COMPARISON, plan, runs=named)
         count = workers or usual_workers(a.backbone, b.backbone)
         found = until_decided(pair, starts, settings, count, bar.advance)
-        write_json(out / COMPARISON, {**plan, "runs": named, "result": found})
+        write_json(out / layout.COMPARISON, {**plan, "runs": named, "result": found})
     for line in in_words(found, *runs):
         Console(stderr=True).print(line, soft_wrap=True)
-    return out / COMPARISON
+    return out / layout.COMPARISON
 
 
 def shared_settings(configs: Mapping[str, PolicyConfig], allow_any_mujoco: bool = False) -> EnvSettings:

@@ -15,16 +15,17 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from la_reconvla import drawing
+from la_reconvla.analysis.attention_overlap import instruction_difference
 from la_reconvla.backbones.families import Opened
-from la_reconvla.checkpoint import CONFIG, load_policy
-from la_reconvla.contracts import PROPRIO_WIDTH, Channel, Features
+from la_reconvla.contracts import PROPRIO_WIDTH, Channel, Features, PolicyInput
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
-from la_reconvla.method.saliency import per_head, saliency
+from la_reconvla.method.saliency import saliency
+from la_reconvla.method.variants.attention_heads import per_head
 from la_reconvla.storage import atomic_write, read_json
-from la_reconvla.study import figures
-from la_reconvla.study.grounding import instruction_difference
-from la_reconvla.train import pick_device
+from la_reconvla.training.checkpoint import CONFIG, load_policy
+from la_reconvla.training.loop import pick_device
 
 TOP = 5
 
@@ -53,7 +54,7 @@ class Look:
         rows, columns = np.unravel_index(order, self.grid)
         top = ", ".join(f"({r}, {c}) {self.saliency[i]:.4f}" for i, r, c in zip(order, rows, columns, strict=True))
         return [
-            f"channel: {figures.readable(self.channel)}",
+            f"channel: {drawing.readable(self.channel)}",
             f"layers {', '.join(map(str, self.layers))}, {self.heads.shape[1]} heads, "
             f"{self.grid[0]} x {self.grid[1]} patches",
             f"share of the attention that falls on the image: {self.saliency.sum():.3f}",
@@ -65,7 +66,7 @@ def open_backbone(source: str, layers: int | None) -> Any:
     """The backbone of a run, of a model in a folder, or of an id on the hub.
 
     Raises:
-        UserError: if there is none, or `layers` is given for a run, which was trained with its own.
+        UserError: if there is none, or `layers` is given for a run, which was trained with certain layers.
     """
     folder = Path(source)
     if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
@@ -99,13 +100,15 @@ def look_at(backbone: Any, image: UInt8[np.ndarray, "H W 3"], instruction: str) 
     picture = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).to(device)
     width = PROPRIO_WIDTH[backbone.config.proprio]
     features: Features = backbone(
-        picture,
-        [instruction],
+        PolicyInput(
+            picture,
+            [instruction],
+            wrist=torch.full_like(picture, 128) if backbone.config.wrist else None,
+            proprio=torch.zeros(1, width, device=device) if width else None,
+        ),
         attention="instruction",
-        wrist=torch.full_like(picture, 128) if backbone.config.wrist else None,
-        proprio=torch.zeros(1, width, device=device) if width else None,
     )
-    scores, heads = saliency(features.attention, features.rows), per_head(features)[0]
+    scores, heads = saliency(features.attention, features.token_mask), per_head(features)[0]
     layers = getattr(backbone, "inner", backbone).saliency_layers  # a pretrained backbone wraps its family's
     return Look(scores[0].cpu().numpy(), heads.cpu().numpy(), layers, features.grid, features.channel)
 
@@ -125,7 +128,7 @@ def look(
     Args:
         source: a run's folder, a model's folder, or an id on the hub.
         image: a picture.
-        instruction: what the robot is told.
+        instruction: of the robot.
         out: the PNG.
         against: another instruction to compare with.
         per_head: one row a layer, one column a head.
@@ -145,19 +148,19 @@ def look(
     backbone = open_backbone(source, layers)
     backbone.to(pick_device(device))
     picture = read_image(image, backbone.grid[0] * backbone.patch_size)
-    told = [instruction] if against is None else [instruction, against]
-    found = [look_at(backbone, picture, text) for text in told]
+    texts = [instruction] if against is None else [instruction, against]
+    looks = [look_at(backbone, picture, text) for text in texts]
     if per_head:
-        rows = {f"layer {layer}": found[0].heads[i] for i, layer in enumerate(found[0].layers)}
-        content = figures.head_grid(picture, instruction, rows, found[0].grid)
+        rows = {f"layer {layer}": looks[0].heads[i] for i, layer in enumerate(looks[0].layers)}
+        content = drawing.head_grid(picture, instruction, rows, looks[0].grid)
     else:
-        maps = {text: each.saliency[None] for text, each in zip(told, found, strict=True)}
-        title = f"{instruction} ({figures.readable(found[0].channel)})"
-        content = figures.attention_grid(picture[None], [title], maps, found[0].grid)
+        maps = {text: each.saliency[None] for text, each in zip(texts, looks, strict=True)}
+        title = f"{instruction} ({drawing.readable(looks[0].channel)})"
+        content = drawing.attention_grid(picture[None], [title], maps, looks[0].grid)
     with atomic_write(out) as temporary:
         temporary.write_bytes(content)
-    lines = found[0].lines()
+    lines = looks[0].lines()
     if against is not None:
-        apart = instruction_difference(*(each.saliency[None] for each in found))[0]
-        lines += [f"against '{against}': {found[1].lines()[2]}", f"difference of the maps (1 - cosine): {apart:.4f}"]
+        apart = instruction_difference(*(each.saliency[None] for each in looks))[0]
+        lines += [f"against '{against}': {looks[1].lines()[2]}", f"difference of the maps (1 - cosine): {apart:.4f}"]
     return [*lines, str(out)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from la_reconvla.analysis.results import Pairing
 from la_reconvla.conditions import Condition
 from la_reconvla.errors import UserError
 from la_reconvla.storage import read_jsonl
-from la_reconvla.study.results import Pairing
-from la_reconvla.train import METRICS
+from la_reconvla.training.trackers import METRICS
 
 PARTS = {
     "backbone": "start from equal backbone weights",

@@ -7,15 +7,17 @@ from typing import Any
 
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import SmallPaliGemma
-from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained
-from la_reconvla.conditions import ARMS, NO_IMAGE, Condition, condition
-from la_reconvla.contracts import PlacementKind, Quality
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.backbones.trained_weights import Freeze, Lora
+from la_reconvla.conditions import ARMS, GRID, NO_IMAGE, Condition, condition
+from la_reconvla.contracts import Quality
+from la_reconvla.data.starts import PlacementKind
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.method.autoregressive import DecodingName
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.method.denoiser import Denoiser
-from la_reconvla.method.pixels import Pixels
-from la_reconvla.train import TrainConfig
+from la_reconvla.method.variants.autoregressive import DecodingName
+from la_reconvla.method.variants.denoiser import Denoiser
+from la_reconvla.method.variants.targets import Pixels
+from la_reconvla.training.loop import TrainConfig
 
 # What small diffusion heads draw: 48 numbers a patch, about as many as the published latents have. Noise in all of a
 # patch's 588 to 2352 pixels does not pass through tokens of 44 to 240 numbers.
@@ -24,8 +26,8 @@ COARSE = Pixels(side=4)
 # What the small presets train: a backbone that has acted before (docs/base.md), and reconstruction heads that are cheap
 # beside it. Both have equal parameters to 5 %; the denoiser takes about 1.5 times the operations.
 ACTING = SmallPaliGemma(mlp=2, chunk=24, stem="conv", weights="base")
-LIGHT = MAEDecoder(depth=2, width=128, heads=4)
-LIGHT_DENOISER = Denoiser(depth=2, width=108, heads=4, repeats=1, target=COARSE)
+LIGHT = MAEDecoder(depth=2, width=128, attention_heads=4)
+LIGHT_DENOISER = Denoiser(depth=2, width=108, attention_heads=4, repeats=1, target=COARSE)
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,14 @@ class StudyConfig:
         Raises:
             UserError: if there is none, with near misses.
         """
-        return condition(id).with_head(self.head, self.denoiser).with_weight(self.recon_weight)
+        return condition(id).with_reconstruction_head(self.head, self.denoiser).with_weight(self.recon_weight)
 
     def changed(self, **changes: Any) -> StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
 
-        None changes nothing; weights are taken away by "none". `backbone` is the source of a pretrained one, which is
-        given what the preset's own is.
+        `la_reconvla.study.options` names what may be changed. None changes nothing; weights are taken away by "none".
+        `backbone` is the source of a pretrained one, which is given what the preset's own is. `grid` stands for the
+        conditions of the grid.
         Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is replaced by the last arm.
 
         Raises:
@@ -124,6 +127,10 @@ class StudyConfig:
         """
         given = {name: value for name, value in changes.items() if value is not None}
         parts = {}
+        if given.pop("grid", False):
+            if "conditions" in given:
+                raise UserError("--grid is a choice of conditions: leave one of the two out")
+            given["conditions"] = tuple(arm.id for arm in GRID)
         if given.get("weights") == "none":
             given["weights"] = None
         if (latents := given.pop("latents", None)) is not None:
@@ -174,8 +181,8 @@ PRESETS = {
             held_out=0.4,
             frame_stride=8,
             backbone=SmallPaliGemma(image_size=56, patch=14, width=48, vision_layers=1),
-            head=MAEDecoder(depth=1, width=48, heads=4),
-            denoiser=Denoiser(depth=1, width=44, heads=4, repeats=1, sampling=10, target=COARSE),
+            head=MAEDecoder(depth=1, width=48, attention_heads=4),
+            denoiser=Denoiser(depth=1, width=44, attention_heads=4, repeats=1, sampling=10, target=COARSE),
             train=TrainConfig(steps=30, batch_size=8, warmup=5, save_every=10, check_every=10),
             conditions=("C1", "C2", "C4"),
             episodes=1,
@@ -194,13 +201,13 @@ PRESETS = {
                 width=48,
                 vision_layers=1,
                 language_layers=2,
-                heads=1,
+                attention_heads=1,
                 kv_heads=1,
                 mlp=2,
                 chunk=1,
                 saliency_layers=2,
             ),
-            head=MAEDecoder(depth=1, width=32, heads=4),
+            head=MAEDecoder(depth=1, width=32, attention_heads=4),
             recon_weight=2.0,
             train=TrainConfig(steps=450, batch_size=32, learning_rate=2e-3, warmup=20, save_every=450),
             spread=8.0,
@@ -218,7 +225,7 @@ PRESETS = {
             backbone=ACTING,
             head=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=240, optimizer="muon", batch_size=32, learning_rate=2e-3, warmup=20, shift=4),
+            train=TrainConfig(steps=160, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=20, shift=4),
             episodes=4,
             floor_episodes=2,
             frames=120,

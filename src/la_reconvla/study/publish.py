@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from huggingface_hub import HfApi, ModelCard, ModelCardData, errors
 
+from la_reconvla import layout
+from la_reconvla.analysis.frames import HeldOut
+from la_reconvla.analysis.summaries import rate
 from la_reconvla.backbones.pretrained import KNOWN, Pretrained
-from la_reconvla.checkpoint import PolicyConfig, export_policy
 from la_reconvla.conditions import CONDITIONS
+from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.storage import atomic_write, read_json, read_jsonl
-from la_reconvla.study.evidence import rate
-from la_reconvla.train import METRICS
+from la_reconvla.storage import atomic_write, read_jsonl
+from la_reconvla.training.checkpoint import PolicyConfig, export_policy
+from la_reconvla.training.trackers import METRICS
 
 CARD = "README.md"
 LIMITS = (
@@ -31,7 +34,7 @@ LIMITS = (
 
 
 def export(run: Path, out: Path, merged: bool = False) -> Path:
-    """Write the policy and its card to `out`; see `la_reconvla.checkpoint.export_policy`."""
+    """Write the policy and its card to `out`; see `la_reconvla.training.checkpoint.export_policy`."""
     config = export_policy(run, out, merged)
     with atomic_write(out / CARD) as temporary:
         temporary.write_text(str(card(run, config)), encoding="utf-8")
@@ -39,7 +42,7 @@ def export(run: Path, out: Path, merged: bool = False) -> Path:
 
 
 def push(run: Path, repo: str, merged: bool = False, private: bool = False) -> str:
-    """Upload the policy to the hub, where `la_reconvla.checkpoint.load_policy` finds it as `repo`.
+    """Upload the policy to the hub, where `la_reconvla.training.checkpoint.load_policy` finds it as `repo`.
 
     Raises:
         UserError: if it would not load elsewhere, or the hub refuses.
@@ -114,7 +117,7 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         "## Use",
         "",
         "```python",
-        "from la_reconvla.checkpoint import load_policy",
+        "from la_reconvla.training.checkpoint import load_policy",
         "",
         'policy, config = load_policy("user/name")  # or a folder',
         "```",
@@ -125,7 +128,7 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
 
 def _objective(extra: Reconstruction) -> str:
     place = "" if extra.mask is None else f", masked at the {extra.mask_at}"
-    return f"{extra.region.label}, {extra.head.label} head, lambda {extra.weight}{place}"
+    return f"{extra.region.label}, {extra.reconstruction_head.label} head, lambda {extra.weight}{place}"
 
 
 def _source(config: PolicyConfig) -> str | None:
@@ -152,16 +155,16 @@ def _suites(config: PolicyConfig) -> list[str]:
 
 def _results(run: Path, config: PolicyConfig) -> Iterator[str]:
     """Success of each evaluation, action error and attention on held-out frames, from the files of the run."""
-    for path in sorted(run.rglob("episodes.jsonl")):
-        if found := rate(read_jsonl(path)):
+    for path in sorted(run.rglob(layout.EPISODES)):
+        if found := rate(read_episodes(path.parent)):
             where = path.parent.relative_to(run) if path.parent != run else "the study's starts"
             yield (
                 f"- success, {where}: {found.successes} of {found.episodes} episodes, {100 * found.rate:.1f} % "
                 f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
             )
-    held_out = run / "held_out.json"
-    if held_out.exists():
-        records = read_json(held_out)
-        for view, name in (("true", "true view"), ("grey_image", "grey image"), ("wrong_instruction", "other words")):
-            if errors := [record["action_error"] for record in records.get(view, [])]:
+    if (run / layout.HELD_OUT).exists():
+        found = HeldOut.read(run)
+        names: dict[View, str] = {"true": "true view", "grey_image": "grey image", "wrong_instruction": "other words"}
+        for view, name in names.items():
+            if errors := [record.action_error for record in found.views.get(view, ())]:
                 yield f"- action error on held-out frames, {name}: {np.mean(errors):.3f} of the action range"

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 
-from la_reconvla.checkpoint import load_policy
+from la_reconvla import drawing
+from la_reconvla.analysis.parts import phases
+from la_reconvla.analysis.results import Timeline
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch
-from la_reconvla.data.gaze import Annotator
+from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
-from la_reconvla.method.pixels import unpatchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
+from la_reconvla.method.variants.targets import unpatchify
 from la_reconvla.randomness import generator
 from la_reconvla.storage import atomic_write
-from la_reconvla.study import figures
-from la_reconvla.study.parts import phases
-from la_reconvla.study.results import Timeline
+from la_reconvla.training.checkpoint import load_policy
 
 STEPS = 16  # pictures of a timeline
 SIDE = 160  # largest side of its pictures, in pixels
@@ -65,16 +65,16 @@ def draw(policy: Policy, arm: Condition, batch: Batch, seed: int, steps: int) ->
         steps: optimizer steps of the training, for masks that change while it goes on.
     """
     own = arm.saliency or MEAN
-    seen = policy.features(batch, attention=own.rows)
-    looks = own(seen, policy.saliency_state).cpu().numpy()
+    seen = policy.features(batch, attention=own.attention_rows)
+    looks = own(seen).cpu().numpy()
     extra, grid = arm.reconstruction, policy.backbone.grid
-    if extra is None or policy.reconstructor is None:
+    if extra is None or policy.reconstruction_head is None:
         return Drawing(looks, grid)
     draws = generator(seed, "picture")
-    _, mask = extra.cover(seen, policy.saliency_state, batch.gaze, draws, steps)
+    _, mask = extra.choose_patches(seen, batch.gaze, draws, steps)
     patches = policy.features(batch, hidden=mask if extra.mask_at == "input" else None).patches
     wanted = extra.picture(batch, draws)
-    painted = policy.reconstructor.picture(patches, mask, policy.reconstructor.target(wanted))
+    painted = policy.reconstruction_head.picture(patches, mask, policy.reconstruction_head.target(wanted))
     return Drawing(
         looks,
         grid,
@@ -134,17 +134,17 @@ def timelines(
         if not arm.annotation_free:
             if annotator is None:
                 raise UserError(f"{arm.id} is told where the target is: give boxes with --gaze")
-            told = samples.told(annotator).batch(indices)
+            told = samples.annotated(annotator).batch(indices)
         policy, _ = load_policy(folder)
         found = draw(policy, arm, told, seed, steps)
-        heat = np.stack([figures.overlay(i, s, found.grid) for i, s in zip(images, found.saliency, strict=True)])
+        heat = np.stack([drawing.overlay(i, s, found.grid) for i, s in zip(images, found.saliency, strict=True)])
         painted = found.painted
         if painted is not None and found.mask is not None:
             painted = np.stack(
-                [figures.filled(*shown, found.grid) for shown in zip(images, found.mask, painted, strict=True)]
+                [drawing.filled(*shown, found.grid) for shown in zip(images, found.mask, painted, strict=True)]
             )
             if arm.saliency is not None:
-                heat = np.stack([figures.edged(h, m, found.grid) for h, m in zip(heat, found.mask, strict=True)])
+                heat = np.stack([drawing.edged(h, m, found.grid) for h, m in zip(heat, found.mask, strict=True)])
         yield Timeline(
             condition=arm.id,
             episode=episode.name,
@@ -162,5 +162,5 @@ def _save(study: Path, name: str, pictures: UInt8[np.ndarray, "b H W 3"], at: tu
     paths = tuple(f"{FOLDER}/{name}_{step:04d}.png" for step in at)
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_write(study / path) as temporary:
-            temporary.write_bytes(figures.small_png(picture, SIDE))
+            temporary.write_bytes(drawing.small_png(picture, SIDE))
     return paths

@@ -3,13 +3,14 @@
 Every question is a sentence and a scene in which it means exactly one visible thing. Asked is
 
 - **named**: is the thing named looked at more than every other thing in the scene? Chance is 1 in m;
-- **told apart**: of two alike things that a relation tells apart, is the one meant looked at more? Chance is 1/2. By
-  what tells them apart: another thing (next to it, between two), a place (left, centre), a held-out pair of things;
-- **pointing**, **auroc**: see `la_reconvla.study.grounding`; *pointing, large* are those things that cover a quarter
-  of a patch;
+- **distinguished**: of two alike things that a relation distinguishes, is the one meant looked at more? Chance is 1/2.
+  By what distinguishes them: another thing (next to it, between two), a place (left, centre), a held-out pair of
+  things;
+- **pointing**, **auroc**: see `la_reconvla.analysis.attention_overlap`; *pointing, large* is asked of things that
+  fill a quarter of a patch;
 - **aid**: against the same sentence with another thing's name in it.
 
-A thing's own patches are those that it covers to a quarter, or, if it covers none so far, the one that it covers most.
+A thing's patches are those of which it fills a quarter, or, if it fills none so far, the one of which it fills most.
 How much it is looked at is their highest score. Where two things share that patch, a win counts half.
 """
 
@@ -24,37 +25,30 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
+from la_reconvla import drawing
+from la_reconvla.analysis import attention_overlap as grounding
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma
-from la_reconvla.checkpoint import load_start, started_from
-from la_reconvla.contracts import Features, SaliencySource
-from la_reconvla.data.captions import (
-    FALSE,
-    HELD_OUT_WORDINGS,
-    NOUNS,
-    TRUE,
-    VISIBLE,
-    WORDINGS,
-    Captioner,
-    Expression,
-    kind,
-    say,
-)
+from la_reconvla.contracts import Features, PolicyInput
+from la_reconvla.data.captions import NOUNS, VISIBLE, Captioner
 from la_reconvla.data.samples import patch_coverage, spread_indices
 from la_reconvla.data.scenes import Scenes
-from la_reconvla.method.heads import LocalisationHeads
-from la_reconvla.method.saliency import MEAN, SinkRemoved
-from la_reconvla.method.words import ContentWords
-from la_reconvla.pretrain import pictures, whiten
+from la_reconvla.method.saliency import MEAN, SaliencySource
+from la_reconvla.method.variants.attention_heads import SinkRemoved
+from la_reconvla.method.variants.content_words import ContentWords
+from la_reconvla.method.variants.learned import LearnedSource
+from la_reconvla.method.variants.localisation_heads import LocalisationHeads
 from la_reconvla.randomness import seeded
 from la_reconvla.storage import atomic_write, write_json
-from la_reconvla.study import figures, grounding
-from la_reconvla.study.tables import TextTable
+from la_reconvla.study.word_questions import Question, questions
+from la_reconvla.text_table import TextTable
+from la_reconvla.training.pretraining_data import pictures, whiten
+from la_reconvla.training.start_weights import StartWeights
 
 SCORES = (
     "named",
-    "told_apart_by_things",
-    "told_apart_by_places",
-    "told_apart_held_out",
+    "distinguished_by_things",
+    "distinguished_by_places",
+    "distinguished_held_out",
     "pointing",
     "pointing_large",
     "auroc",
@@ -66,104 +60,24 @@ EVERYWHERE = "all"
 FRAMES = 64  # training scenes that localisation heads are chosen on
 SHOWN = 6  # pictures in the figure
 REPLICATES = 2000  # of the bootstrap
+FILLED = 0.25  # share of a patch that a thing must fill for the patch to be one of its patches
 
-COVERED = 0.25  # share of a patch that a thing must cover for the patch to be its own
-
-Look = Callable[[UInt8[np.ndarray, "b H W 3"], list[str]], Float[np.ndarray, "*s b n"]]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One sentence about one scene.
-
-    Attributes:
-        scene: its number.
-        text: the sentence.
-        target: column of the instance that it means.
-        alike: column of the other instance of that kind that is visible and not meant, -1 if there is none.
-        expression: what it says of that.
-        wrong: the same sentence with the name of another thing of the scene in the place of this one's.
-        landmark: a sentence that means the thing that the relation refers to, None without one.
-    """
-
-    scene: int
-    text: str
-    target: int
-    alike: int
-    expression: Expression
-    wrong: str
-    landmark: str | None
+Looker = Callable[[UInt8[np.ndarray, "b H W 3"], list[str]], Float[np.ndarray, "*s b n"]]
 
 
-def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) -> list[Question]:
-    """Every thing named alone, and every relation that tells two alike things apart; one wording each, drawn.
-
-    Args:
-        scenes: scenes of the test split.
-        seed: of the wordings.
-        held_out_wordings: wordings that training never used, or those that it did.
-    """
-    rng = np.random.default_rng(seed)
-    # A bare name can be one token, which has no part of its own to be told from a sink.
-    wordings = HELD_OUT_WORDINGS if held_out_wordings else [wording for wording in WORDINGS if wording != "{0}"]
-    captioner, result = Captioner(scenes), []
-    kinds = [kind(name) for name in scenes.instances]
-    for index in range(len(scenes)):
-        seen = scenes.pixels[index] >= VISIBLE
-        told = []
-        for expression in captioner.true_of(index):
-            meant = expression.meant(scenes, np.array([index]))[0]
-            if (meant != FALSE).sum() != 1 or meant.max() != TRUE:
-                continue  # it means nothing here, or more than one thing
-            target = int(meant.argmax())
-            twins = [i for i, k in enumerate(kinds) if k == expression.head and i != target and seen[i]]
-            if expression.relation is None or twins:
-                told.append((expression, target, twins[0] if twins else -1))
-        for expression, target, alike in told:
-            others = sorted({kinds[i] for i in np.flatnonzero(seen)} - {expression.head})
-            if not others:
-                continue
-            wrong = _one(rng, others, besides=expression.others)
-            onto = _one(rng, others, besides=(wrong, *expression.others))
-            landmark = expression.others[0] if expression.others else None
-            drawn = int(rng.integers(2**31))  # the same draws, so that sentences differ in what they name alone
-
-            def said(meant: Expression, drawn=drawn, onto=onto) -> str:
-                return say(np.random.default_rng(drawn), meant, onto, wordings).text
-
-            result.append(
-                Question(
-                    index,
-                    said(expression),
-                    target,
-                    alike,
-                    expression,
-                    said(replace(expression, head=wrong)),
-                    said(Expression(landmark)) if landmark else None,
-                )
-            )
-    return result
-
-
-def _one(rng: np.random.Generator, among: Sequence[str], besides: Sequence[str]) -> str:
-    """One of `among`, if possible none of those that the sentence names already."""
-    fitting = [name for name in among if name not in besides] or among
-    return fitting[int(rng.integers(len(fitting)))]
-
-
-def coverage(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "m o n"]:
-    """Share of each patch that each instance covers, float32."""
+def patch_shares(scenes: Scenes, grid: tuple[int, int]) -> Float[np.ndarray, "m o n"]:
+    """Share of each patch that each instance fills, float32."""
     return np.stack([patch_coverage(scenes.maps == i + 1, grid) for i in range(len(scenes.instances))], 1)
 
 
-def looked_at(maps: Float[np.ndarray, "q n"], covered: Float[np.ndarray, "q o n"]) -> Float[np.ndarray, "q o"]:
+def looked_at(maps: Float[np.ndarray, "q n"], shares: Float[np.ndarray, "q o n"]) -> Float[np.ndarray, "q o"]:
     """How much each thing is looked at, see the module; -inf for what is not in the scene."""
-    return np.where(own_patches(covered), maps[:, None], -np.inf).max(-1)
+    return np.where(patches_of(shares), maps[:, None], -np.inf).max(-1)
 
 
-def own_patches(covered: Float[np.ndarray, "*q n"]) -> Bool[np.ndarray, "*q n"]:
-    """Which patches are a thing's own, see the module."""
-    return (covered >= np.minimum(COVERED, covered.max(-1, keepdims=True))) & (covered > 0)
+def patches_of(shares: Float[np.ndarray, "*q n"]) -> Bool[np.ndarray, "*q n"]:
+    """Which patches are a thing's, see the module."""
+    return (shares >= np.minimum(FILLED, shares.max(-1, keepdims=True))) & (shares > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,9 +86,9 @@ class Answers:
 
     named: Float[np.ndarray, " q"]
     named_chance: Float[np.ndarray, " q"]
-    told_apart_by_things: Float[np.ndarray, " q"]
-    told_apart_by_places: Float[np.ndarray, " q"]
-    told_apart_held_out: Float[np.ndarray, " q"]
+    distinguished_by_things: Float[np.ndarray, " q"]
+    distinguished_by_places: Float[np.ndarray, " q"]
+    distinguished_held_out: Float[np.ndarray, " q"]
     pointing: Float[np.ndarray, " q"]
     pointing_large: Float[np.ndarray, " q"]
     auroc: Float[np.ndarray, " q"]
@@ -190,32 +104,32 @@ def judge(
     maps: Float[np.ndarray, "q n"],
     wrong: Float[np.ndarray, "q n"],
     scenes: Scenes,
-    covered: Float[np.ndarray, "m o n"],
+    shares: Float[np.ndarray, "m o n"],
 ) -> Answers:
-    """Score maps, one a question; `wrong` are those of the wrong word, `covered` the `coverage` of the scenes."""
-    covered = covered[[q.scene for q in asked]]
+    """Score maps, one a question; `wrong` are those of the wrong word, `shares` the `patch_shares` of the scenes."""
+    shares = shares[[q.scene for q in asked]]
     targets = np.array([q.target for q in asked])
     alike = np.array([q.alike for q in asked])
     each = np.arange(len(asked))
     visible = scenes.pixels[[q.scene for q in asked]] >= VISIBLE
-    scores = np.where(visible, looked_at(maps, covered), -np.inf)
-    own = scores[each, targets]
+    scores = np.where(visible, looked_at(maps, shares), -np.inf)
+    meant = scores[each, targets]
     rivals = scores.copy()
     rivals[each, targets] = -np.inf
     alone, paired = alike < 0, alike >= 0
     twin = scores[each, np.maximum(alike, 0)]
-    apart = np.where(paired, _won(own, twin), np.nan)
+    apart = np.where(paired, _won(meant, twin), np.nan)
     held_out = np.array([q.expression.held_out for q in asked])
     by_things = np.array([bool(q.expression.others) for q in asked])
-    mine = covered[each, targets]
-    measured = grounding.measure(maps, own_patches(mine).astype(float))
-    large = mine.max(-1) >= COVERED
+    target = shares[each, targets]
+    measured = grounding.measure(maps, patches_of(target).astype(float))
+    large = target.max(-1) >= FILLED
     return Answers(
-        named=np.where(alone, _won(own, rivals.max(1)), np.nan),
+        named=np.where(alone, _won(meant, rivals.max(1)), np.nan),
         named_chance=np.where(alone, 1 / visible.sum(1), np.nan),
-        told_apart_by_things=np.where(by_things & ~held_out, apart, np.nan),
-        told_apart_by_places=np.where(by_things, np.nan, apart),
-        told_apart_held_out=np.where(held_out, apart, np.nan),
+        distinguished_by_things=np.where(by_things & ~held_out, apart, np.nan),
+        distinguished_by_places=np.where(by_things, np.nan, apart),
+        distinguished_held_out=np.where(held_out, apart, np.nan),
         pointing=measured.pointing,
         pointing_large=np.where(large, measured.pointing, np.nan),
         auroc=measured.auroc,
@@ -223,11 +137,11 @@ def judge(
     )
 
 
-def _won(own: Float[np.ndarray, " q"], rival: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
-    return np.where(own > rival, 1.0, np.where(own == rival, 0.5, 0.0))
+def _won(meant: Float[np.ndarray, " q"], rival: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
+    return np.where(meant > rival, 1.0, np.where(meant == rival, 0.5, 0.0))
 
 
-def ask(look: Look, asked: Sequence[Question], scenes: Scenes, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def ask(look: Looker, asked: Sequence[Question], scenes: Scenes, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Maps [*s q n] under each question's sentence and under the same with the wrong word."""
     maps: list[list[np.ndarray]] = [[], []]
     for at in range(0, len(asked), batch_size):
@@ -245,16 +159,16 @@ def mean_maps(asked: Sequence[Question], maps: Float[np.ndarray, "q n"]) -> Floa
 
 
 def centre_priors(scenes: Scenes, grid: tuple[int, int]) -> dict[str, Float[np.ndarray, " n"]]:
-    """The control that ignores things and words: where things stand on average in each arena's (training) scenes."""
-    covered, arenas = coverage(scenes, grid).sum(1), np.array(scenes.arenas)
-    return {arena: covered[arenas == arena].mean(0) + 1e-6 for arena in set(scenes.arenas)}
+    """The control that ignores things and words: where things are on average in each arena's (training) scenes."""
+    shares, arenas = patch_shares(scenes, grid).sum(1), np.array(scenes.arenas)
+    return {arena: shares[arenas == arena].mean(0) + 1e-6 for arena in set(scenes.arenas)}
 
 
 # ---------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class WordRow:
     """Answers of one kind of map to one set of questions.
 
     Attributes:
@@ -272,7 +186,7 @@ class Row:
 
         Questions about one scene are not independent: the bootstrap draws scenes.
         """
-        found = {}
+        scores = {}
         for name, values in vars(self.answers).items():
             if (asked := np.isfinite(values) & chosen).any():
                 _, of = np.unique(scene[asked], return_inverse=True)
@@ -280,11 +194,11 @@ class Row:
                 draws = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), REPLICATES)
                 low, high = np.quantile((draws @ sums) / (draws @ counts), (0.025, 0.975))
                 mean = float(values[asked].mean())
-                found[name] = {"mean": mean, "low": float(low), "high": float(high), "questions": int(asked.sum())}
-        return found
+                scores[name] = {"mean": mean, "low": float(low), "high": float(high), "questions": int(asked.sum())}
+        return scores
 
 
-def looking(backbone: PaliGemmaBackbone, states: Mapping[SaliencySource, torch.Tensor | None] | None = None) -> Look:
+def looking(backbone: PaliGemmaBackbone, states: Mapping[SaliencySource, torch.Tensor | None] | None = None) -> Looker:
     """Where a backbone looks: by the mean, or [s b n] by each of some sources with what they have learned."""
 
     @torch.no_grad()
@@ -292,20 +206,20 @@ def looking(backbone: PaliGemmaBackbone, states: Mapping[SaliencySource, torch.T
         features = _features(backbone, images, texts)
         if states is None:
             return MEAN(features).numpy()
-        return np.stack([source(features, state).numpy() for source, state in states.items()])
+        return np.stack([source(replace(features, saliency_state=state)).numpy() for source, state in states.items()])
 
     return look
 
 
 def _features(backbone: PaliGemmaBackbone, images: np.ndarray, texts: list[str]) -> Features:
-    features = backbone(pictures(images), texts, attention="instruction")
+    features = backbone(PolicyInput(pictures(images), texts), attention="instruction")
     features.texts = texts
     return features
 
 
 def fitted(backbone: PaliGemmaBackbone, source: SaliencySource, scenes: Scenes) -> torch.Tensor | None:
     """What `source` learns from some training scenes and sentences about them, without labels."""
-    if not source.frames:
+    if not isinstance(source, LearnedSource) or not source.frames:
         return None
     some = spread_indices(len(scenes), FRAMES)
     captioner, rng = Captioner(scenes), np.random.default_rng(0)
@@ -316,7 +230,7 @@ def fitted(backbone: PaliGemmaBackbone, source: SaliencySource, scenes: Scenes) 
 
 def compare(
     config: SmallPaliGemma, others: Mapping[str, SmallPaliGemma], train: Scenes, test: Scenes, seed: int = 0
-) -> Iterator[tuple[Row, list[Question]]]:
+) -> Iterator[tuple[WordRow, list[Question]]]:
     """Every map on every question: the pretrained weights by saliency source, other weights, and the controls.
 
     The *wrong word* is the map under the sentence with another thing's name, judged as if it were this one's: what
@@ -325,16 +239,16 @@ def compare(
     plate" need not know bowls.
 
     Raises:
-        UserError: as `load_start`.
+        UserError: as `StartWeights.of` and `StartWeights.load_into`.
     """
     trained, fresh = started(config), _fresh(config, train, seed)
     states = {source: fitted(trained, source, train) for source in SOURCES}
-    priors, covered = centre_priors(train, config.grid), coverage(test, config.grid)
+    priors, shares = centre_priors(train, config.grid), patch_shares(test, config.grid)
     for wordings in ("held-out", "trained"):
         asked = questions(test, seed, held_out_wordings=wordings == "held-out")
 
         def row(whose: str, maps: np.ndarray, wrong: np.ndarray, about: list[Question], wordings=wordings):
-            return Row(whose, wordings, judge(about, maps, wrong, test, covered)), about
+            return WordRow(whose, wordings, judge(about, maps, wrong, test, shares)), about
 
         for source, maps, wrong in zip(SOURCES, *ask(looking(trained, states), asked, test), strict=True):
             yield row(source.label, maps, wrong, asked)
@@ -356,10 +270,11 @@ def started(config: SmallPaliGemma) -> PaliGemmaBackbone:
     """The backbone with its start weights, for looking.
 
     Raises:
-        UserError: as `load_start`.
+        UserError: as `StartWeights.of` and `StartWeights.load_into`.
     """
     backbone = config.build()
-    load_start(backbone, config)
+    if (start := StartWeights.of(config)) is not None:
+        start.load_into(backbone)
     return backbone.eval()
 
 
@@ -370,7 +285,7 @@ def _fresh(config: SmallPaliGemma, scenes: Scenes, seed: int) -> PaliGemmaBackbo
     return backbone.eval()
 
 
-def report(weights: Sequence[str], train: Scenes, test: Scenes, out: Path, seed: int = 0) -> list[TextTable]:
+def measure_words(weights: Sequence[str], train: Scenes, test: Scenes, out: Path, seed: int = 0) -> list[TextTable]:
     """Measure, write ``words.json``, ``words.md`` and ``words.png`` into `out`; returns the tables without intervals.
 
     Args:
@@ -381,9 +296,9 @@ def report(weights: Sequence[str], train: Scenes, test: Scenes, out: Path, seed:
         seed: of the questions and of the random weights.
 
     Raises:
-        UserError: as `load_start`.
+        UserError: as `StartWeights.of` and `StartWeights.load_into`.
     """
-    first, *rest = (started_from(name) for name in weights)
+    first, *rest = (StartWeights.read(name).config for name in weights)
     arenas = np.array(test.arenas)
     records = []
     for row, asked in compare(first, {str(config.weights): config for config in rest}, train, test, seed):
@@ -436,15 +351,15 @@ def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
     asked = questions(scenes)
     images, titles, columns = [], [], [[] for _ in range(3)]
     for scene in spread_indices(len(scenes), SHOWN):
-        mine = [q for q in asked if q.scene == scene and q.alike < 0][:3]
-        if not mine:
+        alone = [q for q in asked if q.scene == scene and q.alike < 0][:3]
+        if not alone:
             continue
         images.append(scenes.images[scene])
-        texts = [f"the {NOUNS[q.expression.head][0]}" for q in mine]  # short enough to stand above the picture
+        texts = [f"the {NOUNS[q.expression.head][0]}" for q in alone]  # short enough for the line above the picture
         titles.append("; ".join(texts))
         padded = [texts[min(i, len(texts) - 1)] for i in range(3)]
         maps = looking(backbone)(scenes.images[[scene] * 3], padded)
         for column, each in zip(columns, maps, strict=True):
             column.append(each)
     named = {name: np.stack(column) for name, column in zip(("first", "second", "third"), columns, strict=True)}
-    return figures.attention_grid(np.stack(images), titles, named, backbone.grid)
+    return drawing.attention_grid(np.stack(images), titles, named, backbone.grid)

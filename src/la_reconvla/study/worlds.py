@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from la_reconvla.contracts import Start
-from la_reconvla.data.hdf5 import SUFFIX
+from la_reconvla.analysis.declaration import DECLARED, Declaration
+from la_reconvla.data.hdf5_layout import SUFFIX
+from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim import toy
-from la_reconvla.sim.collect import CollectConfig, collect
+from la_reconvla.sim.collect import collect
+from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Scripted, Specification
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import Task, load_task
-from la_reconvla.study.declared import DECLARED, Declaration
-from la_reconvla.study.evaluate import evaluation_starts, settings_for, was_trained_on, wording
+from la_reconvla.study.evaluate import settings_for
 from la_reconvla.study.presets import StudyConfig
+from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording
 
 
 class World(Protocol):
@@ -90,7 +92,7 @@ class Libero:
         return [load_task(config.suite, index) for index in config.tasks]
 
     def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
-        """See `la_reconvla.study.evaluate.wording`."""
+        """See `la_reconvla.study.starts.wording`."""
         return wording(config.suite, config.tasks, config.placement)
 
     def collect(self, config: StudyConfig, out: Path, workers: int) -> None:

@@ -1,0 +1,77 @@
+"""What intervals and p-values decide: corrections, sizes of studies, equivalence and verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from scipy.stats import norm
+
+from la_reconvla.analysis.intervals import Interval
+from la_reconvla.errors import UserError
+
+Verdict = Literal["supported", "refuted", "inconclusive"]
+Equivalence = Literal["equivalent", "different", "undecided"]
+FEW_SEEDS = 5  # below, how much training varies is hardly measured, and intervals are wide for it
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment of a declared family of p-values, in the order given (Holm 1979)."""
+    order = np.argsort(p)
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p, dtype=float)[order] * factors), 1.0)
+    return adjusted.tolist()
+
+
+def rollouts_needed(p1: float, p2: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Episodes **an arm** to tell success rates `p1` and `p2` apart in a two-sided test of independent arms.
+
+    Pairing needs fewer, by as much as the arms agree. Example: 0.80 against 0.85 needs 906.
+
+    Raises:
+        UserError: if a rate is outside [0, 1] or the two are equal.
+    """
+    if not (0 <= p1 <= 1 and 0 <= p2 <= 1) or p1 == p2:
+        raise UserError(f"need two different rates in [0, 1], got {p1} and {p2}")
+    mean = (p1 + p2) / 2
+    under_null = norm.ppf(1 - alpha / 2) * math.sqrt(2 * mean * (1 - mean))
+    under_difference = norm.ppf(power) * math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
+    return math.ceil(((under_null + under_difference) / (p1 - p2)) ** 2)
+
+
+def equivalence(tost: Interval, margin: float) -> Equivalence:
+    """Two one-sided tests: "equivalent" if the 90 % interval lies strictly inside +-`margin`, "different" if outside.
+
+    Raises:
+        UserError: if `margin` is not positive.
+    """
+    if margin <= 0:
+        raise UserError(f"an equivalence margin must be positive, got {margin}")
+    if -margin < tost.low and tost.high < margin:
+        return "equivalent"
+    return "different" if tost.low > margin or tost.high < -margin else "undecided"
+
+
+def verdict(
+    interval: Interval,
+    direction: Literal["above", "below"] = "above",
+    threshold: float = 0.0,
+    *,
+    p: float | None = None,
+    alpha: float = 0.05,
+) -> Verdict:
+    """Judge "the difference is above (below) `threshold`" by an interval, and by a corrected p-value where given.
+
+    A hypothesis is decided, either way, only if the whole interval lies on one side of the threshold and `p`, if given,
+    is below `alpha`. Everything else is inconclusive.
+    """
+    low, high = (interval.low, interval.high) if direction == "above" else (-interval.high, -interval.low)
+    limit = threshold if direction == "above" else -threshold
+    if p is not None and p >= alpha:
+        return "inconclusive"
+    if low > limit:
+        return "supported"
+    return "refuted" if high < limit else "inconclusive"

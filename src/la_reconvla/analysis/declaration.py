@@ -1,0 +1,146 @@
+"""What a study judges, declared in a file before it runs: claims in words, the family of comparisons, level and margin.
+
+The package's own file is ``hypotheses.json`` beside this one; ``ablate --hypotheses FILE`` declares something else. The
+text and its SHA-256 are written to ``study.json`` when a study begins and to ``results.json`` when it ends; a study is
+judged by what it declared then, whatever the file says by now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from la_reconvla.analysis.frames import FRAME_METRICS
+from la_reconvla.analysis.measures import EPISODE_METRICS
+from la_reconvla.analysis.results import Study
+from la_reconvla.conditions import CONDITIONS
+from la_reconvla.errors import UserError, unknown
+
+Key = tuple[str, str, str]
+ALPHA = 0.05
+METRICS = (*EPISODE_METRICS, *FRAME_METRICS)
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a study judges.
+
+    Attributes:
+        claims: what each verdict is about, in words.
+        alpha: level of every test, two-sided: 0.05, as the intervals are of 95 %.
+        same_within: success rates closer than this count as equal, as a share.
+        family: comparisons (a, b, metric) that Holm's correction runs over.
+        equivalence: the comparison that H1 judges, by two one-sided tests.
+        exploratory: comparisons outside of the family, not corrected for their number.
+        text: the file, to the letter.
+    """
+
+    claims: Mapping[str, str]
+    alpha: float
+    same_within: float
+    family: tuple[Key, ...]
+    equivalence: Key
+    exploratory: tuple[Key, ...]
+    text: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def losses(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of arms whose losses on other suites are compared. H4 judges the first, the arms of H1."""
+        return tuple(dict.fromkeys((self.equivalence[:2], ("C4", "C2"), ("C4", "C1"))))
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Declaration:
+        """The declaration that a file holds; `where` names it in messages.
+
+        Raises:
+            UserError: it is not JSON, a field is missing, unknown or of another kind, a comparison names an arm or a
+                metric that does not exist or stands twice, or level or margin are no shares.
+        """
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{where} is not valid JSON ({error}): correct it there") from None
+        names = [name for name in cls.__dataclass_fields__ if name != "text"]
+        if not isinstance(value, dict) or set(value) != set(names):
+            found = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+            raise UserError(f"{where} must hold exactly {', '.join(names)}; it holds {found}")
+        for name in ("alpha", "same_within"):
+            if not isinstance(value[name], float) or not 0 < value[name] < 0.5:
+                raise UserError(f"{where}: {name} must be a share between 0 and 0.5, for example 0.05")
+        if value["alpha"] != ALPHA:
+            raise UserError(f"{where}: alpha must be {ALPHA}, which is what the intervals of 95 % are made for")
+        family = _keys(value["family"], f"{where}, family")
+        return cls(
+            claims=_claims(value["claims"], family, where),
+            alpha=value["alpha"],
+            same_within=value["same_within"],
+            family=family,
+            equivalence=_keys([value["equivalence"]], f"{where}, equivalence")[0],
+            exploratory=_keys(value["exploratory"], f"{where}, exploratory"),
+            text=text,
+        )
+
+    @classmethod
+    def read(cls, path: Path | str) -> Declaration:
+        """The declaration in this file.
+
+        Raises:
+            UserError: there is no such file, or as `parse`.
+        """
+        try:
+            return cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {OWN}") from None
+
+
+def _claims(value: Any, family: Sequence[Key], where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(claim, str) and claim for claim in value.values()):
+        raise UserError(f"{where}: claims must give each hypothesis a sentence")
+    if not value or any(id not in JUDGED and OVER not in id for id in value):
+        raise UserError(
+            f"{where}: claims must be about {', '.join(JUDGED)}, which is what a study judges, or about A{OVER}B, more "
+            "successes of arm A than of arm B"
+        )
+    for id in value:
+        a, over, b = id.partition(OVER)
+        if over and (a, b, "tsr") not in family:
+            raise UserError(f'{where}: the claim {id} is judged by ["{a}", "{b}", "tsr"], which family must name')
+    return value
+
+
+def _keys(value: Any, where: str) -> tuple[Key, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(key, list) and len(key) == 3 and all(isinstance(name, str) for name in key) for key in value
+    ):
+        raise UserError(f'{where}: comparisons look like ["C4", "C2", "tsr"]: two arms and a metric')
+    for a, b, metric in value:
+        for arm in (a, b):
+            if arm not in CONDITIONS:
+                raise UserError(f"{where}: {unknown('condition', arm, CONDITIONS)}")
+        if metric not in METRICS:
+            raise UserError(f"{where}: {unknown('metric', metric, METRICS)}")
+    if len(keys := tuple((a, b, metric) for a, b, metric in value)) > len(set(keys)):
+        raise UserError(f"{where}: a comparison stands there twice")
+    return keys
+
+
+OVER = ">"
+HEADLINE = f"C4{OVER}C2"
+JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
+"""Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
+OWN = Path(__file__).with_name("hypotheses.json")
+DECLARED = Declaration.read(OWN)
+
+
+def declared_in(study: Study) -> Declaration:
+    """What this study declared before it ran; the package's own declaration for one that did not."""
+    return Declaration.parse(study.hypotheses, "study.hypotheses") if study.hypotheses else DECLARED

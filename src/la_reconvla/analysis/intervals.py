@@ -1,0 +1,114 @@
+"""Intervals of success rates and of their differences, from counts alone.
+
+What simulations need is computed for many studies at once: leading axes ``...`` are studies of one design.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+from scipy.stats import binomtest, norm
+
+from la_reconvla.errors import UserError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A closed interval of plausible values."""
+
+    low: float
+    high: float
+
+    def hull(self, other: Interval) -> Interval:
+        """The smallest interval that contains both."""
+        return Interval(min(self.low, other.low), max(self.high, other.high))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The 2 x 2 table of paired successes. `only_a` + `only_b` are the discordant pairs that McNemar's test reads."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return self.both + self.only_a + self.only_b + self.neither
+
+
+def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
+    """Wilson's score interval of a success rate (Wilson 1927, doi:10.2307/2276774).
+
+    Raises:
+        UserError: without trials, or with more successes than trials.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
+    low, high = _wilson(successes, trials, level)
+    return Interval(float(low), float(high))
+
+
+def _wilson(x: Int[np.ndarray, "..."] | int, n: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of Wilson's interval: the rates p with |x/n - p| = z sqrt(p (1 - p) / n)."""
+    z = norm.ppf((1 + level) / 2)
+    x = np.asarray(x, dtype=float)
+    centre, reach = x + z * z / 2, z * np.sqrt(x * (n - x) / n + z * z / 4)
+    return np.where(x == 0, 0.0, (centre - reach) / (n + z * z)), np.where(x == n, 1.0, (centre + reach) / (n + z * z))
+
+
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
+    """The exact interval of a success rate (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404).
+
+    It covers at least `level` whatever the rate is, and is wider than Wilson's, which covers that much on average.
+
+    Raises:
+        UserError: as `wilson`.
+    """
+    if not 0 <= successes <= trials or trials == 0:
+        raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
+    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="exact")
+    return Interval(float(found.low), float(found.high))
+
+
+def newcombe_paired(table: Agreement, level: float = LEVEL) -> Interval:
+    """Newcombe's score interval (his method 10) of the difference of two paired proportions, episodes independent."""
+    low, high = newcombe_ends(table.both, table.only_a, table.only_b, table.neither, level)
+    return Interval(float(low), float(high))
+
+
+def newcombe_ends(both, only_a, only_b, neither, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of `newcombe_paired`, for many tables of equal size at once."""
+    both, only_a, only_b, neither = (np.asarray(count) for count in (both, only_a, only_b, neither))
+    n = int((both + only_a + only_b + neither).flat[0])
+    first, second = both + only_a, both + only_b
+    p, q = first / n, second / n
+    (p_low, p_high), (q_low, q_high) = _wilson(first, n, level), _wilson(second, n, level)
+    scale = np.sqrt(1.0 * first * (n - first) * second * (n - second))
+    covariance = 1.0 * both * neither - 1.0 * only_a * only_b
+    covariance = np.where(covariance > 0, np.maximum(covariance - n / 2, 0), covariance)
+    phi = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
+
+    def reach(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(x * x - 2 * phi * x * y + y * y, 0.0))
+
+    return p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low)
+
+
+def square_and_add(x: float, of_x: Interval, y: float, of_y: Interval) -> Interval:
+    """Interval of x - y from those of both alone, as if they were independent.
+
+    The square-and-add rule of Newcombe (1998), method 10, for any two intervals (MOVER: Zou and Donner 2008,
+    doi:10.1002/sim.3095); `newcombe_paired` is the same rule for two rates that agree on the same starts.
+    """
+    return Interval(
+        x - y - math.hypot(x - of_x.low, of_y.high - y),
+        x - y + math.hypot(of_x.high - x, y - of_y.low),
+    )

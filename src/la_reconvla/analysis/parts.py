@@ -1,0 +1,93 @@
+"""What a recorded frame is about: the phase of its episode, and the things that maps are measured against.
+
+Both are read from what a demonstration file holds, so that any study can be measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+
+from la_reconvla.analysis.measures import MapPart, MapPhase
+from la_reconvla.data.boxes import box_of
+from la_reconvla.data.demonstrations import Episode
+from la_reconvla.data.samples import Samples, patch_coverage
+
+PARTS: tuple[MapPart, ...] = get_args(MapPart)
+PHASES: tuple[MapPhase, ...] = get_args(MapPhase)
+OVER = 0.06  # the thing is over its destination when the hand is this near to where it lets go (m, horizontally)
+
+
+def phases(episode: Episode) -> list[MapPhase]:
+    """The phase of each control step, T of them, from the gripper's commands and the hand's positions.
+
+    The thing is held while the gripper is told to close, in the last such stretch of the episode; what comes before is
+    ``reach``. It is over its destination once the hand is within `OVER` of where it will let go; from there on it is
+    ``place``, in between ``carry``. An episode in which the gripper never closes is ``reach`` throughout.
+    """
+    closed = episode.actions[:, -1] > 0
+    found = np.full(len(closed), "reach", dtype=object)
+    if not closed.any():
+        return found.tolist()
+    last = int(np.flatnonzero(closed)[-1])
+    opened = np.flatnonzero(~closed[:last])
+    first = int(opened[-1]) + 1 if opened.size else 0
+    hand = episode.proprio()[:, :2]
+    near = np.linalg.norm(hand - hand[last], axis=1) < OVER
+    away = np.flatnonzero(~near[first : last + 1])
+    over = first + int(away[-1]) + 1 if away.size else first
+    found[first:over], found[over:] = "carry", "place"
+    return found.tolist()
+
+
+def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
+    """What could be taken for the target: its twin, else what another instruction asks for.
+
+    That is one of the same scene, if such a one was recorded, else any whose target stands here, too.
+
+    Args:
+        episode: the demonstration.
+        others: demonstrations in which that other instruction may occur.
+
+    Returns:
+        Name of the instance, None if there is none or it is not known.
+    """
+    if episode.target is None:
+        return None
+    kind = episode.target.rsplit("_", 1)[0]
+    twins = [name for name in episode.instance_names if name != episode.target and name.rsplit("_", 1)[0] == kind]
+    asked = [other for other in others if other.target in episode.instance_names and other.target != episode.target]
+    here = [other for other in asked if other.scene == episode.scene]
+    return (twins or sorted(str(other.target) for other in here or asked) or [None])[0]
+
+
+def part_masks(samples: Samples, indices: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, "b 3 H W"]:
+    """Where the target, the destination and the distractor (`PARTS`) show; nowhere if there is none.
+
+    Raises:
+        UserError: the recording has no instance maps.
+    """
+    size = samples.demonstrations.image_size
+    result = np.zeros((len(indices), len(PARTS), size, size), dtype=bool)
+    places = [samples.origin(int(index)) for index in indices]
+    for episode in {episode.name: episode for episode, _ in places}.values():
+        here = [row for row, (other, _) in enumerate(places) if other is episode]
+        maps = episode.instances()[[places[row][1] // episode.frame_stride for row in here]]
+        rival = distractor(episode, samples.demonstrations.episodes)
+        for column, name in enumerate((*PARTS[:2], rival)):
+            if name is not None:
+                result[here, column] = maps == episode.instance_number(name)
+    return result
+
+
+def part_patches(masks: Bool[np.ndarray, "b 3 H W"], grid: tuple[int, int]) -> Float32[np.ndarray, "b 3 n"]:
+    """Share of each patch on each of `PARTS`; n = rows x columns of `grid`."""
+    return np.stack([patch_coverage(masks[:, column], grid) for column in range(len(PARTS))], axis=1)
+
+
+def part_boxes(masks: Bool[np.ndarray, "b 3 H W"]) -> Float32[np.ndarray, "b 3 4"]:
+    """The box of each of `PARTS` as `la_reconvla.data.boxes` has it; NaN where it is not to be seen."""
+    return np.stack([box_of(masks[:, column]) for column in range(len(PARTS))], axis=1)

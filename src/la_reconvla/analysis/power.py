@@ -1,0 +1,132 @@
+"""What a study can tell apart, computed before it starts.
+
+Two numbers, because they answer two questions:
+
+- how many episodes an arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
+- how likely **this study's own test** finds a difference with the episodes that are planned, by simulating the study
+  many times and testing each as the real one is (`la_reconvla.analysis.paired.many_paired_successes`). It knows
+  what the first does not: that few seeds are few, that arms are paired, and that the test is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from la_reconvla.analysis.decisions import rollouts_needed
+from la_reconvla.analysis.measures import Power
+from la_reconvla.analysis.paired import many_paired_successes
+from la_reconvla.errors import UserError
+from la_reconvla.text_table import TextTable
+
+POINTS = (0.05, 0.10, 0.20, 0.40)
+STUDIES = 1000  # simulated ones: a power of 80 % is known to 2.5 points
+REPLICATES = 500
+
+
+def design(seeds: int, tasks: int, episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Seed and task of each episode of a full design, int64 [seeds * tasks * episodes] each."""
+    labels = np.indices((seeds, tasks, episodes)).reshape(3, -1)
+    return labels[0], labels[1]
+
+
+def pairs(
+    first: Float[np.ndarray, "..."], second: Float[np.ndarray, "..."], agreement: float, rng: np.random.Generator
+) -> tuple[Bool[np.ndarray, "..."], Bool[np.ndarray, "..."]]:
+    """Successes of two arms on the same starts, with these rates and this correlation of outcomes on one start.
+
+    `agreement` is the correlation (phi) of the two outcomes; it is cut to what the two rates allow. 0: independent.
+    """
+    both = first * second + agreement * np.sqrt(first * (1 - first) * second * (1 - second))
+    both = np.clip(both, np.maximum(0, first + second - 1), np.minimum(first, second))
+    draw = rng.random(np.broadcast_shapes(first.shape, second.shape))
+    return draw < first, (draw < both) | ((draw >= first) & (draw < first + second - both))
+
+
+def paired_power(
+    rate: float,
+    points: float,
+    seeds: int,
+    tasks: int,
+    episodes: int,
+    *,
+    between_seeds: float = 0.0,
+    agreement: float = 0.0,
+    alpha: float = 0.05,
+    studies: int = STUDIES,
+    rng_seed: int = 0,
+) -> float:
+    """Probability that a study finds an arm `points` better: interval above zero and p below `alpha`.
+
+    Args:
+        rate: success rate of the worse arm, a share.
+        points: what the better arm has more, a share.
+        seeds: training seeds of each arm.
+        tasks: number of tasks.
+        episodes: evaluation episodes for each task and trained policy.
+        between_seeds: standard deviation of an arm's rate between its seeds, a share.
+        agreement: correlation of the two arms' outcomes on one start beyond what their rates say. Arms that solve the
+            same starts agree more, and the power is higher.
+        alpha: level, two-sided, without correction for the other comparisons of a family.
+        studies: how many are simulated.
+        rng_seed: fixes them.
+
+    Raises:
+        UserError: the two rates are no shares, a number is below 1, or the correlation is not in [0, 1].
+    """
+    if not (0 <= rate <= 1 and 0 <= rate + points <= 1):
+        raise UserError(f"rates must lie between 0 and 1, got {rate} and {rate + points}")
+    if min(seeds, tasks, episodes) < 1:
+        raise UserError(f"a study needs a seed, a task and an episode, got {seeds}, {tasks} and {episodes}")
+    if not 0 <= agreement <= 1 or between_seeds < 0:
+        raise UserError(f"agreement must lie between 0 and 1 and seeds vary by 0 or more: {agreement}, {between_seeds}")
+    rng = np.random.default_rng(rng_seed)
+    labels = design(seeds, tasks, episodes)
+    found = 0
+    step = max(1, 2_000_000 // labels[0].size)  # studies at a time: arrays of some 16 MB
+    for begin in range(0, studies, step):
+        shift = between_seeds * rng.normal(size=(2, min(step, studies - begin), seeds))[..., labels[0]]
+        a, b = pairs(np.clip(rate + points + shift[0], 0, 1), np.clip(rate + shift[1], 0, 1), agreement, rng)
+        judged = many_paired_successes(a, b, *labels, replicates=REPLICATES)
+        found += int(((judged.low > 0) & (judged.p < alpha)).sum())
+    return found / studies
+
+
+def planned(
+    seeds: int,
+    tasks: int,
+    episodes: int,
+    *,
+    points: Sequence[float] = POINTS,
+    between_seeds: float = 0.0,
+    agreement: float = 0.0,
+    alpha: float = 0.05,
+) -> tuple[Power, ...]:
+    """What a study of this size can tell apart, around a success rate of one half, where most episodes are needed.
+
+    Arguments and errors as in `paired_power`; `points` are the differences asked about.
+    """
+    return tuple(
+        Power(
+            points=p,
+            rate=0.5 - p / 2,
+            needed=rollouts_needed(0.5 - p / 2, 0.5 + p / 2, alpha=alpha),
+            planned=seeds * tasks * episodes,
+            power=paired_power(
+                0.5 - p / 2, p, seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement, alpha=alpha
+            ),
+        )
+        for p in points
+    )
+
+
+def power_table(rows: Sequence[Power], seeds: int) -> TextTable:
+    """The rows for people, with what few seeds mean in the title."""
+    few = " (with one seed no difference between arms is decided)" if seeds == 1 else ""
+    return TextTable(
+        f"What this study can tell apart{few}",
+        ("points apart", "episodes an arm for 80 %, arms independent", "planned", "power of this study"),
+        [(f"{100 * r.points:.0f}", str(r.needed), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
+    )

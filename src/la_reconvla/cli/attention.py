@@ -1,0 +1,53 @@
+"""Commands that measure where words look: in one picture, or over held-out scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+
+def look(
+    backbone: str,
+    image: Path,
+    instruction: str,
+    out: Path = Path("map.png"),
+    against: str | None = None,
+    per_head: bool = False,
+    layers: int | None = None,
+    device: str = "auto",
+) -> None:
+    """Draw where an instruction looks in a picture, and print whose attention that is and its numbers.
+
+    Args:
+        backbone: a model on the hub (its id) or in a folder, or the folder of a run.
+        image: the picture; one that is not square is squeezed.
+        instruction: what the robot is told.
+        out: the PNG.
+        against: another instruction, for comparison.
+        per_head: one row a layer, one column a head.
+        layers: how many of the last layers are read; 3 by default, a run in its own.
+        device: auto, cpu, cuda or mps.
+    """
+    from la_reconvla.study.look import look as run
+
+    print("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
+
+
+def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("base",), seed: int = 0) -> None:
+    """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
+
+    Args:
+        scenes: folder that the command scenes wrote.
+        out: folder for words.json, words.md and words.png.
+        weights: base, words-7x7 or files of pretrain; the first is measured in detail.
+        seed: of the questions, and of the random weights beside them.
+    """
+    from la_reconvla.data.scenes import load_scenes
+    from la_reconvla.study.words import measure_words
+
+    console = Console()
+    console.width = max(console.width, 120)  # eleven columns
+    for table in measure_words(weights, load_scenes(scenes, "train"), load_scenes(scenes, "test"), out, seed):
+        console.print(table.rich())
+    print(out / "words.md")

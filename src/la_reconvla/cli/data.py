@@ -1,0 +1,61 @@
+"""Commands that make data: demonstrations, boxes around their targets, scenes to learn words from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from la_reconvla.cli.options import Flat
+from la_reconvla.errors import UserError
+from la_reconvla.sim.options import CollectOptions, ScenesOptions
+
+
+def collect(options: Flat[CollectOptions]) -> None:
+    """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Stopped, it goes on by the same command."""
+    from la_reconvla.sim.collect import collect as run
+    from la_reconvla.sim.collection_config import CollectConfig
+
+    print(run(CollectConfig(**vars(options))))
+
+
+def annotate(
+    demonstrations: Positional[Path],
+    out: Path,
+    source: str = "masks",
+    threshold: float = 0.25,
+    every: int = 1,
+    device: str = "auto",
+) -> None:
+    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
+
+    Args:
+        demonstrations: folder with ``*_demo.hdf5`` files.
+        out: the file of boxes, ``*.jsonl``.
+        source: masks, the simulator's own instance maps, or a zero-shot detector: an id on the hub or a folder.
+        threshold: lowest score of a detector's box that counts.
+        every: show a detector only every so many recorded frames.
+        device: of a detector: auto, cpu, cuda or mps.
+    """
+    from la_reconvla.data.boxes import SUFFIX, Masks, boxes_summary, write_boxes
+    from la_reconvla.data.detector import Detector
+    from la_reconvla.data.hdf5 import open_demonstrations
+    from la_reconvla.progress import progress
+    from la_reconvla.training.loop import pick_device
+
+    if out.suffix != SUFFIX:
+        raise UserError(f"{out}: a file of boxes is called *{SUFFIX}, which is how training knows it: name it so")
+    opened = open_demonstrations(demonstrations)
+    annotator = Masks()
+    if source != annotator.label:
+        annotator = Detector(source, threshold=threshold, every=every, device=str(pick_device(device)))
+    with progress("Annotating", total=len(opened.episodes), unit="episodes") as bar:
+        write_boxes(opened, annotator, out, bar)
+    print(boxes_summary(opened, out))
+
+
+def scenes(options: Flat[ScenesOptions]) -> None:
+    """Render LIBERO's arenas and objects in random arrangements, to learn words from. Stopped, it goes on."""
+    from la_reconvla.sim.scenes import ScenesConfig, render
+
+    print(f"{options.out}: {render(ScenesConfig(**vars(options)))} scenes")

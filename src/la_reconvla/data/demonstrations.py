@@ -1,0 +1,274 @@
+"""Demonstrations as values: an episode, which reads its pictures on demand, and a set to train on together."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, UInt8
+
+from la_reconvla.contracts import Quality
+from la_reconvla.data.hdf5_layout import REMEDY, checked_actions, opened
+from la_reconvla.data.starts import PlacementKind, Split
+from la_reconvla.errors import UserError, unknown
+
+ROLES = ("target", "destination")
+"""Names that stand for another instance in each episode."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One demonstration: what it is, its actions, and how to read the rest.
+
+    Attributes:
+        path: its file.
+        demo: its group in the file, for example ``demo_0``.
+        suite: LIBERO suite, None if the file does not say.
+        task: index of the task in its suite, None in files that are not ours.
+        task_name: name of the task.
+        instruction: the words that the robot was given.
+        actions: float32 [T 7], labels.
+        quality: render quality of the pictures.
+        image_size: rows and columns of the pictures.
+        frame_stride: control steps from one picture to the next.
+        instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
+        has_wrist: whether there are wrist pictures.
+        target: instance that is moved; this and the rest is None in files that are not ours.
+        destination: where it is moved to.
+        start_id: `contracts.Start.id` of the start.
+        placement: kind of placement of the start.
+        split: split of the start.
+        start_index: index of the start.
+        start_seed: simulator seed of the start.
+        success_step: number of steps after which the goal first held.
+        noise: standard deviation of the action noise.
+        seed: seed of the action noise.
+        turn: how stored pictures become public ones: (row step, column step).
+    """
+
+    path: Path
+    demo: str
+    suite: str | None
+    task: int | None
+    task_name: str
+    instruction: str
+    actions: Float32[np.ndarray, "T 7"]
+    quality: Quality
+    image_size: int
+    frame_stride: int
+    instance_names: tuple[str, ...] = ()
+    has_wrist: bool = False
+    target: str | None = None
+    destination: str | None = None
+    start_id: str | None = None
+    placement: PlacementKind | None = None
+    split: Split | None = None
+    start_index: int | None = None
+    start_seed: int | None = None
+    success_step: int | None = None
+    noise: float | None = None
+    seed: int | None = None
+    turn: tuple[int, int] = (-1, -1)
+
+    @property
+    def name(self) -> str:
+        """Unique among the files of a folder; for messages."""
+        return f"{self.path.name}/{self.demo}"
+
+    @property
+    def scene(self) -> str:
+        """Names the scene: episodes that share one show (nearly) the same pictures and belong on one side of a split.
+
+        Two starts of a wide placement, 2j and 2j + 1, are one scene with two targets.
+        """
+        if self.start_index is None:
+            return f"{self.task_name}/{self.demo}"
+        index = self.start_index // 2 if self.placement == "wide" else self.start_index
+        return f"{self.task_name}/{self.placement}/{self.split}/{index}"
+
+    @property
+    def frame_steps(self) -> Int[np.ndarray, " F"]:
+        """Control steps that have a picture."""
+        return np.arange(0, len(self.actions), self.frame_stride)
+
+    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
+        """Agentview pictures at `frame_steps`, public convention."""
+        return self._turned("obs/agentview_rgb")
+
+    def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
+        """Wrist pictures at `frame_steps`, public convention.
+
+        Raises:
+            UserError: the file has none.
+        """
+        return self._turned("obs/eye_in_hand_rgb")
+
+    def instances(self) -> UInt8[np.ndarray, "F H W"]:
+        """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
+
+        Raises:
+            UserError: the file has none, or one that uses a number without a name.
+        """
+        maps = self._turned("instances/map")
+        if maps.max() > len(self.instance_names):
+            raise UserError(
+                f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
+                f"{len(self.instance_names)} names; {REMEDY}"
+            )
+        return maps
+
+    def instance_number(self, name: str) -> int:
+        """The number of an instance in `instances`; ``target`` and ``destination`` are those of the episode.
+
+        Raises:
+            UserError: the file has no such instance, or does not say which one that is.
+        """
+        wanted = getattr(self, name) if name in ROLES else name
+        if wanted is None:
+            raise UserError(f"{self.path}: {self.demo} does not say what its {name} is; collect with this package")
+        owners = [owner for owner in self.instance_names if name in ROLES and wanted.startswith(f"{owner}_")]
+        if wanted not in self.instance_names and not owners:
+            raise unknown(f"instance in {self.name}", wanted, self.instance_names)
+        shown = wanted if wanted in self.instance_names else owners[0]  # a region is shown by what it belongs to
+        return self.instance_names.index(shown) + 1
+
+    def proprio(self) -> Float32[np.ndarray, "T 8"]:
+        """End effector position (m), orientation (axis-angle, rad) and two finger positions (m), at every step.
+
+        Raises:
+            UserError: the file has none, or they are not finite.
+        """
+        arrays = [self._array("obs/ee_states"), self._array("obs/gripper_states")]
+        length = len(self.actions)
+        if [a.shape for a in arrays] != [(length, 6), (length, 2)] or any(a.dtype.kind != "f" for a in arrays):
+            given = " and ".join(f"{a.dtype} {a.shape}" for a in arrays)
+            raise UserError(
+                f"{self.path}: the robot states of {self.demo} are {given}, not floats of shapes "
+                f"({length}, 6) and ({length}, 2); {REMEDY}"
+            )
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+            values = np.concatenate(arrays, axis=1).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
+        return values
+
+    def executed(self) -> Float32[np.ndarray, "T 7"]:
+        """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
+
+        Raises:
+            UserError: they are not finite or outside [-1, 1].
+        """
+        with opened(self.path) as file:
+            group = file["data"][self.demo]
+            name = "executed_actions" if "executed_actions" in group else "actions"
+            return checked_actions(f"{self.path}: {self.demo}", group[name])
+
+    def states(self) -> Float[np.ndarray, "T s"]:
+        """Flattened MuJoCo state before each action.
+
+        Raises:
+            UserError: the file has none.
+        """
+        return self._array("states")
+
+    def _array(self, key: str) -> np.ndarray:
+        with opened(self.path) as file:
+            group = file["data"][self.demo]
+            if key not in group:
+                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
+            return np.asarray(group[key][()])
+
+    def _turned(self, key: str) -> np.ndarray:
+        rows, columns = self.turn
+        return np.ascontiguousarray(self._array(key)[:, ::rows, ::columns])
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstrations:
+    """Episodes that may be trained on together: one render quality, one picture size, one frame stride."""
+
+    episodes: tuple[Episode, ...]
+
+    @property
+    def quality(self) -> Quality:
+        """Render quality of all pictures."""
+        return self.episodes[0].quality
+
+    @property
+    def image_size(self) -> int:
+        """Rows and columns of all pictures."""
+        return self.episodes[0].image_size
+
+    @property
+    def frame_stride(self) -> int:
+        """Control steps from one picture to the next."""
+        return self.episodes[0].frame_stride
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, each once."""
+        return tuple(dict.fromkeys(episode.task_name for episode in self.episodes))
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """Ids of the starts used, each once; evaluation uses others. Files that are not ours do not say."""
+        return tuple(dict.fromkeys(e.start_id for e in self.episodes if e.start_id is not None))
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """Names the content: equal for equal episodes in equal order, wherever the files lie and however compressed.
+
+        All actions and instructions enter, and three pictures of each episode.
+        """
+        digest = hashlib.sha256(f"{self.quality}/{self.image_size}/{self.frame_stride}".encode())
+        for episode in self.episodes:
+            digest.update(
+                f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
+            )
+            digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
+            with opened(episode.path) as file:
+                frames = file["data"][episode.demo]["obs/agentview_rgb"]
+                for index in (0, len(frames) // 2, len(frames) - 1):
+                    digest.update(frames[index].tobytes())
+        return digest.hexdigest()
+
+    def divide(self, held_out: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
+        """Training episodes and held-out episodes. Scenes are not torn, and every task with two scenes holds one out.
+
+        Args:
+            held_out: share of each task's scenes to hold out, in (0, 1).
+            seed: which ones; the choice for a task does not depend on the other tasks.
+
+        Raises:
+            UserError: `held_out` is not a share, or no task has two scenes.
+        """
+        if not 0 < held_out < 1:
+            raise UserError(f"the held-out share must lie between 0 and 1, not {held_out}")
+        chosen: set[str] = set()
+        for task in self.tasks:
+            scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task_name == task))
+            scenes.sort(key=lambda scene: hashlib.sha256(f"{seed}/{scene}".encode()).digest())
+            chosen.update(scenes[: min(max(1, round(held_out * len(scenes))), len(scenes) - 1)])
+        if not chosen:
+            raise UserError("no episode can be held out: each task has one scene only; collect more episodes")
+        rest = tuple(e for e in self.episodes if e.scene not in chosen)
+        return Demonstrations(rest), Demonstrations(tuple(e for e in self.episodes if e.scene in chosen))
+
+
+def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
+    """These episodes as one set.
+
+    Raises:
+        UserError: if they differ in render quality, picture size or frame stride; the message begins with `where`.
+    """
+    for kind in ("quality", "image_size", "frame_stride"):
+        if len(files := {getattr(e, kind): e.path.name for e in episodes}) > 1:
+            listed = ", ".join(f"{value} in {name}" for value, name in files.items())
+            raise UserError(
+                f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
+            )
+    return Demonstrations(tuple(episodes))

@@ -1,0 +1,277 @@
+"""Pictures of what policies see, as PNG, and videos.
+
+Nothing here touches matplotlib's global state, and equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from la_reconvla.errors import UserError
+from la_reconvla.storage import atomic_write
+
+MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".svg": "image/svg+xml", ".mp4": "video/mp4"}
+
+
+def readable(name: str) -> str:
+    """A field's or a floor's name for people."""
+    return name.replace("_", " ")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, " n"], grid: tuple[int, int]) -> np.ndarray:
+    """`image` with `saliency` as heat over it, patch by patch: what the map really is, not smoothed.
+
+    Args:
+        image: uint8 picture.
+        saliency: one score a patch, row by row; only their proportions matter.
+        grid: rows and columns of patches.
+
+    Returns:
+        uint8 [H W 3].
+
+    Raises:
+        UserError: if the number of scores is not that of the grid, or the image is not uint8 [H W 3].
+    """
+    scores = np.asarray(saliency, dtype=np.float64)
+    if scores.size != grid[0] * grid[1] or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise UserError(f"cannot lay {scores.shape} scores on a {grid} grid over an image {image.shape} {image.dtype}")
+    spread = float(np.ptp(scores))
+    relative = (scores - scores.min()) / spread if spread > 0 else np.zeros_like(scores)
+    heat = _per_pixel(relative.reshape(grid), image.shape[:2])[..., None]
+    colour = colormaps["inferno"](heat[..., 0])[..., :3] * 255
+    opacity = 0.2 + 0.5 * heat
+    return (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+
+
+def _per_pixel(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Each patch's value at all of its pixels, also where the grid does not divide the image."""
+    rows = np.arange(shape[0]) * patches.shape[0] // shape[0]
+    columns = np.arange(shape[1]) * patches.shape[1] // shape[1]
+    return patches[np.ix_(rows, columns)]
+
+
+def filled(
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: Bool[np.ndarray, " n"],
+    painted: UInt8[np.ndarray, "H W 3"],
+    grid: tuple[int, int],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image` with the patches that `mask` hides taken from `painted`, and a line around them."""
+    hidden = _per_pixel(mask.reshape(grid), image.shape[:2])[..., None]
+    return edged(np.where(hidden, painted, image), mask, grid)
+
+
+def edged(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, " n"], grid: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image` with a white line of one pixel along the inner edge of the True patches of `mask`."""
+    hidden = np.pad(_per_pixel(mask.reshape(grid), image.shape[:2]), 1)
+    inner = hidden[:-2, 1:-1] & hidden[2:, 1:-1] & hidden[1:-1, :-2] & hidden[1:-1, 2:]
+    return np.where((hidden[1:-1, 1:-1] & ~inner)[..., None], np.uint8(255), image)
+
+
+def small_png(image: UInt8[np.ndarray, "H W 3"], side: int, colours: int = 96) -> bytes:
+    """`image` as a PNG of few colours and at most `side` pixels a side: hundreds of them fit into one page."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def attention_grid(
+    images: UInt8[np.ndarray, "f H W 3"],
+    instructions: Sequence[str],
+    maps: Mapping[str, Float[np.ndarray, "f n"]],
+    grid: tuple[int, int],
+    masks: Mapping[str, Bool[np.ndarray, "f n"]] | None = None,
+) -> bytes:
+    """Attention maps of all conditions on the same frames, as PNG.
+
+    Rows are frames under their instruction; columns are the image and then each condition. Patches that the condition
+    masks are outlined.
+
+    Args:
+        images: the frames.
+        instructions: what the robot was asked to do in each.
+        maps: saliency of each condition.
+        grid: rows and columns of patches.
+        masks: patches that a condition reconstructs, where it has any.
+    """
+    rows, columns = len(images), 1 + len(maps)
+    figure = Figure(figsize=(1.7 * columns, 1.95 * rows + 0.3), layout="constrained")
+    for i, strip in enumerate(figure.subfigures(rows, 1, squeeze=False)[:, 0]):
+        strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
+        cells = strip.subplots(1, columns, squeeze=False)[0]
+        _show(cells[0], images[i], "image")
+        for axes, (name, scores) in zip(cells[1:], maps.items(), strict=True):
+            _show(axes, overlay(images[i], scores[i], grid), name)
+            if masks and name in masks:
+                axes.add_collection(_outline(masks[name][i].reshape(grid), images[i].shape[:2]))
+    return _png(figure)
+
+
+def head_grid(
+    image: UInt8[np.ndarray, "H W 3"],
+    title: str,
+    layers: Mapping[str, Float[np.ndarray, "h n"]],
+    grid: tuple[int, int],
+) -> bytes:
+    """Attention maps of every head on one image, as PNG; rows are layers, columns their mean and then each head.
+
+    Each map has its scale: heads differ in how much they look at the image at all, which the titles say.
+
+    Args:
+        image: the frame.
+        title: of the picture.
+        layers: maps of the heads of each layer, by the layer's name.
+        grid: rows and columns of patches.
+    """
+    columns = 1 + max(len(heads) for heads in layers.values())
+    figure = Figure(figsize=(1.4 * columns, 1.65 * len(layers) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    for cells, (name, heads) in zip(figure.subplots(len(layers), columns, squeeze=False), layers.items(), strict=True):
+        shown = {name: heads.mean(0), **{f"head {i}: {head.sum():.2f}": head for i, head in enumerate(heads)}}
+        for axes, (label, scores) in zip(cells, shown.items(), strict=True):
+            _show(axes, overlay(image, scores, grid), label)
+    return _png(figure)
+
+
+def crop_strip(
+    images: UInt8[np.ndarray, "f H W 3"],
+    crops: UInt8[np.ndarray, "f H W 3"],
+    predictions: UInt8[np.ndarray, "f H W 3"],
+    instructions: Sequence[str],
+) -> bytes:
+    """What the policy saw, the crop that the head had to draw, and what it drew, one frame a row, as PNG."""
+    titles = "original", "crop", "drawn from noise"
+    rows = [list(zip(titles, shown, strict=True)) for shown in zip(images, crops, predictions, strict=True)]
+    return _strip(rows, instructions)
+
+
+def reconstruction_strip(
+    images: UInt8[np.ndarray, "f H W 3"],
+    masks: Bool[np.ndarray, "f n"],
+    predictions: UInt8[np.ndarray, "f H W 3"],
+    grid: tuple[int, int],
+    instructions: Sequence[str] | None = None,
+) -> bytes:
+    """Original, what the decoder was shown, and its prediction, one frame a row, as PNG.
+
+    Args:
+        images: the frames.
+        masks: True at patches to reconstruct.
+        predictions: predicted pixels of full frames; only masked patches are taken from them.
+        grid: rows and columns of patches.
+        instructions: a title for each row.
+    """
+    rows = []
+    for image, mask, predicted in zip(images, masks, predictions, strict=True):
+        hidden = _per_pixel(mask.reshape(grid), image.shape[:2])[..., None]
+        rows.append(
+            [
+                ("original", image),
+                ("masked", np.where(hidden, np.uint8(128), image)),
+                ("prediction in the masked patches", np.where(hidden, predicted, image)),
+            ]
+        )
+    return _strip(rows, instructions)
+
+
+def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str] | None) -> bytes:
+    figure = Figure(figsize=(5.6, 2.05 * len(rows) + 0.3), layout="constrained")
+    for i, strip in enumerate(figure.subfigures(len(rows), 1, squeeze=False)[:, 0]):
+        if instructions:
+            strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
+        for axes, (title, picture) in zip(strip.subplots(1, len(rows[i])), rows[i], strict=True):
+            _show(axes, picture, title)
+    return _png(figure)
+
+
+def _show(axes: Axes, image: np.ndarray, title: str) -> None:
+    axes.imshow(image, interpolation="nearest")
+    axes.set_title(title, fontsize=8)
+    axes.set_axis_off()
+
+
+def _outline(mask: np.ndarray, shape: tuple[int, ...]) -> LineCollection:
+    """Lines around the True patches of `mask` [rows columns], in pixels of an image of `shape`."""
+    padded = np.pad(mask, 1).astype(int)
+    height, width = shape[0] / mask.shape[0], shape[1] / mask.shape[1]
+    across = np.argwhere(np.diff(padded, axis=0)[:, 1:-1])  # an edge above row r, over column c
+    along = np.argwhere(np.diff(padded, axis=1)[1:-1])
+    lines = [[(c * width, r * height), ((c + 1) * width, r * height)] for r, c in across]
+    lines += [[(c * width, r * height), (c * width, (r + 1) * height)] for r, c in along]
+    return LineCollection(list(np.array(lines).reshape(-1, 2, 2) - 0.5), colors="white", linewidths=0.9)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- videos
+
+
+def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], fps: int = 10) -> None:
+    """Write an H.264 video that every browser plays, atomically.
+
+    Args:
+        path: an ``.mp4`` file.
+        frames: uint8 pictures of one size.
+        fps: pictures a second.
+
+    Raises:
+        UserError: there are no frames, or they differ in size or type.
+    """
+    pictures = [np.ascontiguousarray(frame) for frame in frames]
+    if not pictures or len({p.shape for p in pictures}) > 1 or pictures[0].ndim != 3 or pictures[0].dtype != np.uint8:
+        raise UserError(f"{path}: a video needs at least one frame, all uint8 [H W 3] and of one size")
+    height, width, _ = pictures[0].shape
+    with atomic_write(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            (width, height),
+            fps=fps,
+            codec="libx264",
+            pix_fmt_out="yuv420p",
+            macro_block_size=2,  # 4:2:0 chroma needs even sides
+            ffmpeg_log_level="error",
+            output_params=["-preset", "veryfast", "-movflags", "+faststart", "-threads", "1"],
+        )
+        try:
+            writer.send(None)
+            for picture in pictures:
+                writer.send(picture)
+            writer.close()
+        except OSError as error:  # ffmpeg has died; a broken pipe does not say of what
+            raise UserError(f"{path}: the video could not be written ({error}); is the disk full?") from error
+        if imageio_ffmpeg.count_frames_and_secs(str(temporary))[0] != len(pictures):
+            raise UserError(f"{path}: the video was cut short; is the disk full?")
+
+
+def data_uri(content: bytes, suffix: str) -> str:
+    """`content` as a ``data:`` address, so that a page holds it itself.
+
+    Raises:
+        UserError: the suffix is of no known type.
+    """
+    if suffix not in MEDIA_TYPES:
+        raise UserError(f"cannot embed a '{suffix}' file; known: {', '.join(MEDIA_TYPES)}")
+    return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"

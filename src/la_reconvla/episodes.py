@@ -1,0 +1,129 @@
+"""The record of one closed-loop episode, and the file that holds them, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from la_reconvla import layout
+from la_reconvla.data.starts import PlacementKind, Split, Start
+from la_reconvla.storage import append_jsonl, read_jsonl
+from la_reconvla.typed_json import parse
+
+View = Literal["true", "grey_image", "wrong_instruction"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """Which policy acted.
+
+    Attributes:
+        condition: arm, ``expert`` or ``random``; None for a floor that is no arm's.
+        seed: training seed; None for what was not trained.
+        floor: the floor that it is; None for a policy as trained.
+    """
+
+    condition: str | None
+    seed: int | None
+    floor: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(str(part) for part in (self.condition, self.floor) if part)
+
+
+@dataclass(frozen=True)
+class StartName:
+    """Which start it was, without the state itself; fields as in `la_reconvla.data.starts.Start`."""
+
+    suite: str
+    task: int
+    placement: PlacementKind
+    split: Split
+    index: int
+    instruction: str
+    target: str
+
+    @classmethod
+    def of(cls, start: Start) -> StartName:
+        """The name of `start`."""
+        return cls(start.suite, start.task, start.placement, start.split, start.index, start.instruction, start.target)
+
+    @property
+    def id(self) -> str:
+        """As `la_reconvla.data.starts.Start.id`."""
+        return f"{self.suite}/{self.task}/{self.placement}/{self.split}/{self.index}"
+
+
+@dataclass(frozen=True)
+class Reached:
+    """The stages of one episode (`la_reconvla.sim.rollout`) and the smallest distance (m) of gripper and target.
+
+    All are None where the goal moves no thing.
+    """
+
+    approached: bool | None = None
+    distractor_approached: bool | None = None
+    grasped: bool | None = None
+    lifted: bool | None = None
+    placed: bool | None = None
+    smallest_distance: float | None = None
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One episode.
+
+    Attributes:
+        label: which policy acted.
+        start: where it began.
+        success: by the simulator's predicate.
+        steps: control steps taken.
+        seconds: wall time.
+        reached: how far it got.
+        moved: the first thing that was moved, None if nothing was.
+        video: its path relative to the file of the record, None if none was kept.
+    """
+
+    label: Label
+    start: StartName
+    success: bool
+    steps: int
+    seconds: float
+    reached: Reached = Reached()
+    moved: str | None = None
+    video: str | None = None
+
+    def value(self, metric: str) -> float | None:
+        """``tsr`` (success), a stage or ``smallest_distance``; None if it was not recorded."""
+        found = self.success if metric == "tsr" else getattr(self.reached, metric)
+        return None if found is None else float(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """One line of ``episodes.jsonl``."""
+        return {"schema": layout.SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> EpisodeRecord:
+        """What `to_json` gave; `where` names it in messages.
+
+        Raises:
+            UserError: it is of another version, or a field is missing or of another type.
+        """
+        return parse(cls, layout.require_schema(value, where), where)
+
+
+def read_episodes(folder: Path) -> list[EpisodeRecord]:
+    """Records of all finished episodes in `folder`, in the order in which they ended.
+
+    Raises:
+        UserError: as `EpisodeRecord.from_json`, or a line is not JSON.
+    """
+    path = folder / layout.EPISODES
+    return [EpisodeRecord.from_json(value, f"{path}, line {i}") for i, value in enumerate(read_jsonl(path), start=1)]
+
+
+def append_episodes(folder: Path, records: Iterable[EpisodeRecord]) -> None:
+    """Add records; when this returns they are on the disk."""
+    append_jsonl(folder / layout.EPISODES, *(record.to_json() for record in records))

@@ -1,0 +1,58 @@
+"""Names of the files and folders that studies and evaluations leave behind, and the version of what is in them.
+
+What they hold: ``docs/conventions.md``. Names that one file alone writes and reads stand there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from la_reconvla.errors import UserError
+
+SCHEMA = 2  # of results.json, of held_out.json, of each line of episodes.jsonl and of study.json
+
+STUDY = "study.json"
+RESULTS = "results.json"
+REPORT = "report.html"
+TABLES = "tables.md"
+TIMES = "times.json"
+ENERGY = "energy.json"
+COMPARISON = "comparison.json"
+COMPARISON_PAGE = "comparison.html"
+
+EPISODES = "episodes.jsonl"
+EVALUATION = "evaluation.json"
+HELD_OUT = "held_out.json"
+
+DEMONSTRATIONS = "demonstrations"
+PLACEMENTS = "placements"
+FLOORS = "floors"
+REFERENCES = "references"
+VIDEOS = "videos"
+MAPS = "maps"
+
+
+def cell(study: Path, condition: str, seed: int) -> Path:
+    """Folder of one condition trained with one seed."""
+    return study / condition / f"seed{seed}"
+
+
+def floor(study: Path, view: str, condition: str, seed: int) -> Path:
+    """Folder of the episodes of one trained policy under another view."""
+    return cell(study / FLOORS / view, condition, seed)
+
+
+def require_schema(value: Any, where: str) -> dict[str, Any]:
+    """`value`, if it is an object of this version's `SCHEMA`; `where` names it in messages.
+
+    Raises:
+        UserError: it is of another version, or no object.
+    """
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != SCHEMA:
+        raise UserError(
+            f"{where}: schema {found!r} is not {SCHEMA}: read it with the version that wrote it, or run it again in "
+            "another folder"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""What the published method does not have: other maps, regions, heads and decodings."""

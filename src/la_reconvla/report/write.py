@@ -1,0 +1,303 @@
+"""The report of a study: one HTML file that holds everything it shows, drawn from `results.json` and what that names.
+
+What is missing is said where it would have stood; nothing is fetched when the page is opened. ``tables.md`` beside it
+holds the numbers as text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from la_reconvla import layout
+from la_reconvla.analysis.comparisons import Comparison, Hypothesis
+from la_reconvla.analysis.declaration import declared_in
+from la_reconvla.analysis.measures import STAGES
+from la_reconvla.analysis.results import ConditionResult, Results, Study, Timeline, Video
+from la_reconvla.analysis.verdicts import reasons
+from la_reconvla.report import charts, evidence_tables
+from la_reconvla.report.charts import Run
+from la_reconvla.report.limits import limits
+from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
+from la_reconvla.report.phrases import EFFECTS_SAID, headline, leading, reason
+from la_reconvla.report.summary import markdown
+from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, elsewhere_tables, grid_table, loss_table
+from la_reconvla.storage import atomic_write, read_jsonl
+from la_reconvla.study.results import read_results
+
+PAGES = {"": bytes, "-dark": charts.for_dark_page}
+ERROR_FLOORS = {
+    "grey_image": "with a grey image",
+    "wrong_instruction": "with a wrong instruction",
+    "no_image": "of a policy trained without image",
+}
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Draw ``report.html`` and ``tables.md`` from ``results.json`` in `run_dir` and the files that it names there.
+
+    Args:
+        run_dir: folder of a study.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: there are no valid results, or they name a file outside of the folder.
+    """
+    folder = Path(run_dir)
+    results = read_results(folder / layout.RESULTS)
+    text = markdown(results, evidence_tables.all_tables(results))
+    text += "\n## What this does not show\n\n" + "".join(f"- {said}\n" for said in limits(results))
+    for name, content in ((layout.REPORT, render(results, folder)), (layout.TABLES, text)):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return folder / layout.REPORT
+
+
+def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
+    """The page as text; files beyond `room` bytes are left out and named. Errors as in `write_report`."""
+    shelf = Shelf(folder, room)
+    runs, missing_curves = _runs(results, folder)
+    drawn = {name: shelf.chart(svg) for name, svg in drawings(results, runs).items()}
+    pictures = {
+        kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
+        for kind in ("attention", "reconstruction")
+    }
+    declared = declared_in(results.study)
+    values = {
+        "results": results,
+        "study": results.study,
+        "verdict": leading(results),
+        "headline": headline(results),
+        "reason": reason(results),
+        "cards": [card(results, h) for h in results.hypotheses],
+        "reasons": {h.id: reasons(results, h) for h in results.hypotheses},
+        "comparison": results.comparison("C4", "C2", "tsr"),
+        "family": [c for c in results.comparisons if c.p_holm is not None],
+        "undone": [key for key in declared.family if results.comparison(*key) is None],
+        "exploratory": [c for key in declared.exploratory if (c := results.comparison(*key)) and c.p_holm is None],
+        "floor_comparisons": results.against_floors("tsr"),
+        "errors": [_error_row(results, c) for c in results.conditions if c.action_error],
+        "error_floors": ERROR_FLOORS,
+        "tasks": sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
+        "per_task": per_task,
+        "stage_names": STAGES,
+        "same_within": declared.same_within,
+        "grid": grid_table(results),
+        "heads": heads(results),
+        "maps": evidence_tables.maps_tables(results),
+        "aid": evidence_tables.aid_table(results),
+        "causal": evidence_tables.causal_table(results),
+        "counterfactual": evidence_tables.counterfactual_table(results),
+        "elsewhere": elsewhere_tables(results),
+        "losses": loss_table(results),
+        "floors_said": FLOORS_SAID,
+        "effects_said": EFFECTS_SAID,
+        "head_names": HEAD_NAMES,
+        "power": evidence_tables.power_table(results),
+        "leakage": evidence_tables.leakage_table(results),
+        "time": evidence_tables.time_table(results),
+        "cost": evidence_tables.cost_table(results),
+        "charts": drawn,
+        "missing_curves": missing_curves,
+        "timelines": sliders(results, shelf),
+        "pictures": pictures,
+        "videos": by_start(results.videos, shelf),
+        "declaration": declaration(results.study),
+        "limits": limits(results),
+    }
+    return fill("report.html.j2", values)
+
+
+def drawings(results: Results, runs: Sequence[Run]) -> dict[str, bytes | None]:
+    """All charts by name, as SVG for a light page; None for one of what was not measured."""
+    return {
+        "success": charts.success_chart(results),
+        "tasks": charts.task_chart(results),
+        "stages": charts.stage_chart(results),
+        "overlap": charts.overlap_chart(results),
+        "causal": charts.causal_chart(results),
+        "curves": charts.curves_chart(results, runs),
+        "watched": charts.watched_chart(results),
+    }
+
+
+def write_figures(run_dir: Path | str, out: Path) -> list[Path]:
+    """Write the report's charts into `out`, each as ``NAME.svg`` for a light page and ``NAME-dark.svg``.
+
+    Returns:
+        Paths of the files.
+
+    Raises:
+        UserError: as `write_report`.
+    """
+    results = read_results(Path(run_dir) / layout.RESULTS)
+    drawn = {name: svg for name, svg in drawings(results, _runs(results, Path(run_dir))[0]).items() if svg}
+    files = {f"{name}{ending}.svg": of(svg) for name, svg in drawn.items() for ending, of in PAGES.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with atomic_write(out / name) as temporary:
+            temporary.write_bytes(content)
+    return [out / name for name in files]
+
+
+def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:
+    """Training curves of all cells, and the names of those that are not there."""
+    runs, missing = [], []
+    for condition in results.conditions:
+        for cell in condition.cells:
+            if cell.metrics is not None and (folder / cell.metrics).is_file():
+                runs.append(Run(condition.id, cell.seed, read_jsonl(folder / cell.metrics)))
+            else:
+                missing.append(f"{condition.id} seed {cell.seed}")
+    return runs, missing
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+@dataclass(frozen=True)
+class Card:
+    """A verdict as the top of the page shows it: the comparisons that it rests on, and one sentence."""
+
+    hypothesis: Hypothesis
+    comparisons: list[Comparison]
+    sentence: str
+
+
+def card(results: Results, hypothesis: Hypothesis) -> Card:
+    """What a verdict rests on; where nothing but numbers was weighed, the sentence says what their intervals say."""
+    judged_by = results.judged_by(hypothesis)
+    return Card(hypothesis, judged_by, hypothesis.note or _plainly(hypothesis, judged_by))
+
+
+def _plainly(hypothesis: Hypothesis, quoted: list[Comparison]) -> str:
+    """What intervals alone say, for a reader who knows no statistics."""
+    one = len(quoted) == 1
+    where = "The interval lies" if one else f"{'Both' if len(quoted) == 2 else f'All {len(quoted)}'} intervals lie"
+    if hypothesis.verdict != "inconclusive":
+        side = (
+            "above zero" if all(c.low > 0 for c in quoted) else "below zero" if all(c.high < 0 for c in quoted) else ""
+        )
+        return f"{where} {side}." if side else "The intervals decide it; the numbers are below."
+    if any(c.low <= 0 <= c.high for c in quoted):
+        return "The interval contains zero: the data do not decide." if one else (
+            "An interval contains zero: the data do not decide."
+        )  # fmt: skip
+    leaves = "interval leaves" if one else "intervals leave"
+    return f"The {leaves} zero out, but the p-value, corrected for the number of comparisons, does not decide."
+
+
+def declaration(study: Study) -> str:
+    """Whether the hypotheses that the page shows are those that were declared, judged by their hash."""
+    if not study.hypotheses:
+        return "No declaration was kept with this study."
+    if not study.hypotheses_hash:
+        return "No hash of it was written when the study began, so nothing shows that it has not changed since."
+    found = hashlib.sha256(study.hypotheses.encode()).hexdigest()
+    if found == study.hypotheses_hash.removeprefix("sha256:"):
+        return "The hash, written when the study began, is that of the text below."
+    return (
+        f"The hash does not belong to the text below, whose SHA-256 is {found}: it was changed after the study began."
+    )
+
+
+# ---------------------------------------------------------------- pictures in time, and videos
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the slider's pictures: all steps of one arm's maps or of its reconstructions."""
+
+    arm: str
+    what: str
+    pictures: list[Embedded]
+
+
+@dataclass(frozen=True)
+class Slider:
+    """Arms that show one episode at the same steps; `labels` says each step in words."""
+
+    first: Timeline
+    labels: list[str]
+    frames: Row | None
+    arms: list[tuple[str, list[Row]]]
+
+
+def sliders(results: Results, shelf: Shelf) -> list[Slider]:
+    """A slider for each episode; in a study of ours there is one."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Timeline]] = {}
+    for line in results.timelines:
+        groups.setdefault((line.episode, line.steps), []).append(line)
+    masks = {c.id: c.mask for c in results.conditions}
+
+    def rows(arm: str, found: dict[str, tuple[str, ...]]) -> list[Row]:
+        return [Row(arm, what, [shelf.file(path) for path in paths]) for what, paths in found.items() if paths]
+
+    def arm_rows(line: Timeline) -> list[Row]:
+        painted = f"reconstruction ({masks.get(line.condition) or 'its picture'})"
+        return rows(line.condition, {"attention": line.attention, painted: line.reconstruction})
+
+    return [
+        Slider(
+            first := group[0],
+            [", ".join(filter(None, said)) for said in zip_longest((f"step {s}" for s in first.steps), first.phases)],
+            next(iter(rows("", {"camera": first.frames})), None),
+            [(line.condition, arm_rows(line)) for line in group],
+        )
+        for group in groups.values()
+    ]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Videos of one initial state under several arms; without `start`, videos whose start nobody recorded."""
+
+    start: str
+    videos: list[tuple[Video, Embedded]]
+
+
+def by_start(videos: Iterable[Video], shelf: Shelf) -> list[Scene]:
+    """Videos of one initial state together, those that most arms share first."""
+    groups: dict[str, list[Video]] = {}
+    for video in videos:
+        groups.setdefault(video.start, []).append(video)
+    order = sorted(groups.items(), key=lambda item: (not item[0], -len(item[1])))
+    return [Scene(start, [(video, shelf.file(video.path)) for video in found]) for start, found in order]
+
+
+# ---------------------------------------------------------------- words and numbers
+
+
+def per_task(condition: ConditionResult, task: str) -> str:
+    """Successes of one task over all seeds, as "7 / 18"."""
+    counts = [c.tsr.per_task[task] for c in condition.cells if c.tsr and task in c.tsr.per_task]
+    return f"{sum(c.successes for c in counts)} / {sum(c.episodes for c in counts)}" if counts else "–"
+
+
+def _error_row(results: Results, condition: ConditionResult) -> tuple[ConditionResult, list[Comparison | None]]:
+    """An arm with its action error against each floor."""
+    return condition, [results.comparison(condition.id, floor, "action_error") for floor in ERROR_FLOORS]
+
+
+def heads(results: Results) -> str:
+    """How far the two heads of the grid cost the same, from the numbers; and what else differs between them."""
+    sizes = {
+        kind: next((c for c in results.conditions if c.reconstructor == kind and c.head_operations), None)
+        for kind in ("mae", "diffusion")
+    }
+    one, other = sizes["mae"], sizes["diffusion"]
+    said = "The heads differ in their target too: the MAE decoder predicts all pixels of a patch, "
+    said += "the diffusion head what the limits below say; so a difference between heads may be one between targets."
+    if not (one and other and one.head_parameters and other.head_parameters and one.head_operations):
+        return said
+    parameters = other.head_parameters / one.head_parameters
+    operations = (other.head_operations or 0) / one.head_operations
+    return (
+        f"The diffusion head has {parameters:.2f} times the parameters of the MAE decoder and takes {operations:.2f} "
+        f"times its operations in a training step (the backbone, which is the same, not counted). {said}"
+    )

@@ -1,0 +1,66 @@
+"""The options of the commands ``collect`` and ``scenes``. Light: the command line reads them for its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from la_reconvla.contracts import Quality
+from la_reconvla.data.starts import PlacementKind
+
+
+@dataclass(frozen=True)
+class CollectOptions:
+    """What a user chooses of a collection.
+
+    Attributes:
+        out: folder to write to; a run that was interrupted goes on in it, and a finished one grows in it.
+        suite: LIBERO suite.
+        tasks: indices of its tasks.
+        demos: successful episodes a task; an even number for wide placements.
+        placement: LIBERO's own initial states, or wide ones (objects moved, two things to ask for in each scene).
+        quality: render quality; training and evaluation refuse to mix them.
+        image_size: rows and columns of the frames.
+        frame_stride: control steps between frames; 1 is LIBERO's own layout.
+        wrist: also record the wrist camera.
+        maps: also record which instance each pixel shows; without, a third more episodes a minute. Arms that are given
+            the target's place and all measures of attention need them, learning to act does not.
+        noise: standard deviation of what is added to the six motions executed; the labels stay clean.
+        workers: processes; 0 takes as many as cores and memory allow. Does not change what is recorded.
+        seed: of the noise.
+        allow_any_mujoco: record with a MuJoCo whose physics is known to differ.
+    """
+
+    out: Path
+    suite: str = "libero_spatial"
+    tasks: tuple[int, ...] = (0, 1, 2)
+    demos: int = 50
+    placement: PlacementKind = "official"
+    quality: Quality = "official"
+    image_size: int = 128
+    frame_stride: int = 1
+    wrist: bool = True
+    maps: bool = True
+    noise: float = 0.1
+    workers: int = 0
+    seed: int = 0
+    allow_any_mujoco: bool = False
+
+
+@dataclass(frozen=True)
+class ScenesOptions:
+    """What a user chooses of a folder of scenes.
+
+    Attributes:
+        out: folder to write to.
+        scenes: training scenes in all arenas together; a fifth as many are rendered for tests.
+        image_size: rows and columns of the pictures.
+        workers: processes.
+        seed: of the arrangements.
+    """
+
+    out: Path
+    scenes: int = 8000
+    image_size: int = 112
+    workers: int = 1
+    seed: int = 0

@@ -1,0 +1,134 @@
+"""Records one episode of the scripted expert: noise on what is executed, clean labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from la_reconvla.contracts import ACTION_DIM
+from la_reconvla.data.hdf5_writer import Recording
+from la_reconvla.data.starts import Start
+from la_reconvla.sim.env import Env, RolloutPolicy
+
+
+class RecordableEnv(Env, Protocol):
+    """An `Env` that also shows what a demonstration file holds."""
+
+    def step(self, chunk: Float[np.ndarray, "c 7"], *, stop_at_success: bool = True) -> Any: ...
+
+    def success(self) -> bool: ...
+
+    def segmentation(self, names: tuple[str, ...]) -> UInt8[np.ndarray, "H W"]: ...
+
+    def state(self) -> Float[np.ndarray, " s"]: ...
+
+    def proprio(self) -> Float[np.ndarray, "8"]: ...
+
+    def raw_observation(self) -> dict[str, np.ndarray]: ...
+
+    def model_xml(self) -> str: ...
+
+
+class ScriptedExpert(RolloutPolicy, Protocol):
+    """A policy that knows when it is done, and whether it had to try twice."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    replanned: bool
+
+
+def record_episode(
+    env: RecordableEnv,
+    expert: ScriptedExpert,
+    start: Start,
+    *,
+    names: tuple[str, ...],
+    frame_stride: int,
+    noise: float,
+    noise_memory: float,
+    seed: int,
+) -> Recording | str:
+    """Let the expert act from `start` until it has withdrawn, with noise on what is executed and clean labels.
+
+    Args:
+        env: where.
+        expert: who.
+        start: from where.
+        names: instances to draw maps of; none for no maps.
+        frame_stride: control steps from one picture to the next.
+        noise: standard deviation of the noise on each of the six motions; the gripper has none.
+        noise_memory: its correlation from one step to the next.
+        seed: of the noise.
+
+    Returns:
+        The episode, or why it is no good demonstration.
+    """
+    env.reset(start)
+    expert.reset(start, env)
+    disturbances = _disturbances(noise, noise_memory, seed)
+    steps: list[dict[str, np.ndarray]] = []
+    pictures: list[dict[str, np.ndarray]] = []
+    success_step, over = 0, False
+    while True:
+        action = np.clip(np.asarray(expert.act(None))[0], -1, 1)
+        if expert.finished:
+            break
+        if expert.replanned:
+            return "grasped twice"
+        if over:
+            return "ran out of steps"
+        if len(steps) % frame_stride == 0:
+            pictures.append(_pictures(env, names))
+        executed = np.clip(action + next(disturbances), -1, 1)
+        steps.append({"actions": action, "executed": executed, **_robot(env)})
+        outcome = env.step(executed[None], stop_at_success=False)
+        success_step = success_step or len(steps) * outcome.success
+        over = outcome.done
+    if not env.success():
+        return "goal not reached"
+    return Recording(
+        **_stacked(steps),
+        **{"wrist": None, "instances": None, **_stacked(pictures)},
+        start=start,
+        instance_names=names,
+        model_xml=env.model_xml(),
+        success_step=success_step,
+        noise=noise,
+        seed=seed,
+    )
+
+
+def _pictures(env: RecordableEnv, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """What the cameras show now, by the names of `Recording`; only what is recorded."""
+    view = env.observe()
+    wrist = {} if view.wrist is None else {"wrist": view.wrist}
+    return {"frames": view.image, **wrist, **({"instances": env.segmentation(names)} if names else {})}
+
+
+def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _robot(env: RecordableEnv) -> dict[str, np.ndarray]:
+    """What the robot and the simulation are like now, by the names of `Recording`."""
+    raw = env.raw_observation()
+    return {
+        "states": env.state(),
+        "proprio": env.proprio(),
+        "joints": raw["robot0_joint_pos"],
+        "robot_states": np.concatenate([raw["robot0_gripper_qpos"], raw["robot0_eef_pos"], raw["robot0_eef_quat"]]),
+    }
+
+
+def _disturbances(sigma: float, memory: float, seed: int) -> Iterator[Float[np.ndarray, "7"]]:
+    """Stationary AR(1) noise: standard deviation `sigma` at every step, none on the gripper."""
+    rng = np.random.default_rng(seed)
+    value = np.zeros(ACTION_DIM)
+    value[:-1] = rng.normal(0, sigma, ACTION_DIM - 1)
+    while True:
+        yield value.copy()
+        value[:-1] = memory * value[:-1] + rng.normal(0, sigma * np.sqrt(1 - memory**2), ACTION_DIM - 1)

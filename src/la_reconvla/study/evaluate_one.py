@@ -1,0 +1,179 @@
+"""The command ``evaluate``: one run, the scripted expert or a random policy, and if asked its floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from la_reconvla import layout
+from la_reconvla.analysis.comparing import comparison
+from la_reconvla.analysis.counterfactual import counterfactual
+from la_reconvla.analysis.evidence import by_start
+from la_reconvla.analysis.measures import STAGES
+from la_reconvla.analysis.summaries import rate
+from la_reconvla.analysis.verdicts import in_words
+from la_reconvla.data.starts import PlacementKind, Start
+from la_reconvla.episodes import EpisodeRecord, Label, View, read_episodes
+from la_reconvla.errors import UserError
+from la_reconvla.method.policy import Policy
+from la_reconvla.progress import progress
+from la_reconvla.sim.expert_tasks import require_feasible
+from la_reconvla.sim.machine import default_workers, require_simulator
+from la_reconvla.sim.policies import Scripted, Specification, Uniform
+from la_reconvla.sim.rollout import EnvSettings
+from la_reconvla.sim.tasks import load_task
+from la_reconvla.storage import locked, require_free_space
+from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
+from la_reconvla.study.floors import floors_of
+from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
+from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
+from la_reconvla.training.checkpoint import PolicyConfig, dry_run
+from la_reconvla.training.trained_policy import Trained
+
+UNTRAINED = ("expert", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        policy: what acts.
+        label: for its records.
+        settings: the environment that it acts in.
+        folder: where its episodes go.
+        workers: usual number of processes.
+        trained: the policy itself, None if it was not trained; `config` likewise.
+        config: what it is.
+    """
+
+    policy: Specification
+    label: Label
+    settings: EnvSettings
+    folder: Path
+    workers: int
+    trained: Policy | None = None
+    config: PolicyConfig | None = None
+
+    @property
+    def trained_on(self) -> frozenset[str]:
+        """Starts of its training."""
+        return frozenset() if self.config is None else frozenset(self.config.train_starts)
+
+
+def evaluate_one(
+    run: str,
+    *,
+    episodes: int,
+    suite: str,
+    tasks: Sequence[int] | None,
+    placement: PlacementKind,
+    workers: int,
+    out: Path | None,
+    allow_any_mujoco: bool,
+    device: str,
+    allow_train_starts: bool,
+    view: View,
+    floors: bool,
+    demonstrations: Path | None,
+) -> Path:
+    """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
+    if episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {episodes}")
+    if floors and (run in UNTRAINED or view != "true"):
+        raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
+    name = "-".join([suite, placement, *(["train"] if allow_train_starts else []), *([view] if view != "true" else [])])
+    subject = _subject(run, view, name, out, device, allow_any_mujoco)
+    tasks = _tasks(run, subject, suite, tasks)
+    if subject.trained is not None:
+        dry_run(subject.trained, [text for _, text in wording(suite, tasks, placement)])
+    if isinstance(subject.policy, Trained) and view == "wrong_instruction":
+        subject = replace(subject, policy=replace(subject.policy, swaps=wrong_words(suite, tasks, placement)))
+    require_free_space(subject.folder, SPACE)
+    require_simulator(allow_any_mujoco=allow_any_mujoco)
+    starts = evaluation_starts(
+        suite,
+        tasks,
+        placement,
+        episodes,
+        trained_on=frozenset() if allow_train_starts else subject.trained_on,
+        split="train" if allow_train_starts else "test",
+        cache=subject.folder / layout.PLACEMENTS,
+        allow_any_mujoco=allow_any_mujoco,
+    )
+    grid = None if subject.config is None else subject.config.backbone.grid
+    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, grid=grid)]
+    if floors and isinstance(subject.policy, Trained):
+        swaps = wrong_words(suite, tasks, placement)
+        evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, demonstrations)
+    with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
+        evaluate(evaluations, starts, subject.settings, workers or subject.workers, bar.advance)
+    _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
+    if allow_train_starts and subject.trained is not None:
+        known = sum(was_trained_on(start, subject.trained_on) for start in starts)
+        Console(stderr=True).print(f"{known} of these {len(starts)} starts had been trained on")
+    return subject.folder
+
+
+def _subject(run: str, view: View, name: str, out: Path | None, device: str, allow_any_mujoco: bool) -> Subject:
+    """What `run` names; `name` is that of its folder if `out` is none."""
+    if run in UNTRAINED:
+        if view != "true":
+            raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
+        settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
+        policy: Specification = Scripted() if run == "expert" else Uniform()
+        return Subject(policy, Label(run, None), settings, out or Path("runs") / run / name, default_workers())
+    trained, config, policy = open_run(run, view, device)
+    return Subject(
+        policy,
+        Label(config.condition, config.seed, None if view == "true" else view),
+        settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco),
+        out or (Path(run) if Path(run).exists() else Path("runs") / run) / name,
+        usual_workers(config.backbone),
+        trained,
+        config,
+    )
+
+
+def _tasks(run: str, subject: Subject, suite: str, tasks: Sequence[int] | None) -> Sequence[int]:
+    """Those asked for, else those that it has learned; raises a `UserError` for what the expert cannot do."""
+    if tasks is None:
+        tasks = (0, 1, 2) if subject.config is None else learned_tasks(run, subject.config, suite)
+    if run == "expert":
+        require_feasible(load_task(suite, index) for index in tasks)
+    return tasks
+
+
+def _print_all(shown: str, run: str, evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> None:
+    """What the policy did on these starts, and then what each floor did beside it."""
+    asked = {start.id for start in starts}
+    records = [[r for r in read_episodes(e.folder) if r.start.id in asked] for e in evaluations]
+    _print_summary(shown, records[0], evaluations[0].folder / layout.EPISODES)
+    for floor, found in zip(evaluations[1:], records[1:], strict=True):
+        name = floor.label.floor or "no_image"
+        _print_summary(f"floor: {name.replace('_', ' ')}", found, floor.folder / layout.EPISODES)
+        if found:
+            compared = comparison(run, name, by_start(records[0], "tsr"), by_start(found, "tsr"))
+            Console(stderr=True).print(in_words(compared), soft_wrap=True)
+
+
+def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path) -> None:
+    """Success with its interval, how many episodes reached each stage, and what pairs of instructions moved."""
+    console = Console(stderr=True)
+    if found := rate(records):
+        console.print(
+            f"{name}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
+            f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})",
+            soft_wrap=True,
+        )
+        reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
+        console.print(f"stages: {reached}; all of it in {path}", soft_wrap=True)
+    if two := counterfactual(records):
+        console.print(
+            f"{two.pairs} states with two instructions each: moved first what was asked for {two.asked} times, "
+            f"what the other instruction asks for {two.other}, something else {two.else_moved}, nothing {two.neither}",
+            soft_wrap=True,
+        )

@@ -1,0 +1,182 @@
+"""What was measured of a finished study, read from its folder, ready to be judged."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from la_reconvla import kinds, layout
+from la_reconvla.analysis import leakage
+from la_reconvla.analysis.evidence import ElsewhereEvidence, Evidence, FloorEvidence
+from la_reconvla.analysis.frames import FrameRecord, HeldOut
+from la_reconvla.analysis.measures import Leak
+from la_reconvla.analysis.results import Pairing, Study
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.conditions import NO_IMAGE, Condition
+from la_reconvla.data.boxes import annotator
+from la_reconvla.data.demonstrations import Demonstrations
+from la_reconvla.data.samples import spread_indices
+from la_reconvla.episodes import EpisodeRecord, View
+from la_reconvla.method.mask import masked_count
+from la_reconvla.sim.tasks import Task, change_of
+from la_reconvla.storage import read_json, read_jsonl
+from la_reconvla.study.cells import Cell, samples_of
+from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
+from la_reconvla.study.heldout import UNIT, watched
+from la_reconvla.study.leakage import shown_by, shown_in
+from la_reconvla.study.presets import StudyConfig
+from la_reconvla.training.held_out import WATCHED
+from la_reconvla.training.start_weights import StartWeights
+from la_reconvla.training.trackers import METRICS
+
+UNDECLARED = (
+    "This study began without a written declaration: its hypotheses were not declared before the run. It is judged by "
+    "those of the version that wrote these results."
+)
+Divided = tuple[Demonstrations, Demonstrations]
+
+
+# ---------------------------------------------------------------- records
+
+
+def evidence(cells: Sequence[Cell], evaluations: Evaluations, on_target: np.ndarray) -> Evidence:
+    """Everything of one condition, its seeds together; `on_target` as `watched_coverage` gives it."""
+    return Evidence(
+        episodes=[record for cell in cells for record in evaluations.episodes(cell.folder)],
+        frames=_frames(cells, "true"),
+        train={cell.seed: _training_facts(cell.folder) for cell in cells},
+        metrics={cell.seed: str((cell.folder / METRICS).relative_to(evaluations.folder)) for cell in cells},
+        watched={cell.seed: watched(cell.folder, on_target) for cell in cells},
+    )
+
+
+def _frames(cells: Sequence[Cell], view: View) -> list[FrameRecord]:
+    return [record for cell in cells for record in HeldOut.read(cell.folder).views[view]]
+
+
+def _training_facts(folder: Path) -> dict[str, Any]:
+    lines = read_jsonl(folder / METRICS)
+    first = next(line for line in lines if "start" in line)
+    rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
+    last = {
+        key: lines[-1].get(key) for key in ("action_loss", "reconstruction_loss", "held_out_action_loss", "batches")
+    }
+    return {
+        "steps": lines[-1]["step"],
+        "parameters": int(first["parameters"]),
+        "start_weights": first["start"],
+        "samples_per_second": float(np.median(rates)),
+        **{key: value for key, value in last.items() if value is not None},
+    }
+
+
+def watched_coverage(held_out: Demonstrations, config: StudyConfig) -> np.ndarray:
+    """Share of each patch on the target in the held-out samples that trainings are watched on, float32 [m n]."""
+    samples = samples_of(held_out, config)
+    if not samples.demonstrations.episodes[0].instance_names:
+        return np.zeros((0, 0), dtype=np.float32)
+    chosen = spread_indices(len(samples), WATCHED)
+    return samples.instance_patches(chosen, ("target",), config.backbone.grid)[:, 0]
+
+
+def floors(arms: Sequence[Condition], evaluations: Evaluations, blind: Evidence) -> list[FloorEvidence]:
+    """Those of each arm, and those that are no arm's; `blind` is the policy trained without image."""
+    found = []
+    for arm in arms:
+        cells = [cell for cell in evaluations.cells if cell.condition == arm]
+        for view in VIEWS_OF_FLOORS:
+            episodes: list[EpisodeRecord] = []
+            if arm.id == evaluations.config.floor_arm:
+                folders = [layout.floor(evaluations.folder, view, arm.id, cell.seed) for cell in cells]
+                episodes = [record for folder in folders for record in evaluations.episodes(folder)]
+            found.append(FloorEvidence(view, arm.id, episodes, _frames(cells, view)))
+    found.append(FloorEvidence("no_image", None, blind.episodes, blind.frames))
+    found.append(FloorEvidence("blind_replay", None, evaluations.episodes(evaluations.blind_replay)))
+    return found
+
+
+def elsewhere(evaluations: Evaluations) -> list[ElsewhereEvidence]:
+    """Episodes on official states, of this suite and of others; seeds of one policy together."""
+    found: dict[tuple[str, str], ElsewhereEvidence] = {}
+    for place in evaluations.places:
+        for e in evaluations.at(place):
+            arm, floor, label = e.label.condition, e.label.floor, str(e.label)
+            if arm == NO_IMAGE.id:
+                arm, floor = None, "no_image"
+            before = found.get((place.suite, label))
+            found[place.suite, label] = ElsewhereEvidence(
+                placement="official",
+                label=label,
+                episodes=[*(before.episodes if before else ()), *evaluations.episodes(e.folder)],
+                suite="" if place.home else place.suite,
+                change=change_of(place.suite),
+                condition=arm if arm in evaluations.config.conditions else None,
+                floor=floor,
+            )
+    return list(found.values())
+
+
+# ---------------------------------------------------------------- leakage, and what the study is
+
+
+def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
+    """What training shares with all that is evaluated; `divided` are training and held-out demonstrations."""
+    backbone, (training, others) = evaluations.config.backbone, divided
+    trained, home = shown_in(training.episodes), shown_by(evaluations.starts())
+    away = [(f"{place.suite}, official", shown_by(evaluations.starts(place))) for place in evaluations.places]
+    found = [*leakage.audit(trained, home), leakage.held_out(training.episodes, others.episodes)]
+    for where, shown in away:
+        found += leakage.audit(trained, shown, where)
+    known = (None, backbone.source) if isinstance(backbone, Pretrained) else (backbone.weights, None)
+    start = StartWeights.of(backbone)
+    acted = None if start is None else start.demonstrations
+    found += leakage.pretraining(*known, home, acted)
+    for where, shown in away:
+        found += leakage.pretraining(*known, shown, acted, where)
+    return found
+
+
+def study_facts(
+    evaluations: Evaluations,
+    divided: Divided,
+    tasks: Sequence[Task],
+    arms: Sequence[Condition],
+    pairing: tuple[Pairing, ...],
+) -> Study:
+    """What the study is, and where and when it ran."""
+    c, begun = evaluations.config, read_json(evaluations.folder / layout.STUDY)
+    training, held_out = divided
+    rows, columns = c.backbone.grid
+    return Study(
+        preset=c.preset,
+        command=begun["command"],
+        commit=", ".join(begun["commits"]),
+        data_hash=evaluations.demonstrations.hash,
+        started=begun["started"],
+        finished=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        suite=c.suite,
+        placement=c.placement,
+        tasks={str(task.index): task.instruction for task in tasks},
+        versions=begun["versions"],
+        hardware=begun["hardware"],
+        settings={
+            "demonstrations": len(training.episodes),
+            "held-out demonstrations": len(held_out.episodes),
+            "patches": f"{rows} x {columns}, {masked_count(0.25, rows * columns)} masked",
+            "training": f"{c.train.steps} steps of {c.train.batch_size}",
+            "actions in a chunk": c.backbone.chunk,
+            "render quality": c.quality,
+            "seeds": list(c.seeds),
+            **({} if all(a.annotation_free for a in arms) else {"boxes": annotator(c.gaze).label}),
+            "config": kinds.to_json(c),
+        },
+        action_error_unit=UNIT,
+        pairing=pairing,
+        hypotheses=begun.get("hypotheses", ""),
+        hypotheses_hash=begun.get("hypotheses_hash", ""),
+        limits=() if "hypotheses" in begun else (UNDECLARED,),
+    )

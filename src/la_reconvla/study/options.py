@@ -1,0 +1,205 @@
+"""The options of the commands that study policies. Light: the command line reads them for its help.
+
+The classes of changes name what `la_reconvla.study.presets.StudyConfig.changed` takes: fields of the study, of its
+backbone, head and schedule, with None for "as the preset says", and a few options that choose several fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from la_reconvla.contracts import Proprioception
+from la_reconvla.data.starts import PlacementKind
+from la_reconvla.episodes import View
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyChanges:
+    """What is trained, where it differs from the preset.
+
+    Attributes:
+        backbone: a pretrained one in the preset's place: an id on the hub or a folder.
+        weights: what the preset's small backbone starts from: base, words-7x7, a file of pretrain, or none.
+        lora_rank: of a pretrained backbone's adapters; 0 trains it without.
+        quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
+        dtype: of a pretrained backbone's weights.
+        chunk: actions decoded and executed at once; 1 is the published setting.
+        decoding: parallel, all actions of a chunk in one pass; autoregressive, token by token as RT-2 and OpenVLA do.
+        proprio: robot state: none (published), the gripper's width, or all of it.
+        wrist: use the wrist camera too.
+        max_tokens: longest instruction in tokens.
+        norm_pixels: reconstruct pixels normalised in each patch.
+        latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
+    """
+
+    backbone: str | None = None
+    weights: str | None = None
+    lora_rank: int | None = None
+    quantize: Literal["nf4"] | None = None
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    chunk: int | None = None
+    decoding: Literal["parallel", "autoregressive"] | None = None
+    proprio: Proprioception | None = None
+    wrist: bool | None = None
+    max_tokens: int | None = None
+    norm_pixels: bool | None = None
+    latents: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingChanges:
+    """How it is trained, where that differs from the preset.
+
+    Attributes:
+        steps: optimizer steps.
+        shift: move training pictures by up to so many pixels at random.
+        gaze: for arms that are given the target's place: masks of the simulator, or a file of the command annotate.
+        device: of training and policies: auto, cpu, cuda or mps.
+    """
+
+    steps: int | None = None
+    shift: int | None = None
+    gaze: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleChanges(TrainingChanges):
+    """How one policy is trained, where that differs from the preset.
+
+    Attributes:
+        batch_size: samples a step.
+        accumulate: micro-batches that a step's samples are divided into, for less memory.
+        learning_rate: peak of the schedule.
+    """
+
+    batch_size: int | None = None
+    accumulate: int | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyChanges:
+    """What is compared, where it differs from the preset.
+
+    Attributes:
+        seeds: training seeds; more may join a finished study.
+        conditions: arms, for example C1 C2 C4; more may join a finished study.
+        grid: all arms of the grid: what is reconstructed, and by which head.
+        suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
+        tasks: indices of the suite's tasks.
+        placement: where things are put, in training and evaluation: wide, or LIBERO's own initial states.
+        demos: demonstrations a task.
+        episodes: evaluation episodes a task; more may join a finished study.
+        also_official: evaluate on so many of LIBERO's own initial states a task too; may join a finished study.
+        elsewhere: other suites to evaluate everything on, for example libero_spatial_lan; may join a finished study.
+        elsewhere_episodes: official states of each of their tasks; 10 in the presets.
+    """
+
+    seeds: tuple[int, ...] | None = None
+    conditions: tuple[str, ...] | None = None
+    grid: bool = False
+    suite: str | None = None
+    tasks: tuple[int, ...] | None = None
+    placement: PlacementKind | None = None
+    demos: int | None = None
+    episodes: int | None = None
+    also_official: int | None = None
+    elsewhere: tuple[str, ...] | None = None
+    elsewhere_episodes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    """What `evaluate` and `compare` ask alike.
+
+    Attributes:
+        suite: LIBERO suite.
+        workers: processes; 0 takes one a core.
+        device: of the policies: auto, cpu, cuda or mps.
+        allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
+    """
+
+    suite: str = "libero_spatial"
+    tasks: tuple[int, ...] | None = None
+    placement: PlacementKind = "wide"
+    workers: int = 0
+    device: str = "auto"
+    allow_any_mujoco: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(RolloutOptions):
+    """How a policy is rolled out.
+
+    Attributes:
+        episodes: starts of each task.
+        tasks: indices of its tasks; by default those that the policy was trained on, also for what LIBERO-PRO made of
+            their suite, all of another suite, and for expert and random 0 to 2.
+        placement: kind of starts; LIBERO-PRO's suites and libero_10 have official ones only.
+        out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
+        view: what a trained policy is shown: the true view, or, for its floors, a grey image or a wrong instruction.
+        floors: evaluate the policy's floors on the same starts too: grey image, wrong instruction, and, as far as they
+            are there, the run without image beside it and blind replay.
+        demonstrations: what blind replay replays; by default those of the study that the run is part of.
+        device: of the policy: auto, cpu, cuda or mps.
+        allow_train_starts: take the starts that training takes (wide: the training placements; official: from number 0
+            up) and say how many of them this policy was trained on.
+    """
+
+    episodes: int = 10
+    out: Path | None = None
+    view: View = "true"
+    floors: bool = False
+    demonstrations: Path | None = None
+    allow_train_starts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(RolloutOptions):
+    """How two policies are rolled out.
+
+    Attributes:
+        out: folder of comparison.json and of the records, which are those of the command evaluate.
+        episodes: starts of each task at most, up to 500 altogether; not to be changed after the first rollout.
+        tasks: indices of its tasks; by default those that both policies are evaluated on.
+        placement: kind of starts, of which neither policy was trained on any.
+    """
+
+    out: Path
+    episodes: int = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """A training of a pretrained backbone that is planned.
+
+    Attributes:
+        backbone: id on the hub, or a folder with a ``config.json``.
+        device: where; cpu is this machine.
+        condition: arm, for example C1 or C4.
+        batch_size: samples a step.
+        accumulate: micro-batches that they are divided into.
+        chunk: actions decoded at once.
+        lora_rank: rank of the adapters; 0 trains the language model in full.
+        quantize: nf4 keeps the linear layers in 4 bits.
+        dtype: of the weights that stay; auto takes the half precision that the device has.
+        checkpointing: compute layers again in the backward pass.
+        train_vision: train the vision tower too.
+        last: train only so many of the last language layers.
+    """
+
+    backbone: str = "google/paligemma-3b-pt-224"
+    device: Literal["t4", "l4", "a10g", "a100", "h100", "cpu"] = "t4"
+    condition: str = "C4"
+    batch_size: int = 16
+    accumulate: int = 4
+    chunk: int = 8
+    lora_rank: int = 16
+    quantize: Literal["none", "nf4"] = "none"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    checkpointing: bool = True
+    train_vision: bool = False
+    last: int | None = None

@@ -1,0 +1,82 @@
+"""What must be there before a study or a training begins: weights, room for the words, boxes, its own declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from la_reconvla.analysis.declaration import Declaration
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.conditions import Condition
+from la_reconvla.contracts import ACTION_DIM
+from la_reconvla.data.boxes import annotator
+from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.policy import Policy
+from la_reconvla.method.variants.autoregressive import DECODINGS
+from la_reconvla.study.presets import StudyConfig
+from la_reconvla.training.checkpoint import dry_run
+from la_reconvla.training.start_weights import StartWeights, pinned
+
+
+def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
+    """Raise a `UserError` if the hypotheses are not those that the study began with."""
+    if "hypotheses" not in begun:
+        if given is not None:
+            raise UserError(
+                f"{path.parent} began without a declaration, and one made now would not be made before the run: leave "
+                "--hypotheses out, or begin another study with --out"
+            )
+        return
+    declared = Declaration.parse(begun["hypotheses"], f"{path}, hypotheses")
+    if declared.hash != begun.get("hypotheses_hash"):
+        raise UserError(
+            f"{path}: the hypotheses were changed after the study began (their SHA-256 is no longer hypotheses_hash): "
+            "restore them, or begin another study with --out"
+        )
+    if given is not None and given.hash != declared.hash:
+        raise UserError(
+            f"{path.parent} was begun with other hypotheses (SHA-256 {declared.hash[:12]}, now {given.hash[:12]}), and "
+            "they may not change after that: leave --hypotheses out to go on with those, which stand in study.json, or "
+            "begin another study with --out"
+        )
+
+
+def pinned_config(config: StudyConfig) -> StudyConfig:
+    """The study with its backbone's weights named exactly; a missing licence or file shows now."""
+    own = config.backbone
+    return replace(config, backbone=own.pinned() if isinstance(own, Pretrained) else pinned(own))
+
+
+def require_room(config: StudyConfig, told: Iterable[str]) -> None:
+    """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet.
+
+    Also if the backbone cannot decode as it should.
+    """
+    bins, decoding = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM), DECODINGS[config.decoding]
+    backbone = decoding.given(config.backbone)
+    if isinstance(backbone, Pretrained):
+        built: Any = replace(backbone, dtype="fp32", quantize=None).skeleton(backbone.tokenizer())
+    else:
+        built = backbone.build()
+        if (start := StartWeights.of(backbone)) is not None:
+            start.load_into(built)
+    head = decoding.action_head(built, bins, config.backbone.chunk)
+    dry_run(Policy(built, bins, action_head=head).to(next(built.parameters()).device), told)
+
+
+def require_heads(config: StudyConfig, arms: Iterable[Condition]) -> None:
+    """Raise a `UserError` if boxes or a VAE that an arm needs are not there, while nothing is written yet."""
+    for arm in arms:
+        if not arm.annotation_free:
+            annotator(config.gaze)
+        if arm.reconstruction is not None:
+            size = config.backbone.image_size
+            head = arm.reconstruction.reconstruction_head.build(
+                4, config.backbone.grid, size // config.backbone.grid[0]
+            )
+            head.target(torch.zeros(1, 3, size, size, dtype=torch.uint8))

@@ -1,0 +1,57 @@
+"""A finished run as it is evaluated: its policy, the tasks that it learned, and how many processes it takes."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.backbones.shared import BackboneConfig
+from la_reconvla.episodes import View
+from la_reconvla.errors import UserError
+from la_reconvla.method.policy import Policy
+from la_reconvla.sim.machine import default_workers
+from la_reconvla.study.starts import tasks_of
+from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
+from la_reconvla.training.loop import pick_device
+from la_reconvla.training.trained_policy import Trained
+
+SPACE = 100_000_000  # bytes of records and videos of an evaluation, generously
+
+
+def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, Trained]:
+    """A run as it is evaluated: its policy, loaded to find damage before the simulator starts, and its specification.
+
+    Where its training data do not name their starts, so that none can be left out, it says so.
+
+    Args:
+        run: its folder, or ``user/name`` on the hub.
+        view: what it is shown.
+        device: where it acts: auto, cpu, cuda or mps.
+
+    Raises:
+        UserError: if it is no finished run, or the device is not there.
+    """
+    found = find_run(run)
+    policy, config = load_policy(found)
+    if not config.train_starts:
+        Console(stderr=True).print(
+            f"the training data of {run} do not name their initial states: none can be left out", soft_wrap=True
+        )
+    return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
+
+
+def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]:
+    """Tasks of `suite` to evaluate a run on, see `tasks_of`.
+
+    Raises:
+        UserError: if the run does not say what it was trained on.
+    """
+    learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in config.train_starts)]
+    if not learned:
+        raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
+    return tasks_of(suite, learned)
+
+
+def usual_workers(*backbones: BackboneConfig) -> int:
+    """Processes that evaluate policies over these backbones: one device holds one model of billions of weights."""
+    return 1 if any(isinstance(backbone, Pretrained) for backbone in backbones) else default_workers()

@@ -1,0 +1,116 @@
+"""Which initial states a policy is evaluated on, and what it can be told there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+from la_reconvla.data.starts import PlacementKind, Split, Start
+from la_reconvla.errors import UserError
+from la_reconvla.sim.placements import wide_starts
+from la_reconvla.sim.policies import swapped
+from la_reconvla.sim.tasks import base_of, load_suite, load_task, official_start, official_states
+from la_reconvla.sim.wide_targets import instructions
+
+
+def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[tuple[int, str]]:
+    """What a policy can be told: (task, instruction) of all starts of these tasks; no start is made for it.
+
+    Raises:
+        UserError: for unknown names.
+    """
+    if placement == "wide" and base_of(suite) != suite:
+        raise UserError(
+            f"{suite} has no wide placements: they would move again what LIBERO-PRO has changed; "
+            "use --placement official"
+        )
+    told = set()
+    for index in tasks:
+        task = load_task(suite, index)
+        words = instructions(task).values() if placement == "wide" else [task.instruction]
+        told |= {(index, text) for text in words}
+    return told
+
+
+def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
+    """Tasks of `suite` to evaluate a policy on: those it has learned, before or after LIBERO-PRO's change; else all.
+
+    Args:
+        suite: LIBERO suite.
+        learned: (suite, task) of everything that the policy was trained on.
+
+    Raises:
+        UserError: for an unknown suite.
+    """
+    here = {index for other, index in learned if base_of(other) == base_of(suite)}
+    return tuple(sorted(here)) or tuple(range(len(load_suite(suite))))
+
+
+def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> tuple[tuple[int, str, str], ...]:
+    """What the wrong-instruction floor is told on these tasks (see `swapped`): only what is said in this suite.
+
+    Another suite's words may mean the same thing. Where these tasks have one instruction, the suite's others join.
+
+    Raises:
+        UserError: if the whole suite has one.
+    """
+    told = wording(suite, tasks, placement)
+    if len({text for _, text in told}) < 2:
+        told |= wording(suite, range(len(load_suite(suite))), placement)
+    return swapped(told)
+
+
+def evaluation_starts(
+    suite: str,
+    tasks: Sequence[int],
+    placement: PlacementKind,
+    episodes: int,
+    *,
+    trained_on: frozenset[str] = frozenset(),
+    split: Split = "test",
+    cache: Path | None = None,
+    allow_any_mujoco: bool = False,
+) -> list[Start]:
+    """`episodes` starts of each task, interleaved by task, none of which is in `trained_on`.
+
+    Args:
+        suite: LIBERO suite.
+        tasks: indices of the tasks.
+        placement: ``official`` or ``wide``.
+        episodes: number for each task.
+        trained_on: ids of the starts to leave out. An official state counts as trained on whatever its split is called.
+        split: ``train`` takes the placements that training takes, and official states from number 0 up; ``test`` the
+            others, and official states from the last one down.
+        cache: where settled wide placements are kept.
+        allow_any_mujoco: accept a MuJoCo whose physics is known to differ.
+
+    Raises:
+        UserError: for unknown names, or if fewer official states are left than asked for.
+    """
+    per_task: list[list[Start]] = []
+    for index in tasks:
+        task = load_task(suite, index)
+        if placement == "wide":
+            starts = wide_starts(suite, index, split, range(episodes), cache, allow_any_mujoco=allow_any_mujoco)
+            starts = [start for start in starts if not was_trained_on(start, trained_on)]
+        else:
+            numbers = range(len(official_states(task)))
+            starts = [official_start(task, i, split=split) for i in (numbers if split == "train" else numbers[::-1])]
+            starts = [start for start in starts if not was_trained_on(start, trained_on)][:episodes]
+        if len(starts) < episodes:
+            raise UserError(
+                f"{suite} task {index}: {len(starts)} {placement} starts were not trained on, {episodes} are wanted: "
+                "ask for fewer episodes or evaluate on wide placements"
+            )
+        per_task.append(starts)
+    return [start for group in zip(*per_task, strict=True) for start in group]
+
+
+def was_trained_on(start: Start, trained_on: frozenset[str]) -> bool:
+    """Whether a policy with these training starts knows `start`; an official state is one whatever its split."""
+    names = {start.id}
+    if start.placement == "official":
+        names = {replace(start, split=split).id for split in get_args(Split)}
+    return not trained_on.isdisjoint(names)

@@ -1,0 +1,170 @@
+"""Training and measuring cells in worker processes that share what was read once, and training a single one."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from la_reconvla import layout
+from la_reconvla.analysis.frames import HeldOut
+from la_reconvla.data.boxes import annotator
+from la_reconvla.data.demonstrations import Demonstrations
+from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.errors import UserError
+from la_reconvla.method.saliency import MEAN
+from la_reconvla.processes import explain_death, worker_pool
+from la_reconvla.progress import progress
+from la_reconvla.storage import locked, read_json
+from la_reconvla.study.cells import Cell, samples_of
+from la_reconvla.study.heldout import measure_run
+from la_reconvla.study.presets import StudyConfig, preset
+from la_reconvla.study.requirements import pinned_config, require_heads, require_room
+from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
+from la_reconvla.training.loop import SCHEDULE, pick_device, train
+from la_reconvla.training.start_weights import StartWeights, bins_of
+from la_reconvla.training.tensors import file_hash
+
+Swaps = tuple[tuple[int, str, str], ...]
+
+
+def train_cells(
+    cells: Sequence[Cell],
+    config: StudyConfig,
+    training: Demonstrations,
+    held_out: Demonstrations,
+    workers: int,
+    console: Console,
+) -> None:
+    """Train every cell that has no weights yet.
+
+    Raises:
+        UserError: a finished cell was trained on other demonstrations or boxes.
+    """
+    todo = []
+    for cell in cells:
+        if not (cell.folder / WEIGHTS).exists():
+            todo.append(cell)
+        elif PolicyConfig.load(cell.folder).data_hash != training.hash:
+            raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
+    if not todo:
+        return
+    _require_boxes(cells, config, training)
+    todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
+    with progress("Training", total=len(todo) * config.train.steps, unit="steps", console=console) as bar:
+        ticker = bar.ticker(multiprocessing.get_context("spawn"))
+        shared = (config, training, held_out, ticker)
+        with worker_pool(workers, _receive, shared) as pool, explain_death("training"):
+            for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
+                future.result()
+
+
+def _require_boxes(cells: Sequence[Cell], config: StudyConfig, training: Demonstrations) -> None:
+    """See that every demonstration has its boxes, and that finished arms were given the same, before one trains."""
+    annotated = [cell for cell in cells if not cell.condition.annotation_free]
+    if not annotated:
+        return
+    source = annotator(config.gaze)
+    for cell in annotated:
+        if (cell.folder / WEIGHTS).exists() and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
+            raise UserError(f"{cell.folder} was told other boxes: delete it, or give those with --gaze")
+    for episode in training.episodes:
+        source(episode)
+
+
+def measure_cells(
+    cells: Sequence[Cell],
+    config: StudyConfig,
+    held_out: Demonstrations,
+    swaps: Swaps,
+    device: str,
+    workers: int,
+    console: Console,
+) -> None:
+    """Measure every cell on held-out frames whose file is missing, of another version or of other weights."""
+    todo = [cell for cell in cells if _stale(cell)]
+    if not todo:
+        return
+    with progress("Held-out frames", total=len(todo), unit="policies", console=console) as bar:
+        shared = (config, held_out, swaps, device)
+        with worker_pool(workers, _receive, shared) as pool, explain_death("measuring"):
+            running = {pool.submit(_measure_cell, cell): cell for cell in todo}
+            for future in as_completed(running):
+                future.result()
+                bar.advance(note=running[future].condition.id)
+
+
+def _stale(cell: Cell) -> bool:
+    path = cell.folder / layout.HELD_OUT
+    known = read_json(path) if path.exists() else {}
+    return known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS)
+
+
+# ---------------------------------------------------------------- in worker processes
+
+_inherited: Any = None
+
+
+def _receive(*shared: Any) -> None:
+    global _inherited
+    _inherited = shared
+
+
+@functools.cache
+def _samples() -> tuple[Samples, Samples]:
+    """Read once in each process, with the first cell, so that a damaged picture is that cell's error."""
+    config, training, held_out, _ = _inherited
+    return samples_of(training, config), samples_of(held_out, config)
+
+
+def _train_cell(cell: Cell) -> None:
+    config, _, _, ticker = _inherited
+    samples, held_out = _samples()
+    if not cell.condition.annotation_free:
+        samples = samples.annotated(annotator(config.gaze))
+    policy = PolicyConfig.of(
+        cell.condition,
+        seed=cell.seed,
+        backbone=config.backbone,
+        bins=bins_of(StartWeights.of(config.backbone), samples, config.spread),
+        quality=samples.demonstrations.quality,
+        image_size=samples.demonstrations.image_size,
+        data_hash=samples.demonstrations.hash,
+        train_starts=samples.demonstrations.starts,
+        decoding=config.decoding,
+    )
+    train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
+
+
+def _measure_cell(cell: Cell) -> None:
+    config, held_out, swaps, device = _inherited
+    torch.set_num_threads(config.train.threads)
+    samples, own = samples_of(held_out, config), cell.condition.saliency or MEAN
+    indices = spread_indices(len(samples), config.frames)
+    records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
+    HeldOut(file_hash(cell.folder / WEIGHTS), {view: tuple(r) for view, r in records.items()}).write(cell.folder)
+
+
+def train_one(
+    demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
+) -> Path:
+    """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
+    config = pinned_config(preset(preset_name).changed(**changes))
+    arm = config.arm(condition_id)
+    pick_device(config.train.device)
+    opened = open_demonstrations(demonstrations)
+    require_room(config, (episode.instruction for episode in opened.episodes))
+    require_heads(config, [arm])
+    training, held_out = opened.divide(config.held_out)
+    with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
+        _samples.cache_clear()
+        _receive(config, training, held_out, bar)
+        _train_cell(Cell(arm, seed, out))
+    return out

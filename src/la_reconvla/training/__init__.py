@@ -1,0 +1,1 @@
+"""Training a policy, keeping it, and acting with it."""

@@ -1,0 +1,319 @@
+"""A trained policy on disk: ``config.json`` says what it is, ``model.safetensors`` holds its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+
+from la_reconvla import kinds
+from la_reconvla.backbones.latents import Latents
+from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
+from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
+from la_reconvla.conditions import C1, Condition
+from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput, Quality
+from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.policy import Policy
+from la_reconvla.method.reconstruction import ReconstructorConfig
+from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName, TokenHead
+from la_reconvla.method.variants.denoiser import Denoiser
+from la_reconvla.method.variants.learned import unlearned
+from la_reconvla.method.variants.targets import Pixels
+from la_reconvla.randomness import seeded
+from la_reconvla.storage import claim, read_json
+from la_reconvla.training.start_weights import StartWeights
+from la_reconvla.training.tensors import file_hash, load_tensors, save_tensors
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
+SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
+SAVED = (ActionBins, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
+"""What a configuration is made of. A head or backbone that is not here trains and cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything that is needed to rebuild a policy and to refuse data that it was not made for.
+
+    Attributes:
+        condition: id of the arm.
+        blind: the policy acts on a grey image.
+        seed: seed of weights, batches and masks.
+        backbone: the backbone and what it is given.
+        bins: action bins, from the training data's quantiles.
+        reconstruction_head: kind and size of the reconstruction head, None without one.
+        quality: how the training frames were rendered; evaluation must render alike.
+        image_size: side of the rendered frames, before they are resized for the backbone.
+        data_hash: hash of the demonstrations.
+        train_starts: ids of the initial states that were trained on.
+        saliency_state: shape of what the arm's saliency source learns from training frames, () for nothing.
+        decoding: how actions come out, a key of `la_reconvla.method.variants.autoregressive.DECODINGS`.
+    """
+
+    condition: str
+    blind: bool
+    seed: int
+    backbone: SmallPaliGemma | Pretrained
+    bins: ActionBins
+    reconstruction_head: ReconstructorConfig | None
+    quality: Quality
+    image_size: int
+    data_hash: str
+    train_starts: tuple[str, ...]
+    saliency_state: tuple[int, ...] = ()
+    decoding: DecodingName = "parallel"
+
+    @classmethod
+    def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
+        """The configuration of `condition`'s policy."""
+        head = condition.reconstruction.reconstruction_head if condition.reconstruction else None
+        state = condition.learned_saliency.state_shape if condition.learned_saliency else ()
+        return cls(
+            condition=condition.id, blind=condition.blind, reconstruction_head=head, saliency_state=state, **fields
+        )
+
+    def build(self) -> Policy:
+        """A policy with fresh weights, into which others can be loaded.
+
+        Backbone and action head are drawn from one stream and the decoder from another, so that all arms of one seed
+        start from equal weights, with or without a decoder.
+        """
+        with seeded(self.seed, "weights"):
+            decoding = DECODINGS[self.decoding]
+            backbone = decoding.given(self.backbone).build()
+            head = decoding.action_head(backbone, self.bins, self.backbone.chunk)
+            policy = Policy(backbone, self.bins, saliency_state=unlearned(self.saliency_state), action_head=head)
+        if self.reconstruction_head is not None:
+            with seeded(self.seed, "decoder"):
+                inner = policy.backbone
+                policy.reconstruction_head = self.reconstruction_head.build(inner.width, inner.grid, inner.patch_size)
+        return policy
+
+    def start(self, images: UInt8[torch.Tensor, "m 3 H W"] | None) -> Policy:
+        """The policy that training starts from: pretrained weights where the backbone has some, else fresh ones.
+
+        Args:
+            images: training images that a random patch embedding is fitted to; None for a policy that sees none, and
+                other stems than 'patch' ignore them.
+
+        Raises:
+            UserError: as `StartWeights.of` and `StartWeights.load_into`.
+        """
+        policy = self.build()
+        if (start := StartWeights.of(self.backbone)) is not None:
+            start.load_into(policy.backbone, policy.action_head)
+            if isinstance(policy.action_head, TokenHead):
+                policy.action_head.adopt(policy.backbone)
+        elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:
+            whiten_patches(policy.backbone, images)
+        return policy
+
+    def save(self, folder: Path) -> None:
+        """Write ``config.json``, or check that the one that is there says the same.
+
+        Raises:
+            UserError: if the folder holds a run of another configuration, or of another version.
+        """
+        if (path := folder / CONFIG).exists():
+            _require_schema(path)
+        claim(path, {"schema": SCHEMA, **kinds.to_json(self)}, functools.partial(kinds.filled, value=self))
+
+    @classmethod
+    def load(cls, folder: Path) -> PolicyConfig:
+        """Read ``config.json``.
+
+        Raises:
+            UserError: if it is missing, damaged or of another version.
+        """
+        raw = _require_schema(path := folder / CONFIG)
+        try:
+            config: PolicyConfig = kinds.from_json(raw, (cls, *SAVED))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} is not the configuration of a policy of this version ({error}): train it again"
+            ) from error
+        if isinstance(config.backbone, Pretrained) and config.backbone.source == MERGED_BACKBONE:
+            backbone = dataclasses.replace(config.backbone, source=str(folder / MERGED_BACKBONE))  # from any directory
+            return dataclasses.replace(config, backbone=backbone)
+        return config
+
+
+def _require_schema(path: Path) -> dict[str, Any]:
+    """What a ``config.json`` says, without its schema number."""
+    raw = read_json(path)
+    schema = raw.pop("schema", 1) if isinstance(raw, dict) else None
+    if schema != SCHEMA:
+        raise UserError(
+            f"{path} is no run of this version (its schema is {schema}, not {SCHEMA}): read it with the version that "
+            "wrote it, or delete it and train again"
+        )
+    return raw
+
+
+def kept(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that belong to the policy: all but the pretrained ones that stay as they are at their source."""
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    below = tuple(f"{name}." for name in frozen)  # constants of weights in 4 bits
+    return {k: v for k, v in policy.state_dict().items() if k not in frozen and not (below and k.startswith(below))}
+
+
+def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Put weights into a policy.
+
+    Raises:
+        UserError: if a tensor is missing, unknown or of another shape; each is named.
+    """
+    expected = kept(policy)
+    wrong = [f"{name} is missing" for name in expected if name not in tensors]
+    wrong += [f"{name} is unknown" for name in tensors if name not in expected]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)}, expected {list(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{source} does not fit its config.json ({'; '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}): "
+            "they come from different runs"
+        )
+    policy.load_state_dict(tensors, strict=False)  # all that is missing is frozen, see above
+
+
+def unpacked(weights: str, folder: Path) -> Path:
+    """Weights that have acted as a run in `folder`: what they do before any study's training.
+
+    Raises:
+        UserError: if they never acted, or `folder` holds something else.
+    """
+    start = StartWeights.read(weights)
+    if start.bins is None or start.demonstrations is None:
+        raise UserError(f"the weights '{weights}' know words and never acted: train from them with --weights {weights}")
+    run = PolicyConfig.of(
+        C1,
+        seed=0,
+        backbone=dataclasses.replace(start.backbone, weights=None, weights_hash=None),
+        bins=start.bins,
+        quality=start.demonstrations["quality"],
+        image_size=start.demonstrations["image_size"],
+        data_hash=start.demonstrations["hash"],
+        train_starts=(),
+    )
+    run.save(folder)
+    if not (folder / WEIGHTS).exists():
+        policy = run.build()
+        start.load_into(policy.backbone, policy.action_head)
+        save_tensors(folder / WEIGHTS, dict(policy.state_dict()))
+    return folder
+
+
+def find_run(run: Path | str) -> Path:
+    """The folder of a run; one on the hub, ``user/name``, is downloaded unless a folder is called so here.
+
+    A name of weights that come with this package and have acted is unpacked into ``runs``, in a folder of its hash.
+
+    Raises:
+        UserError: if the hub has none, or cannot be reached.
+    """
+    if str(run) in PACKAGED and not Path(run).exists():
+        return unpacked(str(run), Path("runs") / f"{run}-{file_hash(weights_file(str(run)))[:8]}")
+    if Path(run).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)):
+        return Path(run)
+    return hub_files(str(run), None, None, give="")
+
+
+def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
+    """A trained policy, in evaluation mode, and its configuration.
+
+    Args:
+        run: folder of a run or of an exported one, or ``user/name`` on the hub.
+
+    Raises:
+        UserError: if it is no finished run.
+    """
+    folder = find_run(run)
+    config = PolicyConfig.load(folder)
+    policy = config.build()
+    tensors, _ = load_tensors(folder / WEIGHTS)
+    restore(policy, tensors, folder / WEIGHTS)
+    return policy.eval(), config
+
+
+def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
+    """Copy what makes the policy: configuration and weights, with the backbone's on request.
+
+    Args:
+        run: folder of a finished run.
+        out: folder to write to.
+        merged: add adapters to the backbone's weights and write them too, as the library does; the folder then loads
+            without the source.
+
+    Raises:
+        UserError: if the run is not finished, or `out` holds something else.
+    """
+    config = PolicyConfig.load(run)
+    tensors, metadata = load_tensors(run / WEIGHTS)
+    if not merged:
+        config.save(out)
+        save_tensors(out / WEIGHTS, tensors, **metadata)
+        return config
+    if not isinstance(config.backbone, Pretrained):
+        raise UserError(f"{run} has no pretrained backbone, all its weights are in it: leave --merged out")
+    policy = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, quantize=None)).build()
+    restore(policy, tensors, run / WEIGHTS)
+    backbone: Any = policy.backbone
+    backbone.merge()
+    backbone.save(out / MERGED_BACKBONE)
+    merged_backbone = dataclasses.replace(
+        config.backbone,
+        source=str(out / MERGED_BACKBONE),
+        revision=None,
+        freeze=Freeze(last=0),
+        lora=None,
+        quantize=None,
+    ).pinned()
+    config = dataclasses.replace(config, backbone=dataclasses.replace(merged_backbone, source=MERGED_BACKBONE))
+    config.save(out)
+    beside = {name: tensor for name, tensor in kept(policy).items() if not name.startswith("backbone.inner.model.")}
+    save_tensors(out / WEIGHTS, beside, **metadata)
+    return config
+
+
+def weights_hash(policy: torch.nn.Module, part: str) -> str:
+    """SHA-256 over names and bytes of what `kept` gives below `part`, in order."""
+    digest = hashlib.sha256()
+    for name, tensor in kept(policy).items():
+        if name.startswith(f"{part}."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def dry_run(policy: Policy, instructions: Iterable[str]) -> None:
+    """Act once on every instruction, so that one that is too long is refused before long work.
+
+    Raises:
+        UserError: from the backbone.
+    """
+    backbone: Any = policy.backbone
+    distinct = sorted(set(instructions))
+    rows, columns = backbone.grid
+    images = torch.zeros(len(distinct), 3, rows * backbone.patch_size, columns * backbone.patch_size, dtype=torch.uint8)
+    device = next(policy.parameters()).device
+    wrist = images if backbone.config.wrist else None
+    width = PROPRIO_WIDTH[backbone.config.proprio]
+    proprio = torch.zeros(len(distinct), width, device=device) if width else None
+    training = policy.training
+    policy.eval()  # checkpointing, which only training does, and a cache of keys exclude each other
+    policy.act(PolicyInput(images.to(device), distinct, None if wrist is None else wrist.to(device), proprio))
+    policy.train(training)

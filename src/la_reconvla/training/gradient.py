@@ -1,0 +1,79 @@
+"""The gradient of one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from la_reconvla.conditions import Condition
+from la_reconvla.contracts import Backbone, Batch
+from la_reconvla.data.samples import greyed
+from la_reconvla.method.objective import losses
+from la_reconvla.method.policy import Policy
+
+
+def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
+    """The batch on `device`; a blind arm's images are replaced by grey before anything can see them."""
+    batch = replace(batch, **{key: value.to(device) for key, value in vars(batch).items() if isinstance(value, Tensor)})
+    return greyed(batch) if blind else batch
+
+
+def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float, float]]:
+    """Equal parts of a batch, each with its share of the samples and its share of the action steps that exist."""
+    size = len(batch.instructions) // count
+    for first in range(0, len(batch.instructions), size):
+        own = {name: value[first : first + size] for name, value in vars(batch).items() if value is not None}
+        part = replace(batch, **own)
+        yield part, size / len(batch.instructions), float(part.valid.sum() / batch.valid.sum())
+
+
+def half(dtype: torch.dtype, device: str) -> Any:
+    """Autocast to `dtype`, or nothing for float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
+
+
+def backward(
+    policy: Policy,
+    batch: Batch,
+    condition: Condition,
+    parts: int,
+    draws: torch.Generator,
+    scaler: torch.amp.GradScaler,
+    dtype: torch.dtype,
+    step: int = 0,
+    teacher: Backbone | None = None,
+    noise: torch.Generator | None = None,
+) -> dict[str, Any]:
+    """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; what to log of it.
+
+    Raises:
+        FloatingPointError: if a loss is not finite.
+        ValueError: if the arm's mask follows a teacher, but there is none.
+    """
+    learned = condition.learned_saliency
+    if learned is not None and learned.decay is not None and teacher is None:
+        raise ValueError(f"the saliency '{learned.label}' reads a teacher, but none was given")
+    device = batch.images.device.type
+    values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
+    for part, of_samples, of_steps in micro_batches(batch, parts):
+        with half(dtype, device):
+            loss = losses(policy, part, condition.reconstruction, draws, step, teacher, noise)
+            # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
+            total = of_samples * loss.total + (of_steps - of_samples) * loss.action
+        if not math.isfinite(value := total.item()):
+            raise FloatingPointError(f"the loss is {value}")
+        scaler.scale(total).backward()
+        values["loss"] += value
+        values["action_loss"] += of_steps * loss.action.item()
+        if loss.reconstruction is not None:
+            known = values.get("reconstruction_loss", 0.0)
+            values["reconstruction_loss"] = known + of_samples * loss.reconstruction.item()
+        if loss.channel is not None:
+            values["attention_channel"] = loss.channel
+    return values

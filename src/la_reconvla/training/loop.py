@@ -1,0 +1,393 @@
+"""One visible training loop. It can be killed at any moment: the same command goes on and ends at the same bits."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from la_reconvla import kinds
+from la_reconvla.conditions import Condition
+from la_reconvla.contracts import Batch
+from la_reconvla.data.samples import Samples, batch_indices, shifted, spread_indices
+from la_reconvla.errors import UserError
+from la_reconvla.method.policy import Policy
+from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
+from la_reconvla.method.variants.teacher import averaged, follow, teacher_of
+from la_reconvla.processes import keep_memory
+from la_reconvla.randomness import derive, generator, seeded
+from la_reconvla.storage import claim, require_free_space
+from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept, restore, weights_hash
+from la_reconvla.training.gradient import backward, half, to_device
+from la_reconvla.training.held_out import held_out_loss, save_looks
+from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
+from la_reconvla.training.tensors import load_tensors, save_tensors
+from la_reconvla.training.trackers import JsonLines, TensorBoard, Tracker
+
+SCHEDULE, STATE = "train.json", "state/latest.safetensors"
+SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
+WHITENED = 256  # training images that the patch embedding starts from
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the same for every arm.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples a step.
+        accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
+        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        optimizer: ``adamw``, or ``muon`` for the matrices of the backbone, at five times that rate.
+        warmup: steps of the warm-up.
+        weight_decay: on matrices only.
+        clip: largest norm of the gradient.
+        shift: training pictures are moved by up to so many pixels at random, see `data.samples.shifted`; 0 for none.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        threads: CPU threads; results are bit-identical only for equal numbers of them.
+        log_every: steps between lines of ``metrics.jsonl``.
+        save_every: steps between saved states.
+        check_every: steps between looks at held-out samples.
+    """
+
+    steps: int = 2000
+    batch_size: int = 32
+    accumulate: int = 1
+    learning_rate: float = 7e-4
+    optimizer: OptimizerName = "adamw"
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    shift: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    threads: int = 1
+    log_every: int = 10
+    save_every: int = 200
+    check_every: int = 200
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "threads", "log_every", "save_every", "check_every"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if self.batch_size % self.accumulate:
+            raise UserError(f"accumulate {self.accumulate} does not divide the batch of {self.batch_size}")
+        if self.shift < 0:
+            raise UserError(f"shift must not be negative: {self.shift}")
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What decides the weights that come out; where it runs and how often it reports may change."""
+        free = ("device", "threads", "log_every", "save_every", "check_every")
+        return {key: value for key, value in asdict(self).items() if key not in free}
+
+    def rate(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 0."""
+        return scheduled(step, self.steps, self.warmup, self.learning_rate)
+
+
+class Ticker(Protocol):
+    """Where progress is reported."""
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None: ...
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; ``auto`` takes a GPU if there is one.
+
+    Raises:
+        UserError: if it does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device '{name}' is not usable here ({error}): use --device cpu") from error
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the forward pass. ``auto``: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def scheduled(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to `peak`, then a cosine to a hundredth of it; `step` counts from 0."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def train(
+    condition: Condition,
+    policy_config: PolicyConfig,
+    config: TrainConfig,
+    samples: Samples,
+    held_out: Samples | None,
+    folder: Path,
+    ticker: Ticker | None = None,
+) -> Path:
+    """Train one arm with one seed, or go on where a killed run stopped.
+
+    Args:
+        condition: the arm.
+        policy_config: what is trained; its `seed` fixes weights, batches and masks.
+        config: how it is trained.
+        samples: training samples.
+        held_out: samples of other episodes, for the curve of the held-out action loss.
+        folder: run folder; ``model.safetensors`` appears in it when training is complete.
+        ticker: advanced by every step.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: for a folder of another configuration, boxes that the arm must not have or lacks, too few samples,
+            too little space, a full disk, or a loss or gradient that is not finite; the weights that come of one are
+            never saved.
+    """
+    if len(samples) < config.batch_size:
+        raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
+    if condition.annotation_free != (samples.annotation is None):
+        raise UserError(
+            f"{condition.id} is told nothing of the target: train it on samples without boxes"
+            if condition.annotation_free
+            else f"{condition.id} must be told where the target is: give boxes, Samples.annotated(annotator('masks'))"
+        )
+    device, seed = pick_device(config.device), policy_config.seed
+    dtype = pick_precision(config.precision, device)
+    keep_memory()
+    torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
+    some = spread_indices(len(samples), WHITENED)
+    policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()
+    instructions = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
+    dry_run(policy, instructions)
+    if condition.saliency:
+        condition.saliency.require(instructions)
+    _require_space(folder, policy, _decay(condition) is not None)
+    policy_config.save(folder)
+    arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
+    if samples.annotation is not None:
+        arm["annotation"] = samples.annotation
+    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_filled, condition=condition))
+    if (folder / WEIGHTS).exists():
+        drop_state(folder)  # a kill may have come between the two
+        return folder
+    seed = policy_config.seed
+    Training(condition, config, seed, samples, held_out, folder, policy, device, dtype).run(ticker)
+    return folder
+
+
+def _filled(schedule: dict[str, Any], condition: Condition) -> dict[str, Any]:
+    """What a ``train.json`` says, with the defaults of what it was written before."""
+    arm = kinds.filled(schedule.get("reconstruction"), condition.reconstruction)
+    return {**TrainConfig().identity, **schedule, "reconstruction": arm}
+
+
+def _decay(condition: Condition) -> float | None:
+    """Of the moving average of weights that the arm's saliency reads; None where it reads those that train."""
+    return condition.learned_saliency.decay if condition.learned_saliency else None
+
+
+def _require_fit(condition: Condition, config: TrainConfig, samples: Samples) -> None:
+    """Raise a `UserError` for too few samples, and for boxes that the arm must not have or lacks."""
+    if len(samples) < config.batch_size:
+        raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
+    if condition.annotation_free != (samples.annotation is None):
+        raise UserError(
+            f"{condition.id} is told nothing of the target: train it on samples without boxes"
+            if condition.annotation_free
+            else f"{condition.id} must be told where the target is: give boxes, Samples.told(annotator('masks'))"
+        )
+
+
+@dataclass(eq=False)
+class Training:
+    """One arm in training: what its steps share.
+
+    Attributes:
+        teacher: the moving average of the backbone that the arm's saliency reads; None for other arms.
+        batches: running hash of the samples' numbers, step by step.
+    """
+
+    condition: Condition
+    config: TrainConfig
+    seed: int
+    samples: Samples
+    held_out: Samples | None
+    folder: Path
+    policy: Policy
+    device: torch.device
+    dtype: torch.dtype
+    optimizer: Optimizers = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    teacher: Any = field(init=False)
+    batches: str = ""
+
+    def __post_init__(self):
+        config, backbone = self.config, self.policy.backbone
+        halves = self.dtype, getattr(backbone, "compute", None)
+        self.optimizer = optimizers_for(self.policy, config.learning_rate, config.weight_decay, config.optimizer)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=torch.float16 in halves)
+        module: Any = backbone
+        self.teacher = None if _decay(self.condition) is None else teacher_of(module)
+
+    def run(self, ticker: Ticker | None) -> None:
+        """All steps that are left, and the weights on disk."""
+        config, first = self.config, self.resume()
+        trackers: tuple[Tracker, ...] = (JsonLines(self.folder, first), TensorBoard(self.folder, first))
+        clock, counted = time.perf_counter(), 0
+        if first == 0:
+            for tracker in trackers:
+                tracker.log(self.start(), 0)
+            self.check(0)
+        if ticker:
+            ticker.advance(first)
+        for step in range(first, config.steps):
+            values, done = self.step(step), step + 1
+            counted += config.batch_size
+            if done % config.log_every == 0 or done == config.steps:
+                values["samples_per_second"] = counted / (time.perf_counter() - clock)
+                if done % config.check_every == 0 or done == config.steps:
+                    values |= self.check(done)
+                for tracker in trackers:
+                    tracker.log({**values, "batches": self.batches[:16]}, done)
+                clock, counted = time.perf_counter(), 0
+            if done % config.save_every == 0 and done < config.steps:
+                self.save(done)
+            if ticker:
+                ticker.advance(1, note=f"{self.condition.id} seed {self.seed}: loss {values['action_loss']:.3f}")
+        for tracker in trackers:
+            tracker.close()
+        save_tensors(self.folder / WEIGHTS, kept(self.policy), steps=config.steps, batches=self.batches[:16])
+        drop_state(self.folder)
+
+    def start(self) -> dict[str, Any]:
+        """What is logged before the first step: numbers of parameters, and hashes of the weights."""
+        parameters = list(self.policy.parameters())
+        counts = {"parameters": sum(p.numel() for p in parameters)}
+        if frozen := sum(p.numel() for p in parameters if not p.requires_grad):
+            counts["frozen"] = frozen
+        hashes = {"backbone": weights_hash(self.policy, "backbone"), "head": weights_hash(self.policy, "action_head")}
+        return {**counts, "start": hashes}
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One optimizer step; what to log of it.
+
+        Raises:
+            UserError: if the loss or the gradient is not finite.
+        """
+        config, learned = self.config, self.condition.learned_saliency
+        batch = self.batch(step)
+        self.optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
+        if learned is not None and learned.refresh and step % learned.refresh == 0:
+            self.learn(learned)
+        try:
+            with seeded(self.seed, f"dropout/{step}"):
+                draws, noise = generator(self.seed, "mask", step), generator(self.seed, "noise", step)
+                arguments = self.policy, batch, self.condition, config.accumulate, draws, self.scaler, self.dtype
+                values = backward(*arguments, step, self.teacher, noise)
+        except FloatingPointError as error:
+            raise _diverged(str(error), step) from error
+        norm = self.update(step)
+        if (decay := _decay(self.condition)) is not None:
+            follow(self.teacher, self.policy.backbone, decay)  # pyright: ignore[reportArgumentType] (a module)
+        return {**values, "gradient_norm": norm, "learning_rate": config.rate(step)}
+
+    def batch(self, step: int) -> Batch:
+        """The samples of this step, shifted, on the device; adds their numbers to `batches`."""
+        indices = batch_indices(derive(self.seed, "data"), step, self.config.batch_size, len(self.samples))
+        self.batches = hashlib.sha256(bytes.fromhex(self.batches) + indices.astype(np.int64).tobytes()).hexdigest()
+        batch = self.samples.batch(indices)
+        if self.config.shift:
+            batch = shifted(batch, self.config.shift, generator(self.seed, "shift", step))
+        return to_device(batch, self.device, self.condition.blind)
+
+    def update(self, step: int) -> float:
+        """Put the gradients into the weights; the norm that they had."""
+        self.optimizer.unscale(self.scaler)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip))
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):  # with loss scaling that is usual: it skips the step
+            raise _diverged(f"the norm of the gradient is {norm}", step)
+        if math.isfinite(norm):  # of two optimizers a scaler would skip only the one that overflowed
+            self.optimizer.step(self.scaler)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return norm
+
+    def learn(self, source: LearnedSource) -> None:
+        """Let `source` learn from evenly spaced training frames and today's weights: a resumed run learns the same."""
+        indices = spread_indices(len(self.samples), source.frames)
+        parts = np.array_split(indices, -(-len(indices) // self.config.batch_size))
+        batches = (to_device(self.samples.batch(part), self.device, self.condition.blind) for part in parts)
+        with half(self.dtype, self.device.type):
+            fit_saliency(self.policy, source, batches, self.teacher)
+
+    def check(self, done: int) -> dict[str, float]:
+        """Where the policy looks on held-out samples, as a file, and after the first step its action loss there."""
+        if self.held_out is None:
+            return {}
+        measured = self.policy, self.held_out, self.device, self.condition.blind
+        values = {"held_out_action_loss": held_out_loss(*measured)} if done else {}
+        save_looks(self.folder, done, *measured)
+        return values
+
+    def save(self, done: int) -> None:
+        """Keep what a resumed run needs."""
+        tensors = {f"policy.{name}": value for name, value in kept(self.policy).items()}
+        if self.teacher is not None:
+            averages = averaged(self.teacher, self.policy.backbone)  # pyright: ignore[reportArgumentType] (a module)
+            tensors |= {f"teacher.{name}": mine for name, (mine, _) in averages.items()}
+        tensors |= self.optimizer.tensors()
+        save_tensors(self.folder / STATE, tensors, step=done, seen=self.batches, scaler=self.scaler.state_dict())
+
+    def resume(self) -> int:
+        """Take up what `save` kept; the first step to do, 0 for a fresh run."""
+        path = self.folder / STATE
+        if not path.exists():
+            return 0
+        tensors, metadata = load_tensors(path)
+        weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
+        restore(self.policy, weights, path)
+        if self.teacher is not None:
+            averages = averaged(self.teacher, self.policy.backbone)  # pyright: ignore[reportArgumentType] (a module)
+            with torch.no_grad():
+                for name, (mine, _) in averages.items():
+                    mine.copy_(tensors[f"teacher.{name}"])
+        self.optimizer.load(tensors)
+        if metadata["scaler"]:
+            self.scaler.load_state_dict(metadata["scaler"])
+        self.batches = str(metadata["seen"])
+        return int(metadata["step"])
+
+
+def _diverged(reason: str, step: int) -> UserError:
+    return UserError(f"{reason} at step {step}: lower the learning rate or check the data")
+
+
+def _require_space(folder: Path, policy: Policy, averages: bool) -> None:
+    """A state is the weights, two moments and perhaps an average of each; the next is complete before the last goes."""
+    if (folder / WEIGHTS).exists():
+        return
+    weights = sum(tensor.nbytes for tensor in kept(policy).values())
+    states = 1 if (folder / STATE).exists() else 2
+    require_free_space(folder, states * (3 + averages) * weights + SMALL_FILES)
+
+
+def drop_state(folder: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    shutil.rmtree((folder / STATE).parent, ignore_errors=True)

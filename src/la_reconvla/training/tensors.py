@@ -1,0 +1,52 @@
+"""Named tensors on disk: safetensors, written atomically. Nothing is pickled and nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from la_reconvla.errors import UserError
+from la_reconvla.storage import atomic_write
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:
+    """Atomic safetensors file; each value of `metadata` is stored as JSON."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    _require(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return tensors, {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and train again") from error
+
+
+def file_hash(path: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: if it does not exist.
+    """
+    _require(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"{path} does not exist: train this run first, or finish it by the same command")

@@ -1,0 +1,467 @@
+"""The command line: what is wrong is said in one message, before long work, and nothing on the disk has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import get_type_hints
+
+import imageio_ffmpeg
+import pytest
+import torch
+from safetensors.torch import load, save_file
+from test_hdf5 import make_header, make_recording
+
+from la_reconvla import cli
+from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.data.hdf5_writer import write_file
+from la_reconvla.episodes import Label, read_episodes
+from la_reconvla.errors import UserError
+from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.storage import read_jsonl
+from la_reconvla.study.options import PolicyChanges, ScheduleChanges, StudyChanges
+from la_reconvla.study.presets import StudyConfig
+from la_reconvla.training.checkpoint import WEIGHTS
+from la_reconvla.training.loop import TrainConfig
+from la_reconvla.training.trackers import METRICS
+
+POLICY = (
+    "backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens norm-pixels latents steps shift "
+    "gaze device"
+)
+COMMANDS = {  # and the names of their options, which scripts depend on
+    "doctor": "out",
+    "collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise workers seed "
+    "allow-any-mujoco",
+    "annotate": "out source threshold every device",
+    "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
+    "evaluate": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
+    "allow-any-mujoco",
+    "compare": "out episodes suite tasks placement workers device allow-any-mujoco",
+    "ablate": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
+    f"elsewhere-episodes hypotheses workers {POLICY}",
+    "look": "backbone image instruction out against per-head layers device",
+    "scenes": "out scenes image-size workers seed",
+    "pretrain": "scenes out demonstrations hold-out objective patch stem weights steps batch-size demonstration-batch "
+    "words-weight learning-rate optimizer device seed threads",
+    "words": "scenes out weights seed",
+    "plan": "backbone device condition batch-size accumulate chunk lora-rank quantize dtype checkpointing train-vision "
+    "last",
+    "power": "seeds tasks episodes between-seeds agreement",
+    "bench": "backbone device dtype threads repeats seconds only demonstrations episodes out",
+    "export": "out merged",
+    "push": "repo merged private",
+    "report": "out figures",
+}
+CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+CHILD += "from la_reconvla.cli import main; main()"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Calls the command line in this process; gives its exit code and what it said, line breaks taken out."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["la-reconvla", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+    return call
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demonstrations")
+    recordings = [make_recording(index, length=12, size=16, wrist=False) for index in range(4)]
+    write_file(folder / "pick_demo.hdf5", make_header(size=16), recordings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(demonstrations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from la_reconvla.study.train_cells import train_one
+
+    return train_one(
+        demonstrations, tmp_path_factory.mktemp("trained") / "run", "C4", 0, "smoke", {"steps": 2, "device": "cpu"}
+    )
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A run of two steps that a test may damage."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def no_long_work(*_: object, **__: object) -> None:
+    pytest.fail("long work began before the input was checked")
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_option_and_says_what_it_is(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # one line an option
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", command, "--help"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: la-reconvla {command} " in shown
+    options = re.findall(r"^[│ ]+--([a-z][a-z-]+).*?\s{2,}(.*)", shown, re.MULTILINE)
+    assert {name for name, _ in options} == set(COMMANDS[command].split())
+    for name, explained in options:
+        assert re.match(r"[a-z]\w*", explained, re.IGNORECASE), f"{command} --{name} has no help"
+
+
+def test_every_command_is_listed(run) -> None:
+    code, said = run("--help")
+    assert code == 0
+    assert set(re.findall(r"• (\w+) ", said)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["ablate", "collect", "bench"])
+def test_help_loads_none_of_the_heavy_rooms(command: str) -> None:
+    loud = [sys.executable, "-X", "importtime", "-m", "la_reconvla", command, "--help"]
+    done = subprocess.run(loud, capture_output=True, text=True, check=True)
+    loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "tyro" in loaded
+    assert not loaded & {"torch", "mujoco", "h5py", "scipy", "transformers"}
+
+
+def test_what_may_be_changed_of_a_preset_is_a_field_of_its_type() -> None:
+    choices = {"backbone", "lora_rank", "latents", "grid"}  # these stand for a value, or for several fields
+    configs = (StudyConfig, TrainConfig, SmallPaliGemma, Pretrained, MAEDecoder)
+    changed = set()
+    for changes in (PolicyChanges, ScheduleChanges, StudyChanges):
+        for name, offered in get_type_hints(changes).items():
+            if name not in choices:
+                holders = [get_type_hints(config)[name] for config in configs if name in config.__dataclass_fields__]
+                assert holders, f"nothing has a field {name}"
+                assert all(offered == (held | None) for held in holders), f"{name}: {offered}, {holders}"
+                changed.add(name)
+    assert len(changed) == 26
+
+
+@pytest.mark.parametrize("arguments", [["trian"], [], ["train"], ["ablate", "--seeds", "one"], ["report"]])
+def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
+    code, said = run(*arguments)
+    assert code == 2
+    assert "la-reconvla" in said
+
+
+# ---------------------------------------------------------------- unknown names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "ablate --preset quik",
+            "unknown preset 'quik': did you mean quick? known: known-answer, paper, quick, small, smoke",
+        ),
+        ("ablate --preset smoke --conditions C1 C5", "unknown condition 'C5': did you mean C4 or"),
+        ("ablate --preset smoke --conditions C1 C1", "conditions are listed twice: C1, C1"),
+        ("ablate --preset smoke --conditions no-image", "'no-image' is a floor"),
+        ("ablate --preset smoke --seeds 0 0", "seeds are listed twice: 0, 0"),
+        ("ablate --preset smoke --tasks 10", "unknown task 10 of libero_spatial: choose a number from 0 to 9"),
+        ("ablate --preset smoke --demos 5", "ask for an even number, not 5"),
+        ("ablate --preset smoke --demos 0", "demos must be at least 1"),
+        ("ablate --preset smoke --demos 2", "demos must be at least 4, not 2: two scenes of two"),
+        ("ablate --preset smoke --steps 0", "steps must be at least 1"),
+        ("ablate --preset smoke --episodes 0", "episodes must be at least 1"),
+        ("ablate --preset smoke --device toaster", "device 'toaster' is not usable here"),
+        ("collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
+        ("collect --tasks 3 10", "unknown task 10"),
+        ("collect --demos 0", "demos must be at least 1"),
+        ("collect --suite libero_10 --placement wide", "the scripted expert cannot do task 0 of libero_10"),
+    ],
+)
+def test_a_study_that_cannot_be(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.sim.collect._record_all", no_long_work)
+    code, said = run(*arguments.split(), "--out", tmp_path / "out")
+    assert said.startswith("error: ")
+    assert message in said
+    assert code == 2
+    assert not everything(tmp_path), "a folder that nothing fits into afterwards"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--condition", "c4", "unknown condition 'c4': did you mean"),
+        ("--preset", "smal", "unknown preset 'smal': did you mean small"),
+        ("--device", "toaster", "device 'toaster' is not usable here"),
+        ("--steps", "0", "steps must be at least 1"),
+    ],
+)
+def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, option, value, message) -> None:
+    options = {"--demonstrations": demonstrations, "--out": tmp_path / "run", "--preset": "smoke", option: value}
+    code, said = run("train", *(word for pair in options.items() for word in pair))
+    assert said.startswith("error: ")
+    assert message in said
+    assert code == 2
+    assert not everything(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate nowhere", "nowhere/config.json: no such file"),
+        ("evaluate expert --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
+        ("evaluate random --tasks 10 --placement official", "unknown task 10"),
+        ("evaluate random --episodes 0 --placement official", "episodes must be at least 1"),
+        ("report nowhere", "nowhere/results.json: no such file"),
+        ("report nowhere elsewhere", "nowhere/results.json: no such file"),
+        ("report nowhere --out page.html", "name a second study"),
+        ("train --demonstrations nowhere --out run", "nowhere: no such folder; make one with `la-reconvla collect"),
+    ],
+)
+def test_what_is_not_there(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = run(*arguments.split())
+    assert said.startswith("error: ")
+    assert message in said
+    assert code == 2
+    assert not everything(tmp_path)
+
+
+# ---------------------------------------------------------------- damaged files
+
+
+def test_demonstrations_cut_short(run, demonstrations: Path, tmp_path: Path) -> None:
+    path = tmp_path / "demonstrations" / "pick_demo.hdf5"
+    path.parent.mkdir()
+    whole = next(demonstrations.iterdir()).read_bytes()
+    for content, message in ((whole[: len(whole) // 2], "truncated or damaged"), (b"PK hello", "not an HDF5 file")):
+        path.write_bytes(content)
+        code, said = run("train", "--demonstrations", path.parent, "--out", tmp_path / "run", "--preset", "smoke")
+        assert said.startswith(f"error: {path}")
+        assert message in said
+        assert code == 2
+        assert list(everything(tmp_path)) == [path]
+
+
+def test_a_run_of_another_configuration(run, demonstrations: Path, finished: Path) -> None:
+    before = everything(finished)
+    options = ("--demonstrations", demonstrations, "--out", finished, "--preset", "smoke", "--steps", 2)
+    for other in (("--condition", "C1"), ("--seed", 1)):
+        code, said = run("train", *options, *other)
+        assert said.startswith("error: ")
+        assert "holds a run of another configuration" in said
+        assert code == 2
+    code, _ = run("train", *options)
+    assert code == 0
+    assert {path: data for path, data in everything(finished).items() if path in before} == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "shape", "missing", "config"])
+def test_a_damaged_run_is_not_evaluated(
+    run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluation_starts", no_long_work)
+    path = finished / WEIGHTS
+    data = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(data[:-100])
+        expected = "model.safetensors is damaged"
+    elif damage == "shape":
+        save_file({**load(data), "action_head.logits.bias": torch.zeros(5)}, path)
+        expected = "action_head.logits.bias is [5], expected [1792]"
+    elif damage == "missing":
+        path.unlink()
+        expected = "model.safetensors does not exist: train this run first"
+    else:
+        (finished / "config.json").write_text("{}")
+        expected = "config.json is no run of this version"
+    before = everything(tmp_path)
+    code, said = run("evaluate", finished)
+    assert said.startswith("error: ")
+    assert expected in said
+    assert code == 2
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(("suite", "tasks"), [("libero_spatial", (0,)), ("libero_object", tuple(range(10)))])
+def test_a_run_is_evaluated_on_what_it_learned_or_on_a_whole_other_suite(
+    run, finished: Path, monkeypatch: pytest.MonkeyPatch, suite: str, tasks: tuple[int, ...]
+) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def starts(_: str, tasks: tuple[int, ...], *__: object, **___: object) -> None:
+        asked.append(tuple(tasks))
+        raise UserError("enough")
+
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluation_starts", starts)
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.require_simulator", lambda **_: None)
+    assert run("evaluate", finished, "--suite", suite) == (2, "error: enough")
+    assert asked == [tasks]
+
+
+@pytest.mark.parametrize("who", ["expert", "random"])
+def test_only_what_looks_has_floors(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = run("evaluate", who, "--view", "grey_image")
+    assert f"{who} does not look: --view grey_image is for a trained policy" in said
+    assert code == 2
+    assert not everything(tmp_path)
+
+
+# ---------------------------------------------------------------- refused before anything is written
+
+
+def test_an_instruction_longer_than_the_context_is_not_trained_on(run, demonstrations: Path, tmp_path: Path) -> None:
+    options = ("--demonstrations", demonstrations, "--preset", "smoke", "--max-tokens", 2)
+    code, said = run("train", *options, "--out", tmp_path / "run")
+    assert "tokens, the context holds 2: shorten it or train with a larger max_tokens" in said
+    assert code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_instruction_longer_than_the_context_is_not_collected(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("la_reconvla.study.worlds.require_simulator", lambda: None)
+    monkeypatch.setattr("la_reconvla.study.worlds.collect", no_long_work)
+    code, said = run("ablate", "--preset", "smoke", "--max-tokens", 8, "--out", tmp_path / "study")
+    assert "tokens, the context holds 8" in said
+    assert code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_instruction_longer_than_the_context_is_not_evaluated(
+    run, demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demonstrations here say little; LIBERO's own instructions are longer."""
+    options = ("--demonstrations", demonstrations, "--preset", "smoke", "--max-tokens", 8, "--steps", 1)
+    assert run("train", *options, "--out", tmp_path / "run")[0] == 0
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.require_simulator", no_long_work)
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluation_starts", no_long_work)
+    before = everything(tmp_path)
+    for placement in ("wide", "official"):
+        code, said = run("evaluate", tmp_path / "run", "--placement", placement)
+        assert "tokens, the context holds 8" in said
+        assert code == 2
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["ablate --preset smoke", "evaluate random", "evaluate expert", "evaluate RUN"])
+def test_without_opengl_nothing_begins(
+    run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.sim.machine._drawing_error", lambda library: f"{library} is broken")
+    before = everything(tmp_path)
+    code, said = run(*command.replace("RUN", str(finished)).split(), "--out", tmp_path / "out")
+    assert said.startswith("error: ")
+    assert "is broken); repair it with: " in said
+    assert code == 2
+    assert everything(tmp_path) == before
+
+
+# ---------------------------------------------------------------- evaluation, on the simulator
+
+
+def frames_of(video: Path) -> int:
+    reader = imageio_ffmpeg.read_frames(str(video))
+    assert next(reader)["codec"] == "h264"
+    return sum(1 for _ in reader)
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_an_evaluation_leaves_a_record_a_video_and_a_summary(run, finished: Path) -> None:
+    options = ("evaluate", finished, "--episodes", 1, "--tasks", 0, "--workers", 1, "--device", "cpu")
+    code, said = run(*options)
+    assert code == 0
+    folder = finished / "libero_spatial-wide"
+    (record,) = read_episodes(folder)
+    assert record.label == Label("C4", 0)
+    assert record.start.id == "libero_spatial/0/wide/test/0"
+    assert record.success is False, "a policy of two steps"
+    assert f"{finished}: 0 of 1 episodes succeeded, 0.0 % (95 % interval 0.0 to 79.3)" in said
+    assert f"stages: approached {int(record.reached.approached or 0)}, " in said
+    assert record.video is not None
+    assert frames_of(folder / record.video) == -(-record.steps // 8)  # it looks once in a chunk of 8
+
+    code, _ = run(*options)
+    assert code == 0
+    assert read_episodes(folder) == [record], "what is done is not run again"
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_a_floor_on_training_starts_says_how_many_were_trained_on(run, finished: Path) -> None:
+    options = ("--allow-train-starts", "--view", "wrong_instruction", "--tasks", 0, "--workers", 1, "--device", "cpu")
+    code, said = run("evaluate", finished, "--episodes", 2, *options)
+    assert code == 0
+    folder = finished / "libero_spatial-wide-train-wrong_instruction"
+    records = read_episodes(folder)
+    starts = {record.start.id for record in records}
+    assert starts == {"libero_spatial/0/wide/train/0", "libero_spatial/0/wide/train/1"}
+    assert {record.label.floor for record in records} == {"wrong_instruction"}
+    known = len(starts & set(json.loads((finished / "config.json").read_text())["train_starts"]))
+    assert f"{known} of these 2 starts had been trained on" in said
+    policy = json.loads((folder / "evaluation.json").read_text())["policy"]
+    assert policy["view"] == "wrong_instruction"
+    told = {true: wrong for _, true, wrong in policy["swaps"]}
+    assert {record.start.instruction for record in records} == set(told)
+    assert all(wrong != true for true, wrong in told.items())
+    assert not (finished / "libero_spatial-wide").exists()
+
+
+def test_a_damaged_results_file(run, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 7}')
+    code, said = run("report", tmp_path)
+    assert "schema 7 is not 2" in said
+    assert code == 2
+    assert [path.name for path in everything(tmp_path)] == ["results.json"]
+
+
+# ---------------------------------------------------------------- interrupted
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on(run, demonstrations: Path, tmp_path: Path) -> None:
+    options = ["train", "--demonstrations", str(demonstrations), "--out", str(tmp_path / "run"), "--preset", "smoke"]
+    options += ["--steps", "60", "--device", "cpu"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while child.poll() is None and not any(line["step"] >= 20 for line in read_jsonl(tmp_path / "run" / METRICS)):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate()
+    assert child.returncode == 130
+    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / WEIGHTS).exists()
+
+    code, _ = run(*options)
+    assert code == 0
+    assert (tmp_path / "run" / WEIGHTS).exists()
+    assert [line["step"] for line in read_jsonl(tmp_path / "run" / METRICS)] == [0, 10, 20, 30, 40, 50, 60]

@@ -1,0 +1,176 @@
+"""What others get: a folder that loads anywhere and a card, on the hub or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, errors
+from test_pretrained import SHORT, batch_of, save_tiny, tiny, train_pretrained
+from test_results import episode
+from test_train import train_tiny, write_demonstrations
+from transformers import PaliGemmaForConditionalGeneration
+
+from la_reconvla.analysis.frames import FrameRecord, HeldOut
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.backbones.trained_weights import Lora
+from la_reconvla.episodes import append_episodes
+from la_reconvla.errors import UserError
+from la_reconvla.study import publish
+from la_reconvla.study.publish import CARD, LIMITS, export, push
+from la_reconvla.training import checkpoint
+from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, find_run, load_policy
+from la_reconvla.training.tensors import load_tensors
+from la_reconvla.training.trackers import METRICS
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("tiny"), gemma=2))
+
+
+@pytest.fixture(scope="module")
+def run(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose adapters have really moved."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = replace(SHORT, learning_rate=0.02)
+    backbone = tiny(source, lora=Lora(rank=4)).pinned()
+    return train_pretrained(write_demonstrations(folder / "data"), folder / "run", backbone, config=config)
+
+
+def acts(folder: Path) -> torch.Tensor:
+    batch = batch_of()
+    return load_policy(folder)[0].act(batch.inputs)
+
+
+def test_adapters_only_go_and_come_back(run: Path, tmp_path: Path) -> None:
+    out = export(run, tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == {CONFIG, WEIGHTS, CARD}
+    assert (out / WEIGHTS).stat().st_size == pytest.approx((run / WEIGHTS).stat().st_size, rel=0.01)
+    assert torch.equal(acts(out), acts(run))
+
+
+def test_a_merged_policy_needs_no_source(run: Path, source: str, tmp_path: Path) -> None:
+    before = acts(run)
+    out = export(run, tmp_path / "out", merged=True)
+    moved = shutil.move(out, tmp_path / "elsewhere")
+    hidden = shutil.move(source, tmp_path / "hidden")
+    try:
+        policy, config = load_policy(moved)
+        after = acts(Path(moved))
+    finally:
+        shutil.move(hidden, source)
+    assert isinstance(config.backbone, Pretrained)
+    assert config.backbone.lora is None
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+    names, _ = load_tensors(Path(moved) / WEIGHTS)
+    assert names
+    assert not any(".model." in name for name in names)
+    assert not any(p.requires_grad for p in policy.backbone.inner.model.parameters())  # pyright: ignore
+    base: Any = PaliGemmaForConditionalGeneration.from_pretrained(source)
+    with_adapters: Any = PaliGemmaForConditionalGeneration.from_pretrained(Path(moved) / "backbone")
+    one, other = (dict(model.named_parameters()) for model in (base, with_adapters))
+    assert one.keys() == other.keys(), "the folder is the library's own"
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert changed
+    assert all(".language_model.layers." in name and "_proj." in name for name in changed)
+
+
+def test_a_merged_folder_that_was_changed_is_refused(run: Path, tmp_path: Path) -> None:
+    out = export(run, tmp_path / "out", merged=True)
+    config = json.loads((out / CONFIG).read_text())
+    config["backbone"]["revision"] = "sha256:0"
+    (out / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(UserError, match="are not those that this run was trained on"):
+        load_policy(out)
+
+
+def test_the_card_states_data_condition_results_and_limits(run: Path, source: str, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run, tmp_path / "run"))
+    unseen = ModelCard.load(export(copied, tmp_path / "first") / CARD)
+    assert "none: it has not been evaluated in closed loop" in unseen.text
+    for index, success in enumerate((True, True, False, False)):
+        append_episodes(copied / "libero_spatial-wide", [episode(0, 0, index, success)])
+    one, two, grey = (FrameRecord(0, 0, "", "", 0, error) for error in (0.25, 0.35, 0.5))
+    HeldOut("", {"true": (one, two), "grey_image": (grey,)}).write(copied)
+    card = ModelCard.load(export(copied, tmp_path / "second") / CARD)
+    config = checkpoint.PolicyConfig.load(copied)
+    loss = json.loads((copied / METRICS).read_text().splitlines()[-1])["action_loss"]
+    for said in (
+        "C4: attention mask; attention, mae head, lambda 0.5, masked at the decoder",
+        f"- backbone: {source} at {config.backbone.revision}",  # pyright: ignore
+        "LoRA of rank 4 of the language model; the vision tower stayed; base in fp32",
+        config.data_hash,
+        f"{len(config.train_starts)} initial states",
+        "success, libero_spatial-wide: 2 of 4 episodes, 50.0 % (95 % interval 15.0 to 85.0)",
+        "action error on held-out frames, true view: 0.300",
+        "action error on held-out frames, grey image: 0.500",
+        f"training loss of the actions at the end: {loss:.3f}",
+        *LIMITS,
+    ):
+        assert said in card.text
+    assert card.data.library_name == "la-reconvla"
+    assert card.data.base_model is None, "a folder of this machine means nothing elsewhere"
+
+
+def test_a_small_policy_goes_too(tmp_path: Path) -> None:
+    small = train_tiny(write_demonstrations(tmp_path / "data"), tmp_path / "run")
+    out = export(small, tmp_path / "out")
+    assert "a small PaliGemma trained from random weights" in (out / CARD).read_text()
+    assert torch.equal(acts(out), acts(small))
+    with pytest.raises(UserError, match="leave --merged out"):
+        export(small, tmp_path / "merged", merged=True)
+
+
+class Hub:
+    """What `HfApi` was asked for; what was uploaded stays."""
+
+    def __init__(self, kept: Path):
+        self.kept, self.asked = kept, []
+
+    def __call__(self) -> Hub:
+        return self
+
+    def create_repo(self, repo: str, **options: Any) -> None:
+        self.asked.append((repo, options))
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        shutil.copytree(folder_path, self.kept / repo_id)
+
+
+def test_push_and_load_by_name(run: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(tmp_path)
+    monkeypatch.setattr(publish, "HfApi", hub)
+    with pytest.raises(UserError, match="which nobody else has: push it with --merged"):
+        push(run, "someone/policy")
+    assert not hub.asked
+    push(run, "someone/policy", merged=True, private=True)
+    assert hub.asked == [("someone/policy", {"private": True, "exist_ok": True})]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **_: str(tmp_path / id))
+    assert find_run("someone/policy") == tmp_path / "someone/policy"
+    batch = batch_of()
+    policy, _ = load_policy("someone/policy")
+    torch.testing.assert_close(policy.act(batch.inputs), acts(run), atol=1e-4, rtol=1e-3)
+
+
+def test_a_hub_that_refuses_is_explained(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(Hub):
+        def create_repo(self, repo: str, **options: Any) -> None:
+            raise errors.LocalTokenNotFoundError("no token")
+
+    monkeypatch.setattr(publish, "HfApi", Refusing(run))
+    with pytest.raises(UserError, match=r"the hub refuses someone/policy \(no token\): run `hf auth login`"):
+        push(run, "someone/policy", merged=True)
+
+
+def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/one").mkdir(parents=True)
+    assert find_run("runs/one") == Path("runs/one")
+    assert find_run("/nowhere/at/all") == Path("/nowhere/at/all")
