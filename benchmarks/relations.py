@@ -104,9 +104,9 @@ def choices(policy: Policy, batch: Batch, other: Batch) -> dict[str, list[bool]]
             rows[name] = chosen(policy, batch, other, policy.features(batch))
     ours, theirs = policy.features(batch), policy.features(other)
     rows["instruction state of the other"] = chosen(
-        policy, batch, other, replace(ours, instruction=theirs.instruction_state)
+        policy, batch, other, replace(ours, instruction_state=theirs.instruction_state)
     )
-    rows["action states of the other"] = chosen(policy, batch, other, replace(ours, actions=theirs.action_states))
+    rows["action states of the other"] = chosen(policy, batch, other, replace(ours, action_states=theirs.action_states))
     rows["grey picture"] = chosen(policy, batch, other, policy.features(greyed(batch)))
     return rows
 
