@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 
@@ -16,9 +13,6 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName
 from la_reconvla.randomness import seeded
 
-HERE = Path(__file__).parent
-SEARCH = os.pathsep.join(map(str, (HERE, *sorted(path for path in HERE.iterdir() if path.is_dir()))))
-"""PYTHONPATH of a process that imports test modules."""
 TINY = SmallPaliGemma(
     image_size=32, patch=8, width=32, vision_layers=1, language_layers=3, attention_heads=4, kv_heads=2, chunk=2
 )

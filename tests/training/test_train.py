@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save_file
 from test_hdf5 import make_header, make_recording
 
-from helpers import HEAD, SEARCH, TINY, random_batch
+from helpers import HEAD, TINY, random_batch
 from la_reconvla import storage
 from la_reconvla.conditions import C1, C2, C4, CONDITIONS, NO_IMAGE, Condition
 from la_reconvla.data.boxes import Masks
@@ -56,6 +56,7 @@ from la_reconvla.training.loop import (
 )
 from la_reconvla.training.tensors import load_tensors, save_tensors
 from la_reconvla.training.trackers import METRICS
+from search_path import SEARCH
 
 DENOISER = Denoiser(depth=1, width=16, attention_heads=2, repeats=1, target=Pixels(2))
 SHORT = TrainConfig(steps=4, batch_size=4, warmup=2, log_every=1, save_every=2, check_every=2, device="cpu")
