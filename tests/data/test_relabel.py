@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from la_reconvla.data.captions import NOUNS, Between, Centre, NextTo, Side
-from la_reconvla.data.relabel import REQUESTS, Relabeller
+from la_reconvla.data.relabel import SAID, Relabeller
 
 INSTANCES = ("akita_black_bowl_1", "akita_black_bowl_2", "cookies_1", "glazed_rim_porcelain_ramekin_1", "plate_1")
 NOWHERE = (np.nan, np.nan)
@@ -72,4 +72,4 @@ def test_a_region_of_a_thing_is_called_by_its_owner():
 
 
 def test_every_request_says_where_to_put_it():
-    assert all("{0}" in wording and "{1}" in wording for wording in REQUESTS)
+    assert all("{0}" in wording and "{1}" in wording for wording in SAID)

@@ -18,11 +18,10 @@ from jaxtyping import Float
 from la_reconvla.analysis.comparisons import Hypothesis
 from la_reconvla.analysis.measures import Leak
 from la_reconvla.backbones.paligemma import PACKAGED
-from la_reconvla.data.captions import NOUNS, WORDINGS
+from la_reconvla.data.captions import NOUNS, REQUESTS
 from la_reconvla.data.demonstrations import Episode
 
 SAME = 0.001  # metres: states whose things all stand within this of each other, seen from above, are one state
-REQUESTS = tuple(wording for wording in WORDINGS if "{1}" in wording)
 Layout = tuple[str, int]
 
 

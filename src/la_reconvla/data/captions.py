@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +73,7 @@ WORDINGS = (
     "lift the {0} and put it in the {1}",
     "move the {0} and place it in the {1}",
 )
+REQUESTS = tuple(wording for wording in WORDINGS if "{1}" in wording)
 HELD_OUT_WORDINGS = (
     "pick up the {0} and place it on the {1}",
     "move the {0} to the {1}",
@@ -273,6 +274,21 @@ def expressions(kinds: Sequence[str]) -> list[Expression]:
     return said
 
 
+def draw(rng: np.random.Generator, groups: Mapping[Relation | None, Sequence[Expression]]) -> Expression:
+    """One of some expressions, its relation by the shares of `RELATIONS`.
+
+    Args:
+        rng: where choices come from.
+        groups: at least one expression for each relation, None for those without one.
+    """
+    shares: dict[Relation | None, float] = {relation: share for relation, share in RELATIONS if relation in groups}
+    if None in groups:
+        shares[None] = 1.0 - sum(share for _, share in RELATIONS)
+    weights = np.array(list(shares.values()))
+    among = groups[list(shares)[rng.choice(len(shares), p=weights / weights.sum())]]
+    return among[rng.integers(len(among))]
+
+
 def say(
     rng: np.random.Generator, expression: Expression, onto: str | None, wordings: Sequence[str] = WORDINGS
 ) -> Caption:
@@ -345,11 +361,6 @@ class Captioner:
             groups.setdefault(e.relation, []).append(e)
         if not groups:
             return None
-        shares: dict[Relation | None, float] = {relation: share for relation, share in RELATIONS if relation in groups}
-        if None in groups:
-            shares[None] = 1.0 - sum(share for _, share in RELATIONS)
-        weights = np.array(list(shares.values()))
-        among = groups[list(shares)[rng.choice(len(shares), p=weights / weights.sum())]]
-        expression = among[rng.integers(len(among))]
+        expression = draw(rng, groups)
         there = [e.head for e in self.true_of(index) if e.relation is None and e.head != expression.head]
         return say(rng, expression, there[rng.integers(len(there))] if there else None, wordings)

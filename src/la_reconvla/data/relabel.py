@@ -16,20 +16,20 @@ from jaxtyping import Float
 from la_reconvla.data.captions import (
     FALSE,
     NOUNS,
-    RELATIONS,
+    REQUESTS,
     TRUE,
     VISIBLE,
-    WORDINGS,
     Expression,
     Relation,
+    draw,
     expressions,
     kind,
     say,
 )
 from la_reconvla.data.scenes import Scenes
 
-REQUESTS = (
-    *(wording for wording in WORDINGS if "{1}" in wording),
+SAID = (
+    *REQUESTS,
     "pick up the {0} and place it on the {1}",  # LIBERO's own, which demonstrations say anyhow
 )
 
@@ -81,9 +81,4 @@ class Relabeller:
         groups, onto = self._true[index], self._onto[index]
         if not groups or onto is None:
             return None
-        shares: dict[Relation | None, float] = {relation: share for relation, share in RELATIONS if relation in groups}
-        if None in groups:
-            shares[None] = 1.0 - sum(share for _, share in RELATIONS)
-        weights = np.array(list(shares.values()))
-        among = groups[list(shares)[rng.choice(len(shares), p=weights / weights.sum())]]
-        return say(rng, among[rng.integers(len(among))], onto, REQUESTS).text
+        return say(rng, draw(rng, groups), onto, SAID).text

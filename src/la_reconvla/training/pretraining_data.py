@@ -17,7 +17,7 @@ from la_reconvla.data.relabel import Relabeller
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
-from la_reconvla.sim.tasks import positions_in
+from la_reconvla.sim.tasks import load_task, positions_in
 
 STUDIED = (  # tasks that studies test, so that nothing is to be learnt of them before
     *(f"libero_spatial/{task}" for task in (0, 1, 2)),
@@ -79,8 +79,6 @@ def instructions_of(tasks: Sequence[str]) -> frozenset[str]:
     Raises:
         UserError: for a name of another form, or an unknown suite or task.
     """
-    from la_reconvla.sim.tasks import load_task
-
     result = set()
     for name in tasks:
         suite, _, task = name.partition("/")

@@ -20,10 +20,8 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.training.tensors import file_hash, load_tensors
 
-QUERIES, HEAD = (
-    "queries",
-    "action_head.",
-)  # in the file: the action queries, and the prefix of the action head's tensors
+# In the file: the action queries, and the prefix of the action head's tensors.
+QUERIES, HEAD = "queries", "action_head."
 DEMONSTRATIONS = ("hash", "episodes", "quality", "image_size", "tasks", "instructions")
 
 
@@ -35,7 +33,7 @@ class StartWeights:
         name: a name in `la_reconvla.backbones.paligemma.PACKAGED`, or a path.
         hash: of the file.
         backbone: the backbone that they were made for, as their training had it: it starts from random weights.
-        tensors: by name; ``model.`` of the backbone, ``queries`` and ``head.`` of what has acted.
+        tensors: by name; ``model.`` of the backbone, ``queries`` and ``action_head.`` of what has acted.
         bins: the bins of the actions that they were trained with; None for weights that never acted.
         demonstrations: what they learnt to act from, None for weights that never acted. ``hash``, ``quality``,
             ``image_size`` and ``episodes`` (a number) are of the last training, ``tasks`` (suite and index) and
