@@ -286,7 +286,7 @@ def draw(rng: np.random.Generator, groups: Mapping[Relation | None, Sequence[Exp
         shares[None] = 1.0 - sum(share for _, share in RELATIONS)
     weights = np.array(list(shares.values()))
     among = groups[list(shares)[rng.choice(len(shares), p=weights / weights.sum())]]
-    return among[rng.integers(len(among))]
+    return among[int(rng.integers(len(among)))]
 
 
 def say(
