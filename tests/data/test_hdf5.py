@@ -535,3 +535,11 @@ def test_a_share_outside_its_range_is_refused(tmp_path: Path) -> None:
     for share in (0.0, 1.0, -1.0):
         with pytest.raises(UserError, match="between 0 and 1"):
             open_demonstrations(tmp_path).divide(share)
+
+
+def test_the_state_that_an_episode_was_reset_to(tmp_path: Path) -> None:
+    """That of its first step, or one before, where another policy has acted until then."""
+    plain, corrected = make_recording(0), replace(make_recording(1), first=np.arange(5.0))
+    write_file(tmp_path / "a_demo.hdf5", make_header(), [plain, corrected])
+    first = [episode.first_state() for episode in read_file(tmp_path / "a_demo.hdf5")]
+    np.testing.assert_array_equal(first, [plain.states[0], corrected.first])

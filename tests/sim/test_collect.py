@@ -30,12 +30,12 @@ from la_reconvla.sim.collect import collect
 from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.sim.collection_folder import Summary, TaskStatus
 from la_reconvla.sim.env import Env, Outcome, Pose
-from la_reconvla.sim.recording import _disturbances, record_episode
+from la_reconvla.sim.recording import LEAD, _disturbances, record_episode
 from la_reconvla.sim.recording_setup import LiberoSetup
 from la_reconvla.storage import locked, read_json, write_json
 from search_path import SEARCH
 
-LENGTH, NAMES = 6, ("bowl_1", "plate_1")
+LENGTH, NAMES, RESTED = 6, ("bowl_1", "plate_1"), 0.9
 
 
 class ToyEnv:
@@ -54,9 +54,9 @@ class ToyEnv:
 
     def step(self, chunk: np.ndarray, *, stop_at_success: bool = True) -> Outcome:
         time.sleep(self.setup.seconds(self.start.index) / LENGTH)
-        self.value = self.value + chunk[0, :6]
-        self.count += 1
-        return Outcome(steps=1, success=self.success(), done=self.count >= self.setup.limit)
+        self.value = self.value + chunk[:, :6].sum(0)
+        self.count += len(chunk)
+        return Outcome(steps=len(chunk), success=self.success(), done=self.count >= self.setup.limit)
 
     def success(self) -> bool:
         return self.count >= LENGTH - 1 and self.start.index not in self.setup.missed
@@ -84,7 +84,7 @@ class ToyEnv:
         return {f"robot0_{name}": np.full(size, float(size)) for name, size in sizes.items()}
 
     def poses(self) -> dict[str, Pose]:
-        return {}
+        return {NAMES[0]: Pose(np.array([0, 0, RESTED]), np.array([0, 0, 0, 1.0]))}
 
     def model_xml(self) -> str:
         return "<mujoco/>"
@@ -102,6 +102,9 @@ class ToyExpert:
 
     def reset(self, start: Start, env: Env) -> None:
         self.start, self.count, self.replanned, self.finished = start, 0, False, False
+
+    def take_over(self, rested: float, done: bool) -> None:
+        self.count = 2 if rested == RESTED else 0
 
     def act(self, observation: Observation | None) -> np.ndarray:
         self.finished = self.count >= LENGTH
@@ -640,6 +643,74 @@ def test_labels_are_clean_and_what_moved_the_robot_is_not(tmp_path: Path) -> Non
     silent = record(tmp_path, ToySetup(), noise=0.0)
     np.testing.assert_array_equal(silent.executed, silent.actions)
     assert silent.wrist is None
+
+
+class ToyLearner:
+    """Moves in chunks of 50; what it is shown and how long each of its chunks was are kept."""
+
+    name, sees = "learner", True
+
+    def reset(self, start: Start, env: Env) -> None:
+        self.seen: list[int] = []
+
+    def act(self, observation: Observation | None) -> np.ndarray:
+        assert observation is not None
+        self.seen.append(int(observation.image[0, 0, 0]) - 5)
+        return np.full((50, 7), 0.01)
+
+
+def test_what_a_learner_did_before_is_the_beginning_and_not_recorded(tmp_path: Path) -> None:
+    lengths = set()
+    for seed in range(8):
+        learner = ToyLearner()
+        episode = record(tmp_path, ToySetup(limit=10**6), seed=seed, learner=learner, noise=0.0)
+        led = round((episode.states[0][0] - 5) / 0.01)
+        assert 0 <= led <= LEAD
+        assert learner.seen == list(range(0, led, 50))
+        assert episode.actions.shape == (LENGTH - 2, 7)  # the expert took over what was begun
+        assert (episode.actions[:, 1] == 0.5).all()
+        np.testing.assert_array_equal(episode.first, np.full(6, 5.0))
+        assert episode.frames[0, 0, 0, 0] == 5 + led
+        lengths.add(led)
+    assert len(lengths) > 4
+    assert record(tmp_path, ToySetup(limit=1), seed=1, learner=ToyLearner()) == "the learner ran out of steps"
+
+
+@dataclass(frozen=True)
+class Learning:
+    weights: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"weights": self.weights}
+
+    def build(self) -> Any:
+        return ToyLearner()
+
+
+def test_corrections_of_another_policy_are_another_collection(tmp_path: Path) -> None:
+    collect(toy_config(tmp_path, learner=Learning("a")), ToySetup(limit=10**6))
+    assert read_json(tmp_path / "collection.json")["learner"] == {"weights": "a"}
+    assert "correct" not in read_json(tmp_path / "collection.json")
+    for other in (None, Learning("b")):
+        with pytest.raises(UserError, match="learner"):
+            collect(toy_config(tmp_path, learner=other), ToySetup(limit=10**6))
+
+
+def test_a_folder_from_before_there_were_corrections_grows(tmp_path: Path) -> None:
+    collect(toy_config(tmp_path), ToySetup())
+    held = read_json(tmp_path / "collection.json")
+    write_json(tmp_path / "collection.json", {k: v for k, v in held.items() if k != "learner"})
+    assert collect(toy_config(tmp_path, demos=6), ToySetup()).episodes == 12
+
+
+def test_corrections_are_made_in_scenes_of_their_own(tmp_path: Path) -> None:
+    config = CollectConfig(tmp_path, tasks=(8,), demos=2, placement="wide")
+    numbers = {
+        start.index
+        for learner in (None, Learning("a"))
+        for start in LiberoSetup().scene(replace(config, learner=learner), 8, 0)
+    }
+    assert numbers == {0, 1, 20_000, 20_001}
 
 
 def test_an_episode_that_does_not_end_is_no_demonstration(tmp_path: Path) -> None:

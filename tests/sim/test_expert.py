@@ -280,6 +280,29 @@ def test_a_dropped_bowl_is_grasped_again_from_another_side_and_owned_up_to():
     assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
 
 
+@pytest.mark.parametrize("phase", ["hover", "close", "lift", "carry", "lower", "retreat"])
+def test_another_one_takes_over_where_the_first_has_got_to(phase):
+    """A bowl in the hand is never let go before it is over the plate, whoever took it."""
+    toy, task = Toy(), SimpleNamespace(target="bowl", destination="plate")
+    first, second = Expert(), Expert()
+    first.reset(task, toy)  # type: ignore[arg-type]
+    while first.phase != phase or first._steps < 3:
+        toy.move(first.act()[0], first.grasp.angle)
+    second.reset(task, toy)  # type: ignore[arg-type]
+    done = phase == "retreat"
+    second.take_over(float(BOWL[2]), done)
+    assert second.phase == {"lower": "carry", "retreat": "open"}.get(phase, phase)
+    opened = []
+    while not second.finished:
+        action = second.act()[0]
+        if action[6] < 0 and toy.held > toy.GRIP_STEPS:
+            opened.append(np.linalg.norm((toy.bowl - PLATE)[:2]))
+        toy.move(action, second.grasp.angle)
+    assert max(opened, default=0) < 0.02
+    assert not second.replanned
+    assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
+
+
 def test_actions_turn_smoothly_and_the_gripper_has_two_values():
     toy = Toy()
     expert = Expert()

@@ -16,7 +16,13 @@ def collect(options: Flat[CollectOptions]) -> None:
     from la_reconvla.sim.collect import collect as run
     from la_reconvla.sim.collection_config import CollectConfig
 
-    print(run(CollectConfig(**vars(options))))
+    learner = None
+    if options.correct is not None:
+        from la_reconvla.training.checkpoint import find_run
+        from la_reconvla.training.trained_policy import Trained
+
+        learner = Trained(find_run(options.correct))
+    print(run(CollectConfig(**vars(options), learner=learner)))
 
 
 def annotate(

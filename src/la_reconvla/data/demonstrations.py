@@ -175,6 +175,18 @@ class Episode:
         """
         return self._array("states")
 
+    def first_state(self) -> Float[np.ndarray, " s"]:
+        """Flattened MuJoCo state that the episode was reset to.
+
+        Raises:
+            UserError: the file has none.
+        """
+        with opened(self.path) as file:
+            attributes = file["data"][self.demo].attrs
+            if "init_state" not in attributes:
+                raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
+            return np.asarray(attributes["init_state"])
+
     def _array(self, key: str) -> np.ndarray:
         with opened(self.path) as file:
             group = file["data"][self.demo]

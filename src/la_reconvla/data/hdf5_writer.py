@@ -71,6 +71,7 @@ class Recording:
         success_step: number of steps after which the goal first held.
         noise: standard deviation of the action noise.
         seed: seed of the action noise.
+        first: flattened MuJoCo state of the start, where another policy acted before; None where ``states[0]`` is it.
     """
 
     start: Start
@@ -88,6 +89,7 @@ class Recording:
     success_step: int
     noise: float
     seed: int
+    first: Float[np.ndarray, " s"] | None = None
 
 
 def write_file(path: Path, header: FileHeader, recordings: Sequence[Recording]) -> None:
@@ -192,7 +194,7 @@ def _write_episode(group: Any, recording: Recording) -> None:
         {
             "num_samples": length,
             "model_file": recording.model_xml,
-            "init_state": recording.states[0],
+            "init_state": recording.states[0] if recording.first is None else recording.first,
             "start_id": start.id,
             "placement": start.placement,
             "split": start.split,

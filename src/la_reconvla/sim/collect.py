@@ -42,6 +42,7 @@ from la_reconvla.sim.collection_folder import (
     shard_path,
     take_apart,
 )
+from la_reconvla.sim.env import RolloutPolicy
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.sim.recording import RecordableEnv, ScriptedExpert, record_episode
 from la_reconvla.sim.recording_setup import LiberoSetup, RecordingSetup
@@ -190,6 +191,10 @@ class _Worker:
     def expert(self) -> ScriptedExpert:
         return self.setup.expert()
 
+    @functools.cached_property
+    def learner(self) -> RolloutPolicy | None:
+        return None if self.config.learner is None else self.config.learner.build()
+
 
 _worker: _Worker | None = None
 
@@ -223,6 +228,7 @@ def _record_scene(task: int, number: int) -> str | None:
             noise=config.noise,
             noise_memory=config.noise_memory,
             seed=noise_seed(config, start.id, attempt),
+            learner=_worker.learner,
         )
         if isinstance(result, str):
             write_json(shard.with_suffix(".json"), {"start_id": start.id, "reason": result})

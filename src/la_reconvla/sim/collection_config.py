@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.sim.options import CollectOptions
+from la_reconvla.sim.policies import Specification
 
 TRAINING_STATES = 30  # of LIBERO's 50 official states a task; the last 20 stay for tests
 
@@ -22,11 +23,13 @@ class CollectConfig(CollectOptions):
         noise_memory: correlation of the noise from one step to the next, an AR(1) process.
         official_states: how many official states, from number 0, may be used; the others stay for tests. Where more
             episodes are wanted, states are used again with other noise.
+        learner: a policy that acts first in each episode, see `la_reconvla.sim.recording`; None for the expert alone.
     """
 
     split: Split = "train"
     noise_memory: float = 0.8
     official_states: int = TRAINING_STATES
+    learner: Specification | None = None
 
     def __post_init__(self) -> None:
         for kind, literal in (("placement", PlacementKind), ("split", Split), ("quality", Quality)):
@@ -54,4 +57,6 @@ class CollectConfig(CollectOptions):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which episodes come out, apart from how many; what `collection.json` holds."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "demos")}
+        free = ("out", "workers", "demos", "correct", "learner")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in free}
+        return values | {"learner": self.learner and self.learner.identity()}

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5 import read_file
@@ -34,6 +35,7 @@ from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.storage import claim, read_json, require_free_space, write_json
 
 CONFIG, SUMMARY = "collection.json", "summary.json"
+BEFORE: dict[str, Any] = {"maps": True, "learner": None}  # what a folder means that is older than the choice
 TYPICAL_STEPS = 120  # of an episode; for the estimate of space
 GIVE_UP = (10, 0.25)  # a task is given up after this many failed scenes, if no larger share than this has succeeded
 
@@ -96,10 +98,7 @@ def claim_folder(config: CollectConfig) -> None:
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if finished_episodes(config.out) < config.demos:
         require_free_space(config.out, _estimate(config))
-    identity = config.identity
-    if config.maps and path.exists() and "maps" not in read_json(path):
-        del identity["maps"]  # a folder from before there was a choice has them
-    claim(path, identity, versions=_versions())
+    claim(path, config.identity, lambda held: {**BEFORE, **held}, versions=_versions())
     _refuse_fewer(config)
 
 

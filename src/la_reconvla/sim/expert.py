@@ -27,7 +27,7 @@ from la_reconvla.contracts import GRIPPER_CLOSED, GRIPPER_OPEN, Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim.env import Env
-from la_reconvla.sim.grasps import DEPTH, LIFT, LIFT_OUT, OppositeSides, distinct, rank_grasps
+from la_reconvla.sim.grasps import BELOW, DEPTH, LIFT, LIFT_OUT, OppositeSides, distinct, rank_grasps
 from la_reconvla.sim.hand_geometry import PrivilegedEnv, anchor, higher, highest_reach, shoulder_of
 
 ORDER = ("wait", "hover", "descend", "close", "lift", "carry", "lower", "open", "retreat", "finished")
@@ -41,6 +41,8 @@ HOVER = 0.055  # above the rim before going down (m)
 CRUISE = 0.10  # bowl above the destination while carried from far (m)
 SETTLE = 0.008  # below where a thing was let go, before withdrawing (m)
 RETREAT = 0.08  # above where the bowl was let go (m)
+HELD, AROUND = 0.01, 0.03  # taking over: a thing so much higher than it was is held if a grasp is so near the hand (m)
+CARRIED, ABOUT = 0.05, 0.015  # it is carried on from so high; one that lies is taken if a grasp is so near (m)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,34 @@ class Expert:
         self._attempt = 0
         self._plan()
         self._enter("hover")
+
+    def take_over(self, rested: float, done: bool) -> None:
+        """Go on from what another policy has done since the start, after `reset`.
+
+        A thing that it holds is carried on, one that it is about to take is taken, one that it has brought is let go.
+
+        Args:
+            rested: height of the thing's origin at the start (m).
+            done: whether the goal holds.
+        """
+        view = self._began = self._look()
+        if done:
+            self._enter("open")
+            return
+        grasps = rank_grasps(self._env, self._target, self._destination)
+        poses, grip = self._env.poses(), view.hand + BELOW
+        distances = [
+            float(np.linalg.norm(grasp.handle.mark(poses[self._target], grasp.angle) - grip)) for grasp in grasps
+        ]
+        nearest, risen = int(np.argmin(distances)), view.thing[2] - rested
+        if risen > HELD and distances[nearest] < AROUND:
+            phase = "carry" if risen > CARRIED or np.linalg.norm(view.to_place) < CRUISE else "lift"
+        elif distances[nearest] < ABOUT:
+            phase = "close"
+        else:
+            return
+        self.grasp = grasps[nearest]
+        self._enter(phase)
 
     @property
     def finished(self) -> bool:

@@ -28,6 +28,8 @@ class CollectOptions:
         noise: standard deviation of what is added to the six motions executed; the labels stay clean.
         workers: processes; 0 takes as many as cores and memory allow. Does not change what is recorded.
         seed: of the noise.
+        correct: a run, or base: its policy acts first, for up to 120 steps of each episode, then the expert takes over
+            and only that is recorded: how to go on from what the policy has done. In wide scenes of their own.
         allow_any_mujoco: record with a MuJoCo whose physics is known to differ.
     """
 
@@ -44,6 +46,7 @@ class CollectOptions:
     noise: float = 0.1
     workers: int = 0
     seed: int = 0
+    correct: str | None = None
     allow_any_mujoco: bool = False
 
 

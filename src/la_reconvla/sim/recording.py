@@ -1,4 +1,9 @@
-"""Records one episode of the scripted expert: noise on what is executed, clean labels."""
+"""Records one episode of the scripted expert: noise on what is executed, clean labels.
+
+The expert acts from the start, or takes over from a policy somewhere on its way: then what is recorded begins with the
+state that the policy has reached and shows how to go on from there, be it a mistake (as DAgger, arXiv 1011.0686; here
+the expert stays in control once it has taken over).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from la_reconvla.contracts import ACTION_DIM
 from la_reconvla.data.hdf5_writer import Recording
 from la_reconvla.data.starts import Start
 from la_reconvla.sim.env import Env, RolloutPolicy
+
+LEAD = 120  # a learner acts for at most so many control steps before the expert takes over
 
 
 class RecordableEnv(Env, Protocol):
@@ -40,6 +47,10 @@ class ScriptedExpert(RolloutPolicy, Protocol):
 
     replanned: bool
 
+    def take_over(self, rested: float, done: bool) -> None:
+        """Go on from what another policy has done since the start, which `reset` was given."""
+        ...
+
 
 def record_episode(
     env: RecordableEnv,
@@ -51,8 +62,9 @@ def record_episode(
     noise: float,
     noise_memory: float,
     seed: int,
+    learner: RolloutPolicy | None = None,
 ) -> Recording | str:
-    """Let the expert act from `start` until it has withdrawn, with noise on what is executed and clean labels.
+    """Let the expert act until it has withdrawn, with noise on what is executed and clean labels.
 
     Args:
         env: where.
@@ -62,13 +74,18 @@ def record_episode(
         frame_stride: control steps from one picture to the next.
         noise: standard deviation of the noise on each of the six motions; the gripper has none.
         noise_memory: its correlation from one step to the next.
-        seed: of the noise.
+        seed: of the noise, and of when the expert takes over.
+        learner: a policy that acts before the expert does, for up to `LEAD` steps; nothing of that is recorded.
 
     Returns:
         The episode, or why it is no good demonstration.
     """
     env.reset(start)
-    expert.reset(start, env)
+    first = env.state()
+    if learner is None:
+        expert.reset(start, env)
+    elif not _hand_over(env, learner, expert, start, int(np.random.default_rng((seed, LEAD)).integers(LEAD + 1))):
+        return "the learner ran out of steps"
     disturbances = _disturbances(noise, noise_memory, seed)
     steps: list[dict[str, np.ndarray]] = []
     pictures: list[dict[str, np.ndarray]] = []
@@ -94,12 +111,27 @@ def record_episode(
         **_stacked(steps),
         **{"wrist": None, "instances": None, **_stacked(pictures)},
         start=start,
+        first=first,
         instance_names=names,
         model_xml=env.model_xml(),
         success_step=success_step,
         noise=noise,
         seed=seed,
     )
+
+
+def _hand_over(env: RecordableEnv, learner: RolloutPolicy, expert: ScriptedExpert, start: Start, steps: int) -> bool:
+    """Let `learner` act for so many steps from `start`, where `env` is, and the expert take over, if time is left."""
+    rested = float(env.poses()[start.target].position[2])
+    learner.reset(start, env)
+    while steps > 0:
+        chunk = np.asarray(learner.act(env.observe() if learner.sees else None))[:steps]
+        steps -= len(chunk)
+        if env.step(chunk, stop_at_success=False).done:
+            return False
+    expert.reset(start, env)
+    expert.take_over(rested, env.success())
+    return True
 
 
 def _pictures(env: RecordableEnv, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -14,6 +14,8 @@ from la_reconvla.data.starts import Start
 from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.sim.recording import RecordableEnv, ScriptedExpert
 
+CORRECTED = 10_000  # wide scenes in which a policy is corrected: those before may have trained it
+
 
 class RecordingSetup(Protocol):
     """Where episodes are recorded: builds everything in the process that uses it. Pickled to the workers."""
@@ -84,20 +86,22 @@ class LiberoSetup:
     def prepare(self, config: CollectConfig, task: int, scenes: range) -> None:
         """Wide scenes are made in another simulator, which takes longer to build than a scene to make."""
         if config.placement == "wide":
-            self._wide(config, task, range(2 * scenes.start, 2 * scenes.stop))
+            self._wide(config, task, scenes)
 
     def scene(self, config: CollectConfig, task: int, number: int) -> Sequence[Start]:
         """An official state, used again when all training states were used, or the two starts of a wide scene."""
         if config.placement == "wide":
-            return self._wide(config, task, range(2 * number, 2 * number + 2))
+            return self._wide(config, task, range(number, number + 1))
         from la_reconvla.sim.tasks import load_task, official_start
 
         state = number % config.official_states
         return (official_start(load_task(config.suite, task), state, split=config.split),)
 
-    def _wide(self, config: CollectConfig, task: int, indices: range) -> Sequence[Start]:
+    def _wide(self, config: CollectConfig, task: int, scenes: range) -> Sequence[Start]:
         from la_reconvla.sim.placements import wide_starts
 
+        first = 0 if config.learner is None else CORRECTED
+        indices = range(2 * (first + scenes.start), 2 * (first + scenes.stop))
         return wide_starts(
             config.suite,
             task,
@@ -114,6 +118,7 @@ class LiberoSetup:
         return LiberoEnv(
             image_size=config.image_size,
             wrist=config.wrist,
+            proprio=config.learner is not None,
             quality=config.quality,
             allow_any_mujoco=config.allow_any_mujoco,
         )

@@ -65,7 +65,9 @@ def base_samples(
 def relabeller_of(samples: Samples) -> Relabeller:
     """Of the scenes that the demonstrations begin with; their numbers are those of the episodes."""
     episodes = samples.demonstrations.episodes
-    places = [positions_in(e.suite, e.task, e.states()[0]) if e.suite and e.task is not None else {} for e in episodes]
+    places = [
+        positions_in(e.suite, e.task, e.first_state()) if e.suite and e.task is not None else {} for e in episodes
+    ]
     instances = tuple(sorted({name for scene in places for name in scene}))
     nowhere = np.full(2, np.nan, np.float32)
     positions = np.array([[scene.get(name, nowhere) for name in instances] for scene in places], np.float32)
