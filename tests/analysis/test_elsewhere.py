@@ -11,7 +11,7 @@ from test_results import episode
 
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparisons import Comparison
-from la_reconvla.analysis.evidence import ElsewhereEvidence, Evidence
+from la_reconvla.analysis.evidence import Evidence, OtherStartsEvidence
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.results import Arm, Study
 from la_reconvla.analysis.verdicts import NOT_ELSEWHERE, ONE_SEED, judge
@@ -126,7 +126,7 @@ def judged(c4: tuple[float, float], r1: tuple[float, float], seeds: tuple[int, .
         for i, (id, (home, _)) in enumerate((("C4", c4), ("R1", r1)))
     ]
     away = [
-        ElsewhereEvidence("official", id, episodes(rate, SWAP, 5 + i, seeds), SWAP, "swap", id)
+        OtherStartsEvidence("official", id, episodes(rate, SWAP, 5 + i, seeds), SWAP, "swap", id)
         for i, (id, (_, rate)) in enumerate((("C4", c4), ("R1", r1)))
     ]
     results = build(Study(preset="quick"), arms, elsewhere=away)

@@ -37,14 +37,14 @@ def annotate(
         every: show a detector only every so many recorded frames.
         device: of a detector: auto, cpu, cuda or mps.
     """
-    from la_reconvla.data.boxes import SUFFIX, Masks, boxes_summary, write_boxes
+    from la_reconvla.data.boxes import BOXES_SUFFIX, Masks, boxes_summary, write_boxes
     from la_reconvla.data.detector import Detector
     from la_reconvla.data.hdf5 import open_demonstrations
     from la_reconvla.progress import progress
     from la_reconvla.training.loop import pick_device
 
-    if out.suffix != SUFFIX:
-        raise UserError(f"{out}: a file of boxes is called *{SUFFIX}, which is how training knows it: name it so")
+    if out.suffix != BOXES_SUFFIX:
+        raise UserError(f"{out}: a file of boxes is called *{BOXES_SUFFIX}, which is how training knows it: name it so")
     opened = open_demonstrations(demonstrations)
     annotator = Masks()
     if source != annotator.label:

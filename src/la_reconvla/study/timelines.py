@@ -141,7 +141,7 @@ def timelines(
         painted = found.painted
         if painted is not None and found.mask is not None:
             painted = np.stack(
-                [drawing.filled(*shown, found.grid) for shown in zip(images, found.mask, painted, strict=True)]
+                [drawing.painted_in(*shown, found.grid) for shown in zip(images, found.mask, painted, strict=True)]
             )
             if arm.saliency is not None:
                 heat = np.stack([drawing.edged(h, m, found.grid) for h, m in zip(heat, found.mask, strict=True)])

@@ -126,7 +126,7 @@ class PolicyConfig:
         """
         if (path := folder / CONFIG).exists():
             _require_schema(path)
-        claim(path, {"schema": SCHEMA, **kinds.to_json(self)}, functools.partial(kinds.filled, value=self))
+        claim(path, {"schema": SCHEMA, **kinds.to_json(self)}, functools.partial(kinds.with_defaults, value=self))
 
     @classmethod
     def load(cls, folder: Path) -> PolicyConfig:

@@ -183,7 +183,7 @@ def train(
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
         arm["annotation"] = samples.annotation
-    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_filled, condition=condition))
+    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_with_defaults, condition=condition))
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two
         return folder
@@ -192,9 +192,9 @@ def train(
     return folder
 
 
-def _filled(schedule: dict[str, Any], condition: Condition) -> dict[str, Any]:
+def _with_defaults(schedule: dict[str, Any], condition: Condition) -> dict[str, Any]:
     """What a ``train.json`` says, with the defaults of what it was written before."""
-    arm = kinds.filled(schedule.get("reconstruction"), condition.reconstruction)
+    arm = kinds.with_defaults(schedule.get("reconstruction"), condition.reconstruction)
     return {**TrainConfig().identity, **schedule, "reconstruction": arm}
 
 
