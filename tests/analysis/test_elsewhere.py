@@ -14,7 +14,7 @@ from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.evidence import Evidence, OtherStartsEvidence
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.results import Arm, Study
-from la_reconvla.analysis.verdicts import NOT_ELSEWHERE, ONE_SEED, judge
+from la_reconvla.analysis.verdicts import NO_OTHER_SUITES, ONE_SEED, judge
 from la_reconvla.conditions import condition
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
@@ -167,7 +167,7 @@ def test_h4_needs_other_suites() -> None:
     results = build(Study(preset="quick"), [(Arm.of(condition("C4")), Evidence(episodes(0.5, "libero_spatial", 0)))])
     found = results.hypothesis("H4")
     assert found is not None
-    assert (found.comparisons, found.note) == ((), NOT_ELSEWHERE)
+    assert (found.comparisons, found.note) == ((), NO_OTHER_SUITES)
 
 
 def test_bases_and_changes() -> None:

@@ -1,4 +1,4 @@
-"""Which object is moved when one state is given two instructions: does the policy do what it is told?
+"""Which object is moved when one state is given two instructions: does the policy follow its instruction?
 
 Wide starts come in pairs, 2j and 2j + 1: one initial state, two things that are asked for
 (`la_reconvla.sim.placements`). What is scored is the object that was moved **first**

@@ -18,7 +18,6 @@ from la_reconvla.data.samples import Samples, patch_coverage
 from la_reconvla.data.starts import object_kind
 
 PARTS: tuple[MapPart, ...] = get_args(MapPart)
-PHASES: tuple[MapPhase, ...] = get_args(MapPhase)
 OVER = 0.06  # the thing is over its destination when the hand is this near to where it lets go (m, horizontally)
 
 

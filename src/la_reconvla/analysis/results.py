@@ -1,4 +1,4 @@
-"""What a study found, as values. `results.json` is `Results`.
+"""The results of a study, as values. `results.json` is `Results`.
 
 The schema grows by adding; a reader ignores what it does not know. How it is built from records:
 `la_reconvla.analysis.evidence`; how hypotheses are judged: `la_reconvla.analysis.verdicts`.
@@ -273,7 +273,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Results:
-    """The whole of `results.json`."""
+    """Everything in `results.json`."""
 
     schema: Literal[2]
     study: Study

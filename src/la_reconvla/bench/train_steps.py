@@ -48,7 +48,7 @@ class TrainStep:
 
     def sized(self, size: Size) -> Condition:
         """The arm with the head that it is measured with."""
-        return self.condition.with_reconstruction_head(*(self.heads or (size.head, size.denoiser)))
+        return self.condition.with_reconstruction_head(*(self.heads or (size.decoder, size.denoiser)))
 
     def head_size(self, size: Size, backbone: Any) -> int:
         """Weights of that head on a backbone, which may be without numbers."""

@@ -59,8 +59,8 @@ def beside(results: Results) -> list[tuple[str, Floor | Reference]]:
     ]
 
 
-def elsewhere_tables(results: Results) -> list[TextTable]:
-    """Success elsewhere, a table for each suite, change and kind of starts: arms, then floors, or that none was run."""
+def other_starts_tables(results: Results) -> list[TextTable]:
+    """Success on other starts, a table for each suite, change and kind of starts: arms, then floors."""
 
     def where(e: OtherStarts) -> tuple[str, str, str]:
         return e.suite, e.change, e.placement

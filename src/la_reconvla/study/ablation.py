@@ -35,10 +35,10 @@ from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
 from la_reconvla.study.domains import domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
-from la_reconvla.study.machine_facts import Energy, commit, hardware, versions
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, videos
 from la_reconvla.study.presets import StudyConfig, preset
+from la_reconvla.study.provenance import Energy, commit, hardware, versions
 from la_reconvla.study.requirements import pinned_config, require_declared, require_heads, require_room
 from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
@@ -199,11 +199,11 @@ class Ablation:
         references = self.folder / layout.REFERENCES
         samples, shown = samples_of(self._divided[1], self.config), self._shown()
         found = build(
-            gathering.study_facts(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
+            gathering.study_description(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
             arms,
             gathering.floors(self.arms, self._evaluations, blind),
             {name: self._evaluations.episodes(references / name) for name in ("expert", "random")},
-            elsewhere=gathering.elsewhere(self._evaluations),
+            elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
             videos=list(videos(self.folder, shown, self._evaluations.episodes)),

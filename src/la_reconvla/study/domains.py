@@ -38,7 +38,7 @@ class Domain(Protocol):
 
     @property
     def declared(self) -> Declaration:
-        """What a study there judges if it is told nothing else."""
+        """What a study there judges by default."""
         ...
 
     def require(self) -> None:

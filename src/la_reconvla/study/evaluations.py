@@ -70,7 +70,7 @@ class Evaluations:
 
     @functools.cached_property
     def swaps(self) -> tuple[tuple[int, str, str], ...]:
-        """What the floor of wrong instructions is told."""
+        """The wrong instruction for each (task, instruction), for the floor that gives it."""
         said = {(e.task or 0, e.instruction) for e in self.demonstrations.episodes}
         return swapped(said | {(start.task, start.instruction) for start in self.starts()})
 

@@ -99,7 +99,7 @@ def floors(arms: Sequence[Condition], evaluations: Evaluations, blind: Evidence)
     return found
 
 
-def elsewhere(evaluations: Evaluations) -> list[OtherStartsEvidence]:
+def other_starts(evaluations: Evaluations) -> list[OtherStartsEvidence]:
     """Episodes on official states, of this suite and of others; seeds of one policy together."""
     found: dict[tuple[str, str], OtherStartsEvidence] = {}
     for place in evaluations.places:
@@ -140,7 +140,7 @@ def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
     return found
 
 
-def study_facts(
+def study_description(
     evaluations: Evaluations,
     divided: Divided,
     tasks: Sequence[Task],

@@ -1,4 +1,4 @@
-"""What an arm looks at and paints, as pictures: on chosen frames, and along one whole held-out episode.
+"""What an arm looks at and paints, as pictures: on chosen frames, and along one held-out episode.
 
 A timeline is one episode picture by picture. Every arm shows the same episode at the same control steps, so that the
 report can move all of them with one slider.

@@ -91,8 +91,8 @@ class PolicyConfig:
         with seeded(self.seed, "weights"):
             decoding = DECODINGS[self.decoding]
             backbone = decoding.given(self.backbone).build()
-            head = decoding.action_head(backbone, self.bins, self.backbone.chunk)
-            policy = Policy(backbone, self.bins, saliency_state=unlearned(self.saliency_state), action_head=head)
+            action_head = decoding.action_head(backbone, self.bins, self.backbone.chunk)
+            policy = Policy(backbone, self.bins, saliency_state=unlearned(self.saliency_state), action_head=action_head)
         if self.reconstruction_head is not None:
             with seeded(self.seed, "decoder"):
                 inner = policy.backbone

@@ -160,14 +160,7 @@ def train(
             too little space, a full disk, or a loss or gradient that is not finite; the weights that come of one are
             never saved.
     """
-    if len(samples) < config.batch_size:
-        raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
-    if condition.annotation_free != (samples.annotation is None):
-        raise UserError(
-            f"{condition.id} is told nothing of the target: train it on samples without boxes"
-            if condition.annotation_free
-            else f"{condition.id} must be told where the target is: give boxes, Samples.annotated(annotator('masks'))"
-        )
+    _require_fit(condition, config, samples)
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     keep_memory()
@@ -187,7 +180,6 @@ def train(
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two
         return folder
-    seed = policy_config.seed
     Training(condition, config, seed, samples, held_out, folder, policy, device, dtype).run(ticker)
     return folder
 
@@ -211,7 +203,7 @@ def _require_fit(condition: Condition, config: TrainConfig, samples: Samples) ->
         raise UserError(
             f"{condition.id} is told nothing of the target: train it on samples without boxes"
             if condition.annotation_free
-            else f"{condition.id} must be told where the target is: give boxes, Samples.told(annotator('masks'))"
+            else f"{condition.id} must be told where the target is: give boxes, Samples.annotated(annotator('masks'))"
         )
 
 
