@@ -27,7 +27,7 @@ def annotate(
     every: int = 1,
     device: str = "auto",
 ) -> None:
-    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
+    """Write where the target is in every frame, for arms that use annotation. Stopped, it goes on by the same command.
 
     Args:
         demonstrations: folder with ``*_demo.hdf5`` files.
