@@ -88,7 +88,7 @@ class Args:
     memory: str | None = None
 
 
-class Bench:
+class ProbedPolicy:
     """One policy, and the three ways to take a step with it."""
 
     def __init__(self, case: str, batch: int):
@@ -185,7 +185,7 @@ def gemma2(size: SmallPaliGemma) -> PaliGemmaBackbone:
 
 def memory(case: str, way: Way, batch: int) -> dict[str, float]:
     """MiB of one step: kept for the backward pass, of that matrices, and the process's peak."""
-    bench = Bench(case, batch)
+    bench = ProbedPolicy(case, batch)
     reconstruction = bench.choose(way)
     weights = {parameter.untyped_storage().data_ptr() for parameter in bench.policy.parameters()}
     kept: dict[int, tuple[int, bool]] = {}
@@ -219,7 +219,7 @@ def memory(case: str, way: Way, batch: int) -> dict[str, float]:
 
 def measure(case: str, args: Args) -> dict[str, Any]:
     """Seconds of every way, round by round, and memory from fresh processes."""
-    bench = Bench(case, args.batch)
+    bench = ProbedPolicy(case, args.batch)
     seconds: dict[Way, list[tuple[float, float]]] = {way: [] for way in WAYS}
     apart, seen = 0.0, 0.0
     for turn in range(args.rounds + 1):
@@ -244,7 +244,7 @@ def measure(case: str, args: Args) -> dict[str, Any]:
     return {"ways": found, "saliency_apart": apart, "saliency_highest": seen}
 
 
-def attention_alone(bench: Bench, rounds: int = 35) -> dict[Way, list[tuple[float, float]]]:
+def attention_alone(bench: ProbedPolicy, rounds: int = 35) -> dict[Way, list[tuple[float, float]]]:
     """The attention of one step: every layer of the language model, forward and backward, nothing else."""
     text = bench.model.config.text_config
     rows, columns = slice(-24, -8), slice(0, bench.policy.backbone.grid[0] ** 2)

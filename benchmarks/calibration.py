@@ -2,10 +2,10 @@
 
     python benchmarks/calibration.py --out docs/results/calibration.md      # a minute on one core
 
-A world is a population of trainings and starts. The logit of success is a sum of normal parts: difficulty of the
+A population is one of trainings and starts. The logit of success is a sum of normal parts: difficulty of the
 task and of the start, which both arms meet under every seed; luck of the training, one for each arm and seed; and
 what a start has against one arm. Two arms without difference have these parts from one distribution, so that each
-does better in half of the worlds, and a study that finds a difference between them is wrong.
+does better in half of the populations, and a study that finds a difference between them is wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DESIGNS = ((1, 20), (1, 33), (3, 20), (3, 50), (5, 20), (5, 50))  # seeds, episo
 
 
 @dataclass(frozen=True)
-class World:
+class Population:
     """What a simulated study is drawn from.
 
     Attributes:
@@ -75,7 +75,9 @@ class World:
 
 
 SPREADS = ((0.0, 0.0, 0.0, 0.0), (0.4, 1.0, 1.0, 0.0), (0.8, 1.0, 1.0, 0.0), (0.0, 1.0, 1.0, 1.5), (0.5, 1.0, 1.0, 1.0))
-WORLDS = tuple(World(rate, seeds, *spread) for seeds in (3, 5) for rate in (0.05, 0.3, 0.8) for spread in SPREADS)
+POPULATIONS = tuple(
+    Population(rate, seeds, *spread) for seeds in (3, 5) for rate in (0.05, 0.3, 0.8) for spread in SPREADS
+)
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ class Calibration:
     tost: float
 
 
-def no_difference(world: World, studies: int = STUDIES, rng_seed: int = 0) -> Calibration:
-    """Test `studies` of this world as the real one is tested."""
-    a, b = world.studies(studies, np.random.default_rng(rng_seed))
-    found = many_paired_successes(a, b, *design(world.seeds, world.tasks, world.episodes), replicates=REPLICATES)
+def no_difference(population: Population, studies: int = STUDIES, rng_seed: int = 0) -> Calibration:
+    """Test `studies` of this population as the real one is tested."""
+    a, b = population.studies(studies, np.random.default_rng(rng_seed))
+    labels = design(population.seeds, population.tasks, population.episodes)
+    found = many_paired_successes(a, b, *labels, replicates=REPLICATES)
     better, worse = (found.low > 0) & (found.p < 0.05), (found.high < 0) & (found.p < 0.05)
     return Calibration(
         float(better.mean()),
@@ -142,12 +145,12 @@ def newcombe_covered(rate: float, points: float, agreement: float, n: int = 60, 
     return float(np.mean([i.low <= points <= i.high for i in found]))
 
 
-def found_power(world: World, points: float, studies: int = STUDIES, rng_seed: int = 1) -> float:
+def found_power(population: Population, points: float, studies: int = STUDIES, rng_seed: int = 1) -> float:
     """Share of studies that find a planted difference: one arm has `points` more in every episode."""
     rng = np.random.default_rng(rng_seed)
-    labels = design(world.seeds, world.tasks, world.episodes)
+    labels = design(population.seeds, population.tasks, population.episodes)
     shape = (studies, labels[0].size)
-    a, b = rng.random(shape) < world.rate + points, rng.random(shape) < world.rate
+    a, b = rng.random(shape) < population.rate + points, rng.random(shape) < population.rate
     found = many_paired_successes(a, b, *labels, replicates=REPLICATES)
     return float(((found.low > 0) & (found.p < 0.05)).mean())
 
@@ -160,7 +163,7 @@ def tables(studies: int = STUDIES) -> Iterator[TextTable]:
 
     rows = [
         (str(w.seeds), f"{w.rate:g}", w.label, *percent(c.supported, c.decided, c.covered, c.tost))
-        for w in WORLDS
+        for w in POPULATIONS
         for c in [no_difference(w, studies)]
     ]
     yield TextTable(
@@ -207,7 +210,7 @@ def tables(studies: int = STUDIES) -> Iterator[TextTable]:
             (
                 str(s),
                 str(s * 3 * k),
-                *percent(paired_power(0.4, 0.2, s, 3, k), found_power(World(0.4, s, episodes=k), 0.2, studies)),
+                *percent(paired_power(0.4, 0.2, s, 3, k), found_power(Population(0.4, s, episodes=k), 0.2, studies)),
             )
             for s, k in DESIGNS
         ],

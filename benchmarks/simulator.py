@@ -35,7 +35,7 @@ NO_OP = [0.0] * 6 + [-1.0]
 
 
 @dataclass
-class Arm:
+class Simulation:
     """One way to simulate, with its measurements in seconds."""
 
     reset: Callable[[], Any]
@@ -91,16 +91,16 @@ def main(task: int = 0, repeats: int = 5, steps: int = 24, image_size: int = 128
     report({name: arm.summary() for name, arm in arms.items()}, {n: 1000 * median(p) for n, p in pictures.items()})
 
 
-def ours(env: LiberoEnv, start: Start) -> Arm:
+def ours(env: LiberoEnv, start: Start) -> Simulation:
     def run(actions: np.ndarray) -> None:
         for chunk in np.split(actions, len(actions) // CHUNK):
             env.observe()
             env.step(chunk, stop_at_success=False)
 
-    return Arm(lambda: env.reset(start), run, env.close)
+    return Simulation(lambda: env.reset(start), run, env.close)
 
 
-def plain_libero(start: Start, image_size: int) -> Arm:
+def plain_libero(start: Start, image_size: int) -> Simulation:
     prepare_simulator()
     from libero.libero.envs import OffScreenRenderEnv
 
@@ -127,7 +127,7 @@ def plain_libero(start: Start, image_size: int) -> Arm:
         take_opengl()
         env.close()
 
-    return Arm(reset, run, close)
+    return Simulation(reset, run, close)
 
 
 def report(arms: dict[str, dict[str, float]], pictures: dict[str, float]) -> None:

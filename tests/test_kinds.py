@@ -61,11 +61,11 @@ def test_fields_that_a_file_lacks_have_their_defaults():
     cup = replace(Cup(3), inside=Pixels(side=4))
     older = written(cup)
     del older["colour"]
-    assert kinds.filled(older, cup) == written(cup)
-    assert kinds.filled(older, replace(cup, colour="red")) == written(cup), "the default, not what is compared"
+    assert kinds.with_defaults(older, cup) == written(cup)
+    assert kinds.with_defaults(older, replace(cup, colour="red")) == written(cup), "the default, not what is compared"
     del older["inside"]["kind"]
-    assert kinds.filled(older, cup)["inside"] == {"side": 4}, "of another kind, and left alone"
+    assert kinds.with_defaults(older, cup)["inside"] == {"side": 4}, "of another kind, and left alone"
     del older["inside"]
-    assert kinds.filled(older, cup)["inside"] == written(Pixels())
-    assert "size" not in kinds.filled({"kind": "Cup"}, cup), "there is no default"
-    assert kinds.filled("Cup(3)", cup) == "Cup(3)"
+    assert kinds.with_defaults(older, cup)["inside"] == written(Pixels())
+    assert "size" not in kinds.with_defaults({"kind": "Cup"}, cup), "there is no default"
+    assert kinds.with_defaults("Cup(3)", cup) == "Cup(3)"

@@ -65,7 +65,7 @@ def _per_pixel(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return patches[np.ix_(rows, columns)]
 
 
-def filled(
+def painted_in(
     image: UInt8[np.ndarray, "H W 3"],
     mask: Bool[np.ndarray, " n"],
     painted: UInt8[np.ndarray, "H W 3"],

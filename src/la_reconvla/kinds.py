@@ -5,7 +5,7 @@
     MAEDecoder(depth=4)                 {"kind": "MAEDecoder", "depth": 4, ...}
 
 Files of before cannot be read once a class is renamed or gets a field without a default. A field with a default is no
-such change: `from_json` leaves it at the default, and `filled` does so where a file is compared with a value.
+such change: `from_json` leaves it at the default, and `with_defaults` does so where a file is compared with a value.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def from_json(raw: Any, classes: Iterable[type]) -> Any:
     return value(raw)
 
 
-def filled(raw: Any, value: Any) -> Any:
+def with_defaults(raw: Any, value: Any) -> Any:
     """`raw`, which `to_json` gave of something like `value`, with the defaults of the fields that came since then.
 
     What is of another kind than `value` stays as it is.
@@ -61,7 +61,7 @@ def filled(raw: Any, value: Any) -> Any:
     result = dict(raw)
     for f in fields(value):
         if f.name in raw:
-            result[f.name] = filled(raw[f.name], getattr(value, f.name))
+            result[f.name] = with_defaults(raw[f.name], getattr(value, f.name))
         elif f.default is not MISSING:
             result[f.name] = to_json(f.default)
         elif f.default_factory is not MISSING:

@@ -80,7 +80,7 @@ def read_json(path: Path | str) -> Any:
 def claim(
     path: Path | str,
     identity: Mapping[str, Any],
-    filled: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
+    with_defaults: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
     /,
     **once: Any,
 ) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def claim(
     Args:
         path: the file that says what the folder holds.
         identity: what decides the results; names and values, also nested.
-        filled: gives what stands in the file the defaults of names that are newer, see `la_reconvla.kinds.filled`.
+        with_defaults: gives the file the defaults of names that are newer, see `la_reconvla.kinds.with_defaults`.
         **once: what is written beside it the first time and compared never.
 
     Returns:
@@ -102,7 +102,7 @@ def claim(
     if not path.exists():
         write_json(path, {**mine, **once})
     theirs = read_json(path)
-    if differing := list(_differing(mine, filled(theirs) if isinstance(theirs, dict) else theirs)):
+    if differing := list(_differing(mine, with_defaults(theirs) if isinstance(theirs, dict) else theirs)):
         listed = ", ".join(differing[:6]) + (", ..." if len(differing) > 6 else "")
         raise UserError(
             f"{path.parent} holds a run of another configuration (different: {listed}): "

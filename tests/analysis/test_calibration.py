@@ -7,7 +7,7 @@ import pytest
 from calibration import (
     SPREADS,
     STUDIES,
-    World,
+    Population,
     found_power,
     means_covered,
     newcombe_covered,
@@ -26,16 +26,16 @@ def most(share: float) -> float:
     return binom.ppf(0.999, STUDIES, share) / STUDIES
 
 
-WORLDS = [World(rate, 3, *spread) for rate in (0.05, 0.3, 0.8) for spread in SPREADS] + [
-    World(rate, 5, *spread) for rate in (0.3, 0.8) for spread in SPREADS[2:]
+POPULATIONS = [Population(rate, 3, *spread) for rate in (0.05, 0.3, 0.8) for spread in SPREADS] + [
+    Population(rate, 5, *spread) for rate in (0.3, 0.8) for spread in SPREADS[2:]
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", WORLDS, ids=lambda w: f"{w.seeds} seeds, {w.rate}, {w.label}")
-def test_arms_without_difference_are_seldom_told_apart(world: World) -> None:
-    """2000 studies a world. In at most 5 % either arm is called better, and both intervals cover to one point."""
-    found = no_difference(world)
+@pytest.mark.parametrize("population", POPULATIONS, ids=lambda w: f"{w.seeds} seeds, {w.rate}, {w.label}")
+def test_arms_without_difference_are_seldom_told_apart(population: Population) -> None:
+    """2000 studies a population. In at most 5 % either arm is called better, and both intervals cover to one point."""
+    found = no_difference(population)
     assert found.decided <= most(0.05)
     assert found.supported <= most(0.025)
     assert found.covered >= 0.94
@@ -45,8 +45,8 @@ def test_arms_without_difference_are_seldom_told_apart(world: World) -> None:
 @pytest.mark.slow
 def test_without_student_three_seeds_are_too_narrow() -> None:
     """Why the interval is a hull: these trainings differ, and a bootstrap of three seeds does not see by how much."""
-    world = World(0.3, 3, *SPREADS[2])
-    a, b = world.studies(STUDIES, np.random.default_rng(0))
+    population = Population(0.3, 3, *SPREADS[2])
+    a, b = population.studies(STUDIES, np.random.default_rng(0))
     found = many_paired_successes(a, b, *design(3, 3, 20), new_seeds=False, replicates=1000)
     assert ((found.low <= 0) & (found.high >= 0)).mean() < 0.935
     assert (found.p < 0.05).mean() > most(0.05)
@@ -78,7 +78,7 @@ def test_newcombes_paired_interval_covers(rate: float, points: float, agreement:
 def test_a_planted_effect_is_found_as_often_as_promised(seeds: int, episodes: int) -> None:
     """20 points, from 40 to 60 %; the promise comes from 1000 studies, the finding from 2000 others."""
     promised = paired_power(0.4, 0.2, seeds, 3, episodes)
-    found = found_power(World(0.4, seeds, episodes=episodes), 0.2)
+    found = found_power(Population(0.4, seeds, episodes=episodes), 0.2)
     error = np.sqrt(promised * (1 - promised) * (1 / 1000 + 1 / STUDIES))
     assert found == pytest.approx(promised, abs=3.3 * error)
 

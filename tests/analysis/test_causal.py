@@ -104,14 +104,14 @@ def test_what_is_hidden_has_the_mean_colour_and_nothing_else_changes() -> None:
 def test_a_box_elsewhere_is_as_large_and_touches_nothing() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
-        left, top, right, bottom = causal.elsewhere(TARGET, BOXES, rng)
+        left, top, right, bottom = causal.control_box(TARGET, BOXES, rng)
         assert (right - left, bottom - top) == pytest.approx((0.25, 0.25))
         assert min(left, top) >= 0
         assert max(right, bottom) <= 1
         for box in BOXES:
             assert left >= box[2] or right <= box[0] or top >= box[3] or bottom <= box[1]
     everything = np.array([[0.0, 0.0, 1.0, 1.0]], np.float32)
-    assert np.isnan(causal.elsewhere(TARGET, everything, rng)).all()
+    assert np.isnan(causal.control_box(TARGET, everything, rng)).all()
 
 
 def test_what_cannot_be_seen_or_decoded_at_once_is_not_measured() -> None:
@@ -126,7 +126,7 @@ def test_what_cannot_be_seen_or_decoded_at_once_is_not_measured() -> None:
 
 def test_effects_and_maps_become_rows_averaged_over_scenes_and_paired_with_their_control() -> None:
     def record(scene: int, phase: MapPhase, target: float, control: float | None, aos: float) -> FrameRecord:
-        shown, nothing = FrameOverlap(True, 2, aos=aos), FrameOverlap(False, 0)
+        shown, nothing = FrameOverlap(visible=True, patches=2, aos=aos), FrameOverlap(visible=False, patches=0)
         return FrameRecord(
             seed=0,
             task=0,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from la_reconvla.analysis.declaration import DECLARED, OWN, Declaration, declared_in
+from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration, declared_in
 from la_reconvla.analysis.results import Study
 from la_reconvla.errors import UserError
 from la_reconvla.study.requirements import require_declared
@@ -22,7 +22,7 @@ def changed(**fields: Any) -> str:
 def test_the_packages_own_declaration() -> None:
     assert ("C4", "C2", "tsr") in DECLARED.family
     assert DECLARED.equivalence == ("C4", "R1", "tsr")
-    assert hashlib.sha256(OWN.read_bytes()).hexdigest() == DECLARED.hash
+    assert hashlib.sha256(PACKAGED.read_bytes()).hexdigest() == DECLARED.hash
 
 
 @pytest.mark.parametrize(

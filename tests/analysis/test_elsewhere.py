@@ -11,10 +11,10 @@ from test_results import episode
 
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparisons import Comparison
-from la_reconvla.analysis.evidence import ElsewhereEvidence, Evidence
+from la_reconvla.analysis.evidence import Evidence, OtherStartsEvidence
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.results import Arm, Study
-from la_reconvla.analysis.verdicts import NOT_ELSEWHERE, ONE_SEED, judge
+from la_reconvla.analysis.verdicts import NO_OTHER_SUITES, ONE_SEED, judge
 from la_reconvla.conditions import condition
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
@@ -126,7 +126,7 @@ def judged(c4: tuple[float, float], r1: tuple[float, float], seeds: tuple[int, .
         for i, (id, (home, _)) in enumerate((("C4", c4), ("R1", r1)))
     ]
     away = [
-        ElsewhereEvidence("official", id, episodes(rate, SWAP, 5 + i, seeds), SWAP, "swap", id)
+        OtherStartsEvidence("official", id, episodes(rate, SWAP, 5 + i, seeds), SWAP, "swap", id)
         for i, (id, (_, rate)) in enumerate((("C4", c4), ("R1", r1)))
     ]
     results = build(Study(preset="quick"), arms, elsewhere=away)
@@ -167,7 +167,7 @@ def test_h4_needs_other_suites() -> None:
     results = build(Study(preset="quick"), [(Arm.of(condition("C4")), Evidence(episodes(0.5, "libero_spatial", 0)))])
     found = results.hypothesis("H4")
     assert found is not None
-    assert (found.comparisons, found.note) == ((), NOT_ELSEWHERE)
+    assert (found.comparisons, found.note) == ((), NO_OTHER_SUITES)
 
 
 def test_bases_and_changes() -> None:

@@ -20,7 +20,7 @@ from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.comparisons import Comparison, ComparisonKey, Hypothesis
 from la_reconvla.analysis.decisions import rollouts_needed
 from la_reconvla.analysis.declaration import DECLARED, HEADLINE
-from la_reconvla.analysis.evidence import ElsewhereEvidence, Evidence, FloorEvidence, by_scene, by_start
+from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence, by_scene, by_start
 from la_reconvla.analysis.frames import FrameMap, FrameRecord, HeldOut
 from la_reconvla.analysis.head_cost import head_cost
 from la_reconvla.analysis.intervals import wilson
@@ -245,7 +245,7 @@ def test_stages_are_compared_without_correction() -> None:
 
 def test_floors_and_references_have_stages_too() -> None:
     """Shares counted by hand from the records that went in."""
-    official = ElsewhereEvidence("official", "C1", episodes(0.3, (0,), starts=4), condition="C1")
+    official = OtherStartsEvidence("official", "C1", episodes(0.3, (0,), starts=4), condition="C1")
     floors = [FloorEvidence("grey_image", "C1", episodes(0.05)), FloorEvidence("no_image", frames=frames(0, 0.2))]
     references = {"expert": episodes(1.0, (None,))}
     arms = [(Arm.of(C1), evidence(0.5, 0, 0.1, (0,)))]

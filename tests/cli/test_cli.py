@@ -342,8 +342,8 @@ def test_an_instruction_longer_than_the_context_is_not_trained_on(run, demonstra
 def test_an_instruction_longer_than_the_context_is_not_collected(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("la_reconvla.study.worlds.require_simulator", lambda: None)
-    monkeypatch.setattr("la_reconvla.study.worlds.collect", no_long_work)
+    monkeypatch.setattr("la_reconvla.study.domains.require_simulator", lambda: None)
+    monkeypatch.setattr("la_reconvla.study.domains.collect", no_long_work)
     code, said = run("ablate", "--preset", "smoke", "--max-tokens", 8, "--out", tmp_path / "study")
     assert "tokens, the context holds 8" in said
     assert code == 2

@@ -20,10 +20,10 @@ from la_reconvla.data.captions import (
     Expression,
     NextTo,
     held_out_pair,
-    kind,
     say,
 )
 from la_reconvla.data.scenes import Scenes, load_scenes
+from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.study import word_questions, words
 
@@ -123,7 +123,7 @@ def test_captions_are_true_of_their_scene_and_name_no_held_out_pair(seed):
             continue
         assert caption.truth(scenes, np.array([index]))[0] == TRUE
         assert not caption.expression.held_out
-        assert any(noun in caption.text for noun in NOUNS[caption.expression.head])
+        assert any(noun in caption.text for noun in NOUNS[caption.expression.target_kind])
         only = captioner.caption(rng, index, held_out=True)
         assert only is None or only.expression.held_out
 
@@ -138,7 +138,8 @@ def test_held_out_pairs_and_wordings_are_never_drawn():
     scenes = scenes_of([(0.0, 0.0), None, (0.1, 0.0), (0.0, 0.1)])  # bowl, ramekin and plate, all next to each other
     captioner, rng = Captioner(scenes), np.random.default_rng(0)
     drawn = [captioner.caption(rng, 0) for _ in range(300)]
-    near = {frozenset((c.expression.head, *c.expression.others)) for c in drawn if c and c.expression.others[1:] == ()}
+    said = [c.expression for c in drawn if c and c.expression.others[1:] == ()]
+    near = {frozenset((e.target_kind, *e.others)) for e in said}
     assert frozenset((BOWL, RAMEKIN)) in near
     assert frozenset((BOWL, PLATE)) not in near
 
@@ -205,7 +206,7 @@ def spot(column):
 
 def test_questions_mean_one_thing_and_cover_alike_things():
     asked, _ = judged(lambda q: spot(q.target))
-    assert {kind(INSTANCES[q.target]) for q in asked} == {BOWL, RAMEKIN, PLATE}
+    assert {object_kind(INSTANCES[q.target]) for q in asked} == {BOWL, RAMEKIN, PLATE}
     apart = [q for q in asked if q.alike >= 0]
     assert apart
     assert all({q.target, q.alike} == {0, 1} for q in apart)
@@ -258,8 +259,8 @@ def test_the_wrong_word_changes_the_name_and_nothing_else():
     for seed in range(10):
         for q in word_questions.questions(scenes, seed):
             assert q.wrong != q.text
-            wrong = {kind(name) for name in INSTANCES} - {q.expression.head}
-            assert frame(q.text, q.expression.head) in [
+            wrong = {object_kind(name) for name in INSTANCES} - {q.expression.target_kind}
+            assert frame(q.text, q.expression.target_kind) in [
                 frame(q.wrong, head) for head in wrong if any(noun in q.wrong for noun in NOUNS[head])
             ]
 

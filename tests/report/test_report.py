@@ -46,7 +46,7 @@ from la_reconvla.analysis.measures import (
 from la_reconvla.analysis.results import (
     Arm,
     ConditionResult,
-    Elsewhere,
+    OtherStarts,
     Pairing,
     Picture,
     Results,
@@ -140,9 +140,9 @@ def with_evidence(results: Results) -> Results:
         results,
         conditions=tuple(evidence_of(arm, number) for number, arm in enumerate(results.conditions)),
         elsewhere=(
-            Elsewhere("official", "C4", rate, condition="C4"),
-            Elsewhere("official", "C4 grey_image", Rate(0.0, 0.0, 0.3, 0, 9), condition="C4", floor="grey_image"),
-            Elsewhere("official", "C4", Rate(0.5, 0.2, 0.8, 6, 12), condition="C4", **places),
+            OtherStarts("official", "C4", rate, condition="C4"),
+            OtherStarts("official", "C4 grey_image", Rate(0.0, 0.0, 0.3, 0, 9), condition="C4", floor="grey_image"),
+            OtherStarts("official", "C4", Rate(0.5, 0.2, 0.8, 6, 12), condition="C4", **places),
         ),
         leakage=(Leak("initial states", 60, 24, 0, "none"), Leak("instructions", 3, 3, 3, "by design", "asked alike")),
         power=(Power(0.05, 0.5, 1565, 36, 0.07),),
@@ -769,7 +769,7 @@ def test_unknown_files_are_not_embedded() -> None:
 
 
 def test_success_on_other_starts_stands_apart(tmp_path: Path) -> None:
-    other = Elsewhere("official", "C1 grey_image", Rate(0.25, 0.1, 0.5, 3, 12))
+    other = OtherStarts("official", "C1 grey_image", Rate(0.25, 0.1, 0.5, 3, 12))
     write_results(tmp_path / "results.json", replace(bare(), elsewhere=(other,)))
     report.write_report(tmp_path)
     _, text = page(tmp_path)

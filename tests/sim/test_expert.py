@@ -17,10 +17,10 @@ pytest.importorskip("libero", reason="needs the sim extra")
 
 import mujoco
 
-from la_reconvla.data.starts import Start
+from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim.expert import ORDER, Expert
-from la_reconvla.sim.expert_tasks import feasible, kind, require_feasible
+from la_reconvla.sim.expert_tasks import feasible, place_kind, require_feasible
 from la_reconvla.sim.grasps import DEPTH, OPENING, PREFERRED_ANGLE, Grasp, distinct, rank_grasps, side_grips
 from la_reconvla.sim.hand_geometry import clearance, corners, grip_height, passing, rim_point, sides
 from la_reconvla.sim.libero import LiberoEnv
@@ -198,9 +198,9 @@ def test_drawers_knobs_and_pushing_are_refused_and_the_others_named(task):
 
 
 def test_kinds_are_names_without_numbers():
-    assert kind("akita_black_bowl_1") == "akita_black_bowl"
-    assert kind("basket_1_contain_region") == "basket_contain_region"
-    assert kind("wooden_cabinet_1_top_side") == "wooden_cabinet_top_side"
+    assert object_kind("akita_black_bowl_1") == "akita_black_bowl"
+    assert place_kind("basket_1_contain_region") == "basket_contain_region"
+    assert place_kind("wooden_cabinet_1_top_side") == "wooden_cabinet_top_side"
 
 
 # ---------------------------------------------------------------- phases, on a toy

@@ -15,10 +15,9 @@ from la_reconvla.sim.env import Pose
 
 pytest.importorskip("libero", reason="needs the sim extra")
 
-from la_reconvla.data.starts import Start
+from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim.expert import Expert
-from la_reconvla.sim.expert_tasks import kind
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.placements import counterfactual, placement_summary, target_position, wide_starts
 from la_reconvla.sim.tasks import load_suite, load_task, official_start
@@ -102,8 +101,8 @@ def test_all_instructions_come_about_equally_often(suite, times):
 @pytest.mark.parametrize("suite", ["libero_object", "libero_goal"])
 def test_what_is_asked_for_is_the_only_one_of_its_kind(suite):
     for task in (load_task(name, number) for name, number in PICKING if name == suite):
-        kinds = Counter(kind(name) for name in task.objects)
-        assert all(kinds[kind(ask.target)] == 1 for ask in asks(task))
+        kinds = Counter(object_kind(name) for name in task.objects)
+        assert all(kinds[object_kind(ask.target)] == 1 for ask in asks(task))
 
 
 @pytest.mark.parametrize(

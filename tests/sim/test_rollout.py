@@ -19,7 +19,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.sim import rollout
 from la_reconvla.sim.env import Outcome, Pose
 from la_reconvla.sim.policies import Scripted, Uniform, swapped
-from la_reconvla.sim.rollout import EnvSettings, Film, Stages, rollouts, run_episode
+from la_reconvla.sim.rollout import EnvSettings, Film, StageTracker, rollouts, run_episode
 from la_reconvla.sim.tasks import load_task, official_start
 from la_reconvla.study import evaluate as evaluation
 from la_reconvla.study.starts import evaluation_starts
@@ -210,7 +210,7 @@ def test_a_tall_thing_is_taken_at_its_upper_part():
 def test_the_line_of_a_tall_thing_turns_with_it():
     env = BottleEnv()
     env.reset(start())
-    stages = Stages(env, start())
+    stages = StageTracker(env, start())
     env.positions["gripper"] = env.positions["bowl_1"] + np.array([0.15, 0.0, 0.0])
     stages.look()
     assert not stages.stage["approached"]

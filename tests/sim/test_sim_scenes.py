@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from la_reconvla.data.captions import NOUNS, kind
+from la_reconvla.data.captions import NOUNS
 from la_reconvla.data.scenes import load_scenes
+from la_reconvla.data.starts import object_kind
 from la_reconvla.sim import scenes as module
 from la_reconvla.sim.scenes import APART, ARENAS, ArenaRenderer, ScenesConfig, arrange, render
 
@@ -93,7 +94,7 @@ def test_rendering_goes_on_with_the_same_scenes(tmp_path, monkeypatch):
     for split in ("train", "test"):
         ours, expected = load_scenes(cut.out, split), load_scenes(whole.out, split)
         np.testing.assert_array_equal(ours.images, expected.images)
-    assert {kind(name) for name in expected.instances} <= set(NOUNS)
+    assert {object_kind(name) for name in expected.instances} <= set(NOUNS)
 
 
 class inline_pool:

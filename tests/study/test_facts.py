@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from la_reconvla.study.machine_facts import Energy
+from la_reconvla.study.provenance import Energy
 
 TOP = 1_000_000
 

@@ -12,9 +12,9 @@ import pytest
 from la_reconvla.analysis.results import Results
 from la_reconvla.sim import toy
 from la_reconvla.study.ablation import Ablation
+from la_reconvla.study.domains import domain
 from la_reconvla.study.presets import preset
 from la_reconvla.study.results import read_results
-from la_reconvla.study.worlds import world
 
 NAMED, ANY, SHUFFLED = "G1", "C2", "G1-shuffled"
 
@@ -43,7 +43,7 @@ def test_what_must_be_found_is_found_and_what_must_not_is_not(results: Results) 
     assert verdicts[f"{NAMED}>{ANY}"] == "supported"
     assert verdicts[f"{SHUFFLED}>{ANY}"] != "supported"
     assert len(verdicts) == 2
-    assert results.study.hypotheses_hash == world(toy.SUITE).declared.hash
+    assert results.study.hypotheses_hash == domain(toy.SUITE).declared.hash
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from helpers import BINS, HEAD, TINY
 from la_reconvla import cli
 from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file
 from la_reconvla.contracts import PolicyInput
-from la_reconvla.data.captions import NOUNS, kind
+from la_reconvla.data.captions import NOUNS
+from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.study import word_questions, words
@@ -193,7 +194,7 @@ def test_the_wrong_word_is_judged_as_if_it_were_the_right_one(file, monkeypatch)
                 first = min(
                     (text.find(noun), i)
                     for i, name in enumerate(test.instances)
-                    for noun in NOUNS[kind(name)]
+                    for noun in NOUNS[object_kind(name)]
                     if noun in text
                 )[1]
                 maps.append(by_image[image.tobytes()][first] + 1e-3)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import hypergeom, rankdata
 
+from la_reconvla.analysis.measures import OverlapValues
 from la_reconvla.errors import UserError
 from la_reconvla.method.mask import masked_count
 
@@ -58,23 +59,12 @@ class Grounding:
         return [FrameOverlap(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
-@dataclass(frozen=True)
-class FrameOverlap:
-    """Overlap of one map with one instance in one frame, fields as in `Grounding`; None where not defined."""
+@dataclass(frozen=True, kw_only=True)
+class FrameOverlap(OverlapValues):
+    """Overlap of one map with one instance in one frame; `patches` show it."""
 
     visible: bool
     patches: int
-    aos: float | None = None
-    aos_chance: float | None = None
-    aos_ceiling: float | None = None
-    aos_g: float | None = None
-    aos_g_chance: float | None = None
-    mass: float | None = None
-    mass_over_area: float | None = None
-    pointing: float | None = None
-    auroc: float | None = None
-    average_precision: float | None = None
-    entropy: float | None = None
 
     def rounded(self) -> FrameOverlap:
         """To five digits after the point."""
@@ -244,16 +234,16 @@ def centre_prior(count: int, grid: tuple[int, int]) -> Float[np.ndarray, "b n"]:
     return np.tile(np.exp(-(y[:, None] ** 2 + x**2) / (2 * 0.25**2)).reshape(1, -1), (count, 1))
 
 
-def averaged(found: list[Grounding]) -> list[FrameOverlap]:
+def averaged(maps: list[Grounding]) -> list[FrameOverlap]:
     """One value a frame, each the mean over several maps of one frame and instance: what a map drawn from them scores.
 
     Raises:
         UserError: if there is no map.
     """
-    if not found:
+    if not maps:
         raise UserError("the mean over no maps is asked for: a control by other instructions needs two of them")
-    columns = {f.name: np.mean([getattr(one, f.name) for one in found], axis=0) for f in fields(Grounding)}
-    columns |= {name: getattr(found[0], name) for name in ("visible", "patches")}
+    columns = {f.name: np.mean([getattr(one, f.name) for one in maps], axis=0) for f in fields(Grounding)}
+    columns |= {name: getattr(maps[0], name) for name in ("visible", "patches")}
     return Grounding(**columns).frames()
 
 

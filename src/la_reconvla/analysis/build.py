@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from la_reconvla.analysis.comparing import all_comparisons
 from la_reconvla.analysis.counterfactual import counterfactual
 from la_reconvla.analysis.declaration import declared_in
-from la_reconvla.analysis.evidence import ElsewhereEvidence, Evidence, FloorEvidence
+from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence
 from la_reconvla.analysis.leakage import withheld
 from la_reconvla.analysis.measures import Leak
-from la_reconvla.analysis.results import Arm, Elsewhere, Floor, Picture, Reference, Results, Study, Timeline, Video
+from la_reconvla.analysis.results import Arm, Floor, OtherStarts, Picture, Reference, Results, Study, Timeline, Video
 from la_reconvla.analysis.summaries import condition_summary, measure_frames, rate, stages
 from la_reconvla.analysis.verdicts import judge
 from la_reconvla.episodes import EpisodeRecord
@@ -23,7 +23,7 @@ def build(
     floors: Sequence[FloorEvidence] = (),
     references: Mapping[str, Sequence[EpisodeRecord]] | None = None,
     *,
-    elsewhere: Sequence[ElsewhereEvidence] = (),
+    elsewhere: Sequence[OtherStartsEvidence] = (),
     leakage: Sequence[Leak] = (),
     pictures: Iterable[Picture] = (),
     videos: Iterable[Video] = (),
@@ -65,7 +65,7 @@ def build(
             if (found := rate(episodes)) is not None
         ),
         elsewhere=tuple(
-            Elsewhere(e.placement, e.label, found, stages(e.episodes), e.suite, e.condition, e.floor, e.change)
+            OtherStarts(e.placement, e.label, found, stages(e.episodes), e.suite, e.condition, e.floor, e.change)
             for e in elsewhere
             if (found := rate(e.episodes)) is not None
         ),

@@ -11,9 +11,9 @@ from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.decisions import equivalence, holm
 from la_reconvla.analysis.declaration import DECLARED, Declaration, Key
 from la_reconvla.analysis.evidence import (
-    ElsewhereEvidence,
     Evidence,
     FloorEvidence,
+    OtherStartsEvidence,
     Unit,
     by_start,
     by_unit,
@@ -91,7 +91,7 @@ def comparison(
 def all_comparisons(
     evidence: Mapping[str, Evidence],
     floors: Sequence[FloorEvidence],
-    elsewhere: Sequence[ElsewhereEvidence],
+    elsewhere: Sequence[OtherStartsEvidence],
     declared: Declaration,
 ) -> tuple[Comparison, ...]:
     """Those of the declared comparisons whose data exist, each arm against its floors, and losses on other suites."""
@@ -134,7 +134,7 @@ def _against_floors(evidence: Mapping[str, Evidence], floors: Sequence[FloorEvid
 
 
 def _losses(
-    evidence: Mapping[str, Evidence], elsewhere: Sequence[ElsewhereEvidence], pairs: Sequence[tuple[str, str]]
+    evidence: Mapping[str, Evidence], elsewhere: Sequence[OtherStartsEvidence], pairs: Sequence[tuple[str, str]]
 ) -> list[Comparison]:
     """By how much more one arm loses than another on each other suite; see `la_reconvla.analysis.other_suites`.
 

@@ -1,8 +1,8 @@
-"""Which object is moved when one state is given two instructions: does the policy do what it is told?
+"""Which object is moved when one state is given two instructions: does the policy follow its instruction?
 
 Wide starts come in pairs, 2j and 2j + 1: one initial state, two things that are asked for
 (`la_reconvla.sim.placements`). What is scored is the object that was moved **first**
-(`la_reconvla.sim.rollout.Stages`), which needs no success and tells a policy that follows its words from one that
+(`la_reconvla.sim.rollout.StageTracker`), which needs no success and tells a policy that follows its words from one that
 always goes for the same thing: that one prefers what was asked for in half of the episodes.
 """
 

@@ -99,7 +99,7 @@ class Declaration:
         try:
             return cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {OWN}") from None
+            raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {PACKAGED}") from None
 
 
 def _claims(value: Any, family: Sequence[Key], where: str) -> dict[str, str]:
@@ -137,8 +137,8 @@ OVER = ">"
 HEADLINE = f"C4{OVER}C2"
 JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
-OWN = Path(__file__).with_name("hypotheses.json")
-DECLARED = Declaration.read(OWN)
+PACKAGED = Path(__file__).with_name("hypotheses.json")
+DECLARED = Declaration.read(PACKAGED)
 
 
 def declared_in(study: Study) -> Declaration:

@@ -49,7 +49,7 @@ class FloorEvidence:
 
 
 @dataclass(frozen=True)
-class ElsewhereEvidence:
+class OtherStartsEvidence:
     """Episodes of one policy on other starts than the study's own.
 
     Attributes:

@@ -36,7 +36,7 @@ class FrameMap:
 
 @dataclass(frozen=True)
 class Occlusion:
-    """How far the actions move when a thing is hidden, and when as much is hidden elsewhere; None where not measured.
+    """How far the actions move when a thing is hidden, and when a control of equal size is; None where not measured.
 
     See `la_reconvla.analysis.occlusion`.
     """

@@ -6,7 +6,9 @@ What simulations need is computed for many studies at once: leading axes ``...``
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -90,7 +92,6 @@ def newcombe_ends(both, only_a, only_b, neither, level: float) -> tuple[np.ndarr
     n = int((both + only_a + only_b + neither).flat[0])
     first, second = both + only_a, both + only_b
     p, q = first / n, second / n
-    (p_low, p_high), (q_low, q_high) = _wilson(first, n, level), _wilson(second, n, level)
     scale = np.sqrt(1.0 * first * (n - first) * second * (n - second))
     covariance = 1.0 * both * neither - 1.0 * only_a * only_b
     covariance = np.where(covariance > 0, np.maximum(covariance - n / 2, 0), covariance)
@@ -99,7 +100,7 @@ def newcombe_ends(both, only_a, only_b, neither, level: float) -> tuple[np.ndarr
     def reach(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.sqrt(np.maximum(x * x - 2 * phi * x * y + y * y, 0.0))
 
-    return p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low)
+    return _combined(p, _wilson(first, n, level), q, _wilson(second, n, level), reach)
 
 
 def square_and_add(x: float, of_x: Interval, y: float, of_y: Interval) -> Interval:
@@ -108,7 +109,10 @@ def square_and_add(x: float, of_x: Interval, y: float, of_y: Interval) -> Interv
     The square-and-add rule of Newcombe (1998), method 10, for any two intervals (MOVER: Zou and Donner 2008,
     doi:10.1002/sim.3095); `newcombe_paired` is the same rule for two rates that agree on the same starts.
     """
-    return Interval(
-        x - y - math.hypot(x - of_x.low, of_y.high - y),
-        x - y + math.hypot(of_x.high - x, y - of_y.low),
-    )
+    return Interval(*_combined(x, (of_x.low, of_x.high), y, (of_y.low, of_y.high), math.hypot))
+
+
+def _combined(x: Any, of_x: tuple[Any, Any], y: Any, of_y: tuple[Any, Any], reach: Callable) -> tuple[Any, Any]:
+    """Both ends of the interval of x - y; `reach` adds the squares of two distances, less what they share."""
+    (x_low, x_high), (y_low, y_high) = of_x, of_y
+    return x - y - reach(x - x_low, y_high - y), x - y + reach(x_high - x, y - y_low)

@@ -1,4 +1,4 @@
-"""What training and evaluation have in common, found out before a result counts.
+"""What training and evaluation have in common, checked before a result counts.
 
 Sharing instructions, objects and arenas is what is asked: a policy learns tasks and is tested on them in scenes that it
 has not seen. Sharing an initial state, or a scene whose picture was trained on under another instruction, is a leak,
@@ -140,7 +140,7 @@ def pretraining(
     acted: Mapping[str, Any] | None = None,
     where: str = "",
 ) -> list[Leak]:
-    """What the backbone had seen before the first step.
+    """What the backbone was trained on before the first step.
 
     Args:
         weights: start weights of the small backbone: a packaged name, another file, or None for random ones.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 STAGES = ("approached", "distractor_approached", "grasped", "lifted", "placed")
-OVERLAPS = (
-    "aos", "aos_chance", "aos_ceiling", "aos_g", "aos_g_chance", "mass", "mass_over_area", "pointing", "auroc",
-    "average_precision", "entropy",
-)  # fmt: skip
 EPISODE_METRICS = ("tsr", "smallest_distance", *STAGES)
 
 MapPart = Literal["target", "destination", "distractor"]
@@ -79,18 +75,10 @@ class Stages:
     smallest_distance: float | None = None
 
 
-@dataclass(frozen=True)
-class GroundingMeans:
-    """Means over frames that show the target (`la_reconvla.analysis.attention_overlap.Grounding`).
+@dataclass(frozen=True, kw_only=True)
+class OverlapValues:
+    """Overlap of maps with an instance, see `la_reconvla.analysis.attention_overlap.Grounding`; None: not defined."""
 
-    Others are `excluded`.
-
-    `channel` says whose attention it was: ``language``, or the fallback that the backbone named; None if not recorded.
-    """
-
-    frames: int
-    excluded: int
-    patches: float | None = None
     aos: float | None = None
     aos_chance: float | None = None
     aos_ceiling: float | None = None
@@ -102,6 +90,21 @@ class GroundingMeans:
     auroc: float | None = None
     average_precision: float | None = None
     entropy: float | None = None
+
+
+OVERLAPS = tuple(f.name for f in fields(OverlapValues))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingMeans(OverlapValues):
+    """Means over frames that show the instance, `patches` of each on average; other frames are `excluded`.
+
+    `channel` says whose attention it was: ``language``, or the fallback that the backbone named; None if not recorded.
+    """
+
+    frames: int
+    excluded: int
+    patches: float | None = None
     channel: str | None = None
 
 

@@ -55,7 +55,7 @@ def occluded(images: UInt8[Tensor, "b 3 H W"], boxes: Float32[np.ndarray, "b 4"]
     return result
 
 
-def elsewhere(
+def control_box(
     box: Float32[np.ndarray, "4"], things: Float32[np.ndarray, "m 4"], rng: np.random.Generator
 ) -> Float32[np.ndarray, "4"]:
     """A box of the size of `box` at random in the picture that touches none of `things`; NaN if none is found."""
@@ -71,7 +71,7 @@ def elsewhere(
 def effects(
     policy: Policy, batch: Batch, boxes: Float32[np.ndarray, "b 3 4"], draws: Sequence[np.random.Generator]
 ) -> list[dict[MapPart, Occlusion]] | None:
-    """How far the actions move when each thing is hidden, and when as much is hidden elsewhere.
+    """How far the actions move when each thing is hidden, and when a control of equal size is.
 
     Args:
         policy: in evaluation mode, on the batch's device.
@@ -96,7 +96,7 @@ def effects(
     for column, part in enumerate(PARTS):
         alone = shift(boxes[:, column])
         drawn = [
-            np.stack([elsewhere(own[column], own, rng) for own, rng in zip(boxes, draws, strict=True)])
+            np.stack([control_box(own[column], own, rng) for own, rng in zip(boxes, draws, strict=True)])
             for _ in range(DRAWS)
         ]
         shifts = np.stack([shift(places) for places in drawn])

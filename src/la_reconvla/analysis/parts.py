@@ -15,9 +15,9 @@ from la_reconvla.analysis.measures import MapPart, MapPhase
 from la_reconvla.data.boxes import box_of
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.samples import Samples, patch_coverage
+from la_reconvla.data.starts import object_kind
 
 PARTS: tuple[MapPart, ...] = get_args(MapPart)
-PHASES: tuple[MapPhase, ...] = get_args(MapPhase)
 OVER = 0.06  # the thing is over its destination when the hand is this near to where it lets go (m, horizontally)
 
 
@@ -57,8 +57,8 @@ def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
     """
     if episode.target is None:
         return None
-    kind = episode.target.rsplit("_", 1)[0]
-    twins = [name for name in episode.instance_names if name != episode.target and name.rsplit("_", 1)[0] == kind]
+    kind = object_kind(episode.target)
+    twins = [name for name in episode.instance_names if name != episode.target and object_kind(name) == kind]
     asked = [other for other in others if other.target in episode.instance_names and other.target != episode.target]
     here = [other for other in asked if other.scene == episode.scene]
     return (twins or sorted(str(other.target) for other in here or asked) or [None])[0]

@@ -1,4 +1,4 @@
-"""What a study found, as values. `results.json` is `Results`.
+"""The results of a study, as values. `results.json` is `Results`.
 
 The schema grows by adding; a reader ignores what it does not know. How it is built from records:
 `la_reconvla.analysis.evidence`; how hypotheses are judged: `la_reconvla.analysis.verdicts`.
@@ -100,7 +100,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellResult:
     """One condition trained with one seed. `metrics` is the path of its training curves, relative to the study."""
 
     seed: int
@@ -166,7 +166,7 @@ class ConditionResult(Arm):
         counterfactual: which object is moved when two instructions are given in the same state.
     """
 
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[CellResult, ...] = ()
     tsr: Rate | None = None
     aos: Overlap | None = None
     stages: Stages | None = None
@@ -202,7 +202,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class OtherStarts:
     """Success of one policy on other starts than the study's own: official ones, other suites, LIBERO-PRO's.
 
     Attributes:
@@ -273,14 +273,14 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Results:
-    """The whole of `results.json`."""
+    """Everything in `results.json`."""
 
     schema: Literal[2]
     study: Study
     conditions: tuple[ConditionResult, ...]
     floors: tuple[Floor, ...] = ()
     references: tuple[Reference, ...] = ()
-    elsewhere: tuple[Elsewhere, ...] = ()
+    elsewhere: tuple[OtherStarts, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
     pictures: tuple[Picture, ...] = ()

@@ -31,7 +31,7 @@ from la_reconvla.analysis.measures import (
     Stages,
     Tally,
 )
-from la_reconvla.analysis.results import Arm, Cell, ConditionResult
+from la_reconvla.analysis.results import Arm, CellResult, ConditionResult
 from la_reconvla.episodes import EpisodeRecord
 
 Episodes = Sequence[EpisodeRecord]
@@ -58,10 +58,10 @@ def condition_summary(arm: Arm, evidence: Evidence) -> ConditionResult:
     )
 
 
-def _cell(seed: int, evidence: Evidence) -> Cell:
+def _cell(seed: int, evidence: Evidence) -> CellResult:
     episodes = [r for r in evidence.episodes if r.label.seed == seed]
     frames = [r for r in evidence.frames if r.seed == seed]
-    return Cell(
+    return CellResult(
         seed=seed,
         train=dict(evidence.train.get(seed, {})),
         tsr=_tally(episodes),

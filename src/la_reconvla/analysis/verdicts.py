@@ -21,7 +21,7 @@ NOT_SPEED = (
     "A study measures no speed, and neither arm reconstructs when it acts: `la-reconvla bench` measures control, "
     "training and pictures apart."
 )
-NOT_ELSEWHERE = "Changed wording, objects and suites are not part of this study."
+NO_OTHER_SUITES = "Changed wording, objects and suites are not part of this study."
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
@@ -102,7 +102,7 @@ def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgem
     "All of them" needs no correction for their number, "one of them" does (Holm's).
     """
     if not losses:
-        return Judgement("inconclusive", note=NOT_ELSEWHERE)
+        return Judgement("inconclusive", note=NO_OTHER_SUITES)
     judged: list[Judgement] = []
     for c, p in zip(losses, decisions.holm([c.p for c in losses]), strict=True):
         word = decisions.verdict(Interval(c.low, c.high), "below", p=c.p, alpha=declared.alpha)

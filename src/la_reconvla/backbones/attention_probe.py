@@ -84,14 +84,14 @@ class QueryProbe:
     """Keeps queries and keys themselves, with their gradient.
 
     Attributes:
-        seen: after the forward pass, layer -> (query [b h s e], key [b g s e]), both after the rotary embedding.
+        projections: after the forward pass, layer -> (query [b h s e], key [b g s e]), both after the rotary embedding.
     """
 
-    seen: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    projections: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def see(self, layer: int, query: Tensor, key: Tensor, *_: Any) -> None:
         """As `AttentionProbe.see`."""
-        self.seen[layer] = (query, key)
+        self.projections[layer] = (query, key)
 
 
 def attention_weights(

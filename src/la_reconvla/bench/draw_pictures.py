@@ -20,12 +20,12 @@ class Draw:
     """One picture by a reconstruction head.
 
     Attributes:
-        head: its kind, see `Size`.
+        reconstruction_head: its kind, see `Size`.
         steps: denoising steps; None for one pass.
         with_backbone: the backbone's pass counts too.
     """
 
-    head: Literal["MAE", "diffusion"]
+    reconstruction_head: Literal["MAE", "diffusion"]
     steps: int | None = None
     with_backbone: bool = False
 
@@ -33,14 +33,14 @@ class Draw:
     def id(self) -> str:
         """Head, steps, and what is counted."""
         steps = f", T = {self.steps}" if self.steps else ""
-        return f"{self.head}{steps}{', backbone included' if self.with_backbone else ''}"
+        return f"{self.reconstruction_head}{steps}{', backbone included' if self.with_backbone else ''}"
 
     def build(self, size: Size, compute: Compute) -> Work:
         """See `Case`."""
         size = size.acting(1)
         with seeded(0, "weights"):
             backbone = size.build(compute).eval()  # pyright: ignore[reportAttributeAccessIssue] (a module, too)
-            config = {"MAE": size.head, "diffusion": size.denoiser}[self.head]
+            config = {"MAE": size.decoder, "diffusion": size.denoiser}[self.reconstruction_head]
             head: Any = config.build(backbone.width, backbone.grid, backbone.patch_size)
         head.to(compute.device).eval()
         batch = drawn(backbone, 1, compute)

@@ -50,7 +50,7 @@ from la_reconvla.processes import keep_memory
 from la_reconvla.progress import progress
 from la_reconvla.report import charts
 from la_reconvla.storage import atomic_write, write_json
-from la_reconvla.study import machine_facts
+from la_reconvla.study import provenance
 from la_reconvla.training.loop import pick_device, pick_precision
 
 
@@ -285,9 +285,9 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
     measured = "control" in {row.section for row in run.rows}
     document = {
         "command": shlex.join(["la-reconvla", *sys.argv[1:]]),
-        "commit": machine_facts.commit(),
-        "machine": machine_facts.hardware(),
-        "versions": machine_facts.versions(),
+        "commit": provenance.commit(),
+        "machine": provenance.hardware(),
+        "versions": provenance.versions(),
         "settings": {**asdict(settings), "device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")},
         "roof": asdict(run.roof) if run.roof else None,
         "claims": [speed_claim(run.rows, name) for name in settings.backbones] if measured else [],

@@ -10,6 +10,7 @@ import tyro
 
 from la_reconvla.bench.rows import SECTIONS, Section
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.study.options import IfGiven
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Settings:
     repeats: int = 20
     seconds: float = 60.0
     only: tuple[Section, ...] = SECTIONS
-    demonstrations: Path | None = None
+    demonstrations: IfGiven[Path] = None
     episodes: int = 3
 
     def __post_init__(self):

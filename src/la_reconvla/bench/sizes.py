@@ -59,7 +59,7 @@ class Size:
     Attributes:
         id: its name.
         backbone: what it is built from.
-        head: the MAE decoder.
+        decoder: the MAE decoder.
         denoiser: the diffusion head.
         optimizer: what the preset trains with; a model that is no preset takes AdamW.
         like: a built backbone that lends its weights to all that are built from here, see `sharing`.
@@ -67,7 +67,7 @@ class Size:
 
     id: str
     backbone: SmallPaliGemma | Pretrained
-    head: MAEDecoder = field(default_factory=MAEDecoder)
+    decoder: MAEDecoder = field(default_factory=MAEDecoder)
     denoiser: Denoiser = field(default_factory=Denoiser)
     optimizer: OptimizerName = "adamw"
     like: Any = None

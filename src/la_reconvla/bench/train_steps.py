@@ -48,7 +48,7 @@ class TrainStep:
 
     def sized(self, size: Size) -> Condition:
         """The arm with the head that it is measured with."""
-        return self.condition.with_reconstruction_head(*(self.heads or (size.head, size.denoiser)))
+        return self.condition.with_reconstruction_head(*(self.heads or (size.decoder, size.denoiser)))
 
     def head_size(self, size: Size, backbone: Any) -> int:
         """Weights of that head on a backbone, which may be without numbers."""
@@ -59,7 +59,7 @@ class TrainStep:
             head: Any = reconstruction.reconstruction_head.build(backbone.width, backbone.grid, backbone.patch_size)
         return sum(p.numel() for p in head.parameters())
 
-    def ready(self, size: Size, compute: Compute) -> Training:
+    def ready(self, size: Size, compute: Compute) -> OneBatchTraining:
         """Everything that a step needs."""
         condition = self.sized(size)
         with seeded(0, "weights"):
@@ -72,14 +72,14 @@ class TrainStep:
         batch = drawn(backbone, self.batch, compute)
         if not condition.annotation_free:
             batch.gaze = torch.tensor([[0.25, 0.25, 0.5, 0.5]], device=compute.device).repeat(self.batch, 1)
-        return Training(condition, policy, batch, compute, size.optimizer)
+        return OneBatchTraining(condition, policy, batch, compute, size.optimizer)
 
     def build(self, size: Size, compute: Compute) -> Work:
         """See `Case`."""
         return self.ready(size, compute).step
 
 
-class Training:
+class OneBatchTraining:
     """An arm in training, on one batch again and again, as `la_reconvla.training.loop.train` has its steps."""
 
     def __init__(self, condition: Condition, policy: Policy, batch: Batch, compute: Compute, optimizer: OptimizerName):

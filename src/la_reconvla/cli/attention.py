@@ -6,15 +6,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from la_reconvla.study.options import IfGiven
+
 
 def look(
     backbone: str,
     image: Path,
     instruction: str,
     out: Path = Path("map.png"),
-    against: str | None = None,
+    against: IfGiven[str] = None,
     per_head: bool = False,
-    layers: int | None = None,
+    layers: IfGiven[int] = None,
     device: str = "auto",
 ) -> None:
     """Draw where an instruction looks in a picture, and print whose attention that is and its numbers.

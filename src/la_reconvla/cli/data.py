@@ -33,7 +33,7 @@ def annotate(
     every: int = 1,
     device: str = "auto",
 ) -> None:
-    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
+    """Write where the target is in every frame, for arms that use annotation. Stopped, it goes on by the same command.
 
     Args:
         demonstrations: folder with ``*_demo.hdf5`` files.
@@ -43,14 +43,14 @@ def annotate(
         every: show a detector only every so many recorded frames.
         device: of a detector: auto, cpu, cuda or mps.
     """
-    from la_reconvla.data.boxes import SUFFIX, Masks, boxes_summary, write_boxes
+    from la_reconvla.data.boxes import BOXES_SUFFIX, Masks, boxes_summary, write_boxes
     from la_reconvla.data.detector import Detector
     from la_reconvla.data.hdf5 import open_demonstrations
     from la_reconvla.progress import progress
     from la_reconvla.training.loop import pick_device
 
-    if out.suffix != SUFFIX:
-        raise UserError(f"{out}: a file of boxes is called *{SUFFIX}, which is how training knows it: name it so")
+    if out.suffix != BOXES_SUFFIX:
+        raise UserError(f"{out}: a file of boxes is called *{BOXES_SUFFIX}, which is how training knows it: name it so")
     opened = open_demonstrations(demonstrations)
     annotator = Masks()
     if source != annotator.label:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from la_reconvla.bench.settings import Settings
 from la_reconvla.cli.options import Flat
-from la_reconvla.study.options import PlanOptions
+from la_reconvla.study.options import IfGiven, PlanOptions
 
 
 def doctor(out: Path = Path(".")) -> None:
@@ -35,7 +35,7 @@ def plan(options: Flat[PlanOptions]) -> None:
     console.print(verdict(planned), soft_wrap=True)
 
 
-def bench(settings: Flat[Settings], out: Path | None = None) -> None:
+def bench(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:
     """Measure how fast arms act, train and draw, and what limits them; tables, and as the last line JSON.
 
     Args:

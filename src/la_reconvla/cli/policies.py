@@ -11,7 +11,7 @@ from la_reconvla.study.options import CompareOptions, EvaluateOptions
 
 
 def evaluate(run: Positional[str], options: Flat[EvaluateOptions]) -> None:
-    """Roll a policy out in closed loop on starts that it was not trained on, unless told otherwise.
+    """Roll a policy out in closed loop on starts that, by default, it was not trained on.
 
     Args:
         run: a run folder, or ``expert`` or ``random``.

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from la_reconvla.cli.options import Group
 from la_reconvla.errors import UserError
-from la_reconvla.study.options import PolicyChanges, StudyChanges, TrainingChanges
+from la_reconvla.study.options import IfGiven, PolicyChanges, StudyChanges, TrainingChanges
 
 
 def ablate(
@@ -17,8 +17,8 @@ def ablate(
     policy: Group[PolicyChanges],
     training: Group[TrainingChanges],
     preset: str = "quick",
-    out: Path | None = None,
-    hypotheses: Path | None = None,
+    out: IfGiven[Path] = None,
+    hypotheses: IfGiven[Path] = None,
     workers: int = 0,
 ) -> None:
     """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
@@ -64,9 +64,9 @@ def power(
 
 def report(
     study: Positional[Path],
-    other: Positional[Path | None] = None,
-    out: Path | None = None,
-    figures: Path | None = None,
+    other: Positional[IfGiven[Path]] = None,
+    out: IfGiven[Path] = None,
+    figures: IfGiven[Path] = None,
 ) -> None:
     """Draw ``report.html`` again from a study's ``results.json``, or compare two studies on one page.
 

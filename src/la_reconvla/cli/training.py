@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from la_reconvla.cli.options import Flat, Group
-from la_reconvla.study.options import PolicyChanges, ScheduleChanges
+from la_reconvla.study.options import IfGiven, PolicyChanges, ScheduleChanges
 from la_reconvla.training.options import PretrainOptions
 
 
@@ -42,11 +42,11 @@ def pretrain(
     out: Path,
     options: Flat[PretrainOptions],
     demonstrations: tuple[Path, ...] = (),
-    hold_out: tuple[str, ...] | None = None,
+    hold_out: IfGiven[tuple[str, ...]] = None,
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
     patch: int = 16,
     stem: Literal["patch", "conv", "efficientnet-lite0"] = "patch",
-    weights: str | None = None,
+    weights: IfGiven[str] = None,
 ) -> None:
     """Teach the small backbone words from captions, and hands from demonstrations. Stopped, it goes on.
 

@@ -23,7 +23,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.progress import Bar, RemoteTicker
 from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
 
-SUFFIX = ".jsonl"
+BOXES_SUFFIX = ".jsonl"
 
 
 class Annotator(Protocol):
@@ -169,10 +169,10 @@ def annotator(name: str) -> Annotator:
     """
     if name == "masks":
         return Masks()
-    if not name.endswith(SUFFIX):
+    if not name.endswith(BOXES_SUFFIX):
         raise UserError(
-            f"'{name}' is neither masks nor a file of boxes (*{SUFFIX}): a detector's boxes are written first, by "
-            "`la-reconvla annotate`"
+            f"'{name}' is neither masks nor a file of boxes (*{BOXES_SUFFIX}): a detector's boxes are written first, "
+            "by `la-reconvla annotate`"
         )
     if not Path(name).is_file():
         raise UserError(f"{name}: no such file; write it with `la-reconvla annotate --out {name}`")

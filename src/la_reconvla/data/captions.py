@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from la_reconvla.data.scenes import Scenes
+from la_reconvla.data.starts import object_kind
 
 FALSE, UNSURE, TRUE = 0.0, 0.5, 1.0  # a conjunction is the least of its terms, a disjunction the greatest
 VISIBLE = 20  # pixels at 112 x 112; fewer are too few to call
@@ -84,11 +85,6 @@ HELD_OUT_WORDINGS = (
     "could you bring me the {0}",
     "transfer the {0} onto the {1}",
 )
-
-
-def kind(instance: str) -> str:
-    """``akita_black_bowl_1`` -> ``akita_black_bowl``."""
-    return instance.rsplit("_", 1)[0]
 
 
 # ---------------------------------------------------------------- relations: words and geometry
@@ -184,12 +180,12 @@ RELATIONS: tuple[tuple[Relation, float], ...] = (
 )
 
 
-def held_out_pair(head: str, other: str) -> bool:
+def held_out_pair(one: str, other: str) -> bool:
     """Whether "next to" never joins the two in training, in either order: bowls and plates, and a fifth of the rest.
 
     Of the bowls, the only things of which there are two, one pair is enough: that is the test of relations.
     """
-    first, second = sorted((head, other))
+    first, second = sorted((one, other))
     if first == "akita_black_bowl":
         return second == "plate"
     return zlib.crc32(f"{first}/{second}".encode()) % 5 == 0
@@ -203,25 +199,25 @@ class Expression:
     """A kind of thing, and where it is: what a caption means.
 
     Attributes:
-        head: kind of the thing meant.
+        target_kind: of the thing meant.
         relation: None for any of this kind.
         others: kinds that the relation refers to.
     """
 
-    head: str
+    target_kind: str
     relation: Relation | None = None
     others: tuple[str, ...] = ()
 
     @property
     def held_out(self) -> bool:
         """Whether training never says this."""
-        return len(self.others) == 1 and held_out_pair(self.head, self.others[0])
+        return len(self.others) == 1 and held_out_pair(self.target_kind, self.others[0])
 
     def meant(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m o"]:
         """FALSE, UNSURE or TRUE for each instance of the scenes `chosen`: is it what the expression means?"""
-        kinds = [kind(name) for name in scenes.instances]
+        kinds = [object_kind(name) for name in scenes.instances]
         visible = _visible(scenes, chosen)
-        result = np.where(np.array(kinds) == self.head, visible, FALSE)
+        result = np.where(np.array(kinds) == self.target_kind, visible, FALSE)
         if self.relation is None:
             return result
         columns = [[i for i, k in enumerate(kinds) if k == other] for other in self.others]
@@ -230,7 +226,7 @@ class Expression:
         for picked in np.ndindex(*(len(column) for column in columns)):  # any of several alike things will do
             others = [column[i] for column, i in zip(columns, picked, strict=True)]
             there = np.min([visible[:, other] for other in others], axis=0) if others else TRUE
-            for i in np.flatnonzero(np.array(kinds) == self.head):
+            for i in np.flatnonzero(np.array(kinds) == self.target_kind):
                 if i in others:
                     continue
                 holds = self.relation(at[:, i], [at[:, other] for other in others])
@@ -266,11 +262,11 @@ def _visible(scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m o"]:
 def expressions(kinds: Sequence[str]) -> list[Expression]:
     """Everything that can be said of things of these kinds, held-out expressions included, in a fixed order."""
     kinds = sorted(set(kinds))
-    said = [Expression(head) for head in kinds]
+    said = [Expression(kind) for kind in kinds]
     for relation, _ in RELATIONS:
-        for head in kinds:
-            rest = [other for other in kinds if other != head]
-            said += [Expression(head, relation, others) for others in itertools.combinations(rest, relation.places)]
+        for kind in kinds:
+            rest = [other for other in kinds if other != kind]
+            said += [Expression(kind, relation, others) for others in itertools.combinations(rest, relation.places)]
     return said
 
 
@@ -304,7 +300,7 @@ def say(
     if onto is None or "{1}" not in wording:
         onto = None
     destination = _pick(rng, NOUNS[onto]) if onto else ""
-    noun = _pick(rng, NOUNS[expression.head])  # last: with another head the rest of the sentence is drawn alike
+    noun = _pick(rng, NOUNS[expression.target_kind])  # last: with another noun the rest of the sentence is drawn alike
     return Caption(wording.format(noun + where, destination), expression, onto)
 
 
@@ -329,7 +325,7 @@ class Captioner:
         self._true: dict[int, list[Expression]] = {index: [] for index in range(len(scenes))}
         for arena in self.arenas:
             there = ~np.isnan(scenes.positions[arena, :, 0]).all(0)
-            for expression in expressions([kind(scenes.instances[i]) for i in np.flatnonzero(there)]):
+            for expression in expressions([object_kind(scenes.instances[i]) for i in np.flatnonzero(there)]):
                 for index in arena[expression.meant(scenes, arena).max(-1) == TRUE]:
                     self._true[index].append(expression)
 
@@ -362,5 +358,6 @@ class Captioner:
         if not groups:
             return None
         expression = draw(rng, groups)
-        there = [e.head for e in self.true_of(index) if e.relation is None and e.head != expression.head]
+        plain = (e.target_kind for e in self.true_of(index) if e.relation is None)
+        there = [kind for kind in plain if kind != expression.target_kind]
         return say(rng, expression, there[rng.integers(len(there))] if there else None, wordings)

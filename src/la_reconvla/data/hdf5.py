@@ -13,7 +13,7 @@ import numpy as np
 
 from la_reconvla.contracts import Quality
 from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
-from la_reconvla.data.hdf5_layout import REMEDY, SHARDS, SUFFIX, checked_actions, episode_groups, opened
+from la_reconvla.data.hdf5_layout import DEMO_SUFFIX, REMEDY, SHARDS, checked_actions, episode_groups, opened
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.storage import TEMPORARY
@@ -211,13 +211,13 @@ def _find_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder; make one with `la-reconvla collect --out {folder}`")
     if (folder / SHARDS).is_dir():
         raise UserError(f"{folder}: this collection is not finished; run its `la-reconvla collect` command again")
-    files = sorted(p for p in folder.glob(f"*{SUFFIX}") if not p.name.startswith(TEMPORARY))
+    files = sorted(p for p in folder.glob(f"*{DEMO_SUFFIX}") if not p.name.startswith(TEMPORARY))
     if files:
         return files
     if (folder / "meta" / "info.json").exists():
-        raise UserError(f"{folder} is a LeRobotDataset; this reader takes LIBERO's HDF5 files (*{SUFFIX})")
+        raise UserError(f"{folder} is a LeRobotDataset; this reader takes LIBERO's HDF5 files (*{DEMO_SUFFIX})")
     others = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-    raise UserError(f"{folder}: no *{SUFFIX} file there, found {others}; give the folder that holds them")
+    raise UserError(f"{folder}: no *{DEMO_SUFFIX} file there, found {others}; give the folder that holds them")
 
 
 def _of_tasks(episodes: Sequence[Episode], tasks: Sequence[str | int]) -> list[Episode]:

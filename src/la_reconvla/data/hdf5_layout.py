@@ -38,7 +38,7 @@ from jaxtyping import Float32
 from la_reconvla.contracts import ACTION_DIM
 from la_reconvla.errors import UserError
 
-SUFFIX = "_demo.hdf5"
+DEMO_SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
 """Folder of an unfinished collection; while it is there the demonstrations beside it are not complete."""
 REMEDY = "collect or download the file again"

@@ -23,10 +23,10 @@ from la_reconvla.data.captions import (
     Relation,
     draw,
     expressions,
-    kind,
     say,
 )
 from la_reconvla.data.scenes import Scenes
+from la_reconvla.data.starts import object_kind
 
 SAID = (
     *REQUESTS,
@@ -51,7 +51,7 @@ class Relabeller:
         targets: Sequence[str],
         destinations: Sequence[str],
     ):
-        count, kinds = len(targets), [kind(name) for name in instances]
+        count, kinds = len(targets), [object_kind(name) for name in instances]
         pixels = np.where(np.isnan(positions[:, :, 0]), 0, VISIBLE).astype(np.int32)
         blank = np.zeros((count, 1, 1, 3), np.uint8)
         scenes = Scenes(("",) * count, tuple(instances), blank, blank[..., 0], positions, pixels)
@@ -62,7 +62,7 @@ class Relabeller:
         rows = {index: instances.index(name) for index, name in enumerate(targets) if name in instances}
         wanted = {kinds[column] for column in rows.values()}
         for expression in expressions([name for name in kinds if name in NOUNS]):
-            if expression.head not in wanted or expression.held_out:
+            if expression.target_kind not in wanted or expression.held_out:
                 continue
             meant = expression.meant(scenes, everywhere)
             for index, column in rows.items():

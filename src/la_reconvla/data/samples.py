@@ -127,7 +127,7 @@ class Samples:
     def instance_patches(
         self, indices: Int64[np.ndarray, " b"], names: Sequence[str], grid: tuple[int, int]
     ) -> Float32[np.ndarray, "b names n"]:
-        """Which share of each patch is covered by each named instance, at these samples.
+        """The share of each patch that each named instance occupies, at these samples.
 
         Args:
             indices: numbers of samples.

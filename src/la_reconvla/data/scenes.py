@@ -21,7 +21,7 @@ from la_reconvla.data.starts import Split
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
 
-SUFFIX = ".safetensors"
+SCENES_SUFFIX = ".safetensors"
 NAMES = ("arenas", "instances")  # kept in the metadata, as JSON
 
 
@@ -100,7 +100,7 @@ def load_scenes(folder: Path, split: Split) -> Scenes:
     Raises:
         UserError: if there are none, or a file is damaged.
     """
-    paths = sorted(Path(folder).glob(f"*/{split}/*{SUFFIX}"))
+    paths = sorted(Path(folder).glob(f"*/{split}/*{SCENES_SUFFIX}"))
     if not paths:
         raise UserError(
             f"{folder} holds no scenes of split '{split}': render some with `la-reconvla scenes --out {folder}`"

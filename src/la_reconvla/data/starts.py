@@ -12,6 +12,11 @@ PlacementKind = Literal["official", "wide"]
 Split = Literal["train", "test"]
 
 
+def object_kind(instance: str) -> str:
+    """``akita_black_bowl_1`` -> ``akita_black_bowl``."""
+    return instance.rsplit("_", 1)[0]
+
+
 @dataclass(frozen=True, eq=False)
 class Start:
     """One initial state of one task: everything that an episode needs to be repeated exactly.

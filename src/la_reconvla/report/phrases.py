@@ -57,12 +57,12 @@ def reason(results: Results) -> str:
     return f"{judged.note} {found.note}".strip()
 
 
-def paired(found: Pairing) -> str:
-    """What the arms of one seed had in common, as a sentence without its end."""
-    arms = ", ".join(found.arms)
+def paired(pairing: Pairing) -> str:
+    """The hashes that the arms of one seed share, as a sentence without its end."""
+    arms = ", ".join(pairing.arms)
     return (
-        f"with seed {found.seed} {arms} started from equal weights (backbone {found.backbone}, action head "
-        f"{found.head}) and saw equal batches ({found.batches})"
+        f"with seed {pairing.seed} {arms} started from equal weights (backbone {pairing.backbone}, action head "
+        f"{pairing.head}) and saw equal batches ({pairing.batches})"
     )
 
 

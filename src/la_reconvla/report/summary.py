@@ -1,4 +1,4 @@
-"""A whole study as text: ``tables.md`` and what the terminal shows."""
+"""A study as text: ``tables.md`` and what the terminal shows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from la_reconvla.analysis.results import Results
 from la_reconvla.report.phrases import headline, leading, paired
 from la_reconvla.report.tables import (
     comparison_table,
-    elsewhere_tables,
     error_table,
     exploratory_table,
     floor_table,
     grid_table,
     loss_table,
+    other_starts_tables,
     overlap_table,
     stage_table,
     success_table,
@@ -54,7 +54,7 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         exploratory_table,
         verdict_table,
     )
-    tables = [*(make(results) for make in makers), *elsewhere_tables(results), loss_table(results), *further]
+    tables = [*(make(results) for make in makers), *other_starts_tables(results), loss_table(results), *further]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 
@@ -62,5 +62,5 @@ def terminal_summary(results: Results) -> RenderableType:
     """The verdict with the tables of success, stages and attention overlap, for `rich` to print."""
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    tables = (success_table(results), *elsewhere_tables(results), stage_table(results), overlap_table(results))
+    tables = (success_table(results), *other_starts_tables(results), stage_table(results), overlap_table(results))
     return Group(Panel(headline(results), border_style=colour), *(table.rich() for table in tables if table.rows))

@@ -8,7 +8,7 @@ from itertools import groupby
 from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.measures import STAGES, Measure, Rate, Stages
-from la_reconvla.analysis.results import ConditionResult, Elsewhere, Floor, Reference, Results
+from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.conditions import GRID
 from la_reconvla.report.phrases import EFFECTS_SAID, FLOORS, effect_size, metric_name, named, scenes
 from la_reconvla.text_table import TextTable, number, p_value, percent, points
@@ -59,10 +59,10 @@ def beside(results: Results) -> list[tuple[str, Floor | Reference]]:
     ]
 
 
-def elsewhere_tables(results: Results) -> list[TextTable]:
-    """Success elsewhere, a table for each suite, change and kind of starts: arms, then floors, or that none was run."""
+def other_starts_tables(results: Results) -> list[TextTable]:
+    """Success on other starts, a table for each suite, change and kind of starts: arms, then floors."""
 
-    def where(e: Elsewhere) -> tuple[str, str, str]:
+    def where(e: OtherStarts) -> tuple[str, str, str]:
         return e.suite, e.change, e.placement
 
     groups = groupby(sorted(results.elsewhere, key=where), key=where)
@@ -100,7 +100,7 @@ def loss_table(results: Results) -> TextTable:
     return TextTable("Losses on other suites", header, rows, note)
 
 
-def _elsewhere(name: str, found: Sequence[Elsewhere]) -> TextTable:
+def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:
     arms = [e for e in found if e.condition is not None and e.floor is None]
     others = [e for e in found if e not in arms]
     shown = [(e.condition or "", e) for e in arms] + [(_not_arm(e), e) for e in others]
@@ -113,7 +113,7 @@ def _elsewhere(name: str, found: Sequence[Elsewhere]) -> TextTable:
     return TextTable(f"Success elsewhere: {name}", header, rows)
 
 
-def _not_arm(e: Elsewhere) -> str:
+def _not_arm(e: OtherStarts) -> str:
     if e.floor is not None:
         return f"floor: {FLOORS.get(e.floor, e.floor.replace('_', ' '))} {e.condition or ''}".strip()
     return e.label.replace("_", " ")

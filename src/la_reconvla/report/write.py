@@ -24,7 +24,7 @@ from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, headline, leading, reason
 from la_reconvla.report.summary import markdown
-from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, elsewhere_tables, grid_table, loss_table
+from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, grid_table, loss_table, other_starts_tables
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study.results import read_results
 
@@ -93,7 +93,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "aid": evidence_tables.aid_table(results),
         "causal": evidence_tables.causal_table(results),
         "counterfactual": evidence_tables.counterfactual_table(results),
-        "elsewhere": elsewhere_tables(results),
+        "elsewhere": other_starts_tables(results),
         "losses": loss_table(results),
         "floors_said": FLOORS_SAID,
         "effects_said": EFFECTS_SAID,

@@ -27,7 +27,7 @@ from typing import Any
 
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5 import read_file
-from la_reconvla.data.hdf5_layout import SHARDS, SUFFIX
+from la_reconvla.data.hdf5_layout import DEMO_SUFFIX, SHARDS
 from la_reconvla.data.hdf5_writer import FileHeader, merge_files, split_file
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
@@ -94,7 +94,7 @@ class Summary:
 def claim_folder(config: CollectConfig) -> None:
     """Make the folder this configuration's, or see that it is."""
     path = config.out / CONFIG
-    if not path.exists() and (others := sorted(p.name for p in config.out.glob(f"*{SUFFIX}"))):
+    if not path.exists() and (others := sorted(p.name for p in config.out.glob(f"*{DEMO_SUFFIX}"))):
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if finished_episodes(config.out) < config.demos:
         require_free_space(config.out, _estimate(config))
@@ -128,7 +128,7 @@ def take_apart(config: CollectConfig, headers: dict[int, FileHeader]) -> None:
     summary = read_json(config.out / SUMMARY)
     shards_of = {}
     for task, before in zip(config.tasks, summary["tasks"], strict=True):
-        path = config.out / f"{headers[task].name}{SUFFIX}"
+        path = config.out / f"{headers[task].name}{DEMO_SUFFIX}"
         if len(episodes := read_file(path)) != before["episodes"]:
             raise UserError(f"{path} holds {len(episodes)} episodes, not {before['episodes']}; choose another folder")
         shards_of[path] = [shard_path(config.out, task, attempt) for attempt in _attempts(config, episodes)]
@@ -171,7 +171,7 @@ def merge_shards(
     for status in statuses:
         attempts = [number * size + i for number in status.accepted for i in range(size)]
         shards = [shard_path(config.out, status.task, attempt) for attempt in attempts]
-        path = config.out / f"{headers[status.task].name}{SUFFIX}"
+        path = config.out / f"{headers[status.task].name}{DEMO_SUFFIX}"
         merge_files(shards, path)
         failed = Counter(read_json(failure)["reason"] for failure in sorted(shards[0].parent.glob("*.json")))
         steps = sum(len(episode.actions) for episode in read_file(path))  # reads our file as anybody would
@@ -179,7 +179,7 @@ def merge_shards(
         if before := _before(config, status.task):
             failed, dropped = Counter(before.failed) + failed, before.dropped + dropped
         tasks.append(TaskSummary(headers[status.task].name, len(shards), steps, dict(failed), dropped))
-    size_on_disk = sum(path.stat().st_size for path in config.out.glob(f"*{SUFFIX}"))
+    size_on_disk = sum(path.stat().st_size for path in config.out.glob(f"*{DEMO_SUFFIX}"))
     write_json(config.out / SUMMARY, Summary(tuple(tasks), round(minutes, 2), round(size_on_disk / 1e6, 2)))
 
 

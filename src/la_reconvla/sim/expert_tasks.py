@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim.tasks import Task, load_suite
 
@@ -45,15 +46,15 @@ PLACES = {
 }
 
 
-def kind(name: str) -> str:
-    """``akita_black_bowl_1`` -> ``akita_black_bowl``, ``basket_1_contain_region`` -> ``basket_contain_region``."""
+def place_kind(name: str) -> str:
+    """``basket_1_contain_region`` -> ``basket_contain_region``, ``plate_1`` -> ``plate``."""
     return re.sub(r"_\d+(?=_|$)", "", name)
 
 
 def feasible(task: Task) -> bool:
     """Whether the expert knows how to do `task`: it moves one thing that can be grasped to a place that is open."""
-    takes = kind(task.target) in TAKEN_BY_SIDES or kind(task.target).endswith(BOWLS)
-    puts = kind(task.destination) in PLACES or kind(task.destination).endswith(PLATES)
+    takes = object_kind(task.target) in TAKEN_BY_SIDES or object_kind(task.target).endswith(BOWLS)
+    puts = place_kind(task.destination) in PLACES or place_kind(task.destination).endswith(PLATES)
     return len(task.goal) == 1 and task.goal[0][0] in ("on", "in") and takes and puts
 
 

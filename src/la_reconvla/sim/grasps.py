@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim.env import Pose
-from la_reconvla.sim.expert_tasks import BOWLS, PLACES, Rest, kind
+from la_reconvla.sim.expert_tasks import BOWLS, PLACES, Rest, place_kind
 from la_reconvla.sim.hand_geometry import (
     ARM_REACH,
     FINGERTIP,
@@ -155,7 +156,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
         UserError: if no two sides of the thing fit between the fingers.
     """
     transport = _Transport(env, target, destination)
-    grasps = transport.rim_grasps() if kind(target).endswith(BOWLS) else transport.side_grasps()
+    grasps = transport.rim_grasps() if object_kind(target).endswith(BOWLS) else transport.side_grasps()
     if not grasps:
         raise UserError(f"no two sides of {target} fit between the fingers, as it lies now: the expert cannot take it")
     return sorted(grasps, key=lambda g: g.cost)
@@ -173,7 +174,7 @@ class _Transport:
         self.thing, self.hand = poses[target], poses["gripper"].position
         self.shoulder, self.goal = shoulder_of(env), anchor(env, poses, destination)
         self.here, self.there = obstacles(self.model, (target,)), obstacles(self.model, (target, owner))
-        self.rest = PLACES.get(kind(destination), Rest())
+        self.rest = PLACES.get(place_kind(destination), Rest())
         self.shape = corners(self.model, self.data, geoms_of(self.model, target))
 
     def rim_grasps(self) -> list[Grasp]:

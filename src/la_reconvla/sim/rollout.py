@@ -32,7 +32,7 @@ from jaxtyping import Float, UInt8
 from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Observation, Quality
-from la_reconvla.data.starts import Start
+from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
@@ -112,7 +112,7 @@ class Film:
     saliency: list[Float[np.ndarray, " n"]] = field(default_factory=list)
 
 
-class Stages:
+class StageTracker:
     """Watches one episode, step by step, through the simulator's poses.
 
     The hand's distance to a thing is that to its origin; a thing that stands higher than fingers reach down is taken at
@@ -122,9 +122,9 @@ class Stages:
     def __init__(self, env: TaskEnv, start: Start):
         self._env, self._target = env, start.target
         self._destination = start.destination
-        kind, owner = start.target.rsplit("_", 1)[0], env.task.instance(start.destination)
+        kind, owner = object_kind(start.target), env.task.instance(start.destination)
         others = [n for n in env.task.objects if n != start.target]
-        twins = [n for n in others if n.rsplit("_", 1)[0] == kind]
+        twins = [n for n in others if object_kind(n) == kind]
         self._distractors = twins or [n for n in others if n != owner]
         poses = env.poses()
         self._stood = {name: poses[name].position.copy() for name in env.task.objects}
@@ -198,7 +198,7 @@ def run_episode(
     begun = time.perf_counter()
     env.reset(start)
     policy.reset(start, env)
-    stages = Stages(env, start)
+    stages = StageTracker(env, start)
     steps, done, success = 0, False, False
     while not done:
         observation = env.observe() if policy.sees else None

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Quality
-from la_reconvla.data.scenes import SUFFIX, Scenes
+from la_reconvla.data.scenes import SCENES_SUFFIX, Scenes
 from la_reconvla.data.starts import Split
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
@@ -109,7 +109,7 @@ class Shard:
 
     def path(self, folder: Path) -> Path:
         """Where it is kept."""
-        return folder / self.arena.name / self.split / f"{self.number:04d}{SUFFIX}"
+        return folder / self.arena.name / self.split / f"{self.number:04d}{SCENES_SUFFIX}"
 
 
 def shards(config: ScenesConfig) -> Iterator[Shard]:

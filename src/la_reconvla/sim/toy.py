@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from la_reconvla.contracts import ACTION_DIM, Observation
-from la_reconvla.data.hdf5_layout import SUFFIX
+from la_reconvla.data.hdf5_layout import DEMO_SUFFIX
 from la_reconvla.data.hdf5_writer import FileHeader, Recording, write_file
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.randomness import derive
@@ -264,7 +264,7 @@ def demonstrations(folder: Path, episodes: int, boards: int, errors: float) -> N
         image_size=SIZE,
         frame_stride=1,
     )
-    write_file(folder / f"{NAME}{SUFFIX}", header, list(_recordings(range(episodes), boards, errors)))
+    write_file(folder / f"{NAME}{DEMO_SUFFIX}", header, list(_recordings(range(episodes), boards, errors)))
 
 
 def _recordings(indices: Iterable[int], boards: int, errors: float) -> Iterable[Recording]:

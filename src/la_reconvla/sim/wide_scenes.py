@@ -18,11 +18,10 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import GRIPPER_OPEN
-from la_reconvla.data.starts import Split
+from la_reconvla.data.starts import Split, object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim import tasks
 from la_reconvla.sim.env import Pose
-from la_reconvla.sim.expert_tasks import kind
 from la_reconvla.sim.grasps import Grasp, rank_grasps
 from la_reconvla.sim.libero import AGENTVIEW, SETTLING_STEPS, LiberoEnv
 from la_reconvla.sim.tasks import Task, official_states
@@ -72,7 +71,7 @@ def propose(task: Task, layout: Layout, wide: Wide, rng: np.random.Generator) ->
             moved[name] = Pose(position + _disc(rng, CENTRE - BETWEEN / 2), layout[name].quaternion)
         else:
             turned = pivot + turn.apply(position - pivot) + shift + _disc(rng, wide.jitter)
-            still = kind(name) in NOT_TURNED
+            still = object_kind(name) in NOT_TURNED
             moved[name] = Pose(turned, layout[name].quaternion if still else _turned(layout[name], turn))
     for name in (name for name in task.objects if name not in moved):
         support, pose = task.instance(places[name]), layout[name]

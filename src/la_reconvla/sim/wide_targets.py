@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.sim.env import Pose
-from la_reconvla.sim.expert_tasks import feasible, kind
+from la_reconvla.sim.expert_tasks import feasible
 from la_reconvla.sim.tasks import Task, load_suite
 
 CLEARLY = 0.02  # by how much a relation must be truer of the target than of the other bowl (m)
@@ -89,7 +90,7 @@ def _asks(task: Task) -> tuple[Ask, Ask] | None:
 
 def alike_things(task: Task) -> list[str]:
     """All things of the target's kind, if there are several."""
-    alike = sorted(name for name in task.objects if kind(name) == kind(task.target))
+    alike = sorted(name for name in task.objects if object_kind(name) == object_kind(task.target))
     return alike if len(alike) > 1 else []
 
 

@@ -32,18 +32,18 @@ from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
 from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
+from la_reconvla.study.domains import domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
-from la_reconvla.study.machine_facts import Energy, commit, hardware, versions
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, videos
 from la_reconvla.study.presets import StudyConfig, preset
+from la_reconvla.study.provenance import Energy, commit, hardware, versions
 from la_reconvla.study.requirements import pinned_config, require_declared, require_heads, require_room
 from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
 from la_reconvla.study.timelines import timelines
 from la_reconvla.study.train_cells import measure_cells, train_cells
-from la_reconvla.study.worlds import world
 from la_reconvla.training.checkpoint import load_policy
 from la_reconvla.training.loop import pick_device, pick_precision
 
@@ -69,8 +69,8 @@ class Ablation:
         self.config, self.folder, self.workers = config, folder, max(1, workers)
         self.declaration = declaration
         self.arms = [config.arm(id) for id in config.conditions]
-        self.world = world(config.suite)
-        self.tasks = self.world.tasks(config)
+        self.domain = domain(config.suite)
+        self.tasks = self.domain.tasks(config)
         self.places = list(official_starts(config))
         self.cells = cells(config, folder)
         self.device = str(pick_device(config.train.device))
@@ -88,10 +88,10 @@ class Ablation:
             UserError: with the way out, before long work where that is possible.
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.world.require()
+        self.domain.require()
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
-        told = self.world.wording(c)
+        told = self.domain.wording(c)
         told |= {words for place in self.places for words in wording(place.suite, place.tasks, "official")}
         require_room(c, (text for _, text in told))
         require_heads(c, self.arms)
@@ -125,7 +125,7 @@ class Ablation:
         identity = {"schema": layout.SCHEMA, "config": config, "versions": versions(), "precision": precision}
         if path.exists():
             layout.require_schema(read_json(path), str(path))
-        declared = self.declaration or self.world.declared
+        declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
         require_declared(begun, self.declaration, path)
@@ -157,7 +157,7 @@ class Ablation:
         return read_json(path) if path.exists() else {}
 
     def _collect(self) -> None:
-        self.world.collect(self.config, self.demonstrations, self.workers)
+        self.domain.collect(self.config, self.demonstrations, self.workers)
 
     @functools.cached_property
     def _opened(self) -> Demonstrations:
@@ -169,7 +169,7 @@ class Ablation:
 
     @functools.cached_property
     def _evaluations(self) -> Evaluations:
-        return Evaluations(self.config, self.folder, self.world, self.cells, self.places, self._opened, self.device)
+        return Evaluations(self.config, self.folder, self.domain, self.cells, self.places, self._opened, self.device)
 
     def _train(self) -> None:
         train_cells(self.cells, self.config, *self._divided, self.workers, self.console)
@@ -199,11 +199,11 @@ class Ablation:
         references = self.folder / layout.REFERENCES
         samples, shown = samples_of(self._divided[1], self.config), self._shown()
         found = build(
-            gathering.study_facts(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
+            gathering.study_description(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
             arms,
             gathering.floors(self.arms, self._evaluations, blind),
             {name: self._evaluations.episodes(references / name) for name in ("expert", "random")},
-            elsewhere=gathering.elsewhere(self._evaluations),
+            elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
             videos=list(videos(self.folder, shown, self._evaluations.episodes)),

@@ -15,11 +15,11 @@ from la_reconvla.episodes import EpisodeRecord, Label, read_episodes
 from la_reconvla.sim.policies import Replay, Scripted, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.study.cells import Cell, OfficialStarts
+from la_reconvla.study.domains import Domain
 from la_reconvla.study.evaluate import Evaluation
 from la_reconvla.study.floors import expert_can, has_replay
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import evaluation_starts, wrong_words
-from la_reconvla.study.worlds import World
 from la_reconvla.training.trained_policy import Trained
 
 VIEWS_OF_FLOORS = ("grey_image", "wrong_instruction")
@@ -32,7 +32,7 @@ class Evaluations:
     Attributes:
         config: the study.
         folder: where it is.
-        world: what its starts and environment come from.
+        domain: what its starts and environment come from.
         cells: all of them.
         places: official starts besides those of its placement.
         demonstrations: all that were collected; starts among them are not evaluated on.
@@ -41,7 +41,7 @@ class Evaluations:
 
     config: StudyConfig
     folder: Path
-    world: World
+    domain: Domain
     cells: Sequence[Cell]
     places: Sequence[OfficialStarts]
     demonstrations: Demonstrations
@@ -50,7 +50,7 @@ class Evaluations:
     @property
     def settings(self) -> EnvSettings:
         """The environment of all of them."""
-        return self.world.settings(self.config)
+        return self.domain.settings(self.config)
 
     def runs(self) -> Iterator[tuple[str, list[Evaluation], list[Start]]]:
         """What to call them, the policies, and their starts."""
@@ -63,14 +63,14 @@ class Evaluations:
         c = self.config
         trained_on, cache = frozenset(self.demonstrations.starts), self.folder / layout.PLACEMENTS
         if place is None:
-            return self.world.starts(c, max(c.episodes, c.floor_episodes), trained_on, cache)
+            return self.domain.starts(c, max(c.episodes, c.floor_episodes), trained_on, cache)
         return evaluation_starts(
             place.suite, place.tasks, "official", place.episodes, trained_on=trained_on, cache=cache
         )
 
     @functools.cached_property
     def swaps(self) -> tuple[tuple[int, str, str], ...]:
-        """What the floor of wrong instructions is told."""
+        """The wrong instruction for each (task, instruction), for the floor that gives it."""
         said = {(e.task or 0, e.instruction) for e in self.demonstrations.episodes}
         return swapped(said | {(start.task, start.instruction) for start in self.starts()})
 
@@ -82,7 +82,7 @@ class Evaluations:
         for cell in self.cells:
             label, blind = Label(cell.condition.id, cell.seed), cell.condition is NO_IMAGE
             policy = Trained(cell.folder, device=self.device)
-            films = self.world.films and not blind
+            films = self.domain.films and not blind
             result.append(Evaluation(cell.folder, label, policy, few if blind else many, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
                 for view in VIEWS_OF_FLOORS:
@@ -94,7 +94,7 @@ class Evaluations:
         return [
             *result,
             Evaluation(self.blind_replay, Label(None, None, "blind_replay"), replay, few),
-            Evaluation(references / "expert", Label("expert", None), self.world.expert, few),
+            Evaluation(references / "expert", Label("expert", None), self.domain.expert, few),
             Evaluation(references / "random", Label("random", None), Uniform(), few),
         ]
 

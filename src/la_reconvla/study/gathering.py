@@ -11,7 +11,7 @@ import numpy as np
 
 from la_reconvla import kinds, layout
 from la_reconvla.analysis import leakage
-from la_reconvla.analysis.evidence import ElsewhereEvidence, Evidence, FloorEvidence
+from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence
 from la_reconvla.analysis.frames import FrameRecord, HeldOut
 from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Pairing, Study
@@ -99,16 +99,16 @@ def floors(arms: Sequence[Condition], evaluations: Evaluations, blind: Evidence)
     return found
 
 
-def elsewhere(evaluations: Evaluations) -> list[ElsewhereEvidence]:
+def other_starts(evaluations: Evaluations) -> list[OtherStartsEvidence]:
     """Episodes on official states, of this suite and of others; seeds of one policy together."""
-    found: dict[tuple[str, str], ElsewhereEvidence] = {}
+    found: dict[tuple[str, str], OtherStartsEvidence] = {}
     for place in evaluations.places:
         for e in evaluations.at(place):
             arm, floor, label = e.label.condition, e.label.floor, str(e.label)
             if arm == NO_IMAGE.id:
                 arm, floor = None, "no_image"
             before = found.get((place.suite, label))
-            found[place.suite, label] = ElsewhereEvidence(
+            found[place.suite, label] = OtherStartsEvidence(
                 placement="official",
                 label=label,
                 episodes=[*(before.episodes if before else ()), *evaluations.episodes(e.folder)],
@@ -140,7 +140,7 @@ def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
     return found
 
 
-def study_facts(
+def study_description(
     evaluations: Evaluations,
     divided: Divided,
     tasks: Sequence[Task],

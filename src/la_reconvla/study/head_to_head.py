@@ -194,24 +194,24 @@ def shared_tasks(configs: Mapping[str, PolicyConfig], suite: str) -> list[int]:
     return sorted(tasks)
 
 
-def in_words(found: HeadToHead, a: str, b: str) -> list[str]:
+def in_words(result: HeadToHead, a: str, b: str) -> list[str]:
     """The decision and its numbers, one sentence a line; `a` and `b` are the runs' names."""
-    winner, loser = (a, b) if found.better == "a" else (b, a)
+    winner, loser = (a, b) if result.better == "a" else (b, a)
     level = f"one-sided level {100 * ALPHA:.0f} % in either direction"
-    total = found.rollouts + found.saved
+    total = result.rollouts + result.saved
     lines = [
-        f"{winner} is better than {loser}: decided by {found.pairs} of at most {found.planned} pairs ({level})"
-        if found.better
-        else f"undecided: {found.pairs} pairs do not say which is better ({level}), nor that they are equal",
-        f"rollouts: {found.rollouts} of at most {total} were run, {found.saved} saved",
+        f"{winner} is better than {loser}: decided by {result.pairs} of at most {result.planned} pairs ({level})"
+        if result.better
+        else f"undecided: {result.pairs} pairs do not say which is better ({level}), nor that they are equal",
+        f"rollouts: {result.rollouts} of at most {total} were run, {result.saved} saved",
     ]
     lines += [
         f"{run}: {s.successes} of {s.episodes} of these pairs, {100 * s.rate:.1f} % "
         f"(95 % interval {100 * s.low:.1f} to {100 * s.high:.1f})"
-        for run, s in ((a, found.a), (b, found.b))
+        for run, s in ((a, result.a), (b, result.b))
         if s is not None
     ]
-    if found.better:
+    if result.better:
         lines.append(
             "the rates are those at the moment of decision, which lie farther apart than they would in the end"
         )

@@ -181,7 +181,7 @@ def _hidden(
 
 @torch.no_grad()
 def controlled(
-    policy: Policy, batch: Batch, told: Sequence[str], coverage: Float[np.ndarray, "b 3 n"]
+    policy: Policy, batch: Batch, instructions: Sequence[str], coverage: Float[np.ndarray, "b 3 n"]
 ) -> list[MapOverlaps]:
     """Overlap of the policy's mean map with each thing, beside four controls that cannot follow the instruction.
 
@@ -191,8 +191,8 @@ def controlled(
     Args:
         policy: whose maps.
         batch: the frames.
-        told: instructions of the study; `INSTRUCTIONS` at most are tried, those of the batch first. With one only
-            nothing can be shuffled.
+        instructions: of the study; `INSTRUCTIONS` at most are tried, those of the batch first. With one only nothing
+            can be shuffled.
         coverage: share of each patch on each of `PARTS`.
 
     Returns:
@@ -203,7 +203,7 @@ def controlled(
         return policy.look(replace(batch.inputs, instructions=texts)).double().cpu().numpy()
 
     own, count = batch.instructions, len(batch.instructions)
-    shown = list(dict.fromkeys([*own, *told]))[: max(INSTRUCTIONS, len(set(own)))]
+    shown = list(dict.fromkeys([*own, *instructions]))[: max(INSTRUCTIONS, len(set(own)))]
     looks = {text: look([text] * count) for text in shown}
     others = [[text for text in shown if text != true] for true in own]
     kinds: dict[MapKind, list[Float[np.ndarray, "b n"]]] = {

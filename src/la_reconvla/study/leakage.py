@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from la_reconvla.analysis.leakage import Layout, Shown, same_state, wide_scene
-from la_reconvla.data.captions import kind
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.starts import Start
+from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.sim import toy
 from la_reconvla.sim.tasks import base_of, positions_in
 
@@ -40,7 +39,7 @@ def _shown(facts: Sequence[tuple[str, str, int, str, str, np.ndarray]], told: se
         if suite == toy.SUITE:
             continue  # the toy's states tell no places
         places, layout = positions_in(suite, index, state), (base_of(suite), index)
-        kinds |= {kind(name) for name in places}
+        kinds |= {object_kind(name) for name in places}
         if places:
             states.setdefault(layout, []).append(np.stack(list(places.values())))
         if target in places:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+
+from tyro.conf import arg
 
 from la_reconvla.contracts import Proprioception
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
+
+T = TypeVar("T")
+PerPreset = Annotated[T | None, arg(help_behavior_hint="(default: the preset's)")]
+IfGiven = Annotated[T | None, arg(help_behavior_hint="(optional)")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +40,18 @@ class PolicyChanges:
         latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
     """
 
-    backbone: str | None = None
-    weights: str | None = None
-    lora_rank: int | None = None
-    quantize: Literal["nf4"] | None = None
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    chunk: int | None = None
-    decoding: Literal["parallel", "autoregressive"] | None = None
-    proprio: Proprioception | None = None
-    wrist: bool | None = None
-    max_tokens: int | None = None
-    norm_pixels: bool | None = None
-    latents: str | None = None
+    backbone: PerPreset[str] = None
+    weights: PerPreset[str] = None
+    lora_rank: PerPreset[int] = None
+    quantize: PerPreset[Literal["nf4"]] = None
+    dtype: PerPreset[Literal["fp32", "bf16", "fp16"]] = None
+    chunk: PerPreset[int] = None
+    decoding: PerPreset[Literal["parallel", "autoregressive"]] = None
+    proprio: PerPreset[Proprioception] = None
+    wrist: PerPreset[bool] = None
+    max_tokens: PerPreset[int] = None
+    norm_pixels: PerPreset[bool] = None
+    latents: PerPreset[str] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +65,10 @@ class TrainingChanges:
         device: of training and policies: auto, cpu, cuda or mps.
     """
 
-    steps: int | None = None
-    shift: int | None = None
-    gaze: str | None = None
-    device: str | None = None
+    steps: PerPreset[int] = None
+    shift: PerPreset[int] = None
+    gaze: PerPreset[str] = None
+    device: PerPreset[str] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +81,9 @@ class ScheduleChanges(TrainingChanges):
         learning_rate: peak of the schedule.
     """
 
-    batch_size: int | None = None
-    accumulate: int | None = None
-    learning_rate: float | None = None
+    batch_size: PerPreset[int] = None
+    accumulate: PerPreset[int] = None
+    learning_rate: PerPreset[float] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +104,17 @@ class StudyChanges:
         elsewhere_episodes: official states of each of their tasks; 10 in the presets.
     """
 
-    seeds: tuple[int, ...] | None = None
-    conditions: tuple[str, ...] | None = None
+    seeds: PerPreset[tuple[int, ...]] = None
+    conditions: PerPreset[tuple[str, ...]] = None
     grid: bool = False
-    suite: str | None = None
-    tasks: tuple[int, ...] | None = None
-    placement: PlacementKind | None = None
-    demos: int | None = None
-    episodes: int | None = None
-    also_official: int | None = None
-    elsewhere: tuple[str, ...] | None = None
-    elsewhere_episodes: int | None = None
+    suite: PerPreset[str] = None
+    tasks: PerPreset[tuple[int, ...]] = None
+    placement: PerPreset[PlacementKind] = None
+    demos: PerPreset[int] = None
+    episodes: PerPreset[int] = None
+    also_official: PerPreset[int] = None
+    elsewhere: PerPreset[tuple[str, ...]] = None
+    elsewhere_episodes: PerPreset[int] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +129,7 @@ class RolloutOptions:
     """
 
     suite: str = "libero_spatial"
-    tasks: tuple[int, ...] | None = None
+    tasks: IfGiven[tuple[int, ...]] = None
     placement: PlacementKind = "wide"
     workers: int = 0
     device: str = "auto"
@@ -150,10 +156,10 @@ class EvaluateOptions(RolloutOptions):
     """
 
     episodes: int = 10
-    out: Path | None = None
+    out: IfGiven[Path] = None
     view: View = "true"
     floors: bool = False
-    demonstrations: Path | None = None
+    demonstrations: IfGiven[Path] = None
     allow_train_starts: bool = False
 
 
@@ -202,4 +208,4 @@ class PlanOptions:
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     checkpointing: bool = True
     train_vision: bool = False
-    last: int | None = None
+    last: IfGiven[int] = None

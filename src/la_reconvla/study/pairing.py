@@ -14,7 +14,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.storage import read_jsonl
 from la_reconvla.training.trackers import METRICS
 
-PARTS = {
+HASHED = {
     "backbone": "start from equal backbone weights",
     "head": "start from equal weights of the action head",
     "batches": "see equal batches",
@@ -42,7 +42,7 @@ def pairings(runs: Iterable[tuple[Condition, int, Path]], study: Path) -> tuple[
 
 def _pairing(seed: int, arms: dict[str, dict[str, str]], blind: set[str], study: Path) -> Pairing:
     shared: dict[str, str] = {}
-    for part, what in PARTS.items():
+    for part, what in HASHED.items():
         groups: dict[str, list[str]] = {}
         for arm, logged in arms.items():
             # Random patches start whitened by the training images (`whiten_patches`), of which a blind arm sees none.
@@ -64,9 +64,9 @@ def _logged(folder: Path) -> dict[str, str]:
     start = next((line["start"] for line in lines if "start" in line), {})
     batches = [line["batches"] for line in lines if "batches" in line]
     logged = {**start, "batches": batches[-1] if batches else None}
-    if missing := [part for part in PARTS if not logged.get(part)]:
+    if missing := [part for part in HASHED if not logged.get(part)]:
         raise UserError(
             f"{folder / METRICS} does not say what the run began with ({', '.join(missing)}): delete {folder} and run "
             "the same command, which trains it again"
         )
-    return {part: str(logged[part]) for part in PARTS}
+    return {part: str(logged[part]) for part in HASHED}

@@ -52,7 +52,7 @@ def pinned_config(config: StudyConfig) -> StudyConfig:
     return replace(config, backbone=own.pinned() if isinstance(own, Pretrained) else pinned(own))
 
 
-def require_room(config: StudyConfig, told: Iterable[str]) -> None:
+def require_room(config: StudyConfig, instructions: Iterable[str]) -> None:
     """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet.
 
     Also if the backbone cannot decode as it should.
@@ -65,8 +65,8 @@ def require_room(config: StudyConfig, told: Iterable[str]) -> None:
         built = backbone.build()
         if (start := StartWeights.of(backbone)) is not None:
             start.load_into(built)
-    head = decoding.action_head(built, bins, config.backbone.chunk)
-    dry_run(Policy(built, bins, action_head=head).to(next(built.parameters()).device), told)
+    action_head = decoding.action_head(built, bins, config.backbone.chunk)
+    dry_run(Policy(built, bins, action_head=action_head).to(next(built.parameters()).device), instructions)
 
 
 def require_heads(config: StudyConfig, arms: Iterable[Condition]) -> None:

@@ -1,4 +1,4 @@
-"""Which initial states a policy is evaluated on, and what it can be told there."""
+"""Which initial states a policy is evaluated on, and which instructions it can get there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from la_reconvla.sim.wide_targets import instructions
 
 
 def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[tuple[int, str]]:
-    """What a policy can be told: (task, instruction) of all starts of these tasks; no start is made for it.
+    """Every (task, instruction) of all starts of these tasks; no start is made for it.
 
     Raises:
         UserError: for unknown names.
@@ -49,7 +49,7 @@ def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
 
 
 def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> tuple[tuple[int, str, str], ...]:
-    """What the wrong-instruction floor is told on these tasks (see `swapped`): only what is said in this suite.
+    """The instructions of the wrong-instruction floor on these tasks (see `swapped`): only what is said in this suite.
 
     Another suite's words may mean the same thing. Where these tasks have one instruction, the suite's others join.
 

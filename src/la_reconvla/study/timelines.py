@@ -1,4 +1,4 @@
-"""What an arm looks at and paints, as pictures: on chosen frames, and along one whole held-out episode.
+"""What an arm looks at and paints, as pictures: on chosen frames, and along one held-out episode.
 
 A timeline is one episode picture by picture. Every arm shows the same episode at the same control steps, so that the
 report can move all of them with one slider.
@@ -141,7 +141,7 @@ def timelines(
         painted = found.painted
         if painted is not None and found.mask is not None:
             painted = np.stack(
-                [drawing.filled(*shown, found.grid) for shown in zip(images, found.mask, painted, strict=True)]
+                [drawing.painted_in(*shown, found.grid) for shown in zip(images, found.mask, painted, strict=True)]
             )
             if arm.saliency is not None:
                 heat = np.stack([drawing.edged(h, m, found.grid) for h, m in zip(heat, found.mask, strict=True)])

@@ -19,6 +19,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
@@ -118,22 +119,23 @@ def _receive(*shared: Any) -> None:
 
 
 @functools.cache
-def _samples() -> tuple[Samples, Samples]:
-    """Read once in each process, with the first cell, so that a damaged picture is that cell's error."""
+def _read() -> tuple[Samples, Samples, ActionBins]:
+    """Samples and bins, once in each process, with the first cell, so that a damaged picture is that cell's error."""
     config, training, held_out, _ = _inherited
-    return samples_of(training, config), samples_of(held_out, config)
+    samples = samples_of(training, config)
+    return samples, samples_of(held_out, config), bins_of(StartWeights.of(config.backbone), samples, config.spread)
 
 
 def _train_cell(cell: Cell) -> None:
     config, _, _, ticker = _inherited
-    samples, held_out = _samples()
+    samples, held_out, bins = _read()
     if not cell.condition.annotation_free:
         samples = samples.annotated(annotator(config.gaze))
     policy = PolicyConfig.of(
         cell.condition,
         seed=cell.seed,
         backbone=config.backbone,
-        bins=bins_of(StartWeights.of(config.backbone), samples, config.spread),
+        bins=bins,
         quality=samples.demonstrations.quality,
         image_size=samples.demonstrations.image_size,
         data_hash=samples.demonstrations.hash,
@@ -164,7 +166,7 @@ def train_one(
     require_heads(config, [arm])
     training, held_out = opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
-        _samples.cache_clear()
+        _read.cache_clear()
         _receive(config, training, held_out, bar)
         _train_cell(Cell(arm, seed, out))
     return out

@@ -15,10 +15,10 @@ from la_reconvla.data.captions import (
     WORDINGS,
     Captioner,
     Expression,
-    kind,
     say,
 )
 from la_reconvla.data.scenes import Scenes
+from la_reconvla.data.starts import object_kind
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) 
     # A bare name can be one token, which nothing distinguishes from a sink.
     wordings = HELD_OUT_WORDINGS if held_out_wordings else [wording for wording in WORDINGS if wording != "{0}"]
     captioner, result = Captioner(scenes), []
-    kinds = [kind(name) for name in scenes.instances]
+    kinds = [object_kind(name) for name in scenes.instances]
     for index in range(len(scenes)):
         visible = scenes.pixels[index] >= VISIBLE
         unambiguous = []
@@ -65,11 +65,11 @@ def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) 
             if (meant != FALSE).sum() != 1 or meant.max() != TRUE:
                 continue  # it means nothing here, or more than one thing
             target = int(meant.argmax())
-            twins = [i for i, k in enumerate(kinds) if k == expression.head and i != target and visible[i]]
+            twins = [i for i, k in enumerate(kinds) if k == expression.target_kind and i != target and visible[i]]
             if expression.relation is None or twins:
                 unambiguous.append((expression, target, twins[0] if twins else -1))
         for expression, target, alike in unambiguous:
-            others = sorted({kinds[i] for i in np.flatnonzero(visible)} - {expression.head})
+            others = sorted({kinds[i] for i in np.flatnonzero(visible)} - {expression.target_kind})
             if not others:
                 continue
             wrong = _one(rng, others, besides=expression.others)
@@ -87,7 +87,7 @@ def questions(scenes: Scenes, seed: int = 0, *, held_out_wordings: bool = True) 
                     target,
                     alike,
                     expression,
-                    said(replace(expression, head=wrong)),
+                    said(replace(expression, target_kind=wrong)),
                     said(Expression(landmark)) if landmark else None,
                 )
             )

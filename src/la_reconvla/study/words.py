@@ -355,7 +355,7 @@ def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
         if not alone:
             continue
         images.append(scenes.images[scene])
-        texts = [f"the {NOUNS[q.expression.head][0]}" for q in alone]  # short enough for the line above the picture
+        texts = [f"the {NOUNS[q.expression.target_kind][0]}" for q in alone]  # short enough for the title
         titles.append("; ".join(texts))
         padded = [texts[min(i, len(texts) - 1)] for i in range(3)]
         maps = looking(backbone)(scenes.images[[scene] * 3], padded)

@@ -91,8 +91,8 @@ class PolicyConfig:
         with seeded(self.seed, "weights"):
             decoding = DECODINGS[self.decoding]
             backbone = decoding.given(self.backbone).build()
-            head = decoding.action_head(backbone, self.bins, self.backbone.chunk)
-            policy = Policy(backbone, self.bins, saliency_state=unlearned(self.saliency_state), action_head=head)
+            action_head = decoding.action_head(backbone, self.bins, self.backbone.chunk)
+            policy = Policy(backbone, self.bins, saliency_state=unlearned(self.saliency_state), action_head=action_head)
         if self.reconstruction_head is not None:
             with seeded(self.seed, "decoder"):
                 inner = policy.backbone
@@ -126,7 +126,7 @@ class PolicyConfig:
         """
         if (path := folder / CONFIG).exists():
             _require_schema(path)
-        claim(path, {"schema": SCHEMA, **kinds.to_json(self)}, functools.partial(kinds.filled, value=self))
+        claim(path, {"schema": SCHEMA, **kinds.to_json(self)}, functools.partial(kinds.with_defaults, value=self))
 
     @classmethod
     def load(cls, folder: Path) -> PolicyConfig:

@@ -25,7 +25,7 @@ def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float, float]]:
-    """Equal parts of a batch, each with its share of the samples and its share of the action steps that exist."""
+    """A batch in `count` equal ones, each with its share of the samples and of the action steps that exist."""
     size = len(batch.instructions) // count
     for first in range(0, len(batch.instructions), size):
         own = {name: value[first : first + size] for name, value in vars(batch).items() if value is not None}
@@ -42,7 +42,7 @@ def backward(
     policy: Policy,
     batch: Batch,
     condition: Condition,
-    parts: int,
+    accumulate: int,
     draws: torch.Generator,
     scaler: torch.amp.GradScaler,
     dtype: torch.dtype,
@@ -50,7 +50,7 @@ def backward(
     teacher: Backbone | None = None,
     noise: torch.Generator | None = None,
 ) -> dict[str, Any]:
-    """Add the gradient of one batch, taken in `parts` micro-batches, to the parameters; what to log of it.
+    """Add the gradient of one batch, taken in `accumulate` micro-batches, to the parameters; what to log of it.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -61,7 +61,7 @@ def backward(
         raise ValueError(f"the saliency '{learned.label}' reads a teacher, but none was given")
     device = batch.images.device.type
     values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
-    for part, of_samples, of_steps in micro_batches(batch, parts):
+    for part, of_samples, of_steps in micro_batches(batch, accumulate):
         with half(dtype, device):
             loss = losses(policy, part, condition.reconstruction, draws, step, teacher, noise)
             # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.

@@ -160,14 +160,7 @@ def train(
             too little space, a full disk, or a loss or gradient that is not finite; the weights that come of one are
             never saved.
     """
-    if len(samples) < config.batch_size:
-        raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
-    if condition.annotation_free != (samples.annotation is None):
-        raise UserError(
-            f"{condition.id} is told nothing of the target: train it on samples without boxes"
-            if condition.annotation_free
-            else f"{condition.id} must be told where the target is: give boxes, Samples.annotated(annotator('masks'))"
-        )
+    _require_fit(condition, config, samples)
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     keep_memory()
@@ -183,18 +176,17 @@ def train(
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
         arm["annotation"] = samples.annotation
-    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_filled, condition=condition))
+    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_with_defaults, condition=condition))
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two
         return folder
-    seed = policy_config.seed
     Training(condition, config, seed, samples, held_out, folder, policy, device, dtype).run(ticker)
     return folder
 
 
-def _filled(schedule: dict[str, Any], condition: Condition) -> dict[str, Any]:
+def _with_defaults(schedule: dict[str, Any], condition: Condition) -> dict[str, Any]:
     """What a ``train.json`` says, with the defaults of what it was written before."""
-    arm = kinds.filled(schedule.get("reconstruction"), condition.reconstruction)
+    arm = kinds.with_defaults(schedule.get("reconstruction"), condition.reconstruction)
     return {**TrainConfig().identity, **schedule, "reconstruction": arm}
 
 
@@ -211,7 +203,7 @@ def _require_fit(condition: Condition, config: TrainConfig, samples: Samples) ->
         raise UserError(
             f"{condition.id} is told nothing of the target: train it on samples without boxes"
             if condition.annotation_free
-            else f"{condition.id} must be told where the target is: give boxes, Samples.told(annotator('masks'))"
+            else f"{condition.id} must be told where the target is: give boxes, Samples.annotated(annotator('masks'))"
         )
 
 

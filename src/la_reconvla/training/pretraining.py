@@ -220,7 +220,7 @@ def pretrain(
         claim(
             folder / CONFIG,
             config.identity(scenes, samples, dtype),
-            functools.partial(kinds.filled, value=config),
+            functools.partial(kinds.with_defaults, value=config),
         )
         if (folder / WEIGHTS).exists():
             drop_state(folder)  # a kill may have come between the two

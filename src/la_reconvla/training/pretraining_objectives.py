@@ -195,7 +195,7 @@ def pair_logits(
     share = tokens.token_mask / tokens.token_mask.sum(1, keepdim=True)
     maps = []
     for layer in backbone.saliency_layers:
-        query, key = probe.seen[layer]
+        query, key = probe.projections[layer]
         words = torch.einsum("bhte,bt->bhe", query[:, :, n:], share.to(query.dtype))
         words = words.unflatten(1, (key.shape[1], -1)).mean(2)  # heads of one group share their keys
         maps.append(torch.einsum("ige,jgpe->ijp", words, key[:, :, :n]) / key.shape[1] / math.sqrt(key.shape[-1]))

@@ -1,4 +1,4 @@
-"""Where a study takes place: LIBERO, or the toy whose answer is known. A world is a value, found by its suite."""
+"""Where a study takes place: LIBERO, or the toy whose answer is known. A domain is a value, found by its suite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from la_reconvla.analysis.declaration import DECLARED, Declaration
-from la_reconvla.data.hdf5_layout import SUFFIX
+from la_reconvla.data.hdf5_layout import DEMO_SUFFIX
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim import toy
@@ -23,7 +23,7 @@ from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording
 
 
-class World(Protocol):
+class Domain(Protocol):
     """What a study asks of the place where it happens. Implementations are frozen dataclasses."""
 
     @property
@@ -38,7 +38,7 @@ class World(Protocol):
 
     @property
     def declared(self) -> Declaration:
-        """What a study there judges if it is told nothing else."""
+        """What a study there judges by default."""
         ...
 
     def require(self) -> None:
@@ -164,7 +164,7 @@ class Toy:
 
     def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
         """Drawn in seconds, and in one piece."""
-        if not (out / f"{toy.NAME}{SUFFIX}").exists():
+        if not (out / f"{toy.NAME}{DEMO_SUFFIX}").exists():
             out.mkdir(parents=True, exist_ok=True)
             toy.demonstrations(out, config.demos, self.boards, self.errors)
 
@@ -179,9 +179,9 @@ class Toy:
 
 
 LIBERO = Libero()
-WORLDS: dict[str, World] = {toy.SUITE: Toy()}
+DOMAINS: dict[str, Domain] = {toy.SUITE: Toy()}
 
 
-def world(suite: str) -> World:
+def domain(suite: str) -> Domain:
     """Where a suite happens: LIBERO, which knows its suites' names, unless it is the toy."""
-    return WORLDS.get(suite, LIBERO)
+    return DOMAINS.get(suite, LIBERO)

@@ -1,4 +1,4 @@
-"""Facts of the machine and of the code, recorded with every study."""
+"""Machine, versions and commit, recorded with every study."""
 
 from __future__ import annotations
 
