@@ -1,6 +1,8 @@
-# Two commands:   make demo   the four-condition experiment, small, on the real simulator, with a report
-#                 make test   style, types, import rules and all tests
-# Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="-m 'not sim'", RUN="--seeds 0 1", WORKERS=4
+# Commands:   make demo       the four-condition experiment, small, on the real simulator, with a report
+#             make check      style, types, import rules and the quick tests: before every commit
+#             make test       the same and all tests but those marked nightly: before every push; CI runs it
+#             make test-all   the same and all tests: every night and before a release
+# Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="--durations=20", RUN="--seeds 0 1", WORKERS=4
 # (processes that run tests; those of one file stay together, so that what they share is made once).
 
 PYTHON ?= python3
@@ -13,24 +15,30 @@ GPU    := $(shell command -v nvidia-smi)
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup
+.PHONY: help demo check test test-all rules setup
 
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
 pip  = $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 
 help:
-	@sed -n 's/^# \?//; 1,3p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# \?//; 1,4p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.sim
 	$(call step,checking this machine,$(BIN)/la-reconvla doctor)
 	$(call step,the experiment: preset $(PRESET),$(BIN)/la-reconvla ablate --preset $(PRESET) $(RUN))
 
-test: setup
+check test test-all: rules
+	$(call step,tests,$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "$(TESTS)" $(PYTEST))
+
+check:    TESTS = not sim and not slow and not nightly
+test:     TESTS = not nightly
+test-all: TESTS =
+
+rules: setup
 	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)
 	$(call step,types,$(BIN)/basedpyright)
 	$(call step,import rules,$(BIN)/lint-imports)
-	$(call step,tests,$(BIN)/pytest -n $(WORKERS) --dist loadfile $(PYTEST))
 
 setup: $(VENV)/.dev
 

@@ -145,6 +145,14 @@ def test_continuous_integration_runs_make_test() -> None:
     run = ROOT / ".ci/run"
     assert os.access(run, os.X_OK)
     assert run.read_text(encoding="utf-8").splitlines()[-1] == "exec make test"
-    planned = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for tool in ("ruff check", "ruff format --check", "basedpyright", "lint-imports", "pytest"):
+
+
+@pytest.mark.parametrize(
+    ("command", "left_out"),
+    [("check", "not sim and not slow and not nightly"), ("test", "not nightly"), ("test-all", "")],
+)
+def test_each_command_checks_the_rules_and_says_which_tests_it_leaves_out(command: str, left_out: str) -> None:
+    planned = subprocess.run(["make", "-n", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for tool in ("ruff check", "ruff format --check", "basedpyright", "lint-imports"):
         assert tool in planned
+    assert re.findall(r'pytest .*-m "(.*?)"', planned) == [left_out]

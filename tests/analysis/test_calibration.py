@@ -31,7 +31,7 @@ POPULATIONS = [Population(rate, 3, *spread) for rate in (0.05, 0.3, 0.8) for spr
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("population", POPULATIONS, ids=lambda w: f"{w.seeds} seeds, {w.rate}, {w.label}")
 def test_arms_without_difference_are_seldom_told_apart(population: Population) -> None:
     """2000 studies a population. In at most 5 % either arm is called better, and both intervals cover to one point."""
@@ -42,7 +42,7 @@ def test_arms_without_difference_are_seldom_told_apart(population: Population) -
     assert found.tost >= 0.89
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_student_three_seeds_are_too_narrow() -> None:
     """Why the interval is a hull: these trainings differ, and a bootstrap of three seeds does not see by how much."""
     population = Population(0.3, 3, *SPREADS[2])
@@ -52,7 +52,7 @@ def test_without_student_three_seeds_are_too_narrow() -> None:
     assert (found.p < 0.05).mean() > most(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize(("training", "start"), [(0.0, 1.0), (1.0, 0.0), (0.3, 1.0)])
 def test_the_interval_of_a_mean_covers(seeds: int, training: float, start: float) -> None:
@@ -66,14 +66,14 @@ def test_exact_intervals_cover_everywhere_and_wilsons_on_average(n: int) -> None
     assert np.mean(rates_covered(rates, n, "wilson")) >= 0.945
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("rate", "points"), [(0.05, 0.0), (0.3, 0.0), (0.3, 0.2), (0.8, 0.1)])
 @pytest.mark.parametrize("agreement", [0.0, 0.5])
 def test_newcombes_paired_interval_covers(rate: float, points: float, agreement: float) -> None:
     assert newcombe_covered(rate, points, agreement) >= 0.94
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("seeds", "episodes"), [(1, 33), (3, 20), (5, 20)])
 def test_a_planted_effect_is_found_as_often_as_promised(seeds: int, episodes: int) -> None:
     """20 points, from 40 to 60 %; the promise comes from 1000 studies, the finding from 2000 others."""

@@ -117,6 +117,7 @@ def test_a_batch_is_its_samples(name):
         torch.testing.assert_close(policy.act(PolicyInput(**own))[0], together[i])
 
 
+@pytest.mark.slow
 def test_what_is_learnt_is_acted():
     """Two pictures with one instruction, another one with the first picture: three chunks to know by heart.
 
@@ -256,6 +257,7 @@ def test_weights_to_start_from_reach_the_table(demonstrations):
     assert torch.equal(policy.action_head.table, policy.backbone.vocabulary()[0][-256:])  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_a_pretrained_backbone_trains_with_adapters_and_checkpointing(demonstrations, tmp_path):
     source = str(save_tiny(tmp_path / "model"))
     config = Pretrained(source, chunk=2, lora=Lora(rank=2), dtype="fp32").pinned()

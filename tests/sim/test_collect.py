@@ -178,6 +178,7 @@ def indices(out: Path) -> list[tuple[int | None, int | None]]:
     return [(e.task, e.start_index) for e in open_demonstrations(out).episodes]
 
 
+@pytest.mark.slow
 def test_the_first_successes_in_order_are_kept(tmp_path: Path) -> None:
     setup = ToySetup(failing=(1,), missed=(3, 4), slow=0.02, log=str(tmp_path / "log"))
     summary = collect(toy_config(tmp_path / "out"), setup)
@@ -195,6 +196,7 @@ def test_the_first_successes_in_order_are_kept(tmp_path: Path) -> None:
     assert left == ["collection.json", "pick_up_the_bowl_0_demo.hdf5", "pick_up_the_bowl_1_demo.hdf5", "summary.json"]
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
     hashes = set()
     for workers in (1, 3):
@@ -204,6 +206,7 @@ def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_pairs_stay_pairs(tmp_path: Path) -> None:
     setup = ToySetup(failing=(1, 4, 9))  # one of each of the scenes 0, 2 and 4
     summary = collect(toy_config(tmp_path, placement="wide", tasks=(0,)), setup)
@@ -248,6 +251,7 @@ def children(process: subprocess.Popen[bytes]) -> list[Any]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.slow
 def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
     import psutil
 
@@ -290,6 +294,7 @@ def contents(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setup", "settings", "demos"),
     [
@@ -313,6 +318,7 @@ def test_what_grew_is_what_a_new_one_holds(tmp_path: Path, setup: ToySetup, sett
     assert read_json(grown / "collection.json") == read_json(new / "collection.json")
 
 
+@pytest.mark.slow
 def test_a_killed_growth_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
     import psutil
 
@@ -341,6 +347,7 @@ def test_a_killed_growth_goes_on_without_losing_or_doubling(tmp_path: Path) -> N
     assert not {f"{task} {index}" for task in (0, 1) for index in (0, 1)} & set(attempts), "a finished one again"
 
 
+@pytest.mark.slow
 def test_a_growth_survives_a_kill_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"tasks": (0,), "placement": "wide", "workers": 1}
     setup = ToySetup(failing=(1, 4))
@@ -370,6 +377,7 @@ def test_a_growth_survives_a_kill_at_every_step(tmp_path: Path, monkeypatch: pyt
         assert contents(out) == contents(new), step
 
 
+@pytest.mark.slow
 def test_a_growth_is_not_misled_by_shards_that_were_not_tidied(tmp_path: Path) -> None:
     out, setup, settings = tmp_path / "out", ToySetup(failing=(1, 4)), {"tasks": (0,), "placement": "wide"}
     collect(toy_config(out, demos=2, **settings), setup)
@@ -383,6 +391,7 @@ def test_a_growth_is_not_misled_by_shards_that_were_not_tidied(tmp_path: Path) -
     assert contents(out) == contents(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_fewer_than_there_are_is_refused(tmp_path: Path) -> None:
     collect(toy_config(tmp_path / "out"), ToySetup())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[a-z]*")}
@@ -393,6 +402,7 @@ def test_fewer_than_there_are_is_refused(tmp_path: Path) -> None:
     assert len(open_demonstrations(tmp_path / "out").episodes) == 8
 
 
+@pytest.mark.slow
 def test_an_interrupted_one_may_end_with_fewer_if_none_of_them_is_lost(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="worker process died"):
         collect(toy_config(tmp_path / "out", workers=1), ToySetup(crash=3))
@@ -403,6 +413,7 @@ def test_an_interrupted_one_may_end_with_fewer_if_none_of_them_is_lost(tmp_path:
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_a_folder_from_before_grows(tmp_path: Path) -> None:
     """`collection.json` held the number of episodes."""
     setup = ToySetup(failing=(0, 3))
@@ -415,6 +426,7 @@ def test_a_folder_from_before_grows(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_what_another_collection_recorded_does_not_grow(tmp_path: Path) -> None:
     collect(toy_config(tmp_path / "one", demos=2, tasks=(0,)), ToySetup())
     collect(toy_config(tmp_path / "two", demos=2, tasks=(0,), seed=1), ToySetup())
@@ -429,6 +441,7 @@ def test_what_another_collection_recorded_does_not_grow(tmp_path: Path) -> None:
     assert not (tmp_path / "one" / "shards").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_what_is_running_and_leaves_a_resumable_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start_collecting(tmp_path, out)
@@ -444,6 +457,7 @@ def test_ctrl_c_finishes_what_is_running_and_leaves_a_resumable_folder(tmp_path:
     assert len(repeated) == len(set(repeated))
 
 
+@pytest.mark.slow
 def test_ctrl_c_does_not_wait_for_scenes_to_be_made(tmp_path: Path) -> None:
     process = start_collecting(tmp_path, tmp_path / "out", preparing=600)
     deadline = time.monotonic() + 120  # a loaded machine starts workers slowly
@@ -456,6 +470,7 @@ def test_ctrl_c_does_not_wait_for_scenes_to_be_made(tmp_path: Path) -> None:
     assert b"KeyboardInterrupt" in errors
 
 
+@pytest.mark.slow
 def test_a_kill_between_merging_and_tidying_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, setup = toy_config(tmp_path), ToySetup(failing=(2,))
     with monkeypatch.context() as patch:
@@ -476,6 +491,7 @@ def _fail_on_summary(path: Path, value: Any) -> None:
     write_json(path, value)
 
 
+@pytest.mark.slow
 def test_a_finished_collection_is_left_alone(tmp_path: Path) -> None:
     first = collect(toy_config(tmp_path), ToySetup())
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.hdf5")}
@@ -483,6 +499,7 @@ def test_a_finished_collection_is_left_alone(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.hdf5")} == stamps
 
 
+@pytest.mark.slow
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     collect(toy_config(tmp_path), ToySetup())
     before = (tmp_path / "collection.json").read_bytes()
@@ -493,6 +510,7 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "collection.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_maps_none_are_drawn_and_a_folder_stays_of_one_kind(tmp_path: Path) -> None:
     collect(toy_config(tmp_path, maps=False), ToySetup())
     episodes = open_demonstrations(tmp_path).episodes
@@ -504,6 +522,7 @@ def test_without_maps_none_are_drawn_and_a_folder_stays_of_one_kind(tmp_path: Pa
             collect(toy_config(tmp_path, demos=demos), ToySetup())
 
 
+@pytest.mark.slow
 def test_a_folder_from_before_there_was_a_choice_of_maps_grows(tmp_path: Path) -> None:
     config = toy_config(tmp_path)
     collect(config, ToySetup())
@@ -531,6 +550,7 @@ def test_a_task_beyond_the_expert_is_given_up(tmp_path: Path) -> None:
         collect(toy_config(tmp_path), ToySetup(failing=tuple(range(100))))
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_explained_and_costs_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="worker process died"):
         collect(toy_config(tmp_path, workers=1), ToySetup(crash=3))

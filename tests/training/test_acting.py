@@ -42,6 +42,7 @@ def agrees(policy: Policy, b: int, config: Any = TINY) -> Actor:
     return actor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
 @pytest.mark.parametrize(("wrist", "proprio", "b"), [(False, "none", 3), (False, "gripper", 1), (True, "all", 2)])
 def test_it_acts_alike(decoding, wrist, proprio, b):
@@ -51,6 +52,7 @@ def test_it_acts_alike(decoding, wrist, proprio, b):
     assert agrees(policy, b, config).records() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decision", ["expectation", "argmax"])
 def test_either_decision(decision):
     policy = tiny_policy(None)
@@ -58,6 +60,7 @@ def test_either_decision(decision):
     assert agrees(policy, 2).records() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_all_families_act_alike(name):
     with seeded(0, "head"):
@@ -65,6 +68,7 @@ def test_all_families_act_alike(name):
     agrees(policy, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["paligemma", "paligemma2", "smolvlm", "llava", "llava_window", "qwen"])
 def test_all_families_decode_alike(name):
     """Windows shorter than the sequence, and what asks a tensor while it is recorded, are left to the slow path."""
@@ -75,6 +79,7 @@ def test_all_families_decode_alike(name):
     assert agrees(policy, 2).records() == (name == "paligemma")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_pretrained_weights(dtype, tmp_path):
     with seeded(0, "weights"):
@@ -82,6 +87,7 @@ def test_pretrained_weights(dtype, tmp_path):
     agrees(policy, 2)
 
 
+@pytest.mark.slow
 def test_no_mask_is_made_and_nothing_is_encoded_again(monkeypatch):
     policy = tiny_policy()
     actor, given = Actor(policy), inputs(1)
@@ -103,6 +109,7 @@ def test_what_cannot_be_recorded_or_comes_out_wrong_is_left_to_the_slow_path(mon
     assert agrees(policy, 1).records() == 0
 
 
+@pytest.mark.slow
 def test_other_instructions_and_shapes_are_recorded_for_themselves(monkeypatch):
     policy = tiny_policy(None)
     actor = Actor(policy)
@@ -123,6 +130,7 @@ def test_other_instructions_and_shapes_are_recorded_for_themselves(monkeypatch):
     assert actor.records() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decoding", "slow"), [("parallel", 21), ("autoregressive", 3)])
 def test_patience_counts_passes_of_the_language_model(decoding, slow):
     actor = Actor(tiny_policy(None, decoding=decoding), patience=20)
@@ -131,6 +139,7 @@ def test_patience_counts_passes_of_the_language_model(decoding, slow):
         assert actor.records() == (call == slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_graph_is_one_that_a_gpu_can_be_given_whole(backend):
     policy, given = tiny_policy(None), inputs(1)
@@ -141,6 +150,7 @@ def test_the_graph_is_one_that_a_gpu_can_be_given_whole(backend):
         torch.testing.assert_close(compiled(other), policy.act(PolicyInput(other, given[1])), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rollouts_act_the_fast_way(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedPolicy, "patience", 0)
     config = PolicyConfig.of(

@@ -80,6 +80,7 @@ def test_tasks_of_studies_are_held_out_by_their_own_instructions():
         instructions_of(("libero_spatial",))
 
 
+@pytest.mark.slow
 def test_its_folder_is_a_run_that_acts(base):
     policy, config = load_policy(base.parent)
     batch = random_batch()
@@ -137,6 +138,7 @@ def test_a_shorter_chunk_takes_the_first_queries_and_a_longer_one_is_refused(bas
         policy_from(base, chunk=3)
 
 
+@pytest.mark.slow
 def test_the_log_names_both_losses_and_what_is_minimised(data, tmp_path):
     pretrain(training_scenes(), CONFIG, tmp_path, None, *data)
     lines = read_jsonl(tmp_path / "metrics.jsonl")

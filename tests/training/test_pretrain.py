@@ -226,6 +226,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     assert [line["step"] for line in read_jsonl(cut.with_name("metrics.jsonl"))] == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_pretraining_learns(tmp_path):
     """Which of two squares is there is learnt from sentences alone, and the attention goes to it."""
     rows = [[np.zeros(2), None, None, None], [None, None, np.zeros(2), None]] * 16
