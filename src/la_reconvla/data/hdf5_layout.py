@@ -22,6 +22,9 @@ them, i + 1 = ``names[i]``).
 attribute have one at every step. In our files a picture shows the scene *before* the action of the same step. LIBERO's
 script stores what the observables hold after it, but robosuite samples them in the first of a control step's 25 physics
 steps: in effect the same scene. So picture t and action t belong together in both, as public training code takes them.
+
+**Corrections** (``collect --correct``): ``init_state`` is the start, from which a policy acted; ``states[0]`` is where
+the expert took over.
 """
 
 from __future__ import annotations
