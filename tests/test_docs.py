@@ -117,7 +117,7 @@ def sizes(preset: StudyConfig) -> str:
     patches, masked = f"{side} x {side} of {patch} px", -(-side * side // 4)
     # a pretrained one has its size without its weights; its adapters count
     backbone: Any = b.skeleton() if isinstance(b, Pretrained) else b.build()
-    head = preset.head.build(backbone.width, b.grid, patch)
+    head = preset.decoder.build(backbone.width, b.grid, patch)
     policy = Policy(backbone, ActionBins((-1.0,) * 7, (1.0,) * 7), head)
     parameters = {name: p.numel() / 1e6 for name, p in policy.named_parameters()}
     alone = sum(size for name, size in parameters.items() if not name.startswith("reconstruction_head."))

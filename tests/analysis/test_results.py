@@ -554,7 +554,7 @@ def test_both_heads_of_a_preset_cost_about_the_same(preset: str) -> None:
     b = config.backbone
     assert isinstance(b, SmallPaliGemma)
     mae, diffusion = (
-        head_cost(CONDITIONS[id].with_reconstruction_head(config.head, config.denoiser), b.width, b.grid, b.patch)
+        head_cost(CONDITIONS[id].with_reconstruction_head(config.decoder, config.denoiser), b.width, b.grid, b.patch)
         for id in ("C4", "A1")
     )
     assert mae is not None

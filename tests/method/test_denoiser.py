@@ -85,7 +85,7 @@ def test_small_presets_give_both_heads_equal_parameters(preset: str) -> None:
     config = PRESETS[preset]
     b = config.backbone
     assert isinstance(b, SmallPaliGemma)
-    mae, diffusion = (parameters(head.build(b.width, b.grid, b.patch)) for head in (config.head, config.denoiser))
+    mae, diffusion = (parameters(head.build(b.width, b.grid, b.patch)) for head in (config.decoder, config.denoiser))
     assert diffusion == pytest.approx(mae, rel=0.05)
     assert config.denoiser.repeats == 1
 

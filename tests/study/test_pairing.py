@@ -18,12 +18,12 @@ def study(folder: Path, **changed: dict[str, Any]) -> list[tuple[Condition, int,
     runs = []
     for seed in (0, 1):
         for arm in (C1, C2, C4, NO_IMAGE):
-            hashes = {"backbone": f"b{seed}", "head": f"h{seed}", "batches": f"s{seed}"}
+            hashes = {"backbone": f"b{seed}", "action_head": f"h{seed}", "batches": f"s{seed}"}
             if arm is NO_IMAGE:
                 hashes["backbone"] = "of no image"
             hashes |= changed.get(arm.id.replace("-", "_"), {}) if seed else {}
             path = folder / arm.id / f"seed{seed}" / "metrics.jsonl"
-            append_jsonl(path, {"step": 0, "start": {key: hashes[key] for key in ("backbone", "head")}})
+            append_jsonl(path, {"step": 0, "start": {key: hashes[key] for key in ("backbone", "action_head")}})
             append_jsonl(path, {"step": 10, "loss": 1.0, "batches": "of ten steps"})
             append_jsonl(path, {"step": 20, "loss": 1.0, "batches": hashes["batches"]})
             runs.append((arm, seed, path.parent))
@@ -33,17 +33,17 @@ def study(folder: Path, **changed: dict[str, Any]) -> list[tuple[Condition, int,
 def test_arms_that_began_alike_are_paired(tmp_path: Path) -> None:
     first, second = pairings(study(tmp_path), tmp_path)
     assert first.arms == second.arms == ("C1", "C2", "C4", "no-image")
-    assert (first.seed, first.backbone, first.head, first.batches) == (0, "b0", "h0", "s0")
-    assert (second.seed, second.backbone, second.head, second.batches) == (1, "b1", "h1", "s1")
+    assert (first.seed, first.backbone, first.action_head, first.batches) == (0, "b0", "h0", "s0")
+    assert (second.seed, second.backbone, second.action_head, second.batches) == (1, "b1", "h1", "s1")
 
 
 @pytest.mark.parametrize(
     ("arm", "part", "said"),
     [
         ("C2", "backbone", r"start from equal backbone weights \(C1, C4: b1; C2: other\)"),
-        ("C4", "head", r"start from equal weights of the action head \(C1, C2, no-image: h1; C4: other\)"),
+        ("C4", "action_head", r"start from equal weights of the action head \(C1, C2, no-image: h1; C4: other\)"),
         ("C1", "batches", r"see equal batches \(C1: other; C2, C4, no-image: s1\)"),
-        ("no_image", "head", r"action head \(C1, C2, C4: h1; no-image: other\)"),
+        ("no_image", "action_head", r"action head \(C1, C2, C4: h1; no-image: other\)"),
         ("no_image", "batches", r"see equal batches \(C1, C2, C4: s1; no-image: other\)"),
     ],
 )

@@ -41,14 +41,14 @@ class Pairing:
         seed: training seed.
         arms: those that were compared.
         backbone: hash of the backbone's weights before the first step.
-        head: the same of the action head.
+        action_head: the same of the action head.
         batches: hash of the samples of all batches, in order.
     """
 
     seed: int
     arms: tuple[str, ...]
     backbone: str
-    head: str
+    action_head: str
     batches: str
 
 

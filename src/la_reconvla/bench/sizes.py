@@ -85,7 +85,7 @@ class Size:
         preset = PRESETS[name]
         backbone: Any = preset.backbone
         changed = {"dtype": name_of_dtype} if isinstance(backbone, Pretrained) else {"weights": None}
-        return cls(name, replace(backbone, **changed), preset.head, preset.denoiser, preset.train.optimizer)
+        return cls(name, replace(backbone, **changed), preset.decoder, preset.denoiser, preset.train.optimizer)
 
     def acting(self, chunk: int) -> Size:
         """As it acts, with `chunk` actions: nothing trains."""

@@ -62,7 +62,7 @@ def paired(pairing: Pairing) -> str:
     arms = ", ".join(pairing.arms)
     return (
         f"with seed {pairing.seed} {arms} started from equal weights (backbone {pairing.backbone}, action head "
-        f"{pairing.head}) and saw equal batches ({pairing.batches})"
+        f"{pairing.action_head}) and saw equal batches ({pairing.batches})"
     )
 
 

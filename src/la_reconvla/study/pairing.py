@@ -16,7 +16,7 @@ from la_reconvla.training.trackers import METRICS
 
 HASHED = {
     "backbone": "start from equal backbone weights",
-    "head": "start from equal weights of the action head",
+    "action_head": "start from equal weights of the action head",
     "batches": "see equal batches",
 }
 

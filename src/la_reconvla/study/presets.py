@@ -48,10 +48,10 @@ class StudyConfig:
         frame_stride: control steps between recorded frames.
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
         decoding: of actions: all in one pass, or token by token.
-        head: size of the MAE decoder in every arm that has one.
+        decoder: size of the MAE decoder in every arm that has one.
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
-            parameters of `head` to 5 % and draws one noise level a sample: its operations are 1.5 times those of
-            `head`, which are a small part of a step.
+            parameters of `decoder` to 5 % and draws one noise level a sample: its operations are 1.5 times those of
+            `decoder`, which are a small part of a step.
         recon_weight: lambda of every arm that reconstructs; None leaves each its own.
         gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
             written by ``la-reconvla annotate``.
@@ -77,7 +77,7 @@ class StudyConfig:
     quality: Quality = "fast"
     frame_stride: int = 2
     backbone: SmallPaliGemma | Pretrained = field(default_factory=SmallPaliGemma)
-    head: MAEDecoder = field(default_factory=MAEDecoder)
+    decoder: MAEDecoder = field(default_factory=MAEDecoder)
     decoding: DecodingName = "parallel"
     denoiser: Denoiser = field(default_factory=Denoiser)
     recon_weight: float | None = None
@@ -112,7 +112,7 @@ class StudyConfig:
         Raises:
             UserError: if there is none, with near misses.
         """
-        return condition(id).with_reconstruction_head(self.head, self.denoiser).with_weight(self.recon_weight)
+        return condition(id).with_reconstruction_head(self.decoder, self.denoiser).with_weight(self.recon_weight)
 
     def changed(self, **changes: Any) -> StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
@@ -141,7 +141,7 @@ class StudyConfig:
             self = replace(self, backbone=_adapted(self.backbone, **own))
         if "weights" in given and isinstance(self.backbone, Pretrained):
             raise UserError("weights is for the small backbone: a pretrained one brings its own, leave --weights out")
-        for part in ("backbone", "head", "train"):
+        for part in ("backbone", "decoder", "train"):
             own = getattr(self, part)
             mine = {f.name: given.pop(f.name) for f in fields(own) if f.name in given}
             parts[part] = replace(own, **mine)
@@ -181,7 +181,7 @@ PRESETS = {
             held_out=0.4,
             frame_stride=8,
             backbone=SmallPaliGemma(image_size=56, patch=14, width=48, vision_layers=1),
-            head=MAEDecoder(depth=1, width=48, attention_heads=4),
+            decoder=MAEDecoder(depth=1, width=48, attention_heads=4),
             denoiser=Denoiser(depth=1, width=44, attention_heads=4, repeats=1, sampling=10, target=COARSE),
             train=TrainConfig(steps=30, batch_size=8, warmup=5, save_every=10, check_every=10),
             conditions=("C1", "C2", "C4"),
@@ -207,7 +207,7 @@ PRESETS = {
                 chunk=1,
                 saliency_layers=2,
             ),
-            head=MAEDecoder(depth=1, width=32, attention_heads=4),
+            decoder=MAEDecoder(depth=1, width=32, attention_heads=4),
             recon_weight=2.0,
             train=TrainConfig(steps=450, batch_size=32, learning_rate=2e-3, warmup=20, save_every=450),
             spread=8.0,
@@ -223,7 +223,7 @@ PRESETS = {
             tasks=(0, 1),
             demos=16,
             backbone=ACTING,
-            head=LIGHT,
+            decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
             train=TrainConfig(steps=160, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=20, shift=4),
             episodes=4,
@@ -236,7 +236,7 @@ PRESETS = {
             also_official=10,
             demos=50,
             backbone=ACTING,
-            head=LIGHT,
+            decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
             train=TrainConfig(steps=800, optimizer="muon", batch_size=32, learning_rate=2e-3, warmup=50, shift=4),
             seeds=(0, 1, 2),
