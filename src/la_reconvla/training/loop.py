@@ -274,7 +274,10 @@ class Training:
         counts = {"parameters": sum(p.numel() for p in parameters)}
         if frozen := sum(p.numel() for p in parameters if not p.requires_grad):
             counts["frozen"] = frozen
-        hashes = {"backbone": weights_hash(self.policy, "backbone"), "action_head": weights_hash(self.policy, "action_head")}
+        hashes = {
+            "backbone": weights_hash(self.policy, "backbone"),
+            "action_head": weights_hash(self.policy, "action_head"),
+        }
         return {**counts, "start": hashes}
 
     def step(self, step: int) -> dict[str, Any]:
