@@ -777,7 +777,7 @@ def test_success_on_other_starts_stands_apart(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", replace(bare(), elsewhere=(other,)))
     report.write_report(tmp_path)
     _, text = page(tmp_path)
-    (table,) = tables.elsewhere_tables(replace(bare(), elsewhere=(other,)))
+    (table,) = tables.other_starts_tables(replace(bare(), elsewhere=(other,)))
     assert table.title in html.unescape(text)
     assert all(cell in html.unescape(section(text, "elsewhere", "attention")) for row in table.rows for cell in row)
 

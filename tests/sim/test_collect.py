@@ -707,6 +707,7 @@ class Learning:
         return ToyLearner()
 
 
+@pytest.mark.slow
 def test_corrections_of_another_policy_are_another_collection(tmp_path: Path) -> None:
     collect(toy_config(tmp_path, learner=Learning("a")), ToySetup(limit=10**6))
     assert read_json(tmp_path / "collection.json")["learner"] == {"weights": "a"}
@@ -716,6 +717,7 @@ def test_corrections_of_another_policy_are_another_collection(tmp_path: Path) ->
             collect(toy_config(tmp_path, learner=other), ToySetup(limit=10**6))
 
 
+@pytest.mark.slow
 def test_a_folder_from_before_there_were_corrections_grows(tmp_path: Path) -> None:
     collect(toy_config(tmp_path), ToySetup())
     held = read_json(tmp_path / "collection.json")
@@ -723,6 +725,7 @@ def test_a_folder_from_before_there_were_corrections_grows(tmp_path: Path) -> No
     assert collect(toy_config(tmp_path, demos=6), ToySetup()).episodes == 12
 
 
+@pytest.mark.sim
 def test_corrections_are_made_in_scenes_of_their_own(tmp_path: Path) -> None:
     config = CollectConfig(tmp_path, tasks=(8,), demos=2, placement="wide")
     numbers = {

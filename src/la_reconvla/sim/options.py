@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind
@@ -46,7 +49,7 @@ class CollectOptions:
     noise: float = 0.1
     workers: int = 0
     seed: int = 0
-    correct: str | None = None
+    correct: Annotated[str | None, arg(help_behavior_hint="(optional)")] = None
     allow_any_mujoco: bool = False
 
 
