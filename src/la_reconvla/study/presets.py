@@ -238,7 +238,7 @@ PRESETS = {
             backbone=ACTING,
             decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=800, optimizer="muon", batch_size=32, learning_rate=2e-3, warmup=50, shift=4),
+            train=TrainConfig(steps=800, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=50, shift=4),
             seeds=(0, 1, 2),
             episodes=20,
             floor_episodes=20,
