@@ -127,12 +127,16 @@ class Ablation:
             layout.require_schema(read_json(path), str(path))
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
-        begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
+        begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)
         require_declared(begun, self.declaration, path)
         commits = list(dict.fromkeys([*begun["commits"], now]))
         write_json(
             path, {**begun, "commits": commits, "size": size, "command": shlex.join(["la-reconvla", *sys.argv[1:]])}
         )
+
+    def _with_defaults(self, held: dict[str, Any]) -> dict[str, Any]:
+        """What a ``study.json`` says, with the defaults of what it was written before."""
+        return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
 
     @functools.cached_property
     def _power(self) -> tuple[Power, ...]:

@@ -7,6 +7,7 @@ workers. `la_reconvla.analysis.sequential` says what the decision is worth.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,7 +16,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from la_reconvla import layout
+from la_reconvla import kinds, layout
 from la_reconvla.analysis.measures import Rate
 from la_reconvla.analysis.sequential import ALPHA, Sequential, require_package, sequential_decision, step_test
 from la_reconvla.analysis.summaries import rate
@@ -30,6 +31,25 @@ from la_reconvla.study.evaluate import Evaluation, evaluate, pending
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison rolls out, decided before the first rollout.
+
+    Attributes:
+        suite: LIBERO suite.
+        placement: which starts.
+        tasks: indices of its tasks.
+        episodes: pairs a task at most.
+        one_sided_level: of the test, in either direction.
+    """
+
+    suite: str
+    placement: PlacementKind
+    tasks: tuple[int, ...]
+    episodes: int
+    one_sided_level: float = ALPHA
 
 
 @dataclass(frozen=True)
@@ -143,16 +163,22 @@ def compare(
         Evaluation(out / name, Label(config.condition, config.seed), policy)
         for name, (_, config, policy) in zip(("a", "b"), opened, strict=True)
     ]
-    plan = {"suite": suite, "placement": placement, "tasks": tasks, "episodes": episodes, "one_sided_level": ALPHA}
+    plan = Plan(suite, placement, tasks, episodes)
     named = dict(zip(("a", "b"), runs, strict=True))
     with locked(out), progress("Rollouts at most", total=pending(pair, starts), unit="episodes") as bar:
-        claim(out / layout.COMPARISON, plan, runs=named)
+        claim_comparison(out, plan, named)
         count = workers or usual_workers(a.backbone, b.backbone)
         found = until_decided(pair, starts, settings, count, bar.advance)
-        write_json(out / layout.COMPARISON, {**plan, "runs": named, "result": found})
+        write_json(out / layout.COMPARISON, {**kinds.to_json(plan), "runs": named, "result": found})
     for line in in_words(found, *runs):
         Console(stderr=True).print(line, soft_wrap=True)
     return out / layout.COMPARISON
+
+
+def claim_comparison(out: Path, plan: Plan, runs: Mapping[str, str]) -> None:
+    """Make the folder this comparison's, or see that it is."""
+    with_defaults = functools.partial(kinds.with_defaults, value=plan)
+    claim(out / layout.COMPARISON, kinds.to_json(plan), with_defaults, runs=runs)
 
 
 def shared_settings(configs: Mapping[str, PolicyConfig], allow_any_mujoco: bool = False) -> EnvSettings:
