@@ -404,7 +404,7 @@ def test_arms_with_a_memory_end_at_the_same_bits(demonstrations: Path, tmp_path:
     assert not any("teacher" in key for key in weights(whole))
     policy, loaded = load_policy(whole)
     learned = arm.learned_saliency.state_shape if arm.learned_saliency else ()
-    assert loaded.saliency_state == learned
+    assert loaded.saliency_state_shape == learned
     if learned:
         assert policy.saliency_state is not None
         assert (policy.saliency_state >= 0).all()
