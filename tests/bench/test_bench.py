@@ -360,6 +360,9 @@ def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     shown, errors = capsys.readouterr()
     document = json.loads(shown.splitlines()[-1])
     assert document["command"] == command
+    assert (document["settings"]["kind"], document["settings"]["device"], document["roof"]["kind"]) == (
+        "Settings", "cpu", "Roof"
+    )  # fmt: skip
     assert {row["section"] for row in document["rows"]} == {"control", "training", "picture", "limit", "data"}
     assert all(row["backbone"] == "quick" and row["n"] >= 1 for row in document["rows"] if "n" in row)
     assert {row["image_tokens"] for row in document["rows"] if row["section"] == "control"} == {None, 256, 729}

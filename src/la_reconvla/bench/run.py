@@ -14,13 +14,14 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from la_reconvla import kinds
 from la_reconvla.bench.acting import CONTROL, FAST, NotRecordedError
 from la_reconvla.bench.draw_pictures import PICTURE, Draw
 from la_reconvla.bench.load_batches import Load, recording
@@ -288,8 +289,9 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         "commit": provenance.commit(),
         "machine": provenance.hardware(),
         "versions": provenance.versions(),
-        "settings": {**asdict(settings), "device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")},
-        "roof": asdict(run.roof) if run.roof else None,
+        "settings": kinds.to_json(settings)
+        | {"device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")},
+        "roof": kinds.to_json(run.roof),
         "claims": [speed_claim(run.rows, name) for name in settings.backbones] if measured else [],
         "rows": [row.to_json() for row in run.rows],
     }
