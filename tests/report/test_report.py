@@ -220,7 +220,7 @@ def write_study(folder: Path, results: Results) -> Path:
         videos=(
             Video("videos/success.mp4", "C4, seed 0, between", True),
             *(
-                Video(f"videos/{id}.mp4", f"{id}: open it", id == "C4", id, "suite/0/wide/test/0")
+                Video(f"videos/{id}.mp4", f"{id}: open: it", id == "C4", id, "suite/0/wide/test/0", "open: it")
                 for id in ("C1", "C4")
             ),
         ),
@@ -451,6 +451,10 @@ def test_every_verdict_shows_the_intervals_that_it_rests_on(study: Path) -> None
     ends = f"{tables.points(LOSS.low)} to {tables.points(LOSS.high)}"
     for said in (f"{phrases.compared(LOSS)}, C4 − R1", LOSS.suite, f"{tables.points(LOSS.difference)} points", ends):
         assert said in shown["H4"]
+
+
+def test_videos_of_one_start_stand_below_their_instruction(study: Path) -> None:
+    assert "<h3>open: it</h3>" in section(page(study)[1], "videos", "power")
 
 
 def test_the_mark_of_an_interval_is_drawn_to_scale(study: Path) -> None:

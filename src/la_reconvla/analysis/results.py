@@ -244,6 +244,7 @@ class Video:
     success: bool | None = None
     condition: str = ""
     start: str = ""
+    instruction: str = ""
 
 
 @dataclass(frozen=True)
