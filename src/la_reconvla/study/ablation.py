@@ -18,7 +18,6 @@ from rich.console import Console
 from la_reconvla import kinds, layout
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.declaration import Declaration
-from la_reconvla.analysis.head_cost import head_cost
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import planned, power_table
 from la_reconvla.analysis.results import Arm, Pairing, Results
@@ -35,6 +34,7 @@ from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
 from la_reconvla.study.domains import domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, videos
 from la_reconvla.study.presets import StudyConfig, preset
