@@ -40,7 +40,7 @@ from la_reconvla.bench.rows import (
     TrainRow,
 )
 from la_reconvla.bench.settings import Settings
-from la_reconvla.bench.sizes import Compute, Size
+from la_reconvla.bench.sizes import Case, Compute, Size
 from la_reconvla.bench.tables import markdown, speed_claim, tables
 from la_reconvla.bench.timing import Roof, Times, Work, counted, difference, interleaved, measure_roof, ratio, release
 from la_reconvla.bench.train_steps import BATCH, FIFTH, GROUPS, PAID, SHARES, TrainStep
@@ -177,7 +177,8 @@ class Bench:
         """Samples a second of the loader beside what a step needs."""
         with self.samples(size) as samples:
             steps = tuple(TrainStep(CONDITIONS[arm]) for arm in ("C1", "C4"))
-            cases, shared = (Load(samples), *steps), size.sharing(self.compute, steps)
+            cases: tuple[Case, ...] = (Load(samples), *steps)
+            shared = size.sharing(self.compute, steps)
             seconds = self.timed(size, "data", {case.id: case.build(shared, self.compute) for case in cases})
         loaded = Times.of(seconds[Load.id])
         for arm in ("C1", "C4"):
