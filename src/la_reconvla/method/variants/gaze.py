@@ -1,7 +1,7 @@
 """Where an annotated arm looks: what a box around the target makes. The ReconVLA arm and its controls.
 
 A box is (left, top, right, bottom) as fractions of the picture. Each sample has one; where it comes from is not known
-here (`data.gaze`).
+here (`la_reconvla.data.boxes`).
 """
 
 from __future__ import annotations
