@@ -40,7 +40,7 @@ POLICY = (
 COMMANDS = {  # and the names of their options, which scripts depend on
     "doctor": "out",
     "collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise workers seed "
-    "allow-any-mujoco",
+    "correct allow-any-mujoco",
     "annotate": "out source threshold every device",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
     "evaluate": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
