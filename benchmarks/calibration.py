@@ -19,10 +19,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 from rich.console import Console
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from la_reconvla.analysis.bootstrap import many_means
-from la_reconvla.analysis.intervals import Agreement, clopper_pearson, newcombe_paired, wilson
+from la_reconvla.analysis.intervals import LEVEL, Agreement, Interval, newcombe_paired, wilson
 from la_reconvla.analysis.paired import many_paired_successes
 from la_reconvla.analysis.power import design, paired_power, pairs
 from la_reconvla.text_table import TextTable
@@ -123,6 +123,15 @@ def means_covered(
     ).reshape(studies, -1)
     low, high = many_means(values, *design(seeds, 3, 20), replicates=REPLICATES)
     return float(((low <= 0) & (high >= 0)).mean())
+
+
+def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
+    """The exact interval of a success rate (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404).
+
+    It covers at least `level` whatever the rate is, and is wider than Wilson's, which covers that much on average.
+    """
+    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="exact")
+    return Interval(float(found.low), float(found.high))
 
 
 def rates_covered(rates: Float[np.ndarray, " r"], n: int, kind: Literal["wilson", "clopper_pearson"]) -> list[float]:

@@ -16,11 +16,13 @@ import dataclasses
 import multiprocessing
 import time
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
@@ -28,7 +30,7 @@ from scipy.stats import binomtest
 from la_reconvla.data.starts import Start
 from la_reconvla.sim.expert import Expert
 from la_reconvla.sim.libero import LiberoEnv
-from la_reconvla.sim.placements import placement_summary, wide_starts
+from la_reconvla.sim.placements import target_position, wide_starts
 from la_reconvla.sim.tasks import load_task, official_start
 from la_reconvla.storage import append_jsonl, read_jsonl
 
@@ -147,6 +149,35 @@ def _report(records: list[dict[str, Any]], arguments: argparse.Namespace) -> Non
             indices = sorted(record["index"] for record in records if record["task"] == task)
             summary = placement_summary(wide_starts(arguments.suite, task, "test", indices, arguments.cache))
             console.print(f"task {task}: " + ", ".join(f"{name} {value:.3f}" for name, value in summary.items()))
+
+
+def placement_summary(starts: Iterable[Start]) -> dict[str, float]:
+    """How widely the targets of `starts` (of one suite) are spread.
+
+    Returns:
+        ``starts``; ``std_x``, ``std_y``, ``span_x``, ``span_y`` of the target's position, and the median and 5 %
+        quantile of the distance between two starts' targets of the same task and name: ``apart_median``,
+        ``apart_low`` (all in m).
+    """
+    groups: dict[tuple[int, str], list[Float[np.ndarray, "2"]]] = {}
+    for start in starts:
+        groups.setdefault((start.task, start.target), []).append(target_position(start)[:2])
+    every = [np.array(points) for points in groups.values()]
+    if not every:
+        raise ValueError("a summary of placements needs at least one start")
+    centred = np.concatenate([points - points.mean(axis=0) for points in every])
+    pairs = [np.linalg.norm(p[:, None] - p[None], axis=-1)[np.triu_indices(len(p), 1)] for p in every]
+    apart = np.concatenate(pairs) if sum(map(len, pairs)) else np.zeros(1)
+    spans = np.max([np.ptp(points, axis=0) for points in every], axis=0)
+    return {
+        "starts": float(len(centred)),
+        "std_x": float(centred[:, 0].std()),
+        "std_y": float(centred[:, 1].std()),
+        "span_x": float(spans[0]),
+        "span_y": float(spans[1]),
+        "apart_median": float(np.median(apart)),
+        "apart_low": float(np.quantile(apart, 0.05)),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:

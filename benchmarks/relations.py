@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from la_reconvla.analysis.intervals import wilson
-from la_reconvla.analysis.parts import part_masks, part_patches
 from la_reconvla.contracts import Batch, Features
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, greyed
@@ -34,6 +33,7 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.method.variants.action_rows import ActionRows
 from la_reconvla.storage import write_json
+from la_reconvla.study.parts import part_masks, part_patches
 from la_reconvla.training.checkpoint import find_run, load_policy
 
 MOTION = 6

@@ -47,10 +47,25 @@ def resolve(name: str) -> object:
     raise ModuleNotFoundError(name)
 
 
+def names(text: str) -> set[str]:
+    return set(re.findall(r"`(la_reconvla(?:\.\w+)+)`", text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_name_exists(page: Path) -> None:
-    for name in set(re.findall(r"`(la_reconvla(?:\.\w+)+)`", page.read_text(encoding="utf-8"))):
+    for name in names(page.read_text(encoding="utf-8")):
         resolve(name)
+
+
+def test_every_name_in_a_docstring_exists() -> None:
+    wrong = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for name in names(path.read_text(encoding="utf-8")):
+            try:
+                resolve(name)
+            except (ModuleNotFoundError, AttributeError):
+                wrong.append(f"{path.name}: {name}")
+    assert wrong == []
 
 
 def test_the_method_page_names_every_public_function_of_the_method() -> None:

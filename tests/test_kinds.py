@@ -69,3 +69,6 @@ def test_fields_that_a_file_lacks_have_their_defaults():
     assert kinds.with_defaults(older, cup)["inside"] == written(Pixels())
     assert "size" not in kinds.with_defaults({"kind": "Cup"}, cup), "there is no default"
     assert kinds.with_defaults("Cup(3)", cup) == "Cup(3)"
+    cups = [{"kind": "Cup", "size": 1}, written(cup)]
+    assert kinds.with_defaults(cups, (cup, cup))[0] == written(Cup(1))
+    assert kinds.with_defaults(cups, (cup,)) == cups, "of another length"

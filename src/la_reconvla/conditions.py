@@ -24,10 +24,11 @@ gaze crop                    R1: ReconVLA
 whole image                  R3
 ============= ============== =============
 
-``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of C1
-that never sees anything but grey; ``G1-shuffled`` is G1 with the boxes of other samples, for the study whose answer is
-known (`study.known_answer`). The arms below `SOURCES` differ from C4 in one thing each: what the mask follows
-(`method.saliency`) or how it is cut (`method.mask`). They are not part of the default study.
+``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of
+C1 that never sees anything but grey; ``G1-shuffled`` is G1 with the boxes of other samples, for the study whose answer
+is known (``study/known_answer.json``, preset ``known-answer``). The arms below `SOURCES` differ from C4 in one thing
+each: what the mask follows (`method.saliency`) or how it is cut (`method.mask`). They are not part of the default
+study.
 """
 
 from __future__ import annotations

@@ -54,8 +54,10 @@ def from_json(raw: Any, classes: Iterable[type]) -> Any:
 def with_defaults(raw: Any, value: Any) -> Any:
     """`raw`, which `to_json` gave of something like `value`, with the defaults of the fields that came since then.
 
-    What is of another kind than `value` stays as it is.
+    What is of another kind than `value` stays as it is, and so does a list of another length.
     """
+    if isinstance(raw, list) and isinstance(value, list | tuple) and len(raw) == len(value):
+        return [with_defaults(*two) for two in zip(raw, value, strict=True)]
     if not isinstance(raw, dict) or raw.get(KIND) != type(value).__name__:
         return raw
     result = dict(raw)

@@ -29,6 +29,8 @@ DEMONSTRATIONS = "demonstrations"
 PLACEMENTS = "placements"
 FLOORS = "floors"
 REFERENCES = "references"
+OFFICIAL = "official"
+ELSEWHERE = "elsewhere"
 VIDEOS = "videos"
 MAPS = "maps"
 

@@ -9,6 +9,7 @@ import pytest
 
 from la_reconvla.analysis.counterfactual import counterfactual
 from la_reconvla.episodes import EpisodeRecord, Label, StartName
+from la_reconvla.sim.placements import wide_starts
 from la_reconvla.sim.policies import Scripted
 from la_reconvla.sim.rollout import EnvSettings, run_episode
 
@@ -111,9 +112,7 @@ def test_without_pairs_there_is_nothing_to_say() -> None:
 
 @pytest.mark.sim
 def test_the_expert_moves_what_it_is_asked_for_first(tmp_path) -> None:
-    from la_reconvla.sim.placements import counterfactual as pairs_of_starts
-
-    (two,) = pairs_of_starts("libero_object", 0, "test", [0], tmp_path)
+    two = wide_starts("libero_object", 0, "test", [0, 1], tmp_path)
     with EnvSettings().build() as env:
         done = [run_episode(env, Scripted().build(), start) for start in two]
     assert [r.moved for r in done] == [start.target for start in two]

@@ -22,13 +22,11 @@ from la_reconvla.analysis.decisions import rollouts_needed
 from la_reconvla.analysis.declaration import DECLARED, HEADLINE
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence, by_scene, by_start
 from la_reconvla.analysis.frames import FrameMap, FrameRecord, HeldOut
-from la_reconvla.analysis.head_cost import head_cost
 from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.results import Arm, Results, Study
 from la_reconvla.analysis.summaries import measure_frames, rate
 from la_reconvla.analysis.verdicts import NO_RECONVLA, NOT_COMPARED, ONE_SEED, in_words, judge
-from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.conditions import ARMS, C1, C2, C4, CONDITIONS
 from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName, append_episodes, read_episodes
 from la_reconvla.errors import UserError
@@ -37,7 +35,8 @@ from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.report.tables import grid_table
 from la_reconvla.storage import append_jsonl
-from la_reconvla.study.presets import PRESETS
+from la_reconvla.study.head_cost import head_cost
+from la_reconvla.study.heldout import read_held_out, write_held_out
 from la_reconvla.study.results import read_results, write_results
 
 TASKS = (0, 1, 2)
@@ -468,9 +467,9 @@ def test_no_results_is_said(tmp_path: Path) -> None:
 def test_episodes_and_held_out_frames_survive_their_files(tmp_path: Path) -> None:
     rolled, held_out = episodes(0.5, (0, None)), HeldOut("aa", {"true": tuple(frames(1.0, 0.1)), "grey_image": ()})
     append_episodes(tmp_path, rolled)
-    held_out.write(tmp_path)
+    write_held_out(tmp_path, held_out)
     assert read_episodes(tmp_path) == rolled
-    assert HeldOut.read(tmp_path) == held_out
+    assert read_held_out(tmp_path) == held_out
 
 
 def test_records_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
@@ -479,7 +478,7 @@ def test_records_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
         read_episodes(tmp_path)
     (tmp_path / "held_out.json").write_text('{"version": 2, "true": []}')
     with pytest.raises(UserError, match=r"held_out.json: schema None is not 2"):
-        HeldOut.read(tmp_path)
+        read_held_out(tmp_path)
 
 
 # ---------------------------------------------------------------- the grid and ReconVLA's arm
@@ -532,31 +531,3 @@ def test_the_grid_stands_by_region_and_head(tmp_path) -> None:
     write_results(tmp_path / "results.json", grid_results())
     told = {c.id: c.annotation_free for c in read_results(tmp_path / "results.json").conditions}
     assert told == {"C2": True, "C4": True, "R1": False, "R2": False, "A1": True}
-
-
-def test_the_cost_of_a_head_is_that_of_its_matrix_products() -> None:
-    """An MAE decoder of depth 1 by hand: keys and values (2 d^2 multiply-adds) of all tokens, the rest of the block
-    (10 d^2) at the masked ones only, forward and twice that backward."""
-    d, width, n, k, q = 32, 16, 16, 4, 192
-    cost = head_cost(C2.with_reconstruction_head(MAEDecoder(1, d, 4)), width, (4, 4), 8)
-    assert cost is not None
-    forward = 2 * (n * (2 * d * d + width * d) + k * (10 * d * d + d * q))
-    attention = 2 * 2 * k * n * d  # logits and values
-    assert cost.operations == 3 * (forward + attention)
-    module = MAEDecoder(1, d, 4).build(width, (4, 4), 8)
-    assert cost.parameters == sum(p.numel() for p in module.parameters())
-    assert head_cost(C1, width, (4, 4), 8) is None
-
-
-@pytest.mark.parametrize("preset", ["quick", "small"])
-def test_both_heads_of_a_preset_cost_about_the_same(preset: str) -> None:
-    config = PRESETS[preset]
-    b = config.backbone
-    assert isinstance(b, SmallPaliGemma)
-    mae, diffusion = (
-        head_cost(CONDITIONS[id].with_reconstruction_head(config.decoder, config.denoiser), b.width, b.grid, b.patch)
-        for id in ("C4", "A1")
-    )
-    assert mae is not None
-    assert diffusion is not None
-    assert diffusion.operations == pytest.approx(mae.operations, rel=0.5)

@@ -17,8 +17,9 @@ from test_pretrained import save_tiny
 from torch import nn
 
 from helpers import HEAD, TINY, random_batch, tiny_policy
-from la_reconvla import cli
+from la_reconvla import cli, kinds
 from la_reconvla.bench import acting, sizes
+from la_reconvla.bench import rows as rows_module
 from la_reconvla.bench import run as bench_module
 from la_reconvla.bench.acting import CONTROL, EQUAL, PUBLISHED, Act, NotRecordedError, unrecorded
 from la_reconvla.bench.draw_pictures import Draw
@@ -360,10 +361,14 @@ def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     shown, errors = capsys.readouterr()
     document = json.loads(shown.splitlines()[-1])
     assert document["command"] == command
+    assert (document["settings"]["kind"], document["settings"]["device"], document["roof"]["kind"]) == (
+        "Settings", "cpu", "Roof"
+    )  # fmt: skip
     assert {row["section"] for row in document["rows"]} == {"control", "training", "picture", "limit", "data"}
     assert all(row["backbone"] == "quick" and row["n"] >= 1 for row in document["rows"] if "n" in row)
     assert {row["image_tokens"] for row in document["rows"] if row["section"] == "control"} == {None, 256, 729}
-    rows = [BenchRow.from_json(row) for row in document["rows"]]
+    known = [kind for kind in vars(rows_module).values() if isinstance(kind, type) and issubclass(kind, BenchRow)]
+    rows = [kinds.from_json(row, known) for row in document["rows"]]
     assert [row.to_json() for row in rows] == document["rows"]
     limits = [row for row in rows if isinstance(row, LimitRow)]
     assert [row.ratio for row in limits] == pytest.approx([row.median / row.bound for row in limits])

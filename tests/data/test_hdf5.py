@@ -333,8 +333,7 @@ def read_everything(path: Path) -> None:
         assert episode.proprio().shape == (length, 8)
         assert episode.executed().shape == (length, 7)
         assert len(episode.states()) == length
-        if episode.has_wrist:
-            assert episode.wrist().dtype == np.uint8
+        assert episode.wrist().dtype == np.uint8
         if episode.instance_names:
             assert episode.instances().shape == (pictures, size, size)
     merge_files([path], path.with_name("merged.hdf5"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch, tiny_policy
 from la_reconvla.backbones.paligemma import BOS, PAD, SmallPaliGemma, whiten_patches
-from la_reconvla.contracts import PolicyInput
+from la_reconvla.contracts import Features, PolicyInput
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, position_table
-from la_reconvla.method.mask import AttentionMask, MaskContext, RandomMask, masked_count
+from la_reconvla.method.mask import AttentionMask, MaskContext, MaskSource, RandomMask, masked_count
 from la_reconvla.method.objective import losses
 from la_reconvla.method.pixels import patchify
 from la_reconvla.method.reconstruction import Reconstruction
@@ -152,7 +152,7 @@ def test_random_mask_is_uniform_and_ignores_saliency():
 
 
 def test_attention_mask_never_degrades_silently():
-    with pytest.raises(ValueError, match="no attention"):
+    with pytest.raises(ValueError, match="needs_attention"):
         AttentionMask()(MaskContext((1, 4), generator(0, "mask")))
     with pytest.raises(FloatingPointError, match="not finite"):
         AttentionMask()(MaskContext((1, 4), generator(0, "mask"), saliency=torch.full((1, 4), torch.nan)))
@@ -370,6 +370,45 @@ def test_bad_bins_are_refused():
 
 
 # ---------------------------------------------------------------- objective
+
+
+@dataclass(frozen=True)
+class Given(MaskSource):
+    """Masks what it is given to mask."""
+
+    rows: tuple[tuple[bool, ...], ...]
+    label = "given"
+
+    def __call__(self, context):
+        return torch.tensor(self.rows)
+
+
+@pytest.mark.parametrize(
+    "rows", [((True, True), (True, False)), ((False, False), (False, False)), ((True,), (True,)), ((1.0, 0.0),) * 2]
+)
+def test_a_mask_of_unequal_counts_shape_or_type_is_refused(rows):
+    features = Features(torch.zeros(2, 2, 4), torch.zeros(2, 1, 4), torch.zeros(2, 4), None, None, (1, 2))
+    good = Reconstruction(Given(((True, False), (False, True))))
+    assert good.choose_patches(features, None, generator(0, "mask"), 0)[1] is not None
+    with pytest.raises(ValueError, match=r"Given must give bool \[2 2\], equally many"):
+        Reconstruction(Given(rows)).choose_patches(features, None, generator(0, "mask"), 0)
+
+
+def test_parts_of_an_arm_are_frozen_dataclasses_with_a_label():
+    class NoDataclass(MaskSource):
+        label = "no"
+
+    @dataclass(frozen=True)
+    class NoLabel(MaskSource):
+        pass
+
+    @dataclass
+    class NotFrozen(MaskSource):
+        label = "not"
+
+    for part in (NoDataclass(), NoLabel(), NotFrozen()):
+        with pytest.raises(TypeError, match=rf"{type(part).__name__} must be a frozen dataclass with a label"):
+            Reconstruction(part)
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.5, 1.0])

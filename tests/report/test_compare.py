@@ -20,6 +20,7 @@ from la_reconvla.conditions import C1, C4, R1
 from la_reconvla.episodes import append_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report import compare
+from la_reconvla.study.heldout import write_held_out
 from la_reconvla.study.results import read_results, write_results
 
 
@@ -34,7 +35,7 @@ def write(folder: Path, rates: dict[str, float], study: Study, pull: float = 0.5
         for seed in (0, 1):
             cell = folder / arm.id / f"seed{seed}"
             append_episodes(cell, [r for r in rolled if r.label.seed == seed])
-            HeldOut("", {"true": tuple(r for r in seen if r.seed == seed)}).write(cell)
+            write_held_out(cell, HeldOut("", {"true": tuple(r for r in seen if r.seed == seed)}))
     floors = [FloorEvidence("blind_replay", None, episodes(0.05, (None,)))]
     write_results(folder / "results.json", build(study, arms, floors))
     return folder

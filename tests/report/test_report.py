@@ -26,7 +26,7 @@ from test_results import GRID, SAID, channelled, frames, study_results
 
 from la_reconvla import drawing as figures
 from la_reconvla.analysis.build import build
-from la_reconvla.analysis.comparisons import Hypothesis
+from la_reconvla.analysis.comparisons import Comparison, Hypothesis
 from la_reconvla.analysis.declaration import DECLARED
 from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.measures import (
@@ -85,6 +85,10 @@ STUDY = Study(
     limits=("The policies are small and trained from scratch.",),
     energy_joules=1.8e6,
 )
+LOSS = Comparison(
+    "C4", "R1", "tsr", -0.123, -0.214, -0.031, p=0.02, p_holm=None, n=36, a_mean=0.1, b_mean=0.223, seeds=3,
+    kind="loss", suite="libero_object", a_home=0.5, b_home=0.6,
+)  # fmt: skip
 STEPS = (0, 10, 20, 30)
 PHASES = ("reach", "reach", "carry", "place")
 
@@ -144,6 +148,8 @@ def with_evidence(results: Results) -> Results:
             OtherStarts("official", "C4 grey_image", Rate(0.0, 0.0, 0.3, 0, 9), condition="C4", floor="grey_image"),
             OtherStarts("official", "C4", Rate(0.5, 0.2, 0.8, 6, 12), condition="C4", **places),
         ),
+        comparisons=(*results.comparisons, LOSS),
+        hypotheses=tuple(replace(h, comparisons=(LOSS.key,)) if h.id == "H4" else h for h in results.hypotheses),
         leakage=(Leak("initial states", 60, 24, 0, "none"), Leak("instructions", 3, 3, 3, "by design", "asked alike")),
         power=(Power(0.05, 0.5, 1565, 36, 0.07),),
     )
@@ -214,7 +220,7 @@ def write_study(folder: Path, results: Results) -> Path:
         videos=(
             Video("videos/success.mp4", "C4, seed 0, between", True),
             *(
-                Video(f"videos/{id}.mp4", f"{id}: open it", id == "C4", id, "suite/0/wide/test/0")
+                Video(f"videos/{id}.mp4", f"{id}: open: it", id == "C4", id, "suite/0/wide/test/0", "open: it")
                 for id in ("C1", "C4")
             ),
         ),
@@ -372,7 +378,7 @@ def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None
 def test_the_number_of_scenes_stands_beside_every_interval_of_held_out_frames(study: Path) -> None:
     results = report.read_results(study / "results.json")
     _, text = page(study)
-    errors, attention = section(text, "action-error", "attention"), section(text, "attention", "causal")
+    errors, attention = section(text, "action-error", "counterfactual"), section(text, "attention", "causal")
     for part in (errors, attention):
         intervals = re.findall(r"[\d.]+ to [+−]?[\d.]+[^<;]*", part.replace("top 25 %", ""))
         assert len(intervals) >= 3
@@ -440,8 +446,15 @@ def test_every_verdict_shows_the_intervals_that_it_rests_on(study: Path) -> None
             ends = (c.low, c.high)
             said = map(tables.points, ends) if c.agreement else (tables.number(end, 3, True) for end in ends)
             assert " to ".join(said) in shown[id]
-    assert [results.hypothesis(id).comparisons for id in ("H2", "H4")] == [(), ()]
-    assert [shown[id].count("<svg") for id in ("C4>C2", "H2", "H3", "H4")] == [1, 0, 2, 0]
+    assert [results.hypothesis(id).comparisons for id in ("H2", "H4")] == [(), (LOSS.key,)]
+    assert [shown[id].count("<svg") for id in ("C4>C2", "H2", "H3", "H4")] == [1, 0, 2, 1]
+    ends = f"{tables.points(LOSS.low)} to {tables.points(LOSS.high)}"
+    for said in (f"{phrases.compared(LOSS)}, C4 − R1", LOSS.suite, f"{tables.points(LOSS.difference)} points", ends):
+        assert said in shown["H4"]
+
+
+def test_videos_of_one_start_stand_below_their_instruction(study: Path) -> None:
+    assert "<h3>open: it</h3>" in section(page(study)[1], "videos", "power")
 
 
 def test_the_mark_of_an_interval_is_drawn_to_scale(study: Path) -> None:

@@ -419,7 +419,7 @@ def test_a_folder_from_before_grows(tmp_path: Path) -> None:
     setup = ToySetup(failing=(0, 3))
     collect(toy_config(tmp_path / "out"), setup)
     path = tmp_path / "out" / "collection.json"
-    write_json(path, {**read_json(path), "demos": 4})
+    write_json(path, {k: v for k, v in read_json(path).items() if k != "kind"} | {"demos": 4})
     assert collect(toy_config(tmp_path / "out"), ToySetup(crash=0)).episodes == 8
     collect(toy_config(tmp_path / "out", demos=6), setup)
     collect(toy_config(tmp_path / "new", demos=6), setup)
@@ -718,10 +718,11 @@ def test_corrections_of_another_policy_are_another_collection(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_folder_from_before_there_were_corrections_grows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacks", [("learner",), ("kind", "learner", "maps")])
+def test_a_folder_from_before_there_were_corrections_grows(lacks: tuple[str, ...], tmp_path: Path) -> None:
     collect(toy_config(tmp_path), ToySetup())
     held = read_json(tmp_path / "collection.json")
-    write_json(tmp_path / "collection.json", {k: v for k, v in held.items() if k != "learner"})
+    write_json(tmp_path / "collection.json", {k: v for k, v in held.items() if k not in lacks})
     assert collect(toy_config(tmp_path, demos=6), ToySetup()).episodes == 12
 
 

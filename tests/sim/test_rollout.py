@@ -21,6 +21,7 @@ from la_reconvla.sim.env import Outcome, Pose
 from la_reconvla.sim.policies import Scripted, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings, Film, StageTracker, rollouts, run_episode
 from la_reconvla.sim.tasks import load_task, official_start
+from la_reconvla.storage import read_json, write_json
 from la_reconvla.study import evaluate as evaluation
 from la_reconvla.study.starts import evaluation_starts
 
@@ -349,6 +350,20 @@ def test_episodes_of_another_policy_or_setting_are_never_counted(tmp_path, fake_
         with pytest.raises(UserError, match="another configuration"):
             evaluation.evaluate([other], starts, settings, 1)
     assert (tmp_path / layout.EPISODES).read_bytes() == before
+
+
+def test_an_evaluation_of_before_a_choice_goes_on(tmp_path, fake_rollouts):
+    starts = [start(i) for i in range(2)]
+    one = evaluation.Evaluation(tmp_path, Label("random", None), Uniform(0))
+    evaluation.evaluate([one], starts[:1], EnvSettings(), 1)
+    held = read_json(path := tmp_path / layout.EVALUATION)
+    assert (held["label"]["kind"], held["settings"]["kind"]) == ("Label", "EnvSettings")
+    del held["label"]["floor"], held["settings"]["quality"]
+    write_json(path, held)
+    evaluation.evaluate([one], starts, EnvSettings(), 1)
+    assert len(read_episodes(tmp_path)) == 2
+    with pytest.raises(UserError, match=r"settings.quality: official, now fast"):
+        evaluation.evaluate([one], starts, EnvSettings(quality="fast"), 1)
 
 
 @pytest.mark.sim

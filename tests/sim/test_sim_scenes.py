@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from la_reconvla.data.captions import NOUNS
 from la_reconvla.data.scenes import load_scenes
 from la_reconvla.data.starts import object_kind
+from la_reconvla.errors import UserError
 from la_reconvla.sim import scenes as module
-from la_reconvla.sim.scenes import APART, ARENAS, ArenaRenderer, ScenesConfig, arrange, render
+from la_reconvla.sim.scenes import APART, ARENAS, Arena, ArenaRenderer, ScenesConfig, arrange, render
+from la_reconvla.storage import read_json, write_json
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8))
@@ -80,6 +82,20 @@ def test_nothing_stands_in_something_else(renderer):
     two[:3] = one[:3] + np.array([0.04, 0.0, 0.0])
     renderer.env.set_state(state)
     assert renderer._pierced()
+
+
+@pytest.mark.parametrize("lacks", ["share", "quality", "kind"])
+def test_a_folder_of_before_a_choice_grows(lacks, tmp_path):
+    config = ScenesConfig(tmp_path, scenes=4, arenas=(Arena("libero_goal", 0), Arena("libero_object", 3)))
+    module.claim_folder(config)
+    held = read_json(path := tmp_path / module.CONFIG)
+    arenas = [{k: v for k, v in arena.items() if k != lacks} for arena in held["arenas"]]
+    write_json(path, {k: v for k, v in held.items() if k != lacks} | {"arenas": arenas})
+    module.claim_folder(replace(config, scenes=8))
+    with pytest.raises(UserError, match="quality"):
+        module.claim_folder(replace(config, quality="official"))
+    with pytest.raises(UserError, match="arenas"):
+        module.claim_folder(replace(config, arenas=config.arenas[:1]))
 
 
 @pytest.mark.sim

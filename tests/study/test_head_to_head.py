@@ -24,6 +24,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.sim import rollout, toy
 from la_reconvla.sim.env import Env
 from la_reconvla.sim.rollout import EnvSettings
+from la_reconvla.storage import read_json, write_json
 from la_reconvla.study import evaluate as evaluation
 from la_reconvla.study import head_to_head
 from la_reconvla.study.evaluate import TURN, Evaluation
@@ -272,6 +273,17 @@ def test_the_command_says_and_writes_what_it_found(call, runs: list[Path], tmp_p
     assert code == 2
     assert "another configuration" in said
     assert (tmp_path / "out" / "comparison.json").read_bytes() == before
+
+
+def test_a_comparison_of_before_a_choice_goes_on(tmp_path: Path) -> None:
+    plan, runs = head_to_head.Plan("libero_goal", "wide", (0, 1), 5), {"a": "one", "b": "two"}
+    head_to_head.claim_comparison(tmp_path, plan, runs)
+    held = read_json(path := tmp_path / "comparison.json")
+    assert held.pop("one_sided_level") == 0.05
+    write_json(path, held)
+    head_to_head.claim_comparison(tmp_path, plan, runs)
+    with pytest.raises(UserError, match="one_sided_level"):
+        head_to_head.claim_comparison(tmp_path, dataclasses.replace(plan, one_sided_level=0.1), runs)
 
 
 def test_a_decision_names_the_winner_and_warns_of_its_rates(tmp_path: Path, rolled, stand_in: None) -> None:

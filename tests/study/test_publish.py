@@ -22,6 +22,7 @@ from la_reconvla.backbones.trained_weights import Lora
 from la_reconvla.episodes import append_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.study import publish
+from la_reconvla.study.heldout import write_held_out
 from la_reconvla.study.publish import CARD, LIMITS, export, push
 from la_reconvla.training import checkpoint
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, find_run, load_policy
@@ -97,7 +98,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
     for index, success in enumerate((True, True, False, False)):
         append_episodes(copied / "libero_spatial-wide", [episode(0, 0, index, success)])
     one, two, grey = (FrameRecord(0, 0, "", "", 0, error) for error in (0.25, 0.35, 0.5))
-    HeldOut("", {"true": (one, two), "grey_image": (grey,)}).write(copied)
+    write_held_out(copied, HeldOut("", {"true": (one, two), "grey_image": (grey,)}))
     card = ModelCard.load(export(copied, tmp_path / "second") / CARD)
     config = checkpoint.PolicyConfig.load(copied)
     loss = json.loads((copied / METRICS).read_text().splitlines()[-1])["action_loss"]

@@ -16,13 +16,15 @@ import imageio_ffmpeg
 import pytest
 from PIL import Image
 
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.episodes import append_episodes, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
-from la_reconvla.storage import read_jsonl
+from la_reconvla.storage import read_json, read_jsonl, write_json
 from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results
+from la_reconvla.training.loop import TrainConfig
 
 CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 CHILD += "from la_reconvla.cli import main; main()"
@@ -208,6 +210,24 @@ def test_other_arms_may_join_and_only_the_starts_asked_for_count(study):
     assert rolled == {"C4"}
     record = json.loads((study / "study.json").read_text())
     assert record["size"]["conditions"] == ["C2", "C4"]
+
+
+def test_a_study_of_before_a_choice_goes_on(tmp_path):
+    """Dropped: a field of the study, of its backbone and of its schedule."""
+    study = Ablation(preset("known-answer"), tmp_path, workers=1)
+    study._claim("now")
+    held = read_json(path := tmp_path / "study.json")
+    assert held["config"]["train"]["kind"] == "TrainConfig"
+    before = StudyConfig(), SmallPaliGemma(), TrainConfig()
+    dropped = {"decoding": before[0].decoding, "wrist": before[1].wrist, "shift": before[2].shift}
+    parts = held["config"], held["config"]["backbone"], held["config"]["train"]
+    assert [part.pop(name) for part, name in zip(parts, dropped, strict=True)] == list(dropped.values())
+    write_json(path, held)
+    study._claim("later")
+    assert read_json(path)["started"] == "now"
+    other = replace(study.config, train=replace(study.config.train, shift=3))
+    with pytest.raises(UserError, match=r"config.train.shift: 0, now 3"):
+        Ablation(other, tmp_path, workers=1)._claim("later")
 
 
 def test_presets_need_the_image():

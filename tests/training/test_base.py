@@ -179,6 +179,16 @@ def test_what_earlier_weights_learnt_from_is_not_forgotten(base, tmp_path):
     assert facts["demonstrations"] == before
 
 
+def test_weights_of_before_their_file_named_classes_are_read(base, tmp_path):
+    tensors, facts = load_tensors(base)
+    kinds = {name: facts[name].pop("kind") for name in ("backbone", "bins")}
+    assert kinds == {"backbone": "SmallPaliGemma", "bins": "ActionBins"}
+    facts["bins"] = {name: facts["bins"][name] for name in ("low", "high")}
+    save_tensors(tmp_path / "before.safetensors", tensors, **facts)
+    before, now = StartWeights.read(str(tmp_path / "before.safetensors")), StartWeights.read(str(base))
+    assert (before.backbone, before.bins) == (now.backbone, now.bins)
+
+
 def test_damaged_facts_are_refused_with_the_file_s_name(base, tmp_path):
     tensors, facts = load_tensors(base)
     for name, damaged in (("bins", {"low": [0.0] * 7}), ("demonstrations", {"hash": "0"})):

@@ -39,7 +39,7 @@ from la_reconvla.method.variants.regions import TwoRegionMask
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.method.variants.teacher import EMATeacher
 from la_reconvla.method.variants.warm_up import WarmUp
-from la_reconvla.storage import read_jsonl
+from la_reconvla.storage import read_json, read_jsonl, write_json
 from la_reconvla.training import gradient, trackers
 from la_reconvla.training import loop as train_module
 from la_reconvla.training import tensors as tensor_files
@@ -404,7 +404,7 @@ def test_arms_with_a_memory_end_at_the_same_bits(demonstrations: Path, tmp_path:
     assert not any("teacher" in key for key in weights(whole))
     policy, loaded = load_policy(whole)
     learned = arm.learned_saliency.state_shape if arm.learned_saliency else ()
-    assert loaded.saliency_state == learned
+    assert loaded.saliency_state_shape == learned
     if learned:
         assert policy.saliency_state is not None
         assert (policy.saliency_state >= 0).all()
@@ -658,6 +658,16 @@ def test_a_folder_of_another_schedule_is_refused(demonstrations: Path, tmp_path:
     with pytest.raises(UserError, match=r"another configuration \(different: .*steps"):
         train_tiny(demonstrations, tmp_path / "run", config=dataclasses.replace(SHORT, steps=6))
     assert read_jsonl(run / METRICS)[-1]["step"] == 4
+
+
+def test_a_schedule_of_before_a_choice_goes_on(demonstrations: Path, tmp_path: Path) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run")
+    held = read_json(run / SCHEDULE)
+    assert (held["kind"], held.pop("clip")) == ("TrainConfig", 1.0)
+    write_json(run / SCHEDULE, held)
+    train_tiny(demonstrations, tmp_path / "run")
+    with pytest.raises(UserError, match=r"clip: 1.0, now 2.0"):
+        train_tiny(demonstrations, tmp_path / "run", config=dataclasses.replace(SHORT, clip=2.0))
 
 
 def test_a_saved_policy_acts_as_it_did(demonstrations: Path, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Pure functions of records: no files, no simulator."""
+"""Pure functions of records: no policy, no simulator, no file but the declaration of what a study judges."""

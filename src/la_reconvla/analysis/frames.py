@@ -1,17 +1,16 @@
-"""Records of held-out frames, and the file that holds those of one run under every view."""
+"""Records of held-out frames, and those of one run under every view as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from la_reconvla import layout
 from la_reconvla.analysis.attention_overlap import FrameOverlap
 from la_reconvla.analysis.measures import OVERLAPS, MapKind, MapPart, MapPhase
 from la_reconvla.episodes import View
-from la_reconvla.storage import plain, read_json, write_json
+from la_reconvla.storage import plain
 from la_reconvla.typed_json import parse
 
 
@@ -38,7 +37,7 @@ class FrameMap:
 class Occlusion:
     """How far the actions move when a thing is hidden, and when a control of equal size is; None where not measured.
 
-    See `la_reconvla.analysis.occlusion`.
+    See `la_reconvla.study.occlusion`.
     """
 
     shift: float | None
@@ -111,13 +110,3 @@ class HeldOut:
             UserError: it is of another version, or a field is missing or of another type.
         """
         return parse(cls, layout.require_schema(value, where), where)
-
-    def write(self, folder: Path) -> None:
-        """Into the run's folder, atomically."""
-        write_json(folder / layout.HELD_OUT, self.to_json())
-
-    @classmethod
-    def read(cls, folder: Path) -> HeldOut:
-        """From the run's folder; errors as `from_json`, and there is no such file."""
-        path = folder / layout.HELD_OUT
-        return cls.from_json(read_json(path), str(path))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from la_reconvla.errors import UserError
 
@@ -64,20 +64,6 @@ def _wilson(x: Int[np.ndarray, "..."] | int, n: int, level: float) -> tuple[np.n
     x = np.asarray(x, dtype=float)
     centre, reach = x + z * z / 2, z * np.sqrt(x * (n - x) / n + z * z / 4)
     return np.where(x == 0, 0.0, (centre - reach) / (n + z * z)), np.where(x == n, 1.0, (centre + reach) / (n + z * z))
-
-
-def clopper_pearson(successes: int, trials: int, level: float = LEVEL) -> Interval:
-    """The exact interval of a success rate (Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404).
-
-    It covers at least `level` whatever the rate is, and is wider than Wilson's, which covers that much on average.
-
-    Raises:
-        UserError: as `wilson`.
-    """
-    if not 0 <= successes <= trials or trials == 0:
-        raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
-    found = binomtest(successes, trials).proportion_ci(confidence_level=level, method="exact")
-    return Interval(float(found.low), float(found.high))
 
 
 def newcombe_paired(table: Agreement, level: float = LEVEL) -> Interval:

@@ -146,8 +146,22 @@ class Watched:
 
 
 @dataclass(frozen=True)
+class HeadCost:
+    """What a reconstruction head costs, see `la_reconvla.study.head_cost`.
+
+    Attributes:
+        parameters: numbers that train.
+        operations: multiplications and additions of matrix products (2 each multiply-add) for one sample of a training
+            step, forward and backward, the head alone.
+    """
+
+    parameters: int
+    operations: int
+
+
+@dataclass(frozen=True)
 class Effect:
-    """How far the distribution of actions moves when something is hidden; see `la_reconvla.analysis.occlusion`.
+    """How far the distribution of actions moves when something is hidden; see `la_reconvla.study.occlusion`.
 
     Attributes:
         occluded: what is covered; ``control`` is an equal number of patches elsewhere.

@@ -15,6 +15,7 @@ from la_reconvla.analysis.measures import (
     Counterfactual,
     Effect,
     GroundingMeans,
+    HeadCost,
     Leak,
     MapRow,
     Measure,
@@ -27,7 +28,6 @@ from la_reconvla.analysis.measures import (
 )
 
 if TYPE_CHECKING:
-    from la_reconvla.analysis.head_cost import HeadCost
     from la_reconvla.conditions import Condition
 
 FloorId = Literal["blind_replay", "no_image", "grey_image", "wrong_instruction"]
@@ -118,7 +118,7 @@ class Arm:
     """What a condition is, in words and numbers; None where it has no such part.
 
     `mask` names what is reconstructed, masked patches or a crop; the last two are those of
-    `la_reconvla.analysis.head_cost`.
+    `la_reconvla.study.head_cost`.
     """
 
     id: str
@@ -244,6 +244,7 @@ class Video:
     success: bool | None = None
     condition: str = ""
     start: str = ""
+    instruction: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,16 +31,6 @@ class BenchRow:
         """All fields, and the class under ``kind``."""
         return kinds.to_json(self)
 
-    @staticmethod
-    def from_json(raw: Any) -> BenchRow:
-        """The row that `to_json` was called on.
-
-        Raises:
-            ValueError: for a row of an unknown kind.
-            TypeError: for fields that its kind has not, or lacks.
-        """
-        return kinds.from_json(raw, ROWS)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TimedRow(BenchRow):
@@ -227,8 +217,3 @@ class SimulatorRow(TimedRow):
     case: str = "episodes of the scripted expert"
     section: Section = "data"
     unit: str = "episodes/min"
-
-
-ROWS: tuple[type[BenchRow], ...] = (
-    *(ControlRow, NotRecordedRow, LimitRow, TrainRow, ExtraRow, ShareRow, PictureRow, LoaderRow, SimulatorRow),
-)

@@ -14,13 +14,14 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from la_reconvla import kinds
 from la_reconvla.bench.acting import CONTROL, FAST, NotRecordedError
 from la_reconvla.bench.draw_pictures import PICTURE, Draw
 from la_reconvla.bench.load_batches import Load, recording
@@ -39,7 +40,7 @@ from la_reconvla.bench.rows import (
     TrainRow,
 )
 from la_reconvla.bench.settings import Settings
-from la_reconvla.bench.sizes import Compute, Size
+from la_reconvla.bench.sizes import Case, Compute, Size
 from la_reconvla.bench.tables import markdown, speed_claim, tables
 from la_reconvla.bench.timing import Roof, Times, Work, counted, difference, interleaved, measure_roof, ratio, release
 from la_reconvla.bench.train_steps import BATCH, FIFTH, GROUPS, PAID, SHARES, TrainStep
@@ -176,7 +177,8 @@ class Bench:
         """Samples a second of the loader beside what a step needs."""
         with self.samples(size) as samples:
             steps = tuple(TrainStep(CONDITIONS[arm]) for arm in ("C1", "C4"))
-            cases, shared = (Load(samples), *steps), size.sharing(self.compute, steps)
+            cases: tuple[Case, ...] = (Load(samples), *steps)
+            shared = size.sharing(self.compute, steps)
             seconds = self.timed(size, "data", {case.id: case.build(shared, self.compute) for case in cases})
         loaded = Times.of(seconds[Load.id])
         for arm in ("C1", "C4"):
@@ -288,8 +290,9 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         "commit": provenance.commit(),
         "machine": provenance.hardware(),
         "versions": provenance.versions(),
-        "settings": {**asdict(settings), "device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")},
-        "roof": asdict(run.roof) if run.roof else None,
+        "settings": kinds.to_json(settings)
+        | {"device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")},
+        "roof": kinds.to_json(run.roof),
         "claims": [speed_claim(run.rows, name) for name in settings.backbones] if measured else [],
         "rows": [row.to_json() for row in run.rows],
     }

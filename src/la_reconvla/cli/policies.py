@@ -19,7 +19,7 @@ def evaluate(run: Positional[str], options: Flat[EvaluateOptions]) -> None:
     """
     from la_reconvla.study.evaluate_one import evaluate_one
 
-    evaluate_one(run, **vars(options))
+    evaluate_one(run, options)
 
 
 def compare(run: Positional[str], other: Positional[str], options: Flat[CompareOptions]) -> None:
@@ -37,7 +37,7 @@ def compare(run: Positional[str], other: Positional[str], options: Flat[CompareO
     """
     from la_reconvla.study.head_to_head import compare as run_both
 
-    print(run_both((run, other), **vars(options)))
+    print(run_both((run, other), options))
 
 
 def export(run: Positional[Path], out: Path, merged: bool = False) -> None:

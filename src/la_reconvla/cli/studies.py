@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
+from la_reconvla import layout
 from la_reconvla.cli.options import Group
 from la_reconvla.errors import UserError
 from la_reconvla.study.options import IfGiven, PolicyChanges, StudyChanges, TrainingChanges
@@ -40,7 +41,7 @@ def ablate(
 
     folder = run(preset, out, workers, vars(study) | vars(policy) | vars(training), hypotheses)
     page = write_report(folder)
-    Console(stderr=True).print(terminal_summary(read_results(folder / "results.json")))
+    Console(stderr=True).print(terminal_summary(read_results(folder / layout.RESULTS)))
     print(f"report: {page}")
 
 

@@ -36,10 +36,9 @@ class Episode:
         image_size: rows and columns of the pictures.
         frame_stride: control steps from one picture to the next.
         instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
-        has_wrist: whether there are wrist pictures.
         target: instance that is moved; this and the rest is None in files that are not ours.
         destination: where it is moved to.
-        start_id: `contracts.Start.id` of the start.
+        start_id: `la_reconvla.data.starts.Start.id` of the start.
         placement: kind of placement of the start.
         split: split of the start.
         start_index: index of the start.
@@ -61,7 +60,6 @@ class Episode:
     image_size: int
     frame_stride: int
     instance_names: tuple[str, ...] = ()
-    has_wrist: bool = False
     target: str | None = None
     destination: str | None = None
     start_id: str | None = None

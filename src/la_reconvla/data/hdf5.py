@@ -114,7 +114,6 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
         actions=actions,
         image_size=size,
         instance_names=names,
-        has_wrist="obs/eye_in_hand_rgb" in group,
         target=read("target", str),
         destination=read("destination", str),
         start_id=read("start_id", str),

@@ -31,7 +31,7 @@ def top(scores: Float[Tensor, "b n"], k: int) -> Bool[Tensor, "b n"]:
 def checked(saliency: Float[Tensor, "b n"] | None) -> Float[Tensor, "b n"]:
     """The saliency, if there is one and it is finite; a mask never degrades to something else in silence."""
     if saliency is None:
-        raise ValueError("the attention mask needs saliency, but the backbone returned no attention")
+        raise ValueError("this mask needs saliency and got none: its class must say needs_attention = True")
     if not torch.isfinite(saliency).all():
         raise FloatingPointError("the saliency is not finite: the attention has overflowed or the weights diverged")
     return saliency
@@ -94,5 +94,4 @@ class RandomMask(MaskSource):
 
     def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
         scores = torch.rand(context.shape, generator=context.generator)
-        mask = top(scores, masked_count(self.fraction, context.shape[1]))
-        return mask if context.saliency is None else mask.to(context.saliency.device)
+        return top(scores, masked_count(self.fraction, context.shape[1]))

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -66,6 +66,9 @@ class Reconstruction:
             raise ValueError("an arm reconstructs either masked patches or a crop: give a mask or a crop")
         if self.mask and any(one.attention_rows != self.saliency.attention_rows for one in self.mask.sources):
             raise ValueError("all maps of a mask must read the same attention rows: one pass gives only one kind")
+        for part in (self.region, self.saliency, self.reconstruction_head):
+            if not (is_dataclass(part) and part.__hash__ and hasattr(part, "label")):  # no hash: not frozen
+                raise TypeError(f"{type(part).__name__} must be a frozen dataclass with a label")
 
     @property
     def region(self) -> MaskSource | CropSource:
@@ -98,4 +101,7 @@ class Reconstruction:
         b, n, _ = features.patches.shape
         maps = tuple(source(features) for source in self.mask.sources)
         context = MaskContext((b, n), generator, scores, features.grid, step, maps, boxes)
-        return scores, self.mask(context).to(features.patches.device)
+        mask = self.mask(context)
+        if mask.shape != (b, n) or mask.dtype != torch.bool or (step == 0 and not 0 < mask.sum(1).unique().numel() < 2):
+            raise ValueError(f"{type(self.mask).__name__} must give bool [{b} {n}], equally many in each sample")
+        return scores, mask.to(features.patches.device)

@@ -18,7 +18,6 @@ from la_reconvla import layout
 from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.evidence import Evidence, Unit, by_unit
-from la_reconvla.analysis.frames import HeldOut
 from la_reconvla.analysis.intervals import Interval, square_and_add
 from la_reconvla.analysis.measures import Measure, Overlap, Rate
 from la_reconvla.analysis.results import ConditionResult, Results
@@ -27,6 +26,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.report.page import fill
 from la_reconvla.report.phrases import FLOORS, metric_name, scenes
 from la_reconvla.storage import atomic_write
+from la_reconvla.study.heldout import read_held_out
 from la_reconvla.study.results import read_results
 from la_reconvla.text_table import number, percent, points
 
@@ -180,7 +180,7 @@ def _units(metric: str, arm: ConditionResult, study: Path) -> dict[Unit, float]:
     folders = [layout.cell(study, arm.id, cell.seed) for cell in arm.cells]
     if metric == "tsr":
         return by_unit(Evidence(episodes=[r for folder in folders for r in read_episodes(folder)]), metric)
-    held_out = [HeldOut.read(folder) for folder in folders if (folder / layout.HELD_OUT).exists()]
+    held_out = [read_held_out(folder) for folder in folders if (folder / layout.HELD_OUT).exists()]
     return by_unit(Evidence(frames=[r for found in held_out for r in found.views["true"]]), metric)
 
 

@@ -77,6 +77,11 @@ def metric_name(metric: str) -> str:
     return {"tsr": "success", "aos": "AOS", "aid": "AID"}.get(metric, metric.replace("_", " "))
 
 
+def compared(c: Comparison) -> str:
+    """What was compared, for people: a metric, or what success loses on another suite."""
+    return f"loss on {c.suite}" if c.kind == "loss" else metric_name(c.metric)
+
+
 def effect_size(c: Comparison) -> str:
     """The size of a difference, free of units; see `EFFECTS_SAID`."""
     if c.effect is None:

@@ -10,7 +10,7 @@ from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.measures import STAGES, Measure, Rate, Stages
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.conditions import GRID
-from la_reconvla.report.phrases import EFFECTS_SAID, FLOORS, effect_size, metric_name, named, scenes
+from la_reconvla.report.phrases import EFFECTS_SAID, FLOORS, compared, effect_size, named, scenes
 from la_reconvla.text_table import TextTable, number, p_value, percent, points
 
 CHANGES = {
@@ -170,7 +170,7 @@ def floor_table(results: Results) -> TextTable:
 
 
 def _compared(c: Comparison) -> tuple[str, str, str, str]:
-    return f"{c.a} - {c.b.replace('_', ' ')}", metric_name(c.metric), _difference(c), effect_size(c)
+    return f"{c.a} - {c.b.replace('_', ' ')}", compared(c), _difference(c), effect_size(c)
 
 
 HEAD_NAMES = {"mae": "MAE, one pass", "diffusion": "diffusion"}
@@ -250,7 +250,7 @@ def _interval(measure: Measure | None) -> str:
 def _difference(found: Comparison | None) -> str:
     if found is None:
         return "–"
-    if found.agreement:
+    if found.agreement or found.kind == "loss":
         return f"{points(found.difference)} points ({points(found.low)} to {points(found.high)})"
     between = f"{number(found.low, sign=True)} to {number(found.high, sign=True)}"
     count = "" if found.scenes is None else f"; n = {found.scenes}"

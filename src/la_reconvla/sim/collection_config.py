@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, get_args
 
+from la_reconvla import kinds
 from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
@@ -58,5 +59,5 @@ class CollectConfig(CollectOptions):
     def identity(self) -> dict[str, Any]:
         """What decides which episodes come out, apart from how many; what `collection.json` holds."""
         free = ("out", "workers", "demos", "correct", "learner")
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in free}
+        values = {name: value for name, value in kinds.to_json(self).items() if name not in free}
         return values | {"learner": self.learner and self.learner.identity()}

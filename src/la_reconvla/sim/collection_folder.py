@@ -25,6 +25,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from la_reconvla import kinds
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5 import read_file
 from la_reconvla.data.hdf5_layout import DEMO_SUFFIX, SHARDS
@@ -35,7 +36,6 @@ from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.storage import claim, read_json, require_free_space, write_json
 
 CONFIG, SUMMARY = "collection.json", "summary.json"
-BEFORE: dict[str, Any] = {"maps": True, "learner": None}  # what a folder means that is older than the choice
 TYPICAL_STEPS = 120  # of an episode; for the estimate of space
 GIVE_UP = (10, 0.25)  # a task is given up after this many failed scenes, if no larger share than this has succeeded
 
@@ -92,13 +92,17 @@ class Summary:
 
 
 def claim_folder(config: CollectConfig) -> None:
-    """Make the folder this configuration's, or see that it is."""
+    """Make the folder this configuration's, or see that it is. One of before named no class in its file."""
+
+    def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
+        return kinds.with_defaults({kinds.KIND: CollectConfig.__name__, **held}, config)
+
     path = config.out / CONFIG
     if not path.exists() and (others := sorted(p.name for p in config.out.glob(f"*{DEMO_SUFFIX}"))):
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if finished_episodes(config.out) < config.demos:
         require_free_space(config.out, _estimate(config))
-    claim(path, config.identity, lambda held: {**BEFORE, **held}, versions=_versions())
+    claim(path, config.identity, with_defaults, versions=_versions())
     _refuse_fewer(config)
 
 

@@ -102,58 +102,6 @@ def wide_starts(
     ]
 
 
-def counterfactual(
-    suite: str,
-    task: int,
-    split: Split,
-    scenes: Iterable[int],
-    cache: Path | None = None,
-    wide: Wide | None = None,
-    *,
-    allow_any_mujoco: bool = False,
-) -> list[tuple[Start, Start]]:
-    """Pairs of wide starts with the same state and two instructions that ask for different things.
-
-    Args:
-        scenes: their numbers; the others as for `wide_starts`.
-
-    Raises:
-        UserError: as `wide_starts`.
-    """
-    indices = [2 * scene + part for scene in scenes for part in (0, 1)]
-    starts = wide_starts(suite, task, split, indices, cache, wide, allow_any_mujoco=allow_any_mujoco)
-    return list(zip(starts[::2], starts[1::2], strict=True))
-
-
-def placement_summary(starts: Iterable[Start]) -> dict[str, float]:
-    """How widely the targets of `starts` (of one suite) are spread.
-
-    Returns:
-        ``starts``; ``std_x``, ``std_y``, ``span_x``, ``span_y`` of the target's position, and the median and 5 %
-        quantile of the distance between two starts' targets of the same task and name: ``apart_median``,
-        ``apart_low`` (all in m).
-    """
-    groups: dict[tuple[int, str], list[Float[np.ndarray, "2"]]] = {}
-    for start in starts:
-        groups.setdefault((start.task, start.target), []).append(target_position(start)[:2])
-    every = [np.array(points) for points in groups.values()]
-    if not every:
-        raise UserError("a summary of placements needs at least one start")
-    centred = np.concatenate([points - points.mean(axis=0) for points in every])
-    pairs = [np.linalg.norm(p[:, None] - p[None], axis=-1)[np.triu_indices(len(p), 1)] for p in every]
-    apart = np.concatenate(pairs) if sum(map(len, pairs)) else np.zeros(1)
-    spans = np.max([np.ptp(points, axis=0) for points in every], axis=0)
-    return {
-        "starts": float(len(centred)),
-        "std_x": float(centred[:, 0].std()),
-        "std_y": float(centred[:, 1].std()),
-        "span_x": float(spans[0]),
-        "span_y": float(spans[1]),
-        "apart_median": float(np.median(apart)),
-        "apart_low": float(np.quantile(apart, 0.05)),
-    }
-
-
 def target_position(start: Start) -> Float[np.ndarray, "3"]:
     """Where the target is in `start.state` (m, world), read from the state alone.
 

@@ -86,7 +86,24 @@ def record_episode(
         expert.reset(start, env)
     elif not _hand_over(env, learner, expert, start, int(np.random.default_rng((seed, LEAD)).integers(LEAD + 1))):
         return "the learner ran out of steps"
-    disturbances = _disturbances(noise, noise_memory, seed)
+    recorded = _demonstrated(env, expert, _disturbances(noise, noise_memory, seed), names, frame_stride)
+    if isinstance(recorded, str):
+        return recorded
+    return Recording(
+        **{"wrist": None, "instances": None, **recorded},
+        start=start,
+        first=first,
+        instance_names=names,
+        model_xml=env.model_xml(),
+        noise=noise,
+        seed=seed,
+    )
+
+
+def _demonstrated(
+    env: RecordableEnv, expert: ScriptedExpert, disturbances: Iterator[np.ndarray], names: tuple[str, ...], stride: int
+) -> dict[str, Any] | str:
+    """Steps, pictures and the step of success by the names of `Recording`, or why the demonstration is no good."""
     steps: list[dict[str, np.ndarray]] = []
     pictures: list[dict[str, np.ndarray]] = []
     success_step, over = 0, False
@@ -98,7 +115,7 @@ def record_episode(
             return "grasped twice"
         if over:
             return "ran out of steps"
-        if len(steps) % frame_stride == 0:
+        if len(steps) % stride == 0:
             pictures.append(_pictures(env, names))
         executed = np.clip(action + next(disturbances), -1, 1)
         steps.append({"actions": action, "executed": executed, **_robot(env)})
@@ -107,17 +124,7 @@ def record_episode(
         over = outcome.done
     if not env.success():
         return "goal not reached"
-    return Recording(
-        **_stacked(steps),
-        **{"wrist": None, "instances": None, **_stacked(pictures)},
-        start=start,
-        first=first,
-        instance_names=names,
-        model_xml=env.model_xml(),
-        success_step=success_step,
-        noise=noise,
-        seed=seed,
-    )
+    return {**_stacked(steps), **_stacked(pictures), "success_step": success_step}
 
 
 def _hand_over(env: RecordableEnv, learner: RolloutPolicy, expert: ScriptedExpert, start: Start, steps: int) -> bool:

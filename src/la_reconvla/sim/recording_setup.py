@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from la_reconvla import layout
 from la_reconvla.data.hdf5_layout import SHARDS
 from la_reconvla.data.hdf5_writer import FileHeader
 from la_reconvla.data.starts import Start
@@ -107,7 +108,7 @@ class LiberoSetup:
             task,
             config.split,
             indices,
-            cache=config.out / SHARDS / "placements",
+            cache=config.out / SHARDS / layout.PLACEMENTS,
             allow_any_mujoco=config.allow_any_mujoco,
         )
 

@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from la_reconvla import kinds
 from la_reconvla.contracts import Quality
 from la_reconvla.data.scenes import SCENES_SUFFIX, Scenes
 from la_reconvla.data.starts import Split
@@ -96,7 +97,7 @@ class ScenesConfig(ScenesOptions):
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which pictures come out; the number of scenes may grow."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers", "scenes")}
+        return {name: value for name, value in kinds.to_json(self).items() if name not in ("out", "workers", "scenes")}
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def render(config: ScenesConfig) -> int:
     require_simulator()
     require_free_space(config.out, 5 * len(everything) * SHARD * config.image_size**2)
     with locked(config.out):
-        claim(config.out / CONFIG, config.identity)
+        claim_folder(config)
         todo = [shard for shard in everything if not shard.path(config.out).exists()]
         done = SHARD * (len(everything) - len(todo))
         with (
@@ -144,6 +145,16 @@ def render(config: ScenesConfig) -> int:
                 job.result()
                 bar.advance(SHARD)
     return SHARD * len(everything)
+
+
+def claim_folder(config: ScenesConfig) -> None:
+    """Make the folder this configuration's, or see that it is. One of before named no class in its file."""
+
+    def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
+        arenas = [{kinds.KIND: Arena.__name__, **arena} for arena in held.get("arenas", ())]
+        return kinds.with_defaults({kinds.KIND: ScenesConfig.__name__, **held, "arenas": arenas}, config)
+
+    claim(config.out / CONFIG, config.identity, with_defaults)
 
 
 def _render_shard(config: ScenesConfig, shard: Shard) -> None:

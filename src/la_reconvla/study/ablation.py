@@ -18,7 +18,6 @@ from rich.console import Console
 from la_reconvla import kinds, layout
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.declaration import Declaration
-from la_reconvla.analysis.head_cost import head_cost
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import planned, power_table
 from la_reconvla.analysis.results import Arm, Pairing, Results
@@ -35,6 +34,7 @@ from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
 from la_reconvla.study.domains import domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, videos
 from la_reconvla.study.presets import StudyConfig, preset
@@ -127,12 +127,16 @@ class Ablation:
             layout.require_schema(read_json(path), str(path))
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
-        begun = claim(path, identity, started=started, commits=[now], hardware=hardware(), **said)
+        begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)
         require_declared(begun, self.declaration, path)
         commits = list(dict.fromkeys([*begun["commits"], now]))
         write_json(
             path, {**begun, "commits": commits, "size": size, "command": shlex.join(["la-reconvla", *sys.argv[1:]])}
         )
+
+    def _with_defaults(self, held: dict[str, Any]) -> dict[str, Any]:
+        """What a ``study.json`` says, with the defaults of what it was written before."""
+        return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
 
     @functools.cached_property
     def _power(self) -> tuple[Power, ...]:

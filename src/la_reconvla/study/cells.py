@@ -58,8 +58,8 @@ def official_starts(config: StudyConfig) -> Iterator[OfficialStarts]:
     """Where a study is evaluated besides the starts of its placement."""
     at_home = config.also_official or (config.elsewhere_episodes if config.suite in config.elsewhere else 0)
     if at_home:
-        yield OfficialStarts(config.suite, config.tasks, at_home, "official", True)
+        yield OfficialStarts(config.suite, config.tasks, at_home, layout.OFFICIAL, True)
     for suite in config.elsewhere:
         if suite != config.suite:
             tasks = tasks_of(suite, ((config.suite, index) for index in config.tasks))
-            yield OfficialStarts(suite, tasks, config.elsewhere_episodes, f"elsewhere/{suite}", False)
+            yield OfficialStarts(suite, tasks, config.elsewhere_episodes, f"{layout.ELSEWHERE}/{suite}", False)

@@ -5,14 +5,15 @@ A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from la_reconvla import layout
+from la_reconvla import kinds, layout
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import Start
@@ -112,7 +113,7 @@ def _jobs(
     """
     jobs: list[tuple[Evaluation, Job]] = []
     for e in evaluations:
-        claim(e.folder / layout.EVALUATION, _identity(e, settings))
+        claim(e.folder / layout.EVALUATION, _identity(e, settings), functools.partial(_with_defaults, e, settings))
         jobs += [(e, Job(e.label, e.policy, start, settings, e.films)) for start in _missing(e, starts)]
     if ordered:
         turn = {start.id: number // TURN for number, start in enumerate(starts)}
@@ -138,12 +139,18 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
     """What all episodes of one file have in common."""
     return {
         "schema": layout.SCHEMA,
-        "label": asdict(evaluation.label),
+        "label": kinds.to_json(evaluation.label),
         "policy": evaluation.policy.identity(),
-        "settings": asdict(settings),
+        "settings": kinds.to_json(settings),
         "mujoco": version("mujoco"),
         "placements": SCHEME,
     }
+
+
+def _with_defaults(evaluation: Evaluation, settings: EnvSettings, held: dict[str, Any]) -> dict[str, Any]:
+    """What an ``evaluation.json`` says, with the defaults of what it was written before."""
+    now = {"label": evaluation.label, "settings": settings}
+    return {**held, **{name: kinds.with_defaults(held.get(name), value) for name, value in now.items()}}
 
 
 def _missing(evaluation: Evaluation, starts: Sequence[Start]) -> list[Start]:

@@ -15,8 +15,8 @@ from la_reconvla.analysis.evidence import by_start
 from la_reconvla.analysis.measures import STAGES
 from la_reconvla.analysis.summaries import rate
 from la_reconvla.analysis.verdicts import in_words
-from la_reconvla.data.starts import PlacementKind, Start
-from la_reconvla.episodes import EpisodeRecord, Label, View, read_episodes
+from la_reconvla.data.starts import Start
+from la_reconvla.episodes import EpisodeRecord, Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
@@ -28,6 +28,7 @@ from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
 from la_reconvla.study.floors import floors_of
+from la_reconvla.study.options import EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
@@ -64,69 +65,57 @@ class Subject:
         return frozenset() if self.config is None else frozenset(self.config.train_starts)
 
 
-def evaluate_one(
-    run: str,
-    *,
-    episodes: int,
-    suite: str,
-    tasks: Sequence[int] | None,
-    placement: PlacementKind,
-    workers: int,
-    out: Path | None,
-    allow_any_mujoco: bool,
-    device: str,
-    allow_train_starts: bool,
-    view: View,
-    floors: bool,
-    demonstrations: Path | None,
-) -> Path:
+def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
-    if episodes < 1:
-        raise UserError(f"episodes must be at least 1, not {episodes}")
-    if floors and (run in UNTRAINED or view != "true"):
+    suite, placement, view = options.suite, options.placement, options.view
+    if options.episodes < 1:
+        raise UserError(f"episodes must be at least 1, not {options.episodes}")
+    if options.floors and (run in UNTRAINED or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
-    name = "-".join([suite, placement, *(["train"] if allow_train_starts else []), *([view] if view != "true" else [])])
-    subject = _subject(run, view, name, out, device, allow_any_mujoco)
-    tasks = _tasks(run, subject, suite, tasks)
+    subject = _subject(run, options)
+    tasks = _tasks(run, subject, suite, options.tasks)
     if subject.trained is not None:
         dry_run(subject.trained, [text for _, text in wording(suite, tasks, placement)])
     if isinstance(subject.policy, Trained) and view == "wrong_instruction":
         subject = replace(subject, policy=replace(subject.policy, swaps=wrong_words(suite, tasks, placement)))
     require_free_space(subject.folder, SPACE)
-    require_simulator(allow_any_mujoco=allow_any_mujoco)
+    require_simulator(allow_any_mujoco=options.allow_any_mujoco)
     starts = evaluation_starts(
         suite,
         tasks,
         placement,
-        episodes,
-        trained_on=frozenset() if allow_train_starts else subject.trained_on,
-        split="train" if allow_train_starts else "test",
+        options.episodes,
+        trained_on=frozenset() if options.allow_train_starts else subject.trained_on,
+        split="train" if options.allow_train_starts else "test",
         cache=subject.folder / layout.PLACEMENTS,
-        allow_any_mujoco=allow_any_mujoco,
+        allow_any_mujoco=options.allow_any_mujoco,
     )
     grid = None if subject.config is None else subject.config.backbone.grid
     evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, grid=grid)]
-    if floors and isinstance(subject.policy, Trained):
+    if options.floors and isinstance(subject.policy, Trained):
         swaps = wrong_words(suite, tasks, placement)
-        evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, demonstrations)
+        evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, options.demonstrations)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
-        evaluate(evaluations, starts, subject.settings, workers or subject.workers, bar.advance)
+        evaluate(evaluations, starts, subject.settings, options.workers or subject.workers, bar.advance)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
-    if allow_train_starts and subject.trained is not None:
+    if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)
         Console(stderr=True).print(f"{known} of these {len(starts)} starts had been trained on")
     return subject.folder
 
 
-def _subject(run: str, view: View, name: str, out: Path | None, device: str, allow_any_mujoco: bool) -> Subject:
-    """What `run` names; `name` is that of its folder if `out` is none."""
+def _subject(run: str, options: EvaluateOptions) -> Subject:
+    """What `run` names."""
+    view, out, allow_any_mujoco = options.view, options.out, options.allow_any_mujoco
+    parts = (options.suite, options.placement, "train" if options.allow_train_starts else "")
+    name = "-".join(filter(None, (*parts, view if view != "true" else "")))
     if run in UNTRAINED:
         if view != "true":
             raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         return Subject(policy, Label(run, None), settings, out or Path("runs") / run / name, default_workers())
-    trained, config, policy = open_run(run, view, device)
+    trained, config, policy = open_run(run, view, options.device)
     return Subject(
         policy,
         Label(config.condition, config.seed, None if view == "true" else view),

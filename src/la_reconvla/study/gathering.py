@@ -12,7 +12,7 @@ import numpy as np
 from la_reconvla import kinds, layout
 from la_reconvla.analysis import leakage
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence
-from la_reconvla.analysis.frames import FrameRecord, HeldOut
+from la_reconvla.analysis.frames import FrameRecord
 from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Pairing, Study
 from la_reconvla.backbones.pretrained import Pretrained
@@ -26,7 +26,7 @@ from la_reconvla.sim.tasks import Task, change_of
 from la_reconvla.storage import read_json, read_jsonl
 from la_reconvla.study.cells import Cell, samples_of
 from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
-from la_reconvla.study.heldout import UNIT, watched
+from la_reconvla.study.heldout import UNIT, read_held_out, watched
 from la_reconvla.study.leakage import shown_by, shown_in
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.held_out import WATCHED
@@ -55,7 +55,7 @@ def evidence(cells: Sequence[Cell], evaluations: Evaluations, on_target: np.ndar
 
 
 def _frames(cells: Sequence[Cell], view: View) -> list[FrameRecord]:
-    return [record for cell in cells for record in HeldOut.read(cell.folder).views[view]]
+    return [record for cell in cells for record in read_held_out(cell.folder).views[view]]
 
 
 def _training_facts(folder: Path) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
     found = [*leakage.audit(trained, home), leakage.held_out(training.episodes, others.episodes)]
     for where, shown in away:
         found += leakage.audit(trained, shown, where)
-    known = (None, backbone.source) if isinstance(backbone, Pretrained) else (backbone.weights, None)
     start = StartWeights.of(backbone)
+    known = (start and start.name, backbone.source if isinstance(backbone, Pretrained) else None)
     acted = None if start is None else start.demonstrations
     found += leakage.pretraining(*known, home, acted)
     for where, shown in away:

@@ -7,6 +7,7 @@ workers. `la_reconvla.analysis.sequential` says what the decision is worth.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,7 +16,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from la_reconvla import layout
+from la_reconvla import kinds, layout
 from la_reconvla.analysis.measures import Rate
 from la_reconvla.analysis.sequential import ALPHA, Sequential, require_package, sequential_decision, step_test
 from la_reconvla.analysis.summaries import rate
@@ -27,9 +28,29 @@ from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.storage import claim, locked, require_free_space, write_json
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending
+from la_reconvla.study.options import CompareOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison rolls out, decided before the first rollout.
+
+    Attributes:
+        suite: LIBERO suite.
+        placement: which starts.
+        tasks: indices of its tasks.
+        episodes: pairs a task at most.
+        one_sided_level: of the test, in either direction.
+    """
+
+    suite: str
+    placement: PlacementKind
+    tasks: tuple[int, ...]
+    episodes: int
+    one_sided_level: float = ALPHA
 
 
 @dataclass(frozen=True)
@@ -94,18 +115,7 @@ def _outcomes(folder: Path, starts: Sequence[Start]) -> list[bool]:
     return [ended[start.id] for start in takewhile(lambda start: start.id in ended, starts)]
 
 
-def compare(
-    runs: tuple[str, str],
-    *,
-    out: Path,
-    episodes: int,
-    suite: str,
-    tasks: Sequence[int] | None,
-    placement: PlacementKind,
-    workers: int,
-    device: str,
-    allow_any_mujoco: bool,
-) -> Path:
+def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
     """Compare two runs, print what was decided and write ``comparison.json``; see the command ``compare``.
 
     Returns:
@@ -115,21 +125,22 @@ def compare(
         UserError: before any rollout, if the package of the test is missing or has no table for so many pairs, if the
             runs cannot be compared, or if too few starts are left that neither was trained on.
     """
+    out, episodes, suite, placement = options.out, options.episodes, options.suite, options.placement
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}")
     require_package()
-    (policy_a, a, first), (policy_b, b, second) = opened = [open_run(run, "true", device) for run in runs]
+    (policy_a, a, first), (policy_b, b, second) = opened = [open_run(run, "true", options.device) for run in runs]
     if first.run == second.run:
         raise UserError(f"{runs[0]} and {runs[1]} are one run: name two")
     configs = dict(zip(runs, (a, b), strict=True))
-    settings = shared_settings(configs, allow_any_mujoco)
-    tasks = tuple(tasks or shared_tasks(configs, suite))
+    settings = shared_settings(configs, options.allow_any_mujoco)
+    tasks = tuple(options.tasks or shared_tasks(configs, suite))
     step_test(episodes * len(tasks))
     told = [text for _, text in wording(suite, tasks, placement)]
     for policy in (policy_a, policy_b):
         dry_run(policy, told)
     require_free_space(out, SPACE)
-    require_simulator(allow_any_mujoco=allow_any_mujoco)
+    require_simulator(allow_any_mujoco=options.allow_any_mujoco)
     starts = evaluation_starts(
         suite,
         tasks,
@@ -137,22 +148,28 @@ def compare(
         episodes,
         trained_on=frozenset(a.train_starts) | frozenset(b.train_starts),
         cache=out / layout.PLACEMENTS,
-        allow_any_mujoco=allow_any_mujoco,
+        allow_any_mujoco=options.allow_any_mujoco,
     )
     pair = [
         Evaluation(out / name, Label(config.condition, config.seed), policy)
         for name, (_, config, policy) in zip(("a", "b"), opened, strict=True)
     ]
-    plan = {"suite": suite, "placement": placement, "tasks": tasks, "episodes": episodes, "one_sided_level": ALPHA}
+    plan = Plan(suite, placement, tasks, episodes)
     named = dict(zip(("a", "b"), runs, strict=True))
     with locked(out), progress("Rollouts at most", total=pending(pair, starts), unit="episodes") as bar:
-        claim(out / layout.COMPARISON, plan, runs=named)
-        count = workers or usual_workers(a.backbone, b.backbone)
+        claim_comparison(out, plan, named)
+        count = options.workers or usual_workers(a.backbone, b.backbone)
         found = until_decided(pair, starts, settings, count, bar.advance)
-        write_json(out / layout.COMPARISON, {**plan, "runs": named, "result": found})
+        write_json(out / layout.COMPARISON, {**kinds.to_json(plan), "runs": named, "result": found})
     for line in in_words(found, *runs):
         Console(stderr=True).print(line, soft_wrap=True)
     return out / layout.COMPARISON
+
+
+def claim_comparison(out: Path, plan: Plan, runs: Mapping[str, str]) -> None:
+    """Make the folder this comparison's, or see that it is."""
+    with_defaults = functools.partial(kinds.with_defaults, value=plan)
+    claim(out / layout.COMPARISON, kinds.to_json(plan), with_defaults, runs=runs)
 
 
 def shared_settings(configs: Mapping[str, PolicyConfig], allow_any_mujoco: bool = False) -> EnvSettings:

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 
+from la_reconvla import layout
 from la_reconvla.analysis import attention_overlap as grounding
-from la_reconvla.analysis import occlusion as causal
 from la_reconvla.analysis.attention_overlap import FrameOverlap
-from la_reconvla.analysis.frames import FrameMap, FrameRecord, Occlusion
+from la_reconvla.analysis.frames import FrameMap, FrameRecord, HeldOut, Occlusion
 from la_reconvla.analysis.measures import MapKind, MapPart, Watched
-from la_reconvla.analysis.parts import PARTS, part_boxes, part_masks, part_patches, phases
 from la_reconvla.contracts import AttentionRows, Batch
 from la_reconvla.data.samples import Samples, greyed, spread_indices
 from la_reconvla.episodes import View
@@ -27,6 +26,9 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN, SaliencySource
 from la_reconvla.randomness import derive
+from la_reconvla.storage import read_json, write_json
+from la_reconvla.study import occlusion as causal
+from la_reconvla.study.parts import PARTS, part_boxes, part_masks, part_patches, phases
 from la_reconvla.training.checkpoint import load_policy
 from la_reconvla.training.gradient import to_device
 from la_reconvla.training.held_out import LOOKS
@@ -55,6 +57,21 @@ def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, " b"]:
     acted = policy.act(batch.inputs)
     error = (acted - batch.actions).abs()[..., :MOTION].mean(-1)
     return ((error * batch.valid).sum(1) / batch.valid.sum(1)).cpu().numpy()
+
+
+def write_held_out(folder: Path, found: HeldOut) -> None:
+    """Write a run's records into its folder, atomically."""
+    write_json(folder / layout.HELD_OUT, found.to_json())
+
+
+def read_held_out(folder: Path) -> HeldOut:
+    """The records of a run.
+
+    Raises:
+        UserError: as `HeldOut.from_json`, or there is no such file.
+    """
+    path = folder / layout.HELD_OUT
+    return HeldOut.from_json(read_json(path), str(path))
 
 
 Records = dict[View, list[FrameRecord]]

@@ -54,8 +54,8 @@ def videos(study: Path, cells: Sequence[Cell], episodes: Callable[[Path], list[E
         for record in episodes(cell.folder):
             if record.video is not None:
                 path = (cell.folder / record.video).relative_to(study)
-                caption = f"{cell.condition.id}: {record.start.instruction}"
-                yield Video(str(path), caption, record.success, cell.condition.id, record.start.id)
+                arm, told = cell.condition.id, record.start.instruction
+                yield Video(str(path), f"{arm}: {told}", record.success, arm, record.start.id, told)
 
 
 def _write(path: Path, data: bytes) -> None:

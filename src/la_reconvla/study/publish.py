@@ -11,7 +11,6 @@ import numpy as np
 from huggingface_hub import HfApi, ModelCard, ModelCardData, errors
 
 from la_reconvla import layout
-from la_reconvla.analysis.frames import HeldOut
 from la_reconvla.analysis.summaries import rate
 from la_reconvla.backbones.pretrained import KNOWN, Pretrained
 from la_reconvla.conditions import CONDITIONS
@@ -19,6 +18,7 @@ from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.storage import atomic_write, read_jsonl
+from la_reconvla.study.heldout import read_held_out
 from la_reconvla.training.checkpoint import PolicyConfig, export_policy
 from la_reconvla.training.trackers import METRICS
 
@@ -106,7 +106,7 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         "",
         "## Results",
         "",
-        *(list(_results(run, config)) or ["- none: it has not been evaluated in closed loop"]),
+        *(list(_results(run)) or ["- none: it has not been evaluated in closed loop"]),
         *([f"- training loss of the actions at the end: {train[-1]['action_loss']:.3f}"] if train else []),
         "",
         "## Limits",
@@ -153,7 +153,7 @@ def _suites(config: PolicyConfig) -> list[str]:
     return [f"{name}: {count}" for name, count in sorted(counts.items())]
 
 
-def _results(run: Path, config: PolicyConfig) -> Iterator[str]:
+def _results(run: Path) -> Iterator[str]:
     """Success of each evaluation, action error and attention on held-out frames, from the files of the run."""
     for path in sorted(run.rglob(layout.EPISODES)):
         if found := rate(read_episodes(path.parent)):
@@ -163,7 +163,7 @@ def _results(run: Path, config: PolicyConfig) -> Iterator[str]:
                 f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
             )
     if (run / layout.HELD_OUT).exists():
-        found = HeldOut.read(run)
+        found = read_held_out(run)
         names: dict[View, str] = {"true": "true view", "grey_image": "grey image", "wrong_instruction": "other words"}
         for view, name in names.items():
             if errors := [record.action_error for record in found.views.get(view, ())]:

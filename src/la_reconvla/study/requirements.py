@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from la_reconvla.analysis.declaration import Declaration
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import ACTION_DIM
@@ -49,7 +50,9 @@ def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: 
 def pinned_config(config: StudyConfig) -> StudyConfig:
     """The study with its backbone's weights named exactly; a missing licence or file shows now."""
     own = config.backbone
-    return replace(config, backbone=own.pinned() if isinstance(own, Pretrained) else pinned(own))
+    if isinstance(own, Pretrained):
+        return replace(config, backbone=own.pinned())
+    return replace(config, backbone=pinned(own)) if isinstance(own, SmallPaliGemma) else config
 
 
 def require_room(config: StudyConfig, instructions: Iterable[str]) -> None:

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from la_reconvla import drawing
-from la_reconvla.analysis.parts import phases
 from la_reconvla.analysis.results import Timeline
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch
@@ -27,6 +26,7 @@ from la_reconvla.method.saliency import MEAN
 from la_reconvla.method.variants.targets import unpatchify
 from la_reconvla.randomness import generator
 from la_reconvla.storage import atomic_write
+from la_reconvla.study.parts import phases
 from la_reconvla.training.checkpoint import load_policy
 
 STEPS = 16  # pictures of a timeline

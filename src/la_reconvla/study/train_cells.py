@@ -25,7 +25,7 @@ from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.storage import locked, read_json
 from la_reconvla.study.cells import Cell, samples_of
-from la_reconvla.study.heldout import measure_run
+from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
@@ -151,7 +151,8 @@ def _measure_cell(cell: Cell) -> None:
     samples, own = samples_of(held_out, config), cell.condition.saliency or MEAN
     indices = spread_indices(len(samples), config.frames)
     records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
-    HeldOut(file_hash(cell.folder / WEIGHTS), {view: tuple(r) for view, r in records.items()}).write(cell.folder)
+    views = {view: tuple(found) for view, found in records.items()}
+    write_held_out(cell.folder, HeldOut(file_hash(cell.folder / WEIGHTS), views))
 
 
 def train_one(

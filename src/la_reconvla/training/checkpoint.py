@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class PolicyConfig:
         image_size: side of the rendered frames, before they are resized for the backbone.
         data_hash: hash of the demonstrations.
         train_starts: ids of the initial states that were trained on.
-        saliency_state: shape of what the arm's saliency source learns from training frames, () for nothing.
+        saliency_state_shape: shape of what the arm's saliency source learns from training frames, () for nothing.
         decoding: how actions come out, a key of `la_reconvla.method.variants.autoregressive.DECODINGS`.
     """
 
@@ -70,16 +71,20 @@ class PolicyConfig:
     image_size: int
     data_hash: str
     train_starts: tuple[str, ...]
-    saliency_state: tuple[int, ...] = ()
+    saliency_state_shape: tuple[int, ...] = ()
     decoding: DecodingName = "parallel"
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
         """The configuration of `condition`'s policy."""
         head = condition.reconstruction.reconstruction_head if condition.reconstruction else None
-        state = condition.learned_saliency.state_shape if condition.learned_saliency else ()
+        shape = condition.learned_saliency.state_shape if condition.learned_saliency else ()
         return cls(
-            condition=condition.id, blind=condition.blind, reconstruction_head=head, saliency_state=state, **fields
+            condition=condition.id,
+            blind=condition.blind,
+            reconstruction_head=head,
+            saliency_state_shape=shape,
+            **fields,
         )
 
     def build(self) -> Policy:
@@ -92,7 +97,8 @@ class PolicyConfig:
             decoding = DECODINGS[self.decoding]
             backbone = decoding.given(self.backbone).build()
             action_head = decoding.action_head(backbone, self.bins, self.backbone.chunk)
-            policy = Policy(backbone, self.bins, saliency_state=unlearned(self.saliency_state), action_head=action_head)
+            state = unlearned(self.saliency_state_shape)
+            policy = Policy(backbone, self.bins, saliency_state=state, action_head=action_head)
         if self.reconstruction_head is not None:
             with seeded(self.seed, "decoder"):
                 inner = policy.backbone
@@ -123,10 +129,16 @@ class PolicyConfig:
 
         Raises:
             UserError: if the folder holds a run of another configuration, or of another version.
+            TypeError: if it could not be read again, because `SAVED` lacks one of its classes.
         """
+        values = kinds.to_json(self)
+        try:
+            kinds.from_json(json.loads(json.dumps(values)), (type(self), *SAVED))
+        except ValueError as error:
+            raise TypeError(f"{error}: add the class to la_reconvla.training.checkpoint.SAVED") from error
         if (path := folder / CONFIG).exists():
             _require_schema(path)
-        claim(path, {"schema": SCHEMA, **kinds.to_json(self)}, functools.partial(kinds.with_defaults, value=self))
+        claim(path, {"schema": SCHEMA, **values}, functools.partial(kinds.with_defaults, value=self))
 
     @classmethod
     def load(cls, folder: Path) -> PolicyConfig:

@@ -7,7 +7,7 @@ import hashlib
 import math
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -88,7 +88,7 @@ class TrainConfig:
     def identity(self) -> dict[str, object]:
         """What decides the weights that come out; where it runs and how often it reports may change."""
         free = ("device", "threads", "log_every", "save_every", "check_every")
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        return {key: value for key, value in kinds.to_json(self).items() if key not in free}
 
     def rate(self, step: int) -> float:
         """Learning rate of optimizer step `step`, counted from 0."""
@@ -176,7 +176,7 @@ def train(
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
         arm["annotation"] = samples.annotation
-    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_with_defaults, condition=condition))
+    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_with_defaults, config, condition))
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two
         return folder
@@ -184,10 +184,10 @@ def train(
     return folder
 
 
-def _with_defaults(schedule: dict[str, Any], condition: Condition) -> dict[str, Any]:
+def _with_defaults(config: TrainConfig, condition: Condition, schedule: dict[str, Any]) -> dict[str, Any]:
     """What a ``train.json`` says, with the defaults of what it was written before."""
     arm = kinds.with_defaults(schedule.get("reconstruction"), condition.reconstruction)
-    return {**TrainConfig().identity, **schedule, "reconstruction": arm}
+    return {**kinds.with_defaults(schedule, config), "reconstruction": arm}
 
 
 def _decay(condition: Condition) -> float | None:

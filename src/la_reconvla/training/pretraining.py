@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -307,7 +307,7 @@ def _finish(
     backbone, policy = learner.backbone, learner.policy
     tensors = {f"model.{name}": _halved(tensor) for name, tensor in backbone.model.state_dict().items()}
     made = replace(config.backbone, weights=None, weights_hash=None)  # what it began with may be gone when it is read
-    metadata: dict[str, Any] = {"backbone": asdict(made), "steps": config.steps}
+    metadata: dict[str, Any] = {"backbone": kinds.to_json(made), "steps": config.steps}
     metadata["began_with"] = config.backbone.weights_hash
     before = None if start is None else start.demonstrations
     if before is not None:
@@ -316,7 +316,7 @@ def _finish(
         tensors |= {"queries": backbone.queries.detach()}
         tensors |= {f"action_head.{name}": _halved(tensor) for name, tensor in policy.action_head.state_dict().items()}
         shown = samples.demonstrations
-        metadata["bins"] = {"low": policy.bins.low, "high": policy.bins.high}
+        metadata["bins"] = kinds.to_json(policy.bins)
         metadata["demonstrations"] = _demonstrations(samples, before)
         run = PolicyConfig.of(
             C1,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -49,20 +48,6 @@ class CaptionBatch:
     def to(self, device: torch.device | str) -> CaptionBatch:
         """The same with its tensors on another device."""
         return CaptionBatch(self.images.to(device), self.captions, self.truth.to(device))
-
-
-class Objective(Protocol):
-    """What pretraining minimises; a frozen dataclass, so that it is a value."""
-
-    def word_head(self, backbone: PaliGemmaBackbone) -> nn.Module:
-        """Parameters that only pretraining needs."""
-        ...
-
-    def loss(
-        self, backbone: PaliGemmaBackbone, word_head: Any, batch: CaptionBatch, generator: torch.Generator
-    ) -> Tensor:
-        """One number."""
-        ...
 
 
 class Biases(nn.Module):

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from la_reconvla import kinds
 from la_reconvla.backbones.paligemma import SmallPaliGemma, weights_file
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.data.samples import Samples
@@ -20,6 +21,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.training.tensors import file_hash, load_tensors
 
+T = TypeVar("T")
 # In the file: the action queries, and the prefix of the action head's tensors.
 QUERIES, HEAD = "queries", "action_head."
 DEMONSTRATIONS = ("hash", "episodes", "quality", "image_size", "tasks", "instructions")
@@ -57,14 +59,14 @@ class StartWeights:
         path = _file(name)
         tensors, metadata = load_tensors(path)
         try:
-            backbone = SmallPaliGemma(**metadata["backbone"])
+            backbone = _value(metadata["backbone"], SmallPaliGemma)
             bins, shown = metadata.get("bins"), metadata.get("demonstrations")
             return cls(
                 name,
                 file_hash(path),
                 backbone,
                 tensors,
-                bins and ActionBins(tuple(bins["low"]), tuple(bins["high"])),
+                bins and _value(bins, ActionBins),
                 shown and {key: shown[key] for key in DEMONSTRATIONS},
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -156,6 +158,11 @@ def bins_of(start: StartWeights | None, samples: Samples, spread: float = Action
     if start is not None and start.bins is not None:
         return replace(start.bins, spread=spread)
     return ActionBins.from_quantiles(*samples.quantiles(), spread=spread)
+
+
+def _value(raw: Mapping[str, Any], kind: type[T]) -> T:
+    """What a file holds; the packaged ones are older than the names of classes in files."""
+    return kinds.from_json({kinds.KIND: kind.__name__, **raw}, (kind,))
 
 
 def _file(name: str) -> Path:

@@ -1,7 +1,7 @@
 """Where an annotated arm looks: what a box around the target makes. The ReconVLA arm and its controls.
 
 A box is (left, top, right, bottom) as fractions of the picture. Each sample has one; where it comes from is not known
-here (`data.gaze`).
+here (`la_reconvla.data.boxes`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def cut(images: UInt8[Tensor, "b 3 H W"], boxes: Float[Tensor, "b 4"]) -> UInt8[
 def known(gaze: Float[Tensor, "b 4"] | None) -> Float[Tensor, "b 4"]:
     """The boxes, if there are any: an arm that needs annotation never does without in silence."""
     if gaze is None:
-        raise ValueError("this arm needs the target's boxes, but the batch carries none: Samples(..., gaze=...)")
+        raise ValueError(
+            "needs the target's boxes and got none: its class must say needs_gaze = True, and the samples hold boxes"
+        )
     return gaze
 
 

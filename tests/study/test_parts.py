@@ -14,7 +14,6 @@ from test_floors import save_run
 from test_hdf5 import make_header, make_recording
 
 from helpers import TINY
-from la_reconvla.analysis.parts import PARTS, distractor, part_boxes, part_masks, part_patches, phases
 from la_reconvla.contracts import Batch, PolicyInput
 from la_reconvla.data.boxes import Masks
 from la_reconvla.data.demonstrations import Episode
@@ -22,6 +21,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_writer import write_file
 from la_reconvla.data.samples import Samples
 from la_reconvla.study.heldout import controlled, measure_run, watched
+from la_reconvla.study.parts import PARTS, distractor, part_boxes, part_masks, part_patches, phases
 
 CLOSED, OPEN = 1.0, -1.0
 

@@ -76,6 +76,7 @@ def test_losing_alike_is_no_difference_and_other_tasks_are_no_obstacle() -> None
     assert found.p > 0.05
 
 
+@pytest.mark.nightly
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     """Independent starts, one seed: a loss of 0.1 more in 95 % of the studies, or a little more often."""
     held = 0

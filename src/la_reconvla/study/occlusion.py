@@ -17,10 +17,10 @@ from torch import Tensor
 
 from la_reconvla.analysis.frames import Occlusion
 from la_reconvla.analysis.measures import MapPart
-from la_reconvla.analysis.parts import PARTS
 from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionHead
 from la_reconvla.method.policy import Policy
+from la_reconvla.study.parts import PARTS
 
 DRAWS = 3  # boxes elsewhere for each thing
 TRIES = 64
@@ -76,7 +76,7 @@ def effects(
     Args:
         policy: in evaluation mode, on the batch's device.
         batch: the frames.
-        boxes: of the things in `PARTS`, see `la_reconvla.analysis.parts.part_boxes`.
+        boxes: of the things in `PARTS`, see `la_reconvla.study.parts.part_boxes`.
         draws: one for each frame; they draw the boxes elsewhere, `DRAWS` for each thing.
 
     Returns:

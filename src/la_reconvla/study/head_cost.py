@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from la_reconvla.analysis.measures import HeadCost
 from la_reconvla.conditions import Condition
 from la_reconvla.method.mask import masked_count
-
-
-@dataclass(frozen=True)
-class HeadCost:
-    """Of one head.
-
-    Attributes:
-        parameters: numbers that train.
-        operations: multiplications and additions of matrix products (2 each multiply-add) for one sample of a training
-            step, forward and backward, the head alone.
-    """
-
-    parameters: int
-    operations: int
 
 
 def head_cost(condition: Condition, width: int, grid: tuple[int, int], patch: int) -> HeadCost | None:

@@ -16,7 +16,6 @@ from test_hdf5 import make_header, make_recording
 from helpers import BINS, INSTRUCTIONS, TINY, random_batch
 from la_reconvla.analysis import attention_overlap as grounding
 from la_reconvla.analysis.frames import FrameRecord
-from la_reconvla.analysis.parts import part_patches
 from la_reconvla.conditions import C1, NO_IMAGE
 from la_reconvla.contracts import Features, Observation, PolicyInput
 from la_reconvla.data.hdf5 import open_demonstrations
@@ -33,6 +32,7 @@ from la_reconvla.sim.policies import ReplayPolicy, replayable, swapped
 from la_reconvla.study import heldout
 from la_reconvla.study.floors import floors_of
 from la_reconvla.study.heldout import VIEWS, measure_run, view_of
+from la_reconvla.study.parts import part_patches
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, load_policy
 from la_reconvla.training.tensors import save_tensors
 from la_reconvla.training.trained_policy import Trained, TrainedPolicy

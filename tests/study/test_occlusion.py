@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from la_reconvla.analysis import occlusion as causal
 from la_reconvla.analysis.attention_overlap import FrameOverlap
 from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.frames import FrameRecord, Occlusion
 from la_reconvla.analysis.measures import MapPart, MapPhase
-from la_reconvla.analysis.parts import PARTS
 from la_reconvla.analysis.results import Arm
 from la_reconvla.analysis.summaries import condition_summary
 from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionHead
+from la_reconvla.study import occlusion as causal
+from la_reconvla.study.parts import PARTS
 
 SIDE, BINS = 32, 8
 TARGET = np.array([0.0, 0.0, 0.25, 0.25], np.float32)
