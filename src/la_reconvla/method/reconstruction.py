@@ -102,6 +102,7 @@ class Reconstruction:
         maps = tuple(source(features) for source in self.mask.sources)
         context = MaskContext((b, n), generator, scores, features.grid, step, maps, boxes)
         mask = self.mask(context)
-        if mask.shape != (b, n) or mask.dtype != torch.bool or (step == 0 and not 0 < mask.sum(1).unique().numel() < 2):
+        fits = mask.shape == (b, n) and mask.dtype == torch.bool
+        if not fits or (step == 0 and not 0 < (counts := mask.sum(1)).min() == counts.max()):  # a GPU is asked once
             raise ValueError(f"{type(self.mask).__name__} must give bool [{b} {n}], equally many in each sample")
         return scores, mask.to(features.patches.device)
