@@ -26,7 +26,7 @@ whole image                  R3
 
 ``C2-input`` and ``C4-input`` are the leak-free variants (`method.objective`); ``no-image`` is a floor: the policy of
 C1 that never sees anything but grey; ``G1-shuffled`` is G1 with the boxes of other samples, for the study whose answer
-is known (``study/known_answer.json``, preset ``known-answer``). The arms below `SOURCES` differ from C4 in one thing
+is known (``study/known_answer.json``, preset ``known-answer``). The arms below `FOLLOWING` differ from C4 in one thing
 each: what the mask follows (`method.saliency`) or how it is cut (`method.mask`). They are not part of the default
 study.
 """
@@ -96,14 +96,14 @@ class Condition:
 
 C1 = Condition("C1", "action loss only")
 C2 = Condition("C2", "random mask", Reconstruction(RandomMask()))
-C3_LOW = Condition("C3-0.1", "attention mask, lambda 0.1", Reconstruction(weight=0.1))
-C3_HIGH = Condition("C3-1.0", "attention mask, lambda 1.0", Reconstruction(weight=1.0))
+C3_LOW = Condition("C3-0.1", "attention mask, lambda 0.1", Reconstruction(AttentionMask(), weight=0.1))
+C3_HIGH = Condition("C3-1.0", "attention mask, lambda 1.0", Reconstruction(AttentionMask(), weight=1.0))
 C4 = Condition("C4", "attention mask", Reconstruction(AttentionMask(), weight=0.5))
 C2_INPUT = Condition("C2-input", "random mask, leak-free", Reconstruction(RandomMask(), mask_at="input"))
 C4_INPUT = Condition("C4-input", "attention mask, leak-free", Reconstruction(AttentionMask(), mask_at="input"))
 NO_IMAGE = Condition("no-image", "instruction only, grey image", blind=True)
 
-SOURCES = (
+FOLLOWING = (  # the others whose mask follows attention
     Condition("C4-words", "attention of content words", Reconstruction(saliency=ContentWords())),
     Condition("C4-heads", "attention of localisation heads", Reconstruction(saliency=LocalisationHeads())),
     Condition("C4-sinks", "attention without sinks", Reconstruction(saliency=SinkRemoved())),
@@ -114,20 +114,20 @@ SOURCES = (
     Condition("C4-warmup", "attention mask after random ones", Reconstruction(WarmUp())),
 )
 
-PUBLISHED = Denoiser()
-R1 = Condition("R1", "gaze crop (ReconVLA)", Reconstruction(None, PUBLISHED, crop=GazeCrop()))
-R2 = Condition("R2", "random crop", Reconstruction(None, PUBLISHED, crop=RandomCrop()))
-R3 = Condition("R3", "whole image", Reconstruction(None, PUBLISHED, crop=WholeImage()))
+DIFFUSION = Denoiser()
+R1 = Condition("R1", "gaze crop (ReconVLA)", Reconstruction(None, DIFFUSION, crop=GazeCrop()))
+R2 = Condition("R2", "random crop", Reconstruction(None, DIFFUSION, crop=RandomCrop()))
+R3 = Condition("R3", "whole image", Reconstruction(None, DIFFUSION, crop=WholeImage()))
 G1 = Condition("G1", "gaze mask", Reconstruction(GazeMask()))
 G1_SHUFFLED = Condition("G1-shuffled", "gaze mask of another sample", Reconstruction(ShuffledGazeMask()))
-G2 = Condition("G2", "gaze mask, diffusion", Reconstruction(GazeMask(), PUBLISHED))
-A1 = Condition("A1", "attention mask, diffusion", Reconstruction(AttentionMask(), PUBLISHED))
-D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), PUBLISHED))
+G2 = Condition("G2", "gaze mask, diffusion", Reconstruction(GazeMask(), DIFFUSION))
+A1 = Condition("A1", "attention mask, diffusion", Reconstruction(AttentionMask(), DIFFUSION))
+D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), DIFFUSION))
 
 GRID = (C1, C2, D2, C4, A1, G1, G2, R1, R2, R3)
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
 CONDITIONS = {
-    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *SOURCES, NO_IMAGE)
+    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *FOLLOWING, NO_IMAGE)
 }
 
 

@@ -1,9 +1,9 @@
 """The values that cross the rooms of this package: numpy on the simulator's side, torch where something learns.
 
-Axes, everywhere in the package::
+Axes, everywhere in the package (all letters: docs/conventions.md)::
 
     b batch   n patches   t text tokens   l layers   h attention heads   d width   k masked patches   q target's width
-    c actions in a chunk   a action dimensions (7)   p proprioception   H W image rows, columns
+    c actions in a chunk   a action dimensions (7)   p proprioception   r pixels of a patch   H W image rows, columns
 """
 
 from __future__ import annotations
@@ -163,6 +163,6 @@ class Reconstructor(Protocol):
 
     def picture(
         self, patches: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"] | None, target: Float[Tensor, "b n q"]
-    ) -> Float[Tensor, "b n p"]:
+    ) -> Float[Tensor, "b n r"]:
         """Predicted pixels of every patch in [-1, 1], for people to look at; statistics may be taken from `target`."""
         ...

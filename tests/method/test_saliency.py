@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from helpers import HEAD, TINY, random_batch, tiny_policy
-from la_reconvla.conditions import ARMS, C2, CONDITIONS, SOURCES, Condition, condition
+from la_reconvla.conditions import ARMS, C2, CONDITIONS, FOLLOWING, Condition, condition
 from la_reconvla.contracts import Features
 from la_reconvla.errors import UserError
 from la_reconvla.method.mask import AttentionMask, MaskContext, RandomMask, masked_count
@@ -385,16 +385,16 @@ def test_a_warm_up_masks_what_the_random_arm_masks_and_then_follows(inner):
 
 
 def test_every_source_is_an_arm_outside_the_default_study():
-    assert not {arm.id for arm in SOURCES} & {arm.id for arm in ARMS}
+    assert not {arm.id for arm in FOLLOWING} & {arm.id for arm in ARMS}
     assert len(CONDITIONS) == len({repr(arm.reconstruction) for arm in CONDITIONS.values()}) + 1  # no-image has none
-    study = PRESETS["smoke"].changed(conditions=("C1", "C2", *(arm.id for arm in SOURCES)))
+    study = PRESETS["smoke"].changed(conditions=("C1", "C2", *(arm.id for arm in FOLLOWING)))
     for id in study.conditions:
         assert condition(id).id == id
     with pytest.raises(UserError, match="did you mean C4-heads"):
         condition("C4-head")
 
 
-@pytest.mark.parametrize("arm", SOURCES, ids=lambda arm: arm.id)
+@pytest.mark.parametrize("arm", FOLLOWING, ids=lambda arm: arm.id)
 def test_one_step_of_every_arm(arm):
     arm = arm.with_reconstruction_head(HEAD)
     policy, batch = tiny_policy(), random_batch()

@@ -117,8 +117,8 @@ class CellResult:
 class Arm:
     """What a condition is, in words and numbers; None where it has no such part.
 
-    `mask` names what is reconstructed, masked patches or a crop; the last two are those of
-    `la_reconvla.study.head_cost`.
+    `mask` names what is reconstructed, masked patches or a crop, `fraction` is the share of the patches that are
+    masked, `saliency` names what the mask follows; the last two are those of `la_reconvla.study.head_cost`.
     """
 
     id: str
@@ -128,6 +128,8 @@ class Arm:
     weight: float | None
     annotation_free: bool
     mask_at: str | None = None
+    fraction: float | None = None
+    saliency: str | None = None
     head_parameters: int | None = None
     head_operations: int | None = None
 
@@ -143,6 +145,8 @@ class Arm:
             weight=None if extra is None else extra.weight,
             annotation_free=condition.annotation_free,
             mask_at=None if extra is None or extra.mask is None else extra.mask_at,
+            fraction=None if extra is None else getattr(extra.region, "fraction", None),
+            saliency=None if extra is None or extra.follows is None else extra.follows.label,
             head_parameters=None if cost is None else cost.parameters,
             head_operations=None if cost is None else cost.operations,
         )

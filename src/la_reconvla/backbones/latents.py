@@ -101,7 +101,7 @@ class LatentCodec:
     @torch.no_grad()
     @torch.autocast("cuda", enabled=False)
     @torch.autocast("cpu", enabled=False)
-    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
+    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n r"]:
         """All pixels of a patch, in [-1, 1]."""
         vae, fold, target = _vae(self.config, target.device), self.config.fold, target.float()
         latents = rearrange(target, "b (r c) (s t ch) -> b ch (r s) (c t)", r=self.grid[0], s=fold, t=fold)

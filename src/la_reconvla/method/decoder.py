@@ -85,7 +85,8 @@ class MAEReconstructor(nn.Module):
         target: Float[Tensor, "b n q"],
         generator: torch.Generator,
     ) -> Float[Tensor, ""]:
-        """Mean squared pixel error over the masked patches and nothing else (MAE, equation of section 3).
+        """Mean squared pixel error over the masked patches and nothing else (MAE, arXiv 2111.06377): the mean over
+        masked n, and all q, of ``(prediction[n, q] - target[n, q]) ** 2``.
 
         Without a mask, for a target that is not the policy's own picture, over all. `generator` is unused: one pass
         needs no noise. Pixels are in [-1, 1], or of zero mean and unit variance in each patch with ``norm_pixels``.

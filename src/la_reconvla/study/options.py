@@ -92,7 +92,7 @@ class StudyChanges:
 
     Attributes:
         seeds: training seeds; more may join a finished study.
-        conditions: arms, for example C1 C2 C4; more may join a finished study.
+        conditions: arms, for example C1 C2 C4 (an unknown one lists all); more may join a finished study.
         grid: all arms of the grid: what is reconstructed, and by which head.
         suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
         tasks: indices of the suite's tasks.

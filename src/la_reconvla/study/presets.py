@@ -103,6 +103,8 @@ class StudyConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.placement == "wide" and self.demos < 4:
             raise UserError(f"demos must be at least 4, not {self.demos}: two scenes of two, one of them held out")
+        for id in self.conditions:
+            condition(id)
         if NO_IMAGE.id in self.conditions:
             raise UserError(f"'{NO_IMAGE.id}' is a floor and is always part of a study: leave it out of the conditions")
 

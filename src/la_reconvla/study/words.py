@@ -54,7 +54,7 @@ SCORES = (
     "auroc",
     "aid",
 )
-SOURCES: tuple[SaliencySource, ...] = (MEAN, ContentWords(), LocalisationHeads(), SinkRemoved())
+MAPS: tuple[SaliencySource, ...] = (MEAN, ContentWords(), LocalisationHeads(), SinkRemoved())
 """Nothing has asked anything of the action tokens yet, and a teacher is a later average: neither has a map here."""
 EVERYWHERE = "all"
 FRAMES = 64  # training scenes that localisation heads are chosen on
@@ -242,7 +242,7 @@ def compare(
         UserError: as `StartWeights.of` and `StartWeights.load_into`.
     """
     trained, fresh = started(config), _fresh(config, train, seed)
-    states = {source: fitted(trained, source, train) for source in SOURCES}
+    states = {source: fitted(trained, source, train) for source in MAPS}
     priors, shares = centre_priors(train, config.grid), patch_shares(test, config.grid)
     for wordings in ("held-out", "trained"):
         asked = questions(test, seed, held_out_wordings=wordings == "held-out")
@@ -250,7 +250,7 @@ def compare(
         def row(whose: str, maps: np.ndarray, wrong: np.ndarray, about: list[Question], wordings=wordings):
             return WordRow(whose, wordings, judge(about, maps, wrong, test, shares)), about
 
-        for source, maps, wrong in zip(SOURCES, *ask(looking(trained, states), asked, test), strict=True):
+        for source, maps, wrong in zip(MAPS, *ask(looking(trained, states), asked, test), strict=True):
             yield row(source.label, maps, wrong, asked)
             if source is MEAN:
                 yield row("wrong word", wrong, maps, asked)

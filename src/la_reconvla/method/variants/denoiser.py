@@ -111,7 +111,7 @@ class DiffusionReconstructor(nn.Module):
         mask: Bool[Tensor, "b n"] | None,
         target: Float[Tensor, "b n q"],
         steps: int | None = None,
-    ) -> Float[Tensor, "b n p"]:
+    ) -> Float[Tensor, "b n r"]:
         """Pixels of every patch in [-1, 1], drawn in `steps` steps by DDIM (arXiv 2010.02502).
 
         It begins with the same noise in every call. Under a mask, visible patches are those of `target`, which a codec

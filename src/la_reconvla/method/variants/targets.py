@@ -40,7 +40,7 @@ class Codec(Protocol):
 
     def encode(self, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b n q"]: ...
 
-    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
+    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n r"]:
         """All pixels of every patch, as `method.pixels.patchify` gives them."""
         ...
 
@@ -92,7 +92,7 @@ class PixelCodec:
         small = F.adaptive_avg_pool2d(signed(images), size)
         return rearrange(small, "b ch (gh ph) (gw pw) -> b (gh gw) (ph pw ch)", ph=self.side, pw=self.side)
 
-    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n p"]:
+    def decode(self, target: Float[Tensor, "b n q"]) -> Float[Tensor, "b n r"]:
         """All pixels of a patch, in [-1, 1]; what was averaged comes back blurred."""
         picture = rearrange(target, "b (r c) (s t ch) -> b ch (r s) (c t)", r=self.grid[0], s=self.side, t=self.side)
         size = tuple(self.patch * length for length in self.grid)
