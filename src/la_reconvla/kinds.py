@@ -56,8 +56,9 @@ def with_defaults(raw: Any, value: Any) -> Any:
 
     What is of another kind than `value` stays as it is, and so does a list of another length.
     """
-    if isinstance(raw, list) and isinstance(value, list | tuple) and len(raw) == len(value):
-        return [with_defaults(*two) for two in zip(raw, value, strict=True)]
+    if isinstance(raw, list):
+        alike = isinstance(value, list | tuple) and len(raw) == len(value)
+        return [with_defaults(*two) for two in zip(raw, value, strict=True)] if alike else raw
     if not isinstance(raw, dict) or raw.get(KIND) != type(value).__name__:
         return raw
     result = dict(raw)

@@ -155,7 +155,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
         for name, (_, config, policy) in zip(("a", "b"), opened, strict=True)
     ]
     plan = Plan(suite, placement, tasks, episodes)
-    named = dict(zip(("a", "b"), runs, strict=True))
+    named = {"a": runs[0], "b": runs[1]}
     with locked(out), progress("Rollouts at most", total=pending(pair, starts), unit="episodes") as bar:
         claim_comparison(out, plan, named)
         count = options.workers or usual_workers(a.backbone, b.backbone)

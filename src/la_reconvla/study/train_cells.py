@@ -151,8 +151,8 @@ def _measure_cell(cell: Cell) -> None:
     samples, own = samples_of(held_out, config), cell.condition.saliency or MEAN
     indices = spread_indices(len(samples), config.frames)
     records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
-    views = {view: tuple(found) for view, found in records.items()}
-    write_held_out(cell.folder, HeldOut(file_hash(cell.folder / WEIGHTS), views))
+    found = HeldOut(file_hash(cell.folder / WEIGHTS), {view: tuple(r) for view, r in records.items()})
+    write_held_out(cell.folder, found)
 
 
 def train_one(
