@@ -79,15 +79,15 @@ def test_an_unknown_stem_is_refused():
 
 
 @pytest.fixture(scope="module")
-def policies():
-    return {stem: tiny_policy(backbone=size) for stem, size in SIZES.items()}
+def lite_policy():
+    return tiny_policy(backbone=SIZES["efficientnet-lite0"])
 
 
 @settings(max_examples=8)
-@pytest.mark.parametrize("stem", SIZES)
-@given(st.integers(0, 10**6))
-def test_with_input_masking_no_bit_of_a_masked_patch_passes_the_stem(policies, stem, seed):
-    size, policy = SIZES[stem], policies[stem]
+@given(seed=st.integers(0, 10**6))
+def test_with_input_masking_no_bit_of_a_masked_patch_passes_efficientnet(lite_policy, seed):
+    """The other stems are in test_contract.py."""
+    size, policy = SIZES["efficientnet-lite0"], lite_policy
     rows, p = size.grid[0], size.patch
     batch = random_batch(2, size, seed=seed)
     mask = RandomMask()(MaskContext((2, rows**2), generator(seed, "mask")))

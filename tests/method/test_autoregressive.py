@@ -278,7 +278,7 @@ def test_half_precision_decodes(tmp_path):
 
 def test_a_dry_run_leaves_the_mode_as_it_was():
     policy = small().train()
-    dry_run(policy, INSTRUCTIONS)
+    dry_run(policy, TINY, INSTRUCTIONS)
     assert policy.training
 
 

@@ -74,8 +74,8 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
     subject = _subject(run, options)
     tasks = _tasks(run, subject, suite, options.tasks)
-    if subject.trained is not None:
-        dry_run(subject.trained, [text for _, text in wording(suite, tasks, placement)])
+    if subject.trained is not None and subject.config is not None:
+        dry_run(subject.trained, subject.config.backbone, [text for _, text in wording(suite, tasks, placement)])
     if isinstance(subject.policy, Trained) and view == "wrong_instruction":
         subject = replace(subject, policy=replace(subject.policy, swaps=wrong_words(suite, tasks, placement)))
     require_free_space(subject.folder, SPACE)

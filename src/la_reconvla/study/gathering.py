@@ -15,6 +15,7 @@ from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEv
 from la_reconvla.analysis.frames import FrameRecord
 from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Pairing, Study
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.data.boxes import annotator
@@ -132,7 +133,8 @@ def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
     for where, shown in away:
         found += leakage.audit(trained, shown, where)
     start = StartWeights.of(backbone)
-    known = (start and start.name, backbone.source if isinstance(backbone, Pretrained) else None)
+    source = backbone.source if isinstance(backbone, Pretrained) else type(backbone).__name__
+    known = (start and start.name, None if isinstance(backbone, SmallPaliGemma) else source)
     acted = None if start is None else start.demonstrations
     found += leakage.pretraining(*known, home, acted)
     for where, shown in away:

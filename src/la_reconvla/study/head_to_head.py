@@ -137,8 +137,8 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
     tasks = tuple(options.tasks or shared_tasks(configs, suite))
     step_test(episodes * len(tasks))
     told = [text for _, text in wording(suite, tasks, placement)]
-    for policy in (policy_a, policy_b):
-        dry_run(policy, told)
+    for policy, config in ((policy_a, a), (policy_b, b)):
+        dry_run(policy, config.backbone, told)
     require_free_space(out, SPACE)
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
     starts = evaluation_starts(

@@ -69,7 +69,8 @@ def require_room(config: StudyConfig, instructions: Iterable[str]) -> None:
         if (start := StartWeights.of(backbone)) is not None:
             start.load_into(built)
     action_head = decoding.action_head(built, bins, config.backbone.chunk)
-    dry_run(Policy(built, bins, action_head=action_head).to(next(built.parameters()).device), instructions)
+    policy = Policy(built, bins, action_head=action_head).to(next(built.parameters()).device)
+    dry_run(policy, backbone, instructions)
 
 
 def require_heads(config: StudyConfig, arms: Iterable[Condition]) -> None:

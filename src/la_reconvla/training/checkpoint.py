@@ -19,6 +19,7 @@ from la_reconvla import kinds
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
+from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C1, Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput, Quality
 from la_reconvla.errors import UserError
@@ -311,19 +312,23 @@ def weights_hash(policy: torch.nn.Module, part: str) -> str:
 
 
 @torch.no_grad()
-def dry_run(policy: Policy, instructions: Iterable[str]) -> None:
+def dry_run(policy: Policy, given: BackboneConfig, instructions: Iterable[str]) -> None:
     """Act once on every instruction, so that one that is too long is refused before long work.
+
+    Args:
+        policy: the policy.
+        given: what its backbone was made from.
+        instructions: texts.
 
     Raises:
         UserError: from the backbone.
     """
-    backbone: Any = policy.backbone
-    distinct = sorted(set(instructions))
-    rows, columns = backbone.grid
-    images = torch.zeros(len(distinct), 3, rows * backbone.patch_size, columns * backbone.patch_size, dtype=torch.uint8)
+    distinct, patch = sorted(set(instructions)), policy.backbone.patch_size
+    rows, columns = policy.backbone.grid
+    images = torch.zeros(len(distinct), 3, rows * patch, columns * patch, dtype=torch.uint8)
     device = next(policy.parameters()).device
-    wrist = images if backbone.config.wrist else None
-    width = PROPRIO_WIDTH[backbone.config.proprio]
+    wrist = images if given.wrist else None
+    width = PROPRIO_WIDTH[given.proprio]
     proprio = torch.zeros(len(distinct), width, device=device) if width else None
     training = policy.training
     policy.eval()  # checkpointing, which only training does, and a cache of keys exclude each other

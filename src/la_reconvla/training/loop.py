@@ -168,7 +168,7 @@ def train(
     some = spread_indices(len(samples), WHITENED)
     policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()
     instructions = [e.instruction for part in (samples, held_out) if part for e in part.demonstrations.episodes]
-    dry_run(policy, instructions)
+    dry_run(policy, policy_config.backbone, instructions)
     if condition.saliency:
         condition.saliency.require(instructions)
     _require_space(folder, policy, _decay(condition) is not None)
