@@ -99,6 +99,7 @@ def test_nothing_is_pickled() -> None:
                 assert node.value.value is False, path
 
 
+@pytest.mark.slow
 def test_the_core_needs_neither_simulator_nor_torchvision() -> None:
     code = (
         "import sys, la_reconvla.method.policy, la_reconvla.method.objective, la_reconvla.backbones.paligemma\n"

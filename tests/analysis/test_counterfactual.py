@@ -80,6 +80,7 @@ def test_scenes_that_differ_widen_the_interval_beyond_that_of_independent_episod
     assert one.high - one.low > 1.2 * (two.high - two.low)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_what_new_trainings_prefer() -> None:
     """Three seeds whose preference differs (0.8 on the logit scale, about 0.7), twenty scenes, 200 studies."""
     rng = np.random.default_rng(0)

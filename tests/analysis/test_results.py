@@ -500,6 +500,7 @@ def grid_results(r1: float = 0.5, c4: float = 0.5, seeds: tuple[int, ...] = (0, 
     return build(Study(preset="quick"), arms)
 
 
+@pytest.mark.slow
 def test_h1_is_judged_by_equivalence() -> None:
     """Equal rates on the very same starts: supported once there are enough of them; far ones are refuted."""
     assert word(grid_results(starts=12), "H1") == "supported"

@@ -342,6 +342,7 @@ def test_settings_are_checked() -> None:
         Settings(only=("contrl",))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

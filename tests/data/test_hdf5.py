@@ -354,6 +354,7 @@ def read_damaged(path: Path, whole: bytes, rng: np.random.Generator, count: int)
     return refused
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("official", [False, True], ids=["ours", "official"])
 def test_damage_anywhere_is_an_explained_error_or_does_no_harm(tmp_path: Path, official: bool) -> None:
@@ -492,6 +493,7 @@ def test_the_hash_names_the_content(tmp_path: Path) -> None:
     assert len({same, *others}) == 7
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     scenes=st.lists(st.integers(1, 12), min_size=1, max_size=3),

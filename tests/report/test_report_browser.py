@@ -13,6 +13,7 @@ from test_results import study_results
 
 from la_reconvla.report import write as report
 
+pytestmark = pytest.mark.slow  # a browser takes seconds to start
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -264,6 +264,7 @@ def errors(records: list[FrameRecord]) -> list[float]:
     return [record.action_error for record in records]
 
 
+@pytest.mark.slow
 def test_action_errors_equal_numpy(run: Path, samples: Samples) -> None:
     """One frame at a time from the episodes themselves: steps that exist, six motion dimensions, every view."""
     policy, _ = load_policy(run)
@@ -297,6 +298,7 @@ def test_a_blind_run_loses_nothing_to_a_grey_image(tmp_path: Path, samples: Samp
     assert errors(found["true"]) != errors(found["wrong_instruction"])
 
 
+@pytest.mark.slow
 def test_records_of_two_runs_pair_by_episode_and_frame(tmp_path: Path, run: Path, samples: Samples) -> None:
     one, two = measured(run, samples), measured(save_run(tmp_path / "run", seed=1), samples, batch_size=5)
     names = [(record.episode, record.frame) for record in one["true"]]
@@ -359,6 +361,7 @@ def placed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("la_reconvla.study.heldout.part_masks", masks)
 
 
+@pytest.mark.slow
 def test_an_arms_map_stands_beside_the_mean_map(run: Path, samples: Samples, placed: None) -> None:
     indices, swaps = np.arange(len(samples)), swaps_of(samples)
     plain = measured(run, samples)["true"]

@@ -97,6 +97,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------- in the toy world
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 def test_worker_processes_end_with_the_decision(tmp_path: Path) -> None:
     """However much later one of them starts than the other."""

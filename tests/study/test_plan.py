@@ -33,6 +33,7 @@ from la_reconvla.study.step_memory import (
     trial,
 )
 
+pytestmark = pytest.mark.slow  # the published model's shapes, built on no device, take seconds each
 ARM = C4.with_reconstruction_head(HEAD)
 T4 = DEVICES["t4"]
 

@@ -209,6 +209,7 @@ def test_the_wrong_word_is_judged_as_if_it_were_the_right_one(file, monkeypatch)
     np.testing.assert_allclose(rows["mean"].answers.aid, rows["wrong word"].answers.aid)
 
 
+@pytest.mark.slow
 def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for split in ("train", "test"):

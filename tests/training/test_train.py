@@ -304,6 +304,7 @@ def test_a_finished_run_is_left_alone(demonstrations: Path, tmp_path: Path) -> N
 # ---------------------------------------------------------------- pairing
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_seed_start_alike_and_see_the_same_batches(demonstrations: Path, tmp_path: Path) -> None:
     short = dataclasses.replace(SHORT, steps=2)
     logs = {
@@ -338,6 +339,7 @@ for arm in (t.CONDITIONS["C2"], t.C1):
 """
 
 
+@pytest.mark.slow
 def test_the_first_cell_of_a_process_starts_as_the_later_ones_do(demonstrations: Path, tmp_path: Path) -> None:
     """A process begins with as many threads as there are cores, and the whitening's last bits depend on them."""
     environment = {**os.environ, "PYTHONPATH": SEARCH}
@@ -447,6 +449,7 @@ def test_instructions_without_the_words_are_refused_before_training(tmp_path: Pa
 # ---------------------------------------------------------------- learning
 
 
+@pytest.mark.slow
 def test_a_small_set_is_learned_by_heart(tmp_path: Path) -> None:
     folder = write_demonstrations(tmp_path / "demonstrations")
     config = dataclasses.replace(SHORT, steps=120, batch_size=12, warmup=10, learning_rate=3e-3, save_every=1000)
