@@ -53,7 +53,7 @@ def test_pair_logits_of_a_picture_s_own_sentence_are_those_of_eager_attention():
         for i in range(3):
             reference = logs[i][tokens.token_mask[i]].mean(0)
             mine = ours[index, i, i]
-            torch.testing.assert_close(mine - mine[0], reference - reference[0], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(mine - mine[0], reference - reference[0], rtol=1e-5, atol=1e-6)
 
 
 def test_pair_logits_leave_the_model_as_it_was():
