@@ -10,7 +10,7 @@ such change: `from_json` leaves it at the default, and `with_defaults` does so w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ def from_json(raw: Any, classes: Iterable[type]) -> Any:
         return named[raw[KIND]](**{key: value(item) for key, item in raw.items() if key != KIND})
 
     return value(raw)
+
+
+def named(raw: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """`raw` under the name of its class, if it is of before there were names; with a name it keeps that."""
+    return {KIND: kind.__name__, **raw}
 
 
 def with_defaults(raw: Any, value: Any) -> Any:

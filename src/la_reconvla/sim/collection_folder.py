@@ -95,7 +95,7 @@ def claim_folder(config: CollectConfig) -> None:
     """Make the folder this configuration's, or see that it is. One of before named no class in its file."""
 
     def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
-        return kinds.with_defaults({kinds.KIND: CollectConfig.__name__, **held}, config)
+        return kinds.with_defaults(kinds.named(held, CollectConfig), config)
 
     path = config.out / CONFIG
     if not path.exists() and (others := sorted(p.name for p in config.out.glob(f"*{DEMO_SUFFIX}"))):

@@ -105,11 +105,8 @@ class Expert:
         if done:
             self._enter("open")
             return
-        grasps = rank_grasps(self._env, self._target, self._destination)
-        poses, grip = self._env.poses(), view.hand + BELOW
-        distances = [
-            float(np.linalg.norm(grasp.handle.mark(poses[self._target], grasp.angle) - grip)) for grasp in grasps
-        ]
+        grasps, pose, grip = self._ranked, self._env.poses()[self._target], view.hand + BELOW
+        distances = [float(np.linalg.norm(grasp.handle.mark(pose, grasp.angle) - grip)) for grasp in grasps]
         nearest, risen = int(np.argmin(distances)), view.thing[2] - rested
         if risen > HELD and distances[nearest] < AROUND:
             phase = "carry" if risen > CARRIED or np.linalg.norm(view.to_place) < CRUISE else "lift"
@@ -137,11 +134,12 @@ class Expert:
 
     def _plan(self) -> None:
         try:
-            grasps = distinct(rank_grasps(self._env, self._target, self._destination))
+            self._ranked = rank_grasps(self._env, self._target, self._destination)
         except UserError:
             if self._attempt == 0:
                 raise
             return  # a thing that was dropped may lie so that no grasp fits: try the last one again, and fail
+        grasps = distinct(self._ranked)
         self.grasp = grasps[min(self._attempt, len(grasps) - 1)]
         self._shoulder = shoulder_of(self._env)
 

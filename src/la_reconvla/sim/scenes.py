@@ -151,8 +151,8 @@ def claim_folder(config: ScenesConfig) -> None:
     """Make the folder this configuration's, or see that it is. One of before named no class in its file."""
 
     def with_defaults(held: dict[str, Any]) -> dict[str, Any]:
-        arenas = [{kinds.KIND: Arena.__name__, **arena} for arena in held.get("arenas", ())]
-        return kinds.with_defaults({kinds.KIND: ScenesConfig.__name__, **held, "arenas": arenas}, config)
+        arenas = [kinds.named(arena, Arena) for arena in held.get("arenas", ())]
+        return kinds.with_defaults(kinds.named({**held, "arenas": arenas}, ScenesConfig), config)
 
     claim(config.out / CONFIG, config.identity, with_defaults)
 

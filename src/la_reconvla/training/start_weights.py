@@ -162,7 +162,7 @@ def bins_of(start: StartWeights | None, samples: Samples, spread: float = Action
 
 def _value(raw: Mapping[str, Any], kind: type[T]) -> T:
     """What a file holds; the packaged ones are older than the names of classes in files."""
-    return kinds.from_json({kinds.KIND: kind.__name__, **raw}, (kind,))
+    return kinds.from_json(kinds.named(raw, kind), (kind,))
 
 
 def _file(name: str) -> Path:
