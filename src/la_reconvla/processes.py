@@ -30,21 +30,21 @@ def worker_pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """Spawned workers (a forked OpenGL context does not work) for jobs that may be cut off at any time.
 
-    On an error or Ctrl-C the running jobs are ended, not waited for.
+    On an error or Ctrl-C the running jobs are ended, not waited for; the processes are gone when this returns.
 
     Args:
         workers: how many processes.
         initializer: called in each of them.
         arguments: its arguments.
     """
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, context, _start, (initializer, arguments)) as pool:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
+            pool.shutdown(cancel_futures=True)  # the pool's thread waits for them; a second waiter would race with it
             raise
 
 

@@ -104,8 +104,6 @@ def test_worker_processes_end_with_the_decision(tmp_path: Path) -> None:
     found = until_decided(pair(tmp_path, toy.ToyScripted(), Idle()), STARTS, toy.ToySettings(), workers=2)
     assert (found.better, found.pairs) == ("a", LEAD)
     assert found.rollouts <= 2 * LEAD + TURN + (2 + TURN)
-    for child in multiprocessing.active_children():
-        child.join(10)
     assert multiprocessing.active_children() == []
 
 
