@@ -103,6 +103,9 @@ class ToyExpert:
     def reset(self, start: Start, env: Env) -> None:
         self.start, self.count, self.replanned, self.finished = start, 0, False, False
 
+    def blunder(self, rng: np.random.Generator) -> None:
+        self.count = LENGTH - 3
+
     def take_over(self, rested: float, done: bool) -> None:
         self.count = 2 if rested == RESTED else 0
 
@@ -663,6 +666,22 @@ def test_labels_are_clean_and_what_moved_the_robot_is_not(tmp_path: Path) -> Non
     silent = record(tmp_path, ToySetup(), noise=0.0)
     np.testing.assert_array_equal(silent.executed, silent.actions)
     assert silent.wrist is None
+
+
+def test_a_blunder_comes_first_and_is_not_recorded(tmp_path: Path) -> None:
+    plain, after = (record(tmp_path, ToySetup(), noise=0.0, blunder=blunder) for blunder in (False, True))
+    np.testing.assert_array_equal(plain.states[0], after.first)
+    assert after.states[0, 0] == plain.states[0, 0] + 3 * 2.0  # three steps of 2 were taken before
+    assert len(after.actions) == LENGTH - 2, "the expert takes over where the thing still rests, see `ToyExpert`"
+
+
+def test_blunders_are_spread_over_the_scenes(tmp_path: Path) -> None:
+    for share, expected in ((0.0, []), (1 / 3, [2, 5, 8]), (1.0, list(range(9)))):
+        config = toy_config(tmp_path, mistakes=share)
+        assert [scene for scene in range(9) if config.begins_with_a_mistake(scene)] == expected
+    for bad in (-0.1, 1.1):
+        with pytest.raises(UserError, match="mistakes"):
+            toy_config(tmp_path, mistakes=bad)
 
 
 class ToyLearner:

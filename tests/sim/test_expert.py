@@ -303,6 +303,48 @@ def test_another_one_takes_over_where_the_first_has_got_to(phase):
     assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_blunder_misses_by_centimetres_and_can_be_put_right(seed):
+    toy, task = Toy(), SimpleNamespace(target="bowl", destination="plate")
+    first, second, closed = Expert(), Expert(), []
+    first.reset(task, toy)  # type: ignore[arg-type]
+    first.blunder(np.random.default_rng(seed))
+    while True:
+        action = first.act()[0]
+        if first.finished:
+            break
+        if action[6] > 0 and not closed:
+            closed.append(np.linalg.norm((rim_point(toy.poses()["bowl"], first.grasp.angle) - toy.hand)[:2]))
+        toy.move(action, first.grasp.angle)
+        assert toy.steps < 140
+    brought = np.linalg.norm((toy.bowl - PLATE)[:2])
+    if closed[0] > 0.015:
+        assert 0.015 < closed[0] < 0.07
+        assert brought > 0.1, "a bowl that was not grasped stays where it is"
+    else:
+        assert 0.005 < brought < 0.08
+    second.reset(task, toy)  # type: ignore[arg-type]
+    second.take_over(float(BOWL[2]), False)
+    while not second.finished:
+        toy.move(second.act()[0], second.grasp.angle)
+        assert toy.steps < 300
+    assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
+    second.reset(task, toy)  # type: ignore[arg-type]
+    assert not second.finished
+
+
+def test_both_blunders_happen():
+    late = set()
+    for seed in range(8):
+        expert, toy = Expert(), Toy()
+        expert.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+        expert.blunder(np.random.default_rng(seed))
+        while not expert.finished:
+            toy.move(expert.act()[0], expert.grasp.angle)
+        late.add(bool(toy.bowl[2] > BOWL[2] + 0.001 or np.linalg.norm((toy.bowl - BOWL)[:2]) > 0.05))
+    assert late == {True, False}
+
+
 def test_actions_turn_smoothly_and_the_gripper_has_two_values():
     toy = Toy()
     expert = Expert()

@@ -229,6 +229,7 @@ def _record_scene(task: int, number: int) -> str | None:
             noise_memory=config.noise_memory,
             seed=noise_seed(config, start.id, attempt),
             learner=_worker.learner,
+            blunder=config.begins_with_a_mistake(number),
         )
         if isinstance(result, str):
             write_json(shard.with_suffix(".json"), {"start_id": start.id, "reason": result})

@@ -47,6 +47,10 @@ class CollectConfig(CollectOptions):
             )
         if not (0 <= self.noise < 1 and 0 <= self.noise_memory < 1):
             raise UserError(f"noise and noise_memory must lie in [0, 1), not {self.noise} and {self.noise_memory}")
+        if not 0 <= self.mistakes <= 1 or (self.mistakes and self.learner):
+            raise UserError(
+                f"mistakes must lie in [0, 1], not {self.mistakes}, and 0 where a policy is corrected, which makes its own"
+            )
         if self.workers < 0:
             raise UserError(f"workers must not be negative: {self.workers}")
 
@@ -54,6 +58,10 @@ class CollectConfig(CollectOptions):
     def scene_episodes(self) -> int:
         """Episodes of one scene."""
         return 2 if self.placement == "wide" else 1
+
+    def begins_with_a_mistake(self, scene: int) -> bool:
+        """Whether scene number `scene` of a task is one of those; they are spread evenly."""
+        return int((scene + 1) * self.mistakes) > int(scene * self.mistakes)
 
     @property
     def identity(self) -> dict[str, Any]:

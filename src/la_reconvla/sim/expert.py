@@ -8,6 +8,9 @@ two opposite sides of its collision geometry (`OppositeSides`). It goes through 
 poses, so that noise added to the *executed* action is corrected by the next one; the action that `Expert.act`
 returns is the clean label.
 
+Told to `blunder`, it grasps beside the thing or lets it go beside its destination. That is for a recording to begin
+after: what policies miss most they can learn from nothing else how to put right.
+
 Demonstrations should be unimodal: among grasps that are equally free of obstacles the expert always takes the one at
 `PREFERRED_ANGLE`, and deviates from it only as far as obstacles or the arm's reach force it to.
 
@@ -42,6 +45,8 @@ CRUISE = 0.10  # bowl above the destination while carried from far (m)
 SETTLE = 0.008  # below where a thing was let go, before withdrawing (m)
 RETREAT = 0.08  # above where the bowl was let go (m)
 HELD, AROUND = 0.01, 0.03  # taking over: a thing so much higher than it was is held if a grasp is so near the hand (m)
+MISS = (0.02, 0.06)  # how far beside, when it blunders (m)
+DELAY = 30  # a blunder lasts for up to so many steps more
 CARRIED, ABOUT = 0.05, 0.015  # it is carried on from so high; one that lies is taken if a grasp is so near (m)
 
 
@@ -89,6 +94,7 @@ class Expert:
         self._env, self._target, self._destination = env, start.target, start.destination
         self.replanned = False
         self._attempt = 0
+        self._missed, self._mistaken, self._left = {"mark": np.zeros(3), "place": np.zeros(3)}, "finished", 0
         self._plan()
         self._enter("hover")
 
@@ -117,16 +123,24 @@ class Expert:
         self.grasp = grasps[nearest]
         self._enter(phase)
 
+    def blunder(self, rng: np.random.Generator) -> None:
+        """Call after `reset`: miss the grasp or the destination, then be `finished`, with the hand wherever it is."""
+        which, self._mistaken = [("mark", "close"), ("place", "lower")][rng.integers(2)]
+        angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(*MISS)
+        self._missed[which] = radius * np.array([np.cos(angle), np.sin(angle), 0])
+        self._left = int(rng.integers(DELAY))
+
     @property
     def finished(self) -> bool:
-        """Whether the hand has withdrawn from the placed bowl."""
-        return self.phase == "finished"
+        """Whether the hand has withdrawn from the placed bowl, or the blunder is over."""
+        return self.phase == "finished" or self._left < 0
 
     def act(self, observation: Observation | None = None) -> Float[np.ndarray, "1 7"]:
         """The next action, float64, clean: [translation 3, rotation 3, gripper] in [-1, 1]."""
         view = self._look()
         self._advance(view)
         self._steps += 1
+        self._left -= ORDER.index(self.phase) >= ORDER.index(self._mistaken)
         gripper = GRIPPER_CLOSED if self.phase in ("close", "lift", "carry", "lower") else GRIPPER_OPEN
         if self.phase in ("wait", "finished"):
             return np.array([[0, 0, 0, 0, 0, 0, gripper]], dtype=np.float64)
@@ -148,6 +162,7 @@ class Expert:
         hand, thing = poses["gripper"], poses[self._target]
         mark = self.grasp.handle.mark(thing, self.grasp.angle)
         place = anchor(self._env, poses, self._destination) + self.grasp.offset
+        mark, place = mark + self._missed["mark"], place + self._missed["place"]
         return ExpertView(hand.position, Rotation.from_quat(hand.quaternion), thing.position, mark, place)
 
     def _enter(self, phase: str) -> None:

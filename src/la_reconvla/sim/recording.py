@@ -1,8 +1,8 @@
 """Records one episode of the scripted expert: noise on what is executed, clean labels.
 
-The expert acts from the start, or takes over from a policy somewhere on its way: then what is recorded begins with the
-state that the policy has reached and shows how to go on from there, be it a mistake (as DAgger, arXiv 1011.0686; here
-the expert stays in control once it has taken over).
+The expert acts from the start, or takes over somewhere on the way, from a policy or from itself after a blunder: then
+what is recorded begins with the state that was reached and shows how to go on from there, be it a mistake (as DAgger,
+arXiv 1011.0686; here the expert stays in control once it has taken over).
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ class ScriptedExpert(RolloutPolicy, Protocol):
 
     replanned: bool
 
+    def blunder(self, rng: np.random.Generator) -> None:
+        """From `reset` on make a mistake, and be `finished` with it."""
+        ...
+
     def take_over(self, rested: float, done: bool) -> None:
         """Go on from what another policy has done since the start, which `reset` was given."""
         ...
@@ -63,6 +67,7 @@ def record_episode(
     noise_memory: float,
     seed: int,
     learner: RolloutPolicy | None = None,
+    blunder: bool = False,
 ) -> Recording | str:
     """Let the expert act until it has withdrawn, with noise on what is executed and clean labels.
 
@@ -74,18 +79,23 @@ def record_episode(
         frame_stride: control steps from one picture to the next.
         noise: standard deviation of the noise on each of the six motions; the gripper has none.
         noise_memory: its correlation from one step to the next.
-        seed: of the noise, and of when the expert takes over.
+        seed: of the noise, of when the expert takes over, and of its blunder.
         learner: a policy that acts before the expert does, for up to `LEAD` steps; nothing of that is recorded.
+        blunder: the expert makes a mistake first, which is not recorded.
 
     Returns:
         The episode, or why it is no good demonstration.
     """
     env.reset(start)
     first = env.state()
-    if learner is None:
-        expert.reset(start, env)
-    elif not _hand_over(env, learner, expert, start, int(np.random.default_rng((seed, LEAD)).integers(LEAD + 1))):
+    rested, rng = float(env.poses()[start.target].position[2]), np.random.default_rng((seed, LEAD))
+    if blunder and not _blundered(env, expert, start, rng):
+        return "the blunder ran out of steps"
+    if learner is not None and not _led(env, learner, start, int(rng.integers(LEAD + 1))):
         return "the learner ran out of steps"
+    expert.reset(start, env)
+    if blunder or learner is not None:
+        expert.take_over(rested, env.success())
     recorded = _demonstrated(env, expert, _disturbances(noise, noise_memory, seed), names, frame_stride)
     if isinstance(recorded, str):
         return recorded
@@ -127,17 +137,26 @@ def _demonstrated(
     return {**_stacked(steps), **_stacked(pictures), "success_step": success_step}
 
 
-def _hand_over(env: RecordableEnv, learner: RolloutPolicy, expert: ScriptedExpert, start: Start, steps: int) -> bool:
-    """Let `learner` act for so many steps from `start`, where `env` is, and the expert take over, if time is left."""
-    rested = float(env.poses()[start.target].position[2])
+def _blundered(env: RecordableEnv, expert: ScriptedExpert, start: Start, rng: np.random.Generator) -> bool:
+    """Let the expert make a mistake from `start`, where `env` is. Returns whether time is left."""
+    expert.reset(start, env)
+    expert.blunder(rng)
+    while True:
+        action = np.asarray(expert.act(None))
+        if expert.finished:
+            return True
+        if env.step(action, stop_at_success=False).done:
+            return False
+
+
+def _led(env: RecordableEnv, learner: RolloutPolicy, start: Start, steps: int) -> bool:
+    """Let `learner` act for so many steps from `start`, where `env` is. Returns whether time is left."""
     learner.reset(start, env)
     while steps > 0:
         chunk = np.asarray(learner.act(env.observe() if learner.sees else None))[:steps]
         steps -= len(chunk)
         if env.step(chunk, stop_at_success=False).done:
             return False
-    expert.reset(start, env)
-    expert.take_over(rested, env.success())
     return True
 
 
