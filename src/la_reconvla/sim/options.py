@@ -29,8 +29,8 @@ class CollectOptions:
         maps: also record which instance each pixel shows; without, a third more episodes a minute. Arms that are given
             the target's place and all measures of attention need them, learning to act does not.
         noise: standard deviation of what is added to the six motions executed; the labels stay clean.
-        mistakes: share of the scenes in which the expert first makes a mistake that is not recorded: it grasps beside the
-            thing or lets it go beside its destination. What is recorded shows how to go on from there.
+        mistakes: share of the scenes in which the expert first makes a mistake that is not recorded: it grasps beside
+            the thing or lets it go beside its destination. What is recorded shows how to go on from there.
         workers: processes; 0 takes as many as cores and memory allow. Does not change what is recorded.
         seed: of the noise.
         correct: a run, or base: its policy acts first, for up to 120 steps of each episode, then the expert takes over
