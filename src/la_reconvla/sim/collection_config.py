@@ -49,7 +49,7 @@ class CollectConfig(CollectOptions):
             raise UserError(f"noise and noise_memory must lie in [0, 1), not {self.noise} and {self.noise_memory}")
         if not 0 <= self.mistakes <= 1 or (self.mistakes and self.learner):
             raise UserError(
-                f"mistakes must lie in [0, 1], not {self.mistakes}, and be 0 where a policy that makes its own is corrected"
+                f"mistakes must lie in [0, 1], not {self.mistakes}, and be 0 where a policy is corrected: it makes them"
             )
         if self.workers < 0:
             raise UserError(f"workers must not be negative: {self.workers}")
