@@ -55,7 +55,9 @@ $(VENV)/.dev: $(VENV)/.torch
 # range in pyproject.toml is then satisfied, and no gigabytes of CUDA libraries follow. With a GPU the newest torch in
 # the range is taken, which brings its own CUDA, so the pin of torch (and of nothing else) is dropped.
 $(VENV)/.torch: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 10) and sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	$(call step,creating $(VENV) with $(PYTHON),$(PYTHON) -m venv $(VENV))
 	@$(if $(GPU),grep -v '^torch==',cat) constraints.txt > $(VENV)/constraints.txt
+	$(call step,bringing pip up to date,$(pip) -c $(VENV)/constraints.txt --upgrade pip)
 	$(if $(GPU),,$(call step,installing torch without a GPU,$(pip) "$$(grep '^torch==' constraints.txt)"))
 	@touch $@
