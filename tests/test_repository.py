@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import la_reconvla
 from la_reconvla.errors import install_command
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +82,16 @@ def test_the_command_that_installs_an_extra_names_this_checkout(extra: str) -> N
     assert command == [sys.executable, "-m", "pip", "install", "-e"]
     assert what == f"{ROOT}[{extra}]"
     assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_all_files_name_one_version() -> None:
+    version = la_reconvla.__version__
+    lines = {"pyproject.toml": f'version = "{version}"', "CITATION.cff": f"version: {version}"}
+    for name, line in lines.items():
+        assert line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+    released = re.findall(r"^## (\d\S*) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0][0] == version
+    assert f"date-released: {released[0][1]}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
