@@ -1,7 +1,7 @@
-"""What the documentation site has beside docs/: README and its neighbours as pages, files that they link to, and the API.
+"""What the documentation site has beside docs/: README and its neighbours, the files that pages link to, and the API.
 
-A hook of MkDocs (`make docs`). Links in the sources are relative to the repository, so that they work on the forge; here
-they are turned into links that work on the site. What is linked to and is no page is copied beside the pages.
+A hook of MkDocs (`make docs`). Links in the sources are relative to the repository, so that they work on the forge;
+here they are turned into links that work on the site. What is linked to and is no page is copied beside the pages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
