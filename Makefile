@@ -1,7 +1,8 @@
 # Commands:   make demo       the four-condition experiment, small, on the real simulator, with a report
 #             make check      style, types, import rules and the quick tests: before every commit
-#             make test       the same and all tests but those marked nightly: before every push; CI runs it
+#             make test       the same, the site, and all tests but those marked nightly: before every push; CI runs it
 #             make test-all   the same and all tests: every night and before a release
+#             make docs       the documentation as a site, in site/; ends in an error where a link leads nowhere
 # Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="--durations=20", RUN="--seeds 0 1", WORKERS=4
 # (processes that run tests; those of one file stay together, so that what they share is made once).
 
@@ -15,14 +16,14 @@ GPU    := $(shell command -v nvidia-smi)
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all rules setup
+.PHONY: help demo check test test-all rules docs setup
 
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
 pip  = $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 
 help:
-	@sed -n 's/^# \?//; 1,4p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# \?//; 1,5p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.sim
 	$(call step,checking this machine,$(BIN)/la-reconvla doctor)
@@ -40,6 +41,11 @@ rules: setup
 	$(call step,types,$(BIN)/basedpyright)
 	$(call step,import rules,$(BIN)/lint-imports)
 
+test test-all: docs
+
+docs: setup
+	$(call step,the site of the documentation,NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet)
+
 setup: $(VENV)/.dev
 
 # A stamp file for each set of packages: a second call installs nothing unless the requirements changed.
@@ -55,7 +61,9 @@ $(VENV)/.dev: $(VENV)/.torch
 # range in pyproject.toml is then satisfied, and no gigabytes of CUDA libraries follow. With a GPU the newest torch in
 # the range is taken, which brings its own CUDA, so the pin of torch (and of nothing else) is dropped.
 $(VENV)/.torch: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 10) and sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12")'
 	$(call step,creating $(VENV) with $(PYTHON),$(PYTHON) -m venv $(VENV))
 	@$(if $(GPU),grep -v '^torch==',cat) constraints.txt > $(VENV)/constraints.txt
+	$(call step,bringing pip up to date,$(pip) -c $(VENV)/constraints.txt --upgrade pip)
 	$(if $(GPU),,$(call step,installing torch without a GPU,$(pip) "$$(grep '^torch==' constraints.txt)"))
 	@touch $@

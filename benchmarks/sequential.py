@@ -1,6 +1,6 @@
 """Does the sequential test of ``la-reconvla compare`` keep its level, and how early does it stop?
 
-    pip install 'la-reconvla[sequential]'      # CC BY-NC 4.0: no commercial use
+    pip install -e '.[sequential]'      # CC BY-NC 4.0: no commercial use
     python benchmarks/sequential.py
 
 Equal policies must be told apart in at most 5 % of the comparisons for either of them, up to three standard errors;

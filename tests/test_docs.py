@@ -76,9 +76,37 @@ def test_the_method_page_names_every_public_function_of_the_method() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)[^)]*\)|\b(?:src|srcset|href)=\"([^\"]+)\"", text):
+        target, _, anchor = "".join(link).partition("#")
+        if ":" not in target:
+            file = page.parent / target if target else page
+            assert file.is_file(), f"{page.name} links to {target}, which is no file"
+            assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}: no such heading"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link can name in a page. Of equal headings only the first, since forge and site number the others."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.*?)(?: +#+)?$", prose, re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in plain}
+
+
+def test_anchors_are_those_of_the_forge(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# `quick`, at once\n\n```bash\n# no heading\n```\n\n## A - B: [c](d.md)\n\n## A - B: c\n", encoding="utf-8"
+    )
+    assert anchors(page) == {"quick-at-once", "a---b-c"}
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = re.findall(r": ([\w/-]+\.md)$", navigation, re.MULTILINE)
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.is_relative_to(ROOT / "docs")]
+    beside = ["index.md", *(path.name for path in PAGES if path.parent == ROOT and path.name != "README.md")]
+    assert sorted(named) == sorted([*pages, *beside])
 
 
 def commands() -> list[str]:

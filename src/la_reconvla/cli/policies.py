@@ -25,10 +25,10 @@ def evaluate(run: Positional[str], options: Flat[EvaluateOptions]) -> None:
 def compare(run: Positional[str], other: Positional[str], options: Flat[CompareOptions]) -> None:
     """Roll two trained policies out on the same starts and stop as soon as it is decided which is better.
 
-    Stopped before, it goes on by the same command and decides the same. Needs pip install 'la-reconvla[sequential]': a
-    test made for looking after every pair, whose licence, CC BY-NC 4.0, allows no commercial use. Its level is 5 %,
-    one-sided, for either policy. It speaks of these two policies, not of training again. Finished studies are compared
-    by the command report.
+    Stopped before, it goes on by the same command and decides the same. Needs a package for a test
+    made for looking after every pair (in the checkout: pip install -e '.[sequential]'), whose licence, CC BY-NC 4.0,
+    allows no commercial use. Its level is 5 %, one-sided, for either policy. It speaks of these two policies, not of
+    training again. Finished studies are compared by the command report.
 
     Args:
         run: a run folder.

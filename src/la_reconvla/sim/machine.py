@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from la_reconvla.errors import UserError
+from la_reconvla.errors import UserError, install_command
 from la_reconvla.sim.prepare import INSTALL_OPENGL, check_mujoco, choose_opengl, prepare_simulator
 from la_reconvla.sim.tasks import INSTALL_SIM, load_suite, official_states, resources
 
@@ -158,7 +158,7 @@ def _mujoco() -> Check:
 
 
 def _libero() -> Check:
-    reinstall = INSTALL_SIM.replace("install", "install --force-reinstall", 1)
+    reinstall = install_command("sim", "--force-reinstall")
     try:
         tasks = load_suite("libero_spatial")
         states = sum(len(official_states(task)) for task in tasks)

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float
 
 from la_reconvla.data.starts import Split, Start
-from la_reconvla.errors import UserError, unknown
+from la_reconvla.errors import UserError, install_command, unknown
 
-INSTALL_SIM = 'pip install "la-reconvla[sim]"'
+INSTALL_SIM = install_command("sim")
 
 # OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}

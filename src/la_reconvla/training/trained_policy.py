@@ -30,7 +30,7 @@ class Trained:
         run: folder with ``config.json`` and ``model.safetensors``.
         view: ``true``; ``grey_image`` shows it a grey image; ``wrong_instruction`` gives it another instruction.
         swaps: for the wrong instruction: (task, true instruction, what it is given instead), see
-        `la_reconvla.sim.policies.swapped`.
+            `la_reconvla.sim.policies.swapped`.
         threads: CPU threads of one forward pass.
         device: where the policy runs; each worker process holds a copy of it there.
     """
