@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 from tyro.conf import Positional
 
 from la_reconvla import layout
@@ -57,7 +58,7 @@ def run(
     folder = ablate(name or preset or "quick", out, workers, changes, hypotheses)
     page = write_report(folder)
     Console(stderr=True).print(terminal_summary(read_results(folder / layout.RESULTS)))
-    print(f"report: {page}")
+    Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 
 def compare(
