@@ -45,7 +45,7 @@ def test_a_backbone_of_unknown_speed_has_no_forecast(tmp_path: Path) -> None:
 
 
 def test_a_slow_machine_is_slow_in_all_that_follows() -> None:
-    said = dict(zip(PARTS, (10.0, 20.0, 30.0, 40.0, 50.0), strict=True))
+    said: dict[str, float] = dict(zip(PARTS, (10.0, 20.0, 30.0, 40.0, 50.0), strict=True))
     assert afterwards("collection", said, {}) == 140
     assert afterwards("training", said, {"collection": 30.0}) == 3 * 120
     assert afterwards("statistics and pictures", said, said) == 0
