@@ -26,8 +26,8 @@ help:
 	@sed -n 's/^# \?//; 1,5p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.sim
-	$(call step,checking this machine,$(BIN)/la-reconvla doctor)
-	$(call step,the experiment: preset $(PRESET),$(BIN)/la-reconvla ablate --preset $(PRESET) $(RUN))
+	$(call step,checking this machine,$(BIN)/la-reconvla check)
+	$(call step,the experiment: preset $(PRESET),$(BIN)/la-reconvla study run --preset $(PRESET) $(RUN))
 
 check test test-all: rules
 	$(call step,tests,$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "$(TESTS)" $(PYTEST))

@@ -1,4 +1,4 @@
-"""Does the sequential test of ``la-reconvla compare`` keep its level, and how early does it stop?
+"""Does the sequential test of ``la-reconvla study compare`` keep its level, and how early does it stop?
 
     pip install -e '.[sequential]'      # CC BY-NC 4.0: no commercial use
     python benchmarks/sequential.py

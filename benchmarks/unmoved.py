@@ -104,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for preset in options.presets:
             command = "from la_reconvla.cli import main; main()"
-            arguments = ["ablate", "--preset", preset, "--out", f"{folder}/{preset}"]
+            arguments = ["study", "run", preset, "--out", f"{folder}/{preset}"]
             subprocess.run([sys.executable, "-c", command, *arguments], check=True)
         found = decided(Path(folder))
     if options.out:

@@ -15,7 +15,8 @@ import torch
 
 from la_reconvla import cli
 from la_reconvla.backbones.pretrained import Pretrained
-from la_reconvla.conditions import ARMS
+from la_reconvla.cli.tree import TREE, Branch, find
+from la_reconvla.conditions import CONDITIONS
 from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
@@ -109,14 +110,33 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     assert sorted(named) == sorted([*pages, *beside])
 
 
+HISTORY = {"log.md", "CHANGELOG.md"}  # these say what was typed then
+
+
 def commands() -> list[str]:
+    """What a reader may type: lines of fenced and of indented blocks."""
     lines = [
         line
         for page in PAGES
-        for block in blocks(page.read_text(encoding="utf-8"), "bash")
-        for line in block.splitlines()
+        if page.name not in HISTORY
+        for line in re.findall(r"^(?: {4})?(la-reconvla .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     ]
-    return sorted({line.split("#")[0].strip() for line in lines if line.startswith("la-reconvla")})
+    return sorted({line.split("#")[0].strip() for line in lines})
+
+
+def test_every_command_in_a_sentence_exists() -> None:
+    """In the documentation, the Makefile and the messages of the package."""
+    texts = [*(p for p in PAGES if p.name not in HISTORY), ROOT / "Makefile", *(ROOT / "src").rglob("*.py")]
+    for path in texts:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("- command:") or "commit" in line:
+                continue  # what a finished study was run with
+            for named in re.findall(r"[`/ ]la-reconvla ((?:[a-z]+ ?)+)", line):
+                word, *rest = named.split()
+                assert word in TREE, f"{path.name}: {line}"
+                branch = TREE[word]
+                if isinstance(branch, Branch):
+                    assert rest[:1] in [[inner] for inner in branch.commands] or word == "check", f"{path.name}: {line}"
 
 
 @pytest.mark.parametrize("command", commands())
@@ -128,14 +148,15 @@ def test_every_quoted_command_parses(command: str, monkeypatch: pytest.MonkeyPat
         cli.main()
     assert end.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"usage: la-reconvla {words[1]}" in shown
+    name, _, _ = find([*words[1:], "--help"])
+    assert f"usage: la-reconvla {name} " in shown
     for option in re.findall(r"--[a-z-]+", command):
         assert re.search(rf"{option}[ ,]", shown), f"{command}: no such option {option}"
 
 
 def test_presets_and_conditions_named_exist() -> None:
     for command in commands():
-        for option, known in (("--preset", set(PRESETS)), ("--conditions?", {arm.id for arm in ARMS})):
+        for option, known in (("(?:--preset|study run)", set(PRESETS)), ("--conditions?", set(CONDITIONS))):
             for found in re.findall(rf"{option} ((?:\w[\w.-]* ?)+)", command):
                 assert set(found.split()) <= known
 

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from la_reconvla import progress as progress_module
 from la_reconvla.errors import UserError
-from la_reconvla.progress import RemoteTicker, progress
+from la_reconvla.progress import RemoteTicker, followed_by, progress
 from la_reconvla.storage import (
     TEMPORARY,
     append_jsonl,
@@ -275,3 +276,25 @@ def test_progress_draws_a_bar_on_a_terminal() -> None:
         bar.advance(2, note="a note")
     assert "Drawing" in text.getvalue()
     assert "2/2" in text.getvalue()
+
+
+@pytest.mark.parametrize("width", [56, 80, 90, 120])
+def test_a_bar_leaves_out_whole_what_does_not_fit(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=width, color_system=None)
+    with followed_by(3600.0), progress("Training", total=4800, unit="steps", console=console) as bar:
+        monkeypatch.setattr(bar, "_started", time.monotonic() - 100)
+        bar.advance(1200, note="C3-0.1 seed 2")
+    line = next(line for line in reversed(text.getvalue().splitlines()) if "Training" in line)
+    assert "…" not in line
+    assert len(line.strip()) <= width
+    parts = ("5 min 00 s left", "about 1 h 05 min in all", "12.0 steps/s", "C3-0.1 seed 2")
+    shown = [part for part in parts if part in line]
+    assert shown == list(parts[: {56: 1, 80: 2, 90: 3, 120: 4}[width]])
+
+
+def test_a_log_has_one_line_with_separators() -> None:
+    text = io.StringIO()
+    with progress("Training", total=2, unit="steps", console=Console(file=text, width=40)) as bar:
+        bar.advance(2, note="C4")
+    assert re.fullmatch(r"Training: 2/2, 0 s left, [\d.]+ steps/s; C4\n", text.getvalue())

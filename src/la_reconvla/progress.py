@@ -1,4 +1,4 @@
-"""One progress bar for long work: rate and remaining time on a terminal, a line now and then in a log file.
+"""One progress bar for long work: remaining time and rate on a terminal, a line now and then in a log file.
 
 Work in other processes reports through `Bar.ticker`, which pickles::
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -25,8 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
+BAR = 10  # columns: the numbers matter more
 LONGEST_NOTE = 60  # characters; a message must stay below the 512 bytes that POSIX writes to a pipe in one piece
 _END = b""
+_after: float | None = None  # seconds of what follows, see `followed_by`
 
 
 @dataclass(frozen=True)
@@ -52,43 +55,61 @@ class Bar:
     def __init__(self, title: str, total: float, unit: str, done: float, console: Console) -> None:
         self._title, self._total, self._unit, self._console = title, total, unit, console
         self._done, self._begun_with, self._started = done, done, time.monotonic()
-        self._line_at, self._note = self._started, ""
+        self._line_at, self._note, self._after = self._started, "", _after
         self._lock = threading.Lock()
         self._tickers: list[tuple[Connection, threading.Thread]] = []
         self._rich = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(BAR),
             MofNCompleteColumn(),
             _Pace(self),
-            TextColumn("{task.fields[note]}", style="dim"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._rich.add_task(title, total=total, completed=int(done), note="")
+        self._task = self._rich.add_task(title, total=total, completed=int(done))
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.width
 
     def advance(self, steps: float = 1, note: str | None = None) -> None:
         """Count `steps` more; `note` replaces the text behind the bar."""
         with self._lock:
             self._done += steps
             self._note = self._note if note is None else note
-            self._rich.update(self._task, completed=self._done, note=self._note)
+            self._rich.update(self._task, completed=self._done)
             now = time.monotonic()
             if not self._console.is_terminal and (now - self._line_at >= LINE_EVERY or self._done >= self._total):
                 self._line_at = now
-                self._console.print(
-                    f"{self._title}: {self._done:g}/{self._total:g}, {self.pace()} {self._note}".rstrip()
-                )
+                said = "; ".join(filter(None, (self.pace(), self._note)))
+                self._console.print(f"{self._title}: {self._done:g}/{self._total:g}, {said}", soft_wrap=True)
 
-    def pace(self) -> str:
-        """Rate and remaining time in words, from the work done since this bar began."""
+    def pace(self, room: float = math.inf) -> str:
+        """Remaining time and rate from the work done since this bar began, in words; the note too if `room` is given.
+
+        Args:
+            room: columns; what does not fit is left out whole.
+        """
+        said, shown = [*self._paces(), *([self._note] if self._note and room < math.inf else [])], ""
+        for one in said:
+            longer = f"{shown}, {one}" if shown else one
+            if len(longer) > room:
+                break
+            shown = longer
+        return shown
+
+    def _paces(self) -> list[str]:
         fresh = self._done - self._begun_with
         seconds = time.monotonic() - self._started
         if fresh <= 0 or seconds <= 0:
-            return "starting"
+            return ["starting"]
         rate = fresh / seconds
+        left = max(0.0, self._total - self._done) / rate
         shown = f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{rate * 60:.1f} {self._unit}/min"
-        return f"{shown}, {_duration(max(0.0, self._total - self._done) / rate)} left"
+        in_all = [] if self._after is None else [f"about {_duration(left + self._after)} in all"]
+        return [f"{_duration(left)} left", *in_all, shown]
 
     def ticker(self, context: BaseContext) -> RemoteTicker:
         """A handle for processes of `context`; may be used by any number of them, and by threads here."""
@@ -113,12 +134,27 @@ class Bar:
 
 
 class _Pace(ProgressColumn):
+    """What fits beside title, bar and count, so that no number is cut."""
+
     def __init__(self, bar: Bar) -> None:
         super().__init__()
         self._bar = bar
 
     def render(self, task: Task) -> Text:
-        return Text(self._bar.pace(), style="cyan")
+        count = 2 * len(str(int(task.total or 0))) + 1
+        room = self._bar.width - (1 + len(task.description) + BAR + count + 4)
+        return Text(self._bar.pace(room), style="cyan", no_wrap=True)
+
+
+@contextlib.contextmanager
+def followed_by(seconds: float | None) -> Iterator[None]:
+    """While the body runs, bars add the seconds of what comes after it to the time that is left; None: not known."""
+    global _after
+    before, _after = _after, seconds
+    try:
+        yield
+    finally:
+        _after = before
 
 
 @contextlib.contextmanager

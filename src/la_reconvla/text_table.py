@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
+from rich.table import Column, Table
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class TextTable:
 
     def rich(self) -> Table:
         """For a terminal."""
-        table = Table(*self.header, title=self.title)
+        table = Table(*(Column(name, overflow="fold") for name in self.header), title=self.title)  # no number is cut
         for row in self.rows:
             table.add_row(*row)
         return table

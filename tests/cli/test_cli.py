@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,12 +23,21 @@ from test_hdf5 import make_header, make_recording
 from la_reconvla import cli
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.cli.tree import HIDDEN, MOVED, commands
 from la_reconvla.data.hdf5_writer import write_file
 from la_reconvla.episodes import Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.storage import read_jsonl
-from la_reconvla.study.options import PolicyChanges, ScheduleChanges, StudyChanges
+from la_reconvla.study.options import (
+    CompareOptions,
+    EvaluateOptions,
+    PlanOptions,
+    PolicyChanges,
+    ScheduleChanges,
+    StudyChanges,
+)
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.checkpoint import WEIGHTS
 from la_reconvla.training.loop import TrainConfig
@@ -38,28 +48,28 @@ POLICY = (
     "gaze device"
 )
 COMMANDS = {  # and the names of their options, which scripts depend on
-    "doctor": "out",
-    "collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise workers seed correct "
-    "allow-any-mujoco",
-    "annotate": "out source threshold every device",
+    "check machine": "out",
+    "check plan": "backbone device condition batch-size accumulate chunk lora-rank quantize dtype checkpointing "
+    "train-vision last",
+    "check power": "seeds tasks episodes between-seeds agreement",
+    "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
+    "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise workers seed "
+    "correct allow-any-mujoco",
+    "data boxes": "out source threshold every device",
+    "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
-    "evaluate": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
+    "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco",
-    "compare": "out episodes suite tasks placement workers device allow-any-mujoco",
-    "ablate": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
+    "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses workers {POLICY}",
+    "study report": "out figures",
+    "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
-    "scenes": "out scenes image-size workers seed",
+    "share folder": "out merged",
+    "share hub": "repo merged private",
     "pretrain": "scenes out demonstrations hold-out objective patch stem weights steps batch-size demonstration-batch "
     "words-weight learning-rate optimizer device seed threads",
     "words": "scenes out weights seed",
-    "plan": "backbone device condition batch-size accumulate chunk lora-rank quantize dtype checkpointing train-vision "
-    "last",
-    "power": "seeds tasks episodes between-seeds agreement",
-    "bench": "backbone device dtype threads repeats seconds only demonstrations episodes out",
-    "export": "out merged",
-    "push": "repo merged private",
-    "report": "out figures",
 }
 CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 CHILD += "from la_reconvla.cli import main; main()"
@@ -120,28 +130,159 @@ def no_long_work(*_: object, **__: object) -> None:
 def test_help_names_every_option_and_says_what_it_is(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")  # one line an option
-    monkeypatch.setattr(sys, "argv", ["la-reconvla", command, "--help"])
+    monkeypatch.setenv("COLUMNS", "100")  # boxes below each other
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", *command.split(), "--help"])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 0
     shown = capsys.readouterr().out
     assert f"usage: la-reconvla {command} " in shown
-    options = re.findall(r"^[│ ]+--([a-z][a-z-]+).*?\s{2,}(.*)", shown, re.MULTILINE)
+    options = re.findall(r"^\W+?--([a-z][a-z-]+).*?\s{2,}\W*(.*)", shown, re.MULTILINE)
     assert {name for name, _ in options} == set(COMMANDS[command].split())
     for name, explained in options:
         assert re.match(r"[a-z]\w*", explained, re.IGNORECASE), f"{command} --{name} has no help"
 
 
-def test_every_command_is_listed(run) -> None:
+def test_the_first_help_lists_what_a_beginner_needs(run) -> None:
     code, said = run("--help")
     assert code == 0
-    assert set(re.findall(r"• (\w+) ", said)) == set(COMMANDS)
+    shown = {name for name in COMMANDS if name.split()[0] not in HIDDEN}
+    assert all(re.search(rf"\b{word}\b", said) for name in shown for word in name.split())
+    assert len({name.split()[0] for name in shown}) <= 9
+    assert not any(re.search(rf" {word}  ", said) for word in HIDDEN)
+    assert set(commands()) == set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["ablate", "collect", "bench"])
+@pytest.mark.parametrize("branch", ["check", "data", "study", "share"])
+def test_a_branch_lists_its_commands(run, branch: str) -> None:
+    inner = [name.split()[1] for name in COMMANDS if name.startswith(f"{branch} ")]
+    for words, expected in (([branch, "--help"], 0), ([branch, "-h"], 0), ([branch], 2)):
+        if branch == "check" and expected:
+            continue  # by itself it checks the machine
+        code, said = run(*words)
+        assert code == expected
+        assert f"usage: la-reconvla {branch} COMMAND" in said
+        assert all(re.search(rf" {word} [A-Z]", said) for word in inner)
+
+
+def test_check_alone_checks_the_machine(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr("la_reconvla.sim.machine.check_machine", lambda out: asked.append(out) or [])
+    for words in (
+        ["check"],
+        ["check", "machine"],
+        ["check", "--out", tmp_path],
+        ["check", "machine", "--out", tmp_path],
+    ):
+        assert run(*words)[0] == 0
+    assert asked == [Path("."), Path("."), tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_spelling_names_the_new_one_with_the_same_options(run, old: str) -> None:
+    rest = ["--out", "a folder", "--seeds", "0", "1"]
+    code, said = run(old, *rest)
+    assert code == 2
+    assert said == f"error: {old} is now `la-reconvla {MOVED[old]}`; type: la-reconvla {MOVED[old]} {shlex.join(rest)}"
+    assert MOVED[old] in {*COMMANDS, "check"}
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("trian", "train"),
+        ("evalute", "eval"),
+        ("colect", "data collect"),
+        ("bench-mark", "check speed"),
+        ("data anotate", "data boxes"),
+        ("study rum", "study run"),
+        ("study plan", "check plan"),
+    ],
+)
+def test_a_mistyped_command_gets_the_nearest_names(run, words: str, meant: str) -> None:
+    code, said = run(*words.split())
+    assert code == 2
+    assert said.startswith(f"error: unknown command '{words}': did you mean `la-reconvla {meant}`")
+
+
+def test_a_command_like_none_is_sent_to_the_help(run) -> None:
+    assert run("qqqq") == (2, "error: unknown command 'qqqq': `la-reconvla --help` lists them")
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, run, name: str, target: str, *words: object) -> dict[str, object]:
+    """What a command hands to the function that does its work."""
+    given: dict[str, object] = {}
+
+    def record(*positional: object, **named: object) -> None:
+        given.update({str(place): value for place, value in enumerate(positional)}, **named)
+        raise UserError("enough")
+
+    monkeypatch.setattr(target, record)
+    code, said = run(*name.split(), *words)
+    assert (code, said.endswith("error: enough")) == (2, True), said
+    return given
+
+
+def test_study_run_takes_its_preset_either_way(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--seeds", 0, 1, "--no-wrist", "--norm-pixels", "--steps", 3)
+    for words in ((), ("small",), ("--preset", "small")):
+        target = "la_reconvla.study.ablation.ablate"
+        given = parsed(monkeypatch, run, "study run", target, *words, *options)
+        preset, out, workers, changes, hypotheses = given.values()
+        assert preset == ("small" if words else "quick")
+        assert (out, workers, hypotheses) == (None, 0, None)
+        assert isinstance(changes, dict)
+        chosen = {name: value for name, value in changes.items() if value not in (None, False) or name == "wrist"}
+        assert chosen == {"seeds": (0, 1), "wrist": False, "norm_pixels": True, "steps": 3}
+    assert run("study", "run", "small", "--preset", "quick") == (2, "error: two presets, small and quick: name one")
+
+
+def test_options_in_groups_arrive_together(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = ("--out", tmp_path, "--episodes", 3, "--tasks", 1, 2, "--placement", "official", "--workers", 4)
+    chosen = {"out": tmp_path, "episodes": 3, "tasks": (1, 2), "placement": "official", "workers": 4}
+    target = "la_reconvla.study.evaluate_one.evaluate_one"
+    run_, options = parsed(monkeypatch, run, "eval expert", target, *words, "--floors", "--view", "grey_image").values()
+    assert (run_, options) == ("expert", EvaluateOptions(**chosen, floors=True, view="grey_image"))
+    target = "la_reconvla.study.head_to_head.compare"
+    runs, options = parsed(monkeypatch, run, "study compare a b", target, *words).values()
+    assert (runs, options) == (("a", "b"), CompareOptions(**chosen))
+    words = ("--device", "l4", "--lora-rank", 2, "--no-checkpointing", "--last", 3)
+    (options,) = parsed(monkeypatch, run, "check plan", "la_reconvla.study.plan.plan_one", *words).values()
+    assert options == PlanOptions(device="l4", lora_rank=2, checkpointing=False, last=3)
+    words = ("--out", tmp_path, "--tasks", 1, "--no-maps", "--demos", 4, "--workers", 2)
+    (config,) = parsed(monkeypatch, run, "data collect", "la_reconvla.sim.collect.collect", *words).values()
+    assert config == CollectConfig(out=tmp_path, tasks=(1,), maps=False, demos=4, workers=2)
+
+
+def test_an_option_that_may_be_left_out_is_shown_as_what_it_is(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in COMMANDS:
+        assert "None" not in run(*name.split(), "--help")[1], name
+    _, said = run("study", "run", "--help")
+    for shown in ("--seeds [INT [INT ...]] training seeds", "--wrist, --no-wrist use", "--out PATH study folder"):
+        assert shown in said
+    assert "(default: the preset's)" in said
+    assert run("study", "run", "--seeds", "None")[0] == 2
+
+
+def test_plan_says_what_it_does_before_it_loads_torch() -> None:
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch': raise SystemExit('torch')\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "sys.argv[1:] = 'check plan --backbone some/model --device l4'.split()\n"
+        "from la_reconvla.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert " ".join(done.stderr.split()).startswith("Planning one training step of some/model on l4")
+    assert done.stderr.endswith("\ntorch\n")
+
+
+@pytest.mark.parametrize("command", ["study run", "data collect", "check speed"])
 def test_help_loads_none_of_the_heavy_rooms(command: str) -> None:
-    loud = [sys.executable, "-X", "importtime", "-m", "la_reconvla", command, "--help"]
+    loud = [sys.executable, "-X", "importtime", "-m", "la_reconvla", *command.split(), "--help"]
     done = subprocess.run(loud, capture_output=True, text=True, check=True)
     loaded = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert "tyro" in loaded
@@ -162,7 +303,9 @@ def test_what_may_be_changed_of_a_preset_is_a_field_of_its_type() -> None:
     assert len(changed) == 26
 
 
-@pytest.mark.parametrize("arguments", [["trian"], [], ["train"], ["ablate", "--seeds", "one"], ["report"]])
+@pytest.mark.parametrize(
+    "arguments", [["trian"], [], ["train"], ["study", "run", "--seeds", "one"], ["study", "report"]]
+)
 def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
     code, said = run(*arguments)
     assert code == 2
@@ -176,24 +319,24 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
     ("arguments", "message"),
     [
         (
-            "ablate --preset quik",
-            "unknown preset 'quik': did you mean quick? known: known-answer, paper, quick, small, smoke",
+            "study run quik",
+            "unknown preset 'quik': did you mean quick?",
         ),
-        ("ablate --preset smoke --conditions C1 C5", "unknown condition 'C5': did you mean C4 or"),
-        ("ablate --preset smoke --conditions C1 C1", "conditions are listed twice: C1, C1"),
-        ("ablate --preset smoke --conditions no-image", "'no-image' is a floor"),
-        ("ablate --preset smoke --seeds 0 0", "seeds are listed twice: 0, 0"),
-        ("ablate --preset smoke --tasks 10", "unknown task 10 of libero_spatial: choose a number from 0 to 9"),
-        ("ablate --preset smoke --demos 5", "ask for an even number, not 5"),
-        ("ablate --preset smoke --demos 0", "demos must be at least 1"),
-        ("ablate --preset smoke --demos 2", "demos must be at least 4, not 2: two scenes of two"),
-        ("ablate --preset smoke --steps 0", "steps must be at least 1"),
-        ("ablate --preset smoke --episodes 0", "episodes must be at least 1"),
-        ("ablate --preset smoke --device toaster", "device 'toaster' is not usable here"),
-        ("collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
-        ("collect --tasks 3 10", "unknown task 10"),
-        ("collect --demos 0", "demos must be at least 1"),
-        ("collect --suite libero_10 --placement wide", "the scripted expert cannot do task 0 of libero_10"),
+        ("study run smoke --conditions C1 C5", "unknown condition 'C5': did you mean C4 or"),
+        ("study run smoke --conditions C1 C1", "conditions are listed twice: C1, C1"),
+        ("study run smoke --conditions no-image", "'no-image' is a floor"),
+        ("study run smoke --seeds 0 0", "seeds are listed twice: 0, 0"),
+        ("study run smoke --tasks 10", "unknown task 10 of libero_spatial: choose a number from 0 to 9"),
+        ("study run smoke --demos 5", "ask for an even number, not 5"),
+        ("study run smoke --demos 0", "demos must be at least 1"),
+        ("study run smoke --demos 2", "demos must be at least 4, not 2: two scenes of two"),
+        ("study run smoke --steps 0", "steps must be at least 1"),
+        ("study run smoke --episodes 0", "episodes must be at least 1"),
+        ("study run smoke --device toaster", "device 'toaster' is not usable here"),
+        ("data collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
+        ("data collect --tasks 3 10", "unknown task 10"),
+        ("data collect --demos 0", "demos must be at least 1"),
+        ("data collect --suite libero_10 --placement wide", "the scripted expert cannot do task 0 of libero_10"),
     ],
 )
 def test_a_study_that_cannot_be(
@@ -228,14 +371,17 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("evaluate nowhere", "nowhere/config.json: no such file"),
-        ("evaluate expert --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
-        ("evaluate random --tasks 10 --placement official", "unknown task 10"),
-        ("evaluate random --episodes 0 --placement official", "episodes must be at least 1"),
-        ("report nowhere", "nowhere/results.json: no such file"),
-        ("report nowhere elsewhere", "nowhere/results.json: no such file"),
-        ("report nowhere --out page.html", "name a second study"),
-        ("train --demonstrations nowhere --out run", "nowhere: no such folder; make one with `la-reconvla collect"),
+        ("eval nowhere", "there is no folder nowhere"),
+        ("eval expert --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
+        ("eval random --tasks 10 --placement official", "unknown task 10"),
+        ("eval random --episodes 0 --placement official", "episodes must be at least 1"),
+        ("study report nowhere", "nowhere/results.json: no such file"),
+        ("study report nowhere elsewhere", "nowhere/results.json: no such file"),
+        ("study report nowhere --out page.html", "name a second study"),
+        (
+            "train --demonstrations nowhere --out run",
+            "nowhere: no such folder; make one with `la-reconvla data collect",
+        ),
     ],
 )
 def test_what_is_not_there(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, message: str) -> None:
@@ -296,7 +442,7 @@ def test_a_damaged_run_is_not_evaluated(
         (finished / "config.json").write_text("{}")
         expected = "config.json is no run of this version"
     before = everything(tmp_path)
-    code, said = run("evaluate", finished)
+    code, said = run("eval", finished)
     assert said.startswith("error: ")
     assert expected in said
     assert code == 2
@@ -315,14 +461,14 @@ def test_a_run_is_evaluated_on_what_it_learned_or_on_a_whole_other_suite(
 
     monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluation_starts", starts)
     monkeypatch.setattr("la_reconvla.study.evaluate_one.require_simulator", lambda **_: None)
-    assert run("evaluate", finished, "--suite", suite) == (2, "error: enough")
+    assert run("eval", finished, "--suite", suite) == (2, "error: enough")
     assert asked == [tasks]
 
 
 @pytest.mark.parametrize("who", ["expert", "random"])
 def test_only_what_looks_has_floors(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.chdir(tmp_path)
-    code, said = run("evaluate", who, "--view", "grey_image")
+    code, said = run("eval", who, "--view", "grey_image")
     assert f"{who} does not look: --view grey_image is for a trained policy" in said
     assert code == 2
     assert not everything(tmp_path)
@@ -344,7 +490,7 @@ def test_an_instruction_longer_than_the_context_is_not_collected(
 ) -> None:
     monkeypatch.setattr("la_reconvla.study.domains.require_simulator", lambda: None)
     monkeypatch.setattr("la_reconvla.study.domains.collect", no_long_work)
-    code, said = run("ablate", "--preset", "smoke", "--max-tokens", 8, "--out", tmp_path / "study")
+    code, said = run("study", "run", "smoke", "--max-tokens", 8, "--out", tmp_path / "study")
     assert "tokens, the context holds 8" in said
     assert code == 2
     assert not list(tmp_path.iterdir())
@@ -360,13 +506,13 @@ def test_an_instruction_longer_than_the_context_is_not_evaluated(
     monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluation_starts", no_long_work)
     before = everything(tmp_path)
     for placement in ("wide", "official"):
-        code, said = run("evaluate", tmp_path / "run", "--placement", placement)
+        code, said = run("eval", tmp_path / "run", "--placement", placement)
         assert "tokens, the context holds 8" in said
         assert code == 2
     assert everything(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["ablate --preset smoke", "evaluate random", "evaluate expert", "evaluate RUN"])
+@pytest.mark.parametrize("command", ["study run smoke", "eval random", "eval expert", "eval RUN"])
 def test_without_opengl_nothing_begins(
     run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
@@ -391,7 +537,7 @@ def frames_of(video: Path) -> int:
 @pytest.mark.sim
 @pytest.mark.slow
 def test_an_evaluation_leaves_a_record_a_video_and_a_summary(run, finished: Path) -> None:
-    options = ("evaluate", finished, "--episodes", 1, "--tasks", 0, "--workers", 1, "--device", "cpu")
+    options = ("eval", finished, "--episodes", 1, "--tasks", 0, "--workers", 1, "--device", "cpu")
     code, said = run(*options)
     assert code == 0
     folder = finished / "libero_spatial-wide"
@@ -413,7 +559,7 @@ def test_an_evaluation_leaves_a_record_a_video_and_a_summary(run, finished: Path
 @pytest.mark.slow
 def test_a_floor_on_training_starts_says_how_many_were_trained_on(run, finished: Path) -> None:
     options = ("--allow-train-starts", "--view", "wrong_instruction", "--tasks", 0, "--workers", 1, "--device", "cpu")
-    code, said = run("evaluate", finished, "--episodes", 2, *options)
+    code, said = run("eval", finished, "--episodes", 2, *options)
     assert code == 0
     folder = finished / "libero_spatial-wide-train-wrong_instruction"
     records = read_episodes(folder)
@@ -432,7 +578,7 @@ def test_a_floor_on_training_starts_says_how_many_were_trained_on(run, finished:
 
 def test_a_damaged_results_file(run, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"schema": 7}')
-    code, said = run("report", tmp_path)
+    code, said = run("study", "report", tmp_path)
     assert "schema 7 is not 2" in said
     assert code == 2
     assert [path.name for path in everything(tmp_path)] == ["results.json"]

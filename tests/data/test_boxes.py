@@ -239,7 +239,7 @@ def test_the_score_is_optional(demonstrations: Demonstrations, tmp_path: Path) -
         ({**GOOD, "step": 2, "box": [float("nan"), 0.2, 0.3, 0.4]}, "line 2: the box"),
         ({**GOOD, "step": 2, "score": float("nan")}, "line 2: the box .*score"),
         (GOOD, "line 2 repeats step 0 of a_demo.hdf5/demo_1 .line 1.: keep one"),
-        ({**GOOD, "step": 1}, "line 2: a_demo.hdf5/demo_1 has no picture at step 1.*la-reconvla annotate"),
+        ({**GOOD, "step": 1}, "line 2: a_demo.hdf5/demo_1 has no picture at step 1.*la-reconvla data boxes"),
     ],
 )
 def test_a_line_that_cannot_be_is_named(demonstrations: Demonstrations, tmp_path: Path, second: Any, said: str) -> None:
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_explained(demonstrations: Demonstrations, tmp_path: P
         path.write_bytes(json.dumps(GOOD).encode() + b"\n" + bytes_)
         with pytest.raises(UserError, match="line 2 is not"):
             Boxes(path)(episode)
-    with pytest.raises(UserError, match=r"no line of b_demo.hdf5/demo_0.*la-reconvla annotate"):
+    with pytest.raises(UserError, match=r"no line of b_demo.hdf5/demo_0.*la-reconvla data boxes"):
         lines_of(path, GOOD)(demonstrations.episodes[2])
     with pytest.raises(UserError, match=r"a_demo.hdf5/demo_1: no frame has a box"):
         lines_of(path, {**GOOD, "box": None})(episode)
@@ -267,7 +267,7 @@ def test_names_of_annotators(tmp_path: Path) -> None:
     path.touch()
     assert annotator("masks") == Masks()
     assert annotator(str(path)) == Boxes(path)
-    with pytest.raises(UserError, match="no such file; write it with `la-reconvla annotate"):
+    with pytest.raises(UserError, match="no such file; write it with `la-reconvla data boxes"):
         annotator(str(tmp_path / "other.jsonl"))
     with pytest.raises(UserError, match="neither masks nor a file of boxes"):
         annotator("IDEA-Research/grounding-dino-tiny")
@@ -419,7 +419,7 @@ def test_what_is_no_detector_is_explained(tmp_path: Path, told: Demonstrations) 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["la-reconvla", "annotate", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["la-reconvla", "data", "boxes", *map(str, arguments)])
         try:
             cli.main()
             code = 0

@@ -177,7 +177,7 @@ def test_scenes_survive_the_disk_and_join_over_all_instances(tmp_path):
 
 
 def test_missing_and_damaged_scenes_are_named(tmp_path):
-    with pytest.raises(UserError, match="la-reconvla scenes"):
+    with pytest.raises(UserError, match="la-reconvla data scenes"):
         load_scenes(tmp_path, "test")
     path = tmp_path / "arena" / "test" / "0000.safetensors"
     ONE.save(path)

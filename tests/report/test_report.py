@@ -27,6 +27,7 @@ from test_results import GRID, SAID, channelled, frames, study_results
 from la_reconvla import drawing as figures
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
+from la_reconvla.analysis.decisions import rollouts_needed
 from la_reconvla.analysis.declaration import DECLARED
 from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.measures import (
@@ -358,10 +359,9 @@ def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None
     _, text = page(study)
     html, markdown = section(text, "stages", "action-error"), (study / "tables.md").read_text(encoding="utf-8")
     markdown = markdown[markdown.index("## How far episodes got") : markdown.index("## Action error")]
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary.terminal_summary(results))
     terminal = console.export_text()
-    terminal = terminal[terminal.index("How far episodes got") : terminal.index("Attention overlap")]
     rolled = [f for f in results.floors if f.tsr]
     assert {f.id for f in rolled} == {"blind_replay", "grey_image", "no_image"}
     for name, shown, stages in (
@@ -371,7 +371,9 @@ def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None
         assert stages is not None
         lifted = f"{100 * stages.lifted:.0f} %"
         assert any(line.startswith(f"| {name} |") and lifted in line for line in markdown.splitlines()), name
-        assert any(name in line and lifted in line for line in terminal.splitlines()), name
+        (line,) = [line for line in terminal.splitlines() if f"│ {name} " in line]
+        count, episodes = map(int, line.split("│")[4].split("/"))
+        assert f"{100 * count / episodes:.0f} %" == lifted, name
         assert any(figures.readable(shown) in line and lifted in line for line in html.splitlines()), name
 
 
@@ -638,18 +640,58 @@ def test_files_outside_of_the_study_are_refused(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
 
 
+def shown_in_80_columns(results: Results) -> list[str]:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary.terminal_summary(results))
+    return console.export_text().splitlines()
+
+
 def test_the_terminal_shows_the_same_verdict() -> None:
     results = study_results()
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(summary.terminal_summary(results))
-    text = console.export_text()
-    flat = " ".join(text.replace("│", " ").split())
-    assert phrases.headline(results) in flat
-    c4 = results.conditions[-1]
-    assert c4.tsr is not None
-    assert f"{c4.tsr.successes} / {c4.tsr.episodes}" in text
+    lines = shown_in_80_columns(results)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert phrases.headline(results) in " ".join(" ".join(lines).replace("│", " ").split())
+    for c in results.conditions:
+        assert c.tsr is not None
+        (row,) = [line for line in lines if line.startswith(f"│ {c.id} ")]
+        assert row.split()[-2] == f"{c.tsr.successes}/{c.tsr.episodes}"
+    text = "\n".join(lines)
     assert "floor: blind replay" in text
     assert "reference: expert" in text
+
+
+def test_the_checks_say_what_is_wrong() -> None:
+    results = study_results()
+    assert summary.checks(results).startswith("expert 36/36; random 0/36; best floor 3/36; no leak found")
+    leak = Leak("initial states", 10, 10, 2, "leak")
+    assert "; training and evaluation share initial states; " in summary.checks(replace(results, leakage=(leak,)))
+    began = replace(results, study=replace(results.study, pairing=()))
+    assert summary.checks(began).endswith("whether arms began equal was not checked")
+
+
+@pytest.mark.parametrize(
+    ("command", "seeds", "more"),
+    [
+        ("study run quick", 1, "study run quick --seeds 0 1 2"),
+        ("study run --seeds 0 --out x", 1, "study run --out x --seeds 0 1 2"),
+        ("study run quick --seeds 0 1 2", 3, "study run quick --seeds 0 1 2 3 4 5"),
+    ],
+)
+def test_what_would_decide_more_adds_seeds_to_the_same_study(command: str, seeds: int, more: str) -> None:
+    results = study_results()
+    arms = tuple(replace(arm, cells=arm.cells[:seeds]) for arm in results.conditions)
+    study = replace(results.study, command=f"la-reconvla {command}")
+    assert [cell.seed for cell in arms[0].cells] == list(range(seeds))
+    _, shown, found = summary.more(replace(results, study=study, conditions=arms))
+    assert shown == f"  la-reconvla {more}"
+    episodes = int(found.split()[0])
+    points = re.search(r"differences of (\d+) points", found)
+    assert points
+    half = int(points[1]) / 200
+    assert rollouts_needed(0.5 - half, 0.5 + half) <= episodes
+    decided = tuple(replace(h, verdict="supported") for h in results.hypotheses)
+    assert "To decide more" not in "\n".join(shown_in_80_columns(replace(results, hypotheses=decided)))
 
 
 def test_the_tables_as_text_hold_the_numbers_of_the_results(tmp_path: Path) -> None:

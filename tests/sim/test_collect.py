@@ -590,7 +590,7 @@ def test_any_mujoco_is_allowed_everywhere_or_nowhere(
     monkeypatch.setattr(machine, "require_simulator", note)
     monkeypatch.setattr(libero, "LiberoEnv", note)
     monkeypatch.setattr(placements, "wide_starts", note)
-    setup, config = LiberoSetup(), CollectConfig(tmp_path, placement="wide", allow_any_mujoco=allowed)
+    setup, config = LiberoSetup(), CollectConfig(out=tmp_path, placement="wide", allow_any_mujoco=allowed)
     setup.check(config)
     setup.env(config)
     setup.prepare(config, 0, range(1))
@@ -747,7 +747,7 @@ def test_a_folder_from_before_there_were_corrections_grows(lacks: tuple[str, ...
 
 @pytest.mark.sim
 def test_corrections_are_made_in_scenes_of_their_own(tmp_path: Path) -> None:
-    config = CollectConfig(tmp_path, tasks=(8,), demos=2, placement="wide")
+    config = CollectConfig(out=tmp_path, tasks=(8,), demos=2, placement="wide")
     numbers = {
         start.index
         for learner in (None, Learning("a"))

@@ -216,7 +216,7 @@ def test_policies_take_turns_in_the_order_of_the_starts(tmp_path: Path, rolled) 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def called(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["la-reconvla", "compare", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["la-reconvla", "study", "compare", *map(str, arguments)])
         try:
             cli.main()
             code = 0

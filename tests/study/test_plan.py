@@ -177,7 +177,19 @@ def test_known_architectures_are_what_the_library_makes_of_them() -> None:
 def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A ``config.json`` alone is enough."""
     (tmp_path / "config.json").write_text(json.dumps(json.loads((Path(source) / "config.json").read_text())))
-    words = ["la-reconvla", "plan", "--backbone", str(tmp_path), "--device", "t4", "--lora-rank", "2", "--chunk", "2"]
+    words = [
+        "la-reconvla",
+        "check",
+        "plan",
+        "--backbone",
+        str(tmp_path),
+        "--device",
+        "t4",
+        "--lora-rank",
+        "2",
+        "--chunk",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", words)
     cli.main()
     shown = capsys.readouterr().out

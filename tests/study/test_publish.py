@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -174,4 +175,29 @@ def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     Path("runs/one").mkdir(parents=True)
     assert find_run("runs/one") == Path("runs/one")
-    assert find_run("/nowhere/at/all") == Path("/nowhere/at/all")
+    for missing, meant in (
+        ("/nowhere/at/all", ""),
+        ("runs/nope", ""),
+        ("runs/oen", ": did you mean runs/one?"),
+        ("x", ""),
+    ):
+        with pytest.raises(UserError, match=f"^there is no folder {re.escape(missing + meant)}$"):
+            find_run(missing)
+
+
+def test_a_missing_folder_comes_before_what_the_hub_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no route")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(UserError, match=r"^there is no folder someone/policy, and from the hub: .*no route"):
+        find_run("someone/policy")
+    with pytest.raises(UserError, match=r"^there is no folder runs/nope$"):  # though there is no folder runs either
+        find_run("runs/nope")
+
+
+def test_a_study_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a study, .*name one, for example .*C4/seed0 .*`la-reconvla study report`"):
+        find_run(tmp_path)

@@ -33,7 +33,7 @@ CHILD += "from la_reconvla.cli import main; main()"
 def stop(folder: Path, name: str, lines: int, stop_signal: signal.Signals) -> tuple[int, str]:
     """Begin or continue the study, and send a signal when a file of this name has so many lines; what it said."""
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, "ablate", "--preset", "smoke", "--out", str(folder), "--workers", "2"],
+        [sys.executable, "-c", CHILD, "study", "run", "smoke", "--out", str(folder), "--workers", "2"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

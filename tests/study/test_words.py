@@ -10,8 +10,8 @@ import torch
 from test_captions import scenes_of
 
 from helpers import BINS, HEAD, TINY
-from la_reconvla import cli
 from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file
+from la_reconvla.cli import attention, training
 from la_reconvla.contracts import PolicyInput
 from la_reconvla.data.captions import NOUNS
 from la_reconvla.data.starts import object_kind
@@ -215,10 +215,10 @@ def test_the_commands_pretrain_and_words_work_on_a_folder_of_scenes(tmp_path, ca
     for split in ("train", "test"):
         rows = [[rng.uniform(-0.3, 0.3, 2) for _ in range(4)] for _ in range(6)]
         scenes_of(*rows, size=112).save(tmp_path / "scenes" / "table" / split / "0000.safetensors")
-    cli.pretrain(tmp_path / "scenes", tmp_path / "run", PretrainOptions(steps=2), stem="conv")
+    training.pretrain(tmp_path / "scenes", tmp_path / "run", PretrainOptions(steps=2), stem="conv")
     made = tmp_path / "run" / "backbone.safetensors"
     assert str(made) in capsys.readouterr().out
-    cli.words(tmp_path / "scenes", tmp_path / "words", weights=(str(made),))
+    attention.words(tmp_path / "scenes", tmp_path / "words", weights=(str(made),))
     shown = " ".join(capsys.readouterr().out.split())
     assert "Where words look" in shown
     assert "centre" in shown

@@ -1,8 +1,8 @@
 """What a study judges, declared in a file before it runs: claims in words, the family of comparisons, level and margin.
 
-The package's own file is ``hypotheses.json`` beside this one; ``ablate --hypotheses FILE`` declares something else. The
-text and its SHA-256 are written to ``study.json`` when a study begins and to ``results.json`` when it ends; a study is
-judged by what it declared then, whatever the file says by now.
+The package's own file is ``hypotheses.json`` beside this one; ``study run --hypotheses FILE`` declares something else.
+The text and its SHA-256 are written to ``study.json`` when a study begins and to ``results.json`` when it ends; a study
+is judged by what it declared then, whatever the file says by now.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ NO_RECONVLA = (
     "That arm is not part of this study."
 )
 NOT_SPEED = (
-    "A study measures no speed, and neither arm reconstructs when it acts: `la-reconvla bench` measures control, "
+    "A study measures no speed, and neither arm reconstructs when it acts: `la-reconvla check speed` measures control, "
     "training and pictures apart."
 )
 NO_OTHER_SUITES = "Changed wording, objects and suites are not part of this study."

@@ -1,4 +1,4 @@
-"""What the bench measures: the options of the command ``bench``. Light: the command line reads them for its help."""
+"""What the bench measures: the options of ``check speed``. Light: the command line reads them for its help."""
 
 from __future__ import annotations
 

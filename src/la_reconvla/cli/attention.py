@@ -27,7 +27,7 @@ def look(
         instruction: what the robot is told.
         out: the PNG.
         against: another instruction, for comparison.
-        per_head: one row a layer, one column a head.
+        per_head: one row per layer, one column per head.
         layers: how many of the last layers are read; 3 by default, a run in its own.
         device: auto, cpu, cuda or mps.
     """
@@ -40,7 +40,7 @@ def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("base",), seed: i
     """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
 
     Args:
-        scenes: folder that the command scenes wrote.
+        scenes: folder that the command data scenes wrote.
         out: folder for words.json, words.md and words.png.
         weights: base, words-7x7 or files of pretrain; the first is measured in detail.
         seed: of the questions, and of the random weights beside them.

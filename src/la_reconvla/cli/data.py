@@ -6,26 +6,32 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from la_reconvla.cli.options import Flat
+from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
-from la_reconvla.sim.options import CollectOptions, ScenesOptions
+from la_reconvla.sim.options import EpisodeOptions, FrameOptions, RecordingOptions, ScenesOptions
 
 
-def collect(options: Flat[CollectOptions]) -> None:
-    """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Stopped, it goes on by the same command."""
+def collect(recording: Flat[RecordingOptions], episodes: Group[EpisodeOptions], frames: Group[FrameOptions]) -> None:
+    """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Stopped, it goes on by the same command.
+
+    Args:
+        recording: where it goes, and how it is made.
+        episodes: which episodes are recorded.
+        frames: what is recorded of each step.
+    """
     from la_reconvla.sim.collect import collect as run
     from la_reconvla.sim.collection_config import CollectConfig
 
     learner = None
-    if options.correct is not None:
+    if episodes.correct is not None:
         from la_reconvla.training.checkpoint import find_run
         from la_reconvla.training.trained_policy import Trained
 
-        learner = Trained(find_run(options.correct))
-    print(run(CollectConfig(**vars(options), learner=learner)))
+        learner = Trained(find_run(episodes.correct))
+    print(run(CollectConfig(**vars(recording), **vars(episodes), **vars(frames), learner=learner)))
 
 
-def annotate(
+def boxes(
     demonstrations: Positional[Path],
     out: Path,
     source: str = "masks",
@@ -33,7 +39,7 @@ def annotate(
     every: int = 1,
     device: str = "auto",
 ) -> None:
-    """Write where the target is in every frame, for arms that use annotation. Stopped, it goes on by the same command.
+    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
 
     Args:
         demonstrations: folder with ``*_demo.hdf5`` files.

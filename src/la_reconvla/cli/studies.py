@@ -1,23 +1,34 @@
-"""Commands on studies: run one, plan its size, draw its report."""
+"""Commands on studies: run one, draw its report, compare two of its policies."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 from tyro.conf import Positional
 
 from la_reconvla import layout
-from la_reconvla.cli.options import Group
+from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
-from la_reconvla.study.options import IfGiven, PolicyChanges, StudyChanges, TrainingChanges
+from la_reconvla.study.options import (
+    CompareOptions,
+    IfGiven,
+    MachineOptions,
+    PairOptions,
+    PolicyChanges,
+    StartOptions,
+    StudyChanges,
+    TrainingChanges,
+)
 
 
-def ablate(
+def run(
     study: Group[StudyChanges],
     policy: Group[PolicyChanges],
     training: Group[TrainingChanges],
-    preset: str = "quick",
+    name: Positional[IfGiven[str]] = None,
+    preset: IfGiven[str] = None,
     out: IfGiven[Path] = None,
     hypotheses: IfGiven[Path] = None,
     workers: int = 0,
@@ -28,39 +39,52 @@ def ablate(
         study: what is compared, where it is not to be as the preset says.
         policy: what is trained in every arm, where it is not to be as the preset says.
         training: how every arm is trained, where that is not to be as the preset says.
-        preset: smoke, quick, small, paper or known-answer; the options below replace numbers, for all arms alike.
+        name: the preset: smoke, quick, small, paper or known-answer; quick by default. The options below replace
+            numbers, for all arms alike.
+        preset: the same as an option.
         out: study folder; ``runs/<preset>`` by default.
         hypotheses: what the study judges, a file like the package's ``analysis/hypotheses.json``; kept with the study
             when it begins, and not to be changed after that.
-        workers: processes; 0 takes one a core.
+        workers: processes; 0 takes one per core.
     """
+    if name is not None and preset is not None:
+        raise UserError(f"two presets, {name} and {preset}: name one")
     from la_reconvla.report.summary import terminal_summary
     from la_reconvla.report.write import write_report
-    from la_reconvla.study.ablation import ablate as run
+    from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import read_results
 
-    folder = run(preset, out, workers, vars(study) | vars(policy) | vars(training), hypotheses)
+    changes = vars(study) | vars(policy) | vars(training)
+    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses)
     page = write_report(folder)
     Console(stderr=True).print(terminal_summary(read_results(folder / layout.RESULTS)))
-    print(f"report: {page}")
+    Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 
-def power(
-    seeds: int = 3, tasks: int = 3, episodes: int = 20, between_seeds: float = 0.0, agreement: float = 0.0
+def compare(
+    run: Positional[str],
+    other: Positional[str],
+    rollouts: Flat[PairOptions],
+    starts: Group[StartOptions],
+    machine: Group[MachineOptions],
 ) -> None:
-    """Say how many episodes differences need, and how likely a study of this size finds them, before it runs.
+    """Roll two trained policies out on the same starts and stop as soon as it is decided which is better.
+
+    Stopped before, it goes on by the same command and decides the same. Needs a package for a test made for looking
+    after every pair (in the checkout: pip install -e '.[sequential]'), whose licence, CC BY-NC 4.0, allows no
+    commercial use. Its level is 5 %, one-sided, for either policy. It speaks of these two policies, not of training
+    again. Finished studies are compared by study report.
 
     Args:
-        seeds: training seeds of each arm.
-        tasks: number of tasks.
-        episodes: evaluation episodes for each task and trained policy.
-        between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
-        agreement: correlation of two arms' outcomes on one start, 0 to 1.
+        run: a run folder.
+        other: another, of the same image size and render quality.
+        rollouts: how much is rolled out, and where to.
+        starts: on which starts, of which neither policy was trained on any.
+        machine: what rolls out.
     """
-    from la_reconvla.analysis.power import planned, power_table
+    from la_reconvla.study.head_to_head import compare as run_both
 
-    rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
-    Console().print(power_table(rows, seeds).rich())
+    print(run_both((run, other), CompareOptions(**vars(rollouts), **vars(starts), **vars(machine))))
 
 
 def report(

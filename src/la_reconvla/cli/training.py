@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from la_reconvla.cli.options import Flat, Group
+from la_reconvla.cli.options import Group
 from la_reconvla.study.options import IfGiven, PolicyChanges, ScheduleChanges
 from la_reconvla.training.options import PretrainOptions
 
@@ -40,7 +40,7 @@ def train(
 def pretrain(
     scenes: Path,
     out: Path,
-    options: Flat[PretrainOptions],
+    schedule: Group[PretrainOptions],
     demonstrations: tuple[Path, ...] = (),
     hold_out: IfGiven[tuple[str, ...]] = None,
     objective: Literal["contrast", "captioning", "masked-words"] = "contrast",
@@ -51,16 +51,16 @@ def pretrain(
     """Teach the small backbone words from captions, and hands from demonstrations. Stopped, it goes on.
 
     Args:
-        scenes: folder that the command scenes wrote.
+        scenes: folder that the command data scenes wrote.
         out: folder of weights and curves; its backbone.safetensors is what --weights takes. With demonstrations it is
-            also a run that evaluate takes.
-        options: the schedule.
-        demonstrations: folders that the command collect wrote, of tasks that no study is to test; none for words alone.
+            also a run that eval takes.
+        schedule: for how long, and how.
+        demonstrations: folders that data collect wrote, of tasks that no study is to test; none for words alone.
         hold_out: tasks, as suite/task, whose instructions must not be demonstrated: such episodes are left out. By
             default those that the presets test, and some more of Object and Goal.
         objective: what is minimised over pictures and sentences.
         patch: side of a patch in pixels; pictures have 112.
-        stem: how pixels become patches: one linear map a patch, four convolutions, or the first part of a network
+        stem: how pixels become patches: one linear map per patch, four convolutions, or the first part of a network
             trained on ImageNet.
         weights: what to go on from: a name or file as the option --weights of train takes it; random ones by default.
     """
@@ -74,7 +74,7 @@ def pretrain(
 
     size = replace(PretrainConfig().backbone, patch=patch, stem=stem, weights=weights)
     size = pinned(replace(size, chunk=24 if demonstrations else size.chunk))
-    config = PretrainConfig(size, OBJECTIVES[objective], **vars(options))
+    config = PretrainConfig(size, OBJECTIVES[objective], **vars(schedule))
     pictures = load_scenes(scenes, "train")
     samples = held_out = None
     if demonstrations:

@@ -158,7 +158,7 @@ class Boxes(Filled):
 
 _FORM = '{"episode": "<file name>/<demo>", "step": 12, "box": [left, top, right, bottom]}'
 _MEND = "mend or remove that line"
-_AGAIN = "write the boxes of these very demonstrations with `la-reconvla annotate`"
+_AGAIN = "write the boxes of these very demonstrations with `la-reconvla data boxes`"
 
 
 def annotator(name: str) -> Annotator:
@@ -172,10 +172,10 @@ def annotator(name: str) -> Annotator:
     if not name.endswith(BOXES_SUFFIX):
         raise UserError(
             f"'{name}' is neither masks nor a file of boxes (*{BOXES_SUFFIX}): a detector's boxes are written first, "
-            "by `la-reconvla annotate`"
+            "by `la-reconvla data boxes`"
         )
     if not Path(name).is_file():
-        raise UserError(f"{name}: no such file; write it with `la-reconvla annotate --out {name}`")
+        raise UserError(f"{name}: no such file; write it with `la-reconvla data boxes --out {name}`")
     boxes = Boxes(Path(name))
     boxes.check()
     return boxes

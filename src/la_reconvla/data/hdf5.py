@@ -207,9 +207,9 @@ def _find_files(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make one with `la-reconvla collect --out {folder}`")
+        raise UserError(f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`")
     if (folder / SHARDS).is_dir():
-        raise UserError(f"{folder}: this collection is not finished; run its `la-reconvla collect` command again")
+        raise UserError(f"{folder}: this collection is not finished; run its `la-reconvla data collect` command again")
     files = sorted(p for p in folder.glob(f"*{DEMO_SUFFIX}") if not p.name.startswith(TEMPORARY))
     if files:
         return files

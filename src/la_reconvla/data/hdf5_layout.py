@@ -23,8 +23,8 @@ attribute have one at every step. In our files a picture shows the scene *before
 script stores what the observables hold after it, but robosuite samples them in the first of a control step's 25 physics
 steps: in effect the same scene. So picture t and action t belong together in both, as public training code takes them.
 
-**Corrections** (``collect --correct``): ``init_state`` is the start, from which a policy acted; ``states[0]`` is where
-the expert took over.
+**Corrections** (``data collect --correct``): ``init_state`` is the start, from which a policy acted; ``states[0]`` is
+where the expert took over.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 def _require_file(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"{path}: no such file; give the folder that `la-reconvla collect --out` wrote")
+        raise UserError(f"{path}: no such file; give the folder that `la-reconvla data collect --out` wrote")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file in it, or open the folder as a whole")
 

@@ -103,6 +103,6 @@ def load_scenes(folder: Path, split: Split) -> Scenes:
     paths = sorted(Path(folder).glob(f"*/{split}/*{SCENES_SUFFIX}"))
     if not paths:
         raise UserError(
-            f"{folder} holds no scenes of split '{split}': render some with `la-reconvla scenes --out {folder}`"
+            f"{folder} holds no scenes of split '{split}': render some with `la-reconvla data scenes --out {folder}`"
         )
     return Scenes.join(Scenes.load(path) for path in paths)

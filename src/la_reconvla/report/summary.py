@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import shlex
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
+from rich.text import Text
 
+from la_reconvla.analysis.decisions import rollouts_needed
+from la_reconvla.analysis.power import POINTS
 from la_reconvla.analysis.results import Results
 from la_reconvla.report.phrases import headline, leading, paired
 from la_reconvla.report.tables import (
+    beside,
     comparison_table,
     error_table,
     exploratory_table,
@@ -59,8 +65,71 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
 
 
 def terminal_summary(results: Results) -> RenderableType:
-    """The verdict with the tables of success, stages and attention overlap, for `rich` to print."""
+    """What a terminal of 80 columns shows of a study: verdict, how far episodes got, checks, what would decide more."""
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    tables = (success_table(results), *other_starts_tables(results), stage_table(results), overlap_table(results))
-    return Group(Panel(headline(results), border_style=colour), *(table.rich() for table in tables if table.rows))
+    lines = [Text(f"Checks: {checks(results)}.")]
+    if not judged or judged.verdict not in ("supported", "refuted"):
+        lines += [Text(line, no_wrap=True, overflow="ignore") for line in more(results)]  # to be copied
+    table = counts_table(results)
+    return Group(Panel(headline(results), border_style=colour), *([table.rich()] if table.rows else []), *lines)
+
+
+def counts_table(results: Results) -> TextTable:
+    """How many episodes of every arm, floor and reference reached a stage and succeeded, as n/m."""
+    found = [(c.id, c.stages, c.tsr) for c in results.conditions]
+    found += [(name, f.stages, f.tsr) for name, f in beside(results)]
+    stages = {"approached": "reached", "grasped": "grasped", "lifted": "lifted"}
+    rows = [
+        (name, *(_of(getattr(s, stage, None), rate.episodes) for stage in stages), _of(rate.rate, rate.episodes))
+        for name, s, rate in found
+        if rate is not None
+    ]
+    return TextTable("Episodes", ("arm", *stages.values(), "success"), rows)
+
+
+def _of(share: float | None, episodes: int) -> str:
+    return "–" if share is None else f"{round(share * episodes)}/{episodes}"
+
+
+def checks(results: Results) -> str:
+    """Whether the numbers can be trusted, in one line: references, floors, shared starts, equal beginnings."""
+    said = [f"{r.id} {_of(r.tsr.rate, r.tsr.episodes)}" for r in results.references]
+    if floors := [f.tsr for f in results.floors if f.tsr]:
+        best = max(floors, key=lambda rate: rate.rate)
+        said.append(f"best floor {_of(best.rate, best.episodes)}")
+    leaks = [leak.what for leak in results.leakage if leak.verdict == "leak"]
+    said.append(f"training and evaluation share {', '.join(leaks)}" if leaks else "no leak found")
+    said.append("arms began equal" if results.study.pairing else "whether arms began equal was not checked")
+    return "; ".join(said)
+
+
+def more(results: Results) -> list[str]:
+    """The command that would decide more, and what it could decide; nothing where no command is known."""
+    seeds = sorted({cell.seed for arm in results.conditions for cell in arm.cells})
+    if not results.study.command or not seeds:
+        return []
+    if results.study.preset == "smoke":
+        return ["smoke shows only that everything runs. For numbers:", "  la-reconvla study run quick"]
+    count = max(3, 2 * len(seeds))
+    added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
+    per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)
+    words = _without(shlex.split(results.study.command), "--seeds")
+    command = shlex.join([*words, "--seeds", *map(str, sorted([*seeds, *added]))])
+    needed = {p: rollouts_needed(0.5 - p / 2, 0.5 + p / 2) for p in POINTS}
+    told = [p for p in POINTS if needed[p] <= count * per_seed]
+    smallest = f"differences of {100 * told[0]:.0f} points or more" if told else "only the largest differences"
+    return [
+        "To decide more, add seeds to what is there:",
+        f"  {command}",
+        f"{count * per_seed} episodes per arm find {smallest} four times in five.",
+    ]
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """A command line without an option and its values."""
+    if option not in words:
+        return list(words)
+    begin = words.index(option)
+    rest = itertools.dropwhile(lambda word: not word.startswith("--"), words[begin + 1 :])
+    return [*words[:begin], *rest]

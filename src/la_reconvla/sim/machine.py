@@ -196,7 +196,7 @@ def _memory() -> Check:
 def _disk(out_dir: Path) -> Check:
     folder = next(path for path in (out_dir.resolve(), *out_dir.resolve().parents) if path.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return Check("disk", False, f"{folder} cannot be written to", "la-reconvla doctor --out FOLDER")
+        return Check("disk", False, f"{folder} cannot be written to", "la-reconvla check --out FOLDER")
     free = shutil.disk_usage(folder).free
     found = f"{free / GB:.1f} GB free in {folder}"
     return _check("disk", free >= MIN_DISK, found, f"du -xh -d 1 {folder} | sort -h  # and delete what is not needed")

@@ -52,7 +52,7 @@ def check_mujoco(version: str) -> None:
     if not (3, 3) <= numbers < (3, 3, 3):
         raise UserError(
             f'MuJoCo {version} is installed, LIBERO needs one from 3.3 to 3.3.2: pip install "mujoco>=3.3,<3.3.3" '
-            "(or, where results need not compare, use --allow-any-mujoco of `collect` and `evaluate`). "
+            "(or, where results need not compare, use --allow-any-mujoco of `data collect` and `eval`). "
             "Its physics drifts: from 3.4 objects slide where they "
             "should rest and LIBERO-Spatial task 5 falls from 98 % to 12 % (RLinf PR 1496), from 3.3.3 the floor is "
             "drawn darker (LIBERO PR 140)."

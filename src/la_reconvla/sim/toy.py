@@ -1,5 +1,5 @@
 """A toy task whose answer is known by construction: no physics, numpy only. For tests, and for the study
-`la-reconvla ablate --preset known-answer`.
+`la-reconvla study run known-answer`.
 
 A board shows four tiles, one a quadrant. Each has a colour, which is its name, and a shade that rises in one of eight
 directions, which is what it says. The instruction names a colour; right is to push in that tile's direction. So words

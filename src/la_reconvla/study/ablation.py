@@ -26,7 +26,7 @@ from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
-from la_reconvla.progress import progress
+from la_reconvla.progress import followed_by, progress
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
@@ -34,6 +34,7 @@ from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
 from la_reconvla.study.domains import domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, videos
@@ -75,6 +76,7 @@ class Ablation:
         self.cells = cells(config, folder)
         self.device = str(pick_device(config.train.device))
         self.console = Console(stderr=True)
+        self._took: dict[str, float] = {}
 
     @property
     def demonstrations(self) -> Path:
@@ -98,12 +100,13 @@ class Ablation:
         with locked(self.folder):
             self._claim(started)
             self.console.print(power_table(self._power, len(c.seeds)).rich())
-            self._timed("collection", self._collect)
-            self._timed("training", self._train)
+            collection, training, rollouts, frames, statistics = PARTS
+            self._timed(collection, self._collect)
+            self._timed(training, self._train)
             self._paired()  # before the rollouts, which take as long again
-            self._timed("rollouts", self._evaluate)
-            self._timed("held-out frames", self._measure)
-            results = self._timed("statistics and pictures", self._results)
+            self._timed(rollouts, self._evaluate)
+            self._timed(frames, self._measure)
+            results = self._timed(statistics, self._results)
             spent = [self._spent(layout.ENERGY).get(name) for name in self._spent(layout.TIMES)]
             joules = [value for value in spent if value is not None]
             energy = sum(joules) if len(joules) == len(spent) else None
@@ -143,13 +146,21 @@ class Ablation:
         c = self.config
         return planned(len(c.seeds), len(c.tasks), c.episodes)
 
+    @functools.cached_property
+    def _forecast(self) -> dict[str, float] | None:
+        known = self.domain.films  # the toy takes no time
+        return forecast(self.config, self.cells, self.places, self.workers) if known else None
+
     def _timed(self, name: str, part: Callable[[], T]) -> T:
         begun, energy = time.perf_counter(), Energy()
+        after = None if self._forecast is None else afterwards(name, self._forecast, self._took)
+        self.console.print(f"{PARTS.index(name) + 1} of {len(PARTS)}  {name}")
         try:
-            with energy:
+            with energy, followed_by(after):
                 return part()
         finally:  # a part that is interrupted and resumed adds up
-            for file, spent in ((layout.TIMES, time.perf_counter() - begun), (layout.ENERGY, energy.joules)):
+            self._took[name] = time.perf_counter() - begun
+            for file, spent in ((layout.TIMES, self._took[name]), (layout.ENERGY, energy.joules)):
                 known = self._spent(file)
                 before = known.get(name, 0.0)
                 both = None if spent is None or before is None else round(before + spent, 1)
@@ -232,7 +243,7 @@ class Ablation:
 def ablate(
     preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any], hypotheses: Path | None = None
 ) -> Path:
-    """Run a preset with some of its fields replaced; see the command ``ablate``. Returns the study's folder."""
+    """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder."""
     folder = out or Path("runs") / preset_name
     declaration = Declaration.read(hypotheses) if hypotheses else None
     config = pinned_config(preset(preset_name).changed(**changes))

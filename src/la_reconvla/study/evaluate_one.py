@@ -1,4 +1,4 @@
-"""The command ``evaluate``: one run, the scripted expert or a random policy, and if asked its floors."""
+"""The command ``eval``: one run, the scripted expert or a random policy, and if asked its floors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Subject:
 
 
 def evaluate_one(run: str, options: EvaluateOptions) -> Path:
-    """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``evaluate``."""
+    """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``eval``."""
     suite, placement, view = options.suite, options.placement, options.view
     if options.episodes < 1:
         raise UserError(f"episodes must be at least 1, not {options.episodes}")

@@ -116,7 +116,7 @@ def _outcomes(folder: Path, starts: Sequence[Start]) -> list[bool]:
 
 
 def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
-    """Compare two runs, print what was decided and write ``comparison.json``; see the command ``compare``.
+    """Compare two runs, print what was decided and write ``comparison.json``; see the command ``study compare``.
 
     Returns:
         Path of the file.

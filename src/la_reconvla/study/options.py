@@ -27,7 +27,7 @@ class PolicyChanges:
 
     Attributes:
         backbone: a pretrained one in the preset's place: an id on the hub or a folder.
-        weights: what the preset's small backbone starts from: base, words-7x7, a file of pretrain, or none.
+        weights: what the preset's small backbone starts from: base, words-7x7, a file that pretrain wrote, or none.
         lora_rank: of a pretrained backbone's adapters; 0 trains it without.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: of a pretrained backbone's weights.
@@ -61,7 +61,7 @@ class TrainingChanges:
     Attributes:
         steps: optimizer steps.
         shift: move training pictures by up to so many pixels at random.
-        gaze: for arms that are given the target's place: masks of the simulator, or a file of the command annotate.
+        gaze: for arms that are given the target's place: masks of the simulator, or a file that data boxes wrote.
         device: of training and policies: auto, cpu, cuda or mps.
     """
 
@@ -76,7 +76,7 @@ class ScheduleChanges(TrainingChanges):
     """How one policy is trained, where that differs from the preset.
 
     Attributes:
-        batch_size: samples a step.
+        batch_size: samples per step.
         accumulate: micro-batches that a step's samples are divided into, for less memory.
         learning_rate: peak of the schedule.
     """
@@ -92,14 +92,14 @@ class StudyChanges:
 
     Attributes:
         seeds: training seeds; more may join a finished study.
-        conditions: arms, for example C1 C2 C4 (an unknown one lists all); more may join a finished study.
+        conditions: arms, for example C1 C2 C4 (a name that is like none lists all); more may join a finished study.
         grid: all arms of the grid: what is reconstructed, and by which head.
         suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
         tasks: indices of the suite's tasks.
         placement: where things are put, in training and evaluation: wide, or LIBERO's own initial states.
-        demos: demonstrations a task.
-        episodes: evaluation episodes a task; more may join a finished study.
-        also_official: evaluate on so many of LIBERO's own initial states a task too; may join a finished study.
+        demos: demonstrations per task.
+        episodes: evaluation episodes per task; more may join a finished study.
+        also_official: evaluate on so many of LIBERO's own initial states per task too; may join a finished study.
         elsewhere: other suites to evaluate everything on, for example libero_spatial_lan; may join a finished study.
         elsewhere_episodes: official states of each of their tasks; 10 in the presets.
     """
@@ -118,60 +118,80 @@ class StudyChanges:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions:
-    """What `evaluate` and `compare` ask alike.
+class StartOptions:
+    """On which starts policies are rolled out.
 
     Attributes:
         suite: LIBERO suite.
-        workers: processes; 0 takes one a core.
-        device: of the policies: auto, cpu, cuda or mps.
-        allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
+        tasks: indices of its tasks; by default those that the policies were trained on, also for what LIBERO-PRO made
+            of their suite, all of another suite, and for expert and random 0 to 2.
+        placement: kind of starts; LIBERO-PRO's suites and libero_10 have official ones only.
     """
 
     suite: str = "libero_spatial"
     tasks: IfGiven[tuple[int, ...]] = None
     placement: PlacementKind = "wide"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """What rolls out.
+
+    Attributes:
+        workers: processes; 0 takes one per core.
+        device: of the policies: auto, cpu, cuda or mps.
+        allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
+    """
+
     workers: int = 0
     device: str = "auto"
     allow_any_mujoco: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(RolloutOptions):
-    """How a policy is rolled out.
+class FloorOptions:
+    """What the policy is measured against.
 
     Attributes:
-        episodes: starts of each task.
-        tasks: indices of its tasks; by default those that the policy was trained on, also for what LIBERO-PRO made of
-            their suite, all of another suite, and for expert and random 0 to 2.
-        placement: kind of starts; LIBERO-PRO's suites and libero_10 have official ones only.
-        out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
         view: what a trained policy is shown: the true view, or, for its floors, a grey image or a wrong instruction.
         floors: evaluate the policy's floors on the same starts too: grey image, wrong instruction, and, as far as they
             are there, the run without image beside it and blind replay.
         demonstrations: what blind replay replays; by default those of the study that the run is part of.
-        device: of the policy: auto, cpu, cuda or mps.
+    """
+
+    view: View = "true"
+    floors: bool = False
+    demonstrations: IfGiven[Path] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    """How much of one policy is rolled out, and where to.
+
+    Attributes:
+        episodes: starts of each task.
+        out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
         allow_train_starts: take the starts that training takes (wide: the training placements; official: from number 0
             up) and say how many of them this policy was trained on.
     """
 
     episodes: int = 10
     out: IfGiven[Path] = None
-    view: View = "true"
-    floors: bool = False
-    demonstrations: IfGiven[Path] = None
     allow_train_starts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(RolloutOptions):
-    """How two policies are rolled out.
+class EvaluateOptions(RolloutOptions, StartOptions, FloorOptions, MachineOptions):
+    """How a policy is rolled out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """How much of two policies is rolled out, and where to.
 
     Attributes:
-        out: folder of comparison.json and of the records, which are those of the command evaluate.
+        out: folder of comparison.json and of the records, which are those of the command eval.
         episodes: starts of each task at most, up to 500 altogether; not to be changed after the first rollout.
-        tasks: indices of its tasks; by default those that both policies are evaluated on.
-        placement: kind of starts, of which neither policy was trained on any.
     """
 
     out: Path
@@ -179,15 +199,16 @@ class CompareOptions(RolloutOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
-    """A training of a pretrained backbone that is planned.
+class CompareOptions(PairOptions, StartOptions, MachineOptions):
+    """How two policies are rolled out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What is trained.
 
     Attributes:
         backbone: id on the hub, or a folder with a ``config.json``.
-        device: where; cpu is this machine.
-        condition: arm, for example C1 or C4.
-        batch_size: samples a step.
-        accumulate: micro-batches that they are divided into.
         chunk: actions decoded at once.
         lora_rank: rank of the adapters; 0 trains the language model in full.
         quantize: nf4 keeps the linear layers in 4 bits.
@@ -198,10 +219,6 @@ class PlanOptions:
     """
 
     backbone: str = "google/paligemma-3b-pt-224"
-    device: Literal["t4", "l4", "a10g", "a100", "h100", "cpu"] = "t4"
-    condition: str = "C4"
-    batch_size: int = 16
-    accumulate: int = 4
     chunk: int = 8
     lora_rank: int = 16
     quantize: Literal["none", "nf4"] = "none"
@@ -209,3 +226,25 @@ class PlanOptions:
     checkpointing: bool = True
     train_vision: bool = False
     last: IfGiven[int] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How it is trained, and on what.
+
+    Attributes:
+        device: where; cpu is this machine.
+        condition: arm, for example C1 or C4.
+        batch_size: samples per step.
+        accumulate: micro-batches that they are divided into.
+    """
+
+    device: Literal["t4", "l4", "a10g", "a100", "h100", "cpu"] = "t4"
+    condition: str = "C4"
+    batch_size: int = 16
+    accumulate: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(StepOptions, ModelOptions):
+    """A training of a pretrained backbone that is planned."""

@@ -225,7 +225,7 @@ CHANGES = (
 
 
 def plan_one(options: PlanOptions) -> Plan:
-    """See the command ``plan``."""
+    """See the command ``check plan``."""
     dtype = options.dtype
     if dtype == "auto":
         gpu = DEVICES.get(options.device)

@@ -54,7 +54,7 @@ class StudyConfig:
             `decoder`, which are a small part of a step.
         recon_weight: lambda of every arm that reconstructs; None leaves each its own.
         gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
-            written by ``la-reconvla annotate``.
+            written by ``la-reconvla data boxes``.
         train: how to train.
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.

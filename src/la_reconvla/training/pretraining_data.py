@@ -45,7 +45,7 @@ def base_samples(
     """Training and held-out samples of the demonstrations in all `folders`.
 
     Args:
-        folders: what the command collect wrote.
+        folders: what the command data collect wrote.
         backbone: what they are for.
         without: instructions whose episodes are left out. A wide scene is shown with two targets, and the second may be
             what a held-out task asks for.

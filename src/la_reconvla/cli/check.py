@@ -1,0 +1,76 @@
+"""Commands that look ahead: is the machine fit, does a training fit it, does a study suffice, how fast is all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from la_reconvla.bench.settings import Settings
+from la_reconvla.cli.options import Flat, Group
+from la_reconvla.study.options import IfGiven, ModelOptions, PlanOptions, StepOptions
+
+
+def machine(out: Path = Path(".")) -> None:
+    """Check this machine: OpenGL, MuJoCo, memory, disk. Each failing check names the command that repairs it.
+
+    Args:
+        out: folder that runs will be written to; its disk is checked.
+    """
+    from la_reconvla.sim.machine import check_machine, print_checks
+
+    checks = check_machine(out)
+    print_checks(checks)
+    if not all(check.ok for check in checks):
+        raise SystemExit(1)
+
+
+def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
+    """Say what training a pretrained backbone needs, whether it fits, and what makes it fit.
+
+    Only the backbone's config.json is read: no weights are downloaded.
+
+    Args:
+        step: how it is trained, and on what.
+        model: what is trained.
+    """
+    console, told = Console(), Console(stderr=True)
+    told.print(
+        f"Planning one training step of {model.backbone} on {step.device}: only its config.json is read, and the step "
+        "is traced, not run. This takes up to a few minutes."
+    )
+    from la_reconvla.study.plan import plan_one, table, verdict
+
+    planned = plan_one(PlanOptions(**vars(step), **vars(model)))
+    console.print(table(planned))
+    console.print(verdict(planned), soft_wrap=True)
+
+
+def power(
+    seeds: int = 3, tasks: int = 3, episodes: int = 20, between_seeds: float = 0.0, agreement: float = 0.0
+) -> None:
+    """Say how many episodes differences need, and how likely a study of this size finds them, before it runs.
+
+    Args:
+        seeds: training seeds of each arm.
+        tasks: number of tasks.
+        episodes: evaluation episodes for each task and trained policy.
+        between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
+        agreement: correlation of two arms' outcomes on one start, 0 to 1.
+    """
+    from la_reconvla.analysis.power import planned, power_table
+
+    rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
+    Console().print(power_table(rows, seeds).rich())
+
+
+def speed(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:
+    """Measure how fast arms act, train and draw, and what limits them; tables, and as the last line JSON.
+
+    Args:
+        settings: what is measured and for how long.
+        out: folder for bench.json, bench.md and bench.svg.
+    """
+    from la_reconvla.bench.run import bench
+
+    bench(settings, out)

@@ -1,0 +1,157 @@
+"""The tree of commands: what there is, what it was called before, and what a mistyped word was meant as."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from la_reconvla.cli import attention, check, data, policies, studies, training
+from la_reconvla.errors import UserError, nearest
+
+PROGRAM = "la-reconvla"
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Commands under one word.
+
+    Attributes:
+        about: what they have in common.
+        commands: by their second word.
+        alone: the one that the first word means by itself; None if a second word must follow.
+    """
+
+    about: str
+    commands: Mapping[str, Command]
+    alone: str | None = None
+
+
+TREE: Mapping[str, Branch | Command] = {
+    "check": Branch(
+        "Is the machine fit, does a training fit it, does a study suffice, how fast is it?",
+        {"machine": check.machine, "plan": check.plan, "power": check.power, "speed": check.speed},
+        alone="machine",
+    ),
+    "data": Branch(
+        "Demonstrations, boxes around their targets, scenes to learn words from.",
+        {"collect": data.collect, "boxes": data.boxes, "scenes": data.scenes},
+    ),
+    "train": training.train,
+    "eval": policies.evaluate,
+    "study": Branch(
+        "Train and evaluate several arms, report what came out, compare two policies.",
+        {"run": studies.run, "report": studies.report, "compare": studies.compare},
+    ),
+    "look": attention.look,
+    "share": Branch("Give a policy to others.", {"folder": policies.folder, "hub": policies.hub}),
+    "pretrain": training.pretrain,
+    "words": attention.words,
+}
+HIDDEN = ("pretrain", "words")  # from the first help: they make and judge the weights that come with the package
+MOVED = {
+    "doctor": "check",
+    "plan": "check plan",
+    "power": "check power",
+    "bench": "check speed",
+    "collect": "data collect",
+    "annotate": "data boxes",
+    "scenes": "data scenes",
+    "evaluate": "eval",
+    "ablate": "study run",
+    "report": "study report",
+    "compare": "study compare",
+    "export": "share folder",
+    "push": "share hub",
+}
+
+
+def commands() -> dict[str, Command]:
+    """Every command by its one or two words."""
+    found: dict[str, Command] = {}
+    for word, entry in TREE.items():
+        inner = {f"{word} {second}": one for second, one in entry.commands.items()} if isinstance(entry, Branch) else {}
+        found |= inner or {word: entry}  # pyright: ignore
+    return found
+
+
+def find(words: Sequence[str]) -> tuple[str, Command | None, list[str]]:
+    """The command that a command line names.
+
+    Args:
+        words: all that follows the program's name.
+
+    Returns:
+        The words that name it, the command or None where these words ask for the help of a branch, and what follows.
+
+    Raises:
+        UserError: if there is no such command, or it is called otherwise today.
+    """
+    first, *rest = words or ("--help",)
+    if first in ("-h", "--help"):
+        return "", None, []
+    entry = TREE.get(first)
+    if entry is None:
+        raise _moved(first, rest) if first in MOVED else _unknown(first)
+    if not isinstance(entry, Branch):
+        return first, entry, rest
+    if rest and rest[0] in entry.commands:
+        return f"{first} {rest[0]}", entry.commands[rest[0]], rest[1:]
+    if rest and not rest[0].startswith("-"):
+        raise _unknown(rest[0], first)
+    if entry.alone is None or (rest and rest[0] in ("-h", "--help")):
+        return first, None, []
+    return f"{first} {entry.alone}", entry.commands[entry.alone], rest
+
+
+def _moved(word: str, rest: Sequence[str]) -> UserError:
+    now = f"{PROGRAM} {MOVED[word]}"
+    return UserError(f"{word} is now `{now}`; type: {shlex.join([*now.split(), *rest])}")
+
+
+def _unknown(word: str, branch: str = "") -> UserError:
+    """Names the commands whose last word, or whose name of before, is near to the word, those of the branch first."""
+    spelt = {**MOVED, **{name.split()[-1]: name for name in commands()}, **{name: name for name in TREE}}
+    inside = {last: name for last, name in spelt.items() if name.startswith(f"{branch} ")} if branch else {}
+    near = nearest(word, inside, 0.6) or nearest(word, spelt, 0.6)
+    meant = " or ".join(f"`{PROGRAM} {name}`" for name in dict.fromkeys({**spelt, **inside}[one] for one in near))
+    hint = f"did you mean {meant}?" if near else f"`{PROGRAM} --help` lists them"
+    return UserError(f"unknown command '{f'{branch} {word}'.strip()}': {hint}")
+
+
+def help_of(word: str = "") -> RenderableType:
+    """The help of a branch, or the first one.
+
+    Args:
+        word: of the branch; empty for the whole tree.
+    """
+    entry = TREE.get(word)
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    if isinstance(entry, Branch):
+        about, path = entry.about, f"{PROGRAM} {word}"
+        for second, command in entry.commands.items():
+            table.add_row(second, _sentence(command))
+    else:
+        about, path = "Does a policy act better when it reconstructs what its words look at?", PROGRAM
+        for first, one in TREE.items():
+            if first not in HIDDEN:
+                inner = f" [dim]({', '.join(one.commands)})[/]" if isinstance(one, Branch) else ""
+                table.add_row(first, (one.about if isinstance(one, Branch) else _sentence(one)) + inner)
+    alone = f"`{path}` alone is `{path} {entry.alone}`. " if isinstance(entry, Branch) and entry.alone else ""
+    more = f"{alone}`{path} COMMAND --help` lists the options of a command."
+    first_steps = "" if word else f"\nFirst `{PROGRAM} check`, then `{PROGRAM} study run quick`."
+    return Group(f"usage: {path} COMMAND [OPTIONS]", "", about, "", table, "", more + first_steps)
+
+
+def _sentence(command: Command) -> str:
+    """The first sentence of a command's docstring."""
+    line = (inspect.getdoc(command) or "").splitlines()[0]
+    return line.partition(". ")[0].removesuffix(".") + "."

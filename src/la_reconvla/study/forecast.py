@@ -1,0 +1,57 @@
+"""How long the parts of a study take, roughly, before they run: for the time that is left in all.
+
+The rates are those of the preset ``quick`` on one core (docs/results/quick.md). As soon as a part has ended, what it
+took on this machine, against what was said of it, corrects those that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from la_reconvla import layout
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.study.cells import Cell, OfficialStarts
+from la_reconvla.study.presets import StudyConfig
+from la_reconvla.training.checkpoint import WEIGHTS
+
+PARTS = ("collection", "training", "rollouts", "held-out frames", "statistics and pictures")
+DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 10.0, 0.019, 4.3, 18.0  # seconds of one core
+DRAWN = 10.0  # seconds
+BESIDE = 5  # floors and references that are rolled out beside the cells
+
+
+def forecast(
+    config: StudyConfig, cells: Sequence[Cell], places: Sequence[OfficialStarts], workers: int
+) -> dict[str, float] | None:
+    """Seconds of each part in a folder as it is now; None for a backbone whose rate is not known.
+
+    Args:
+        config: what is run.
+        cells: all of it; a cell that is on disk takes no time.
+        places: where it is evaluated beside its own starts.
+        workers: processes.
+    """
+    if isinstance(config.backbone, Pretrained):
+        return None
+    untrained = sum(not (cell.folder / WEIGHTS).exists() for cell in cells)
+    unmeasured = sum(not (cell.folder / layout.HELD_OUT).exists() for cell in cells)
+    starts = len(config.tasks) * config.episodes + sum(len(place.tasks) * place.episodes for place in places)
+    seconds = (
+        DEMONSTRATION * len(config.tasks) * config.demos,
+        SAMPLE * config.train.steps * config.train.batch_size * untrained,
+        EPISODE * starts * (unmeasured + BESIDE),
+        MEASURED * unmeasured,
+    )
+    return dict(zip(PARTS, (*(one / workers for one in seconds), DRAWN), strict=True))
+
+
+def afterwards(part: str, said: Mapping[str, float], took: Mapping[str, float]) -> float:
+    """Seconds of all that follows a part.
+
+    Args:
+        part: one of `PARTS`.
+        said: see `forecast`.
+        took: seconds of the parts that have ended since then.
+    """
+    slower = sum(took.values()) / sum(said[name] for name in took) if took else 1.0
+    return slower * sum(said[name] for name in PARTS[PARTS.index(part) + 1 :])

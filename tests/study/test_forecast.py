@@ -1,0 +1,51 @@
+"""How long a study takes: in proportion to what is missing, corrected by what has been seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from la_reconvla import layout
+from la_reconvla.study.cells import cells
+from la_reconvla.study.forecast import PARTS, afterwards, forecast
+from la_reconvla.study.presets import preset
+from la_reconvla.training.checkpoint import WEIGHTS
+
+
+def test_the_preset_that_the_rates_come_from_is_told_to_a_third(tmp_path: Path) -> None:
+    """docs/results/quick.md, two workers, 2026."""
+    took = dict(zip(PARTS, (156, 285, 180, 54, 8), strict=True))
+    config = preset("quick")
+    said = forecast(config, cells(config, tmp_path), (), workers=2)
+    assert said is not None
+    assert {name: said[name] for name in took} == pytest.approx(took, rel=1 / 3)
+
+
+def test_what_is_on_disk_takes_no_time(tmp_path: Path) -> None:
+    config = replace(preset("quick"), seeds=(0, 1))
+    study = cells(config, tmp_path)
+    whole = forecast(config, study, (), workers=1)
+    for cell in study[: len(study) // 2]:
+        cell.folder.mkdir(parents=True)
+        (cell.folder / WEIGHTS).touch()
+        (cell.folder / layout.HELD_OUT).touch()
+    half = forecast(config, study, (), workers=1)
+    assert whole is not None
+    assert half is not None
+    for part in ("training", "held-out frames"):
+        assert half[part] == pytest.approx(whole[part] / 2)
+    assert half["collection"] == whole["collection"]
+
+
+def test_a_backbone_of_unknown_speed_has_no_forecast(tmp_path: Path) -> None:
+    config = preset("paper")
+    assert forecast(config, cells(config, tmp_path), (), workers=1) is None
+
+
+def test_a_slow_machine_is_slow_in_all_that_follows() -> None:
+    said: dict[str, float] = dict(zip(PARTS, (10.0, 20.0, 30.0, 40.0, 50.0), strict=True))
+    assert afterwards("collection", said, {}) == 140
+    assert afterwards("training", said, {"collection": 30.0}) == 3 * 120
+    assert afterwards("statistics and pictures", said, said) == 0
