@@ -177,7 +177,7 @@ def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pyte
     assert find_run("runs/one") == Path("runs/one")
     for missing, meant in (
         ("/nowhere/at/all", ""),
-        ("runs/nope", ""),
+        ("runs/xyz", ""),
         ("runs/oen", ": did you mean runs/one?"),
         ("x", ""),
     ):
