@@ -311,7 +311,7 @@ def test_what_cannot_be_compared(call, runs: list[Path], tmp_path: Path, monkeyp
     rendered = save_run(tmp_path / "official", quality="official")
     for arguments, message in (
         ((runs[0], runs[0]), "are one run: name two"),
-        ((runs[0], tmp_path / "nowhere"), "nowhere/config.json: no such file"),
+        ((runs[0], tmp_path / "nowhere"), "there is no folder"),
         ((runs[0], rendered, "--tasks", 0), "frames of another render quality (fast and official)"),
         ((*runs, "--tasks", 0, "--episodes", 0), "episodes must be at least 1, not 0"),
         (runs, "does not say that it was trained on tasks of libero_spatial: name them with --tasks"),
