@@ -53,8 +53,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "train-vision last",
     "check power": "seeds tasks episodes between-seeds agreement",
     "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
-    "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers seed "
-    "correct allow-any-mujoco",
+    "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers "
+    "seed correct allow-any-mujoco",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
