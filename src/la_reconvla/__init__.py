@@ -10,8 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from la_reconvla.conditions import CONDITIONS, condition
+    from la_reconvla.conditions import CONDITIONS, Condition, add_condition, condition
     from la_reconvla.contracts import Batch, Features
+    from la_reconvla.kinds import register
     from la_reconvla.masked_reconstruction import MaskedReconstruction, language_reaches_patches
     from la_reconvla.method.actions import ActionBins
     from la_reconvla.method.decoder import MAEDecoder
@@ -31,18 +32,21 @@ _HOMES = {
     "ActionBins": "method.actions",
     "AttentionMask": "method.mask",
     "Batch": "contracts",
+    "Condition": "conditions",
     "Features": "contracts",
     "MAEDecoder": "method.decoder",
     "MaskedReconstruction": "masked_reconstruction",
     "Policy": "method.policy",
     "RandomMask": "method.mask",
     "Reconstruction": "method.reconstruction",
+    "add_condition": "conditions",
     "condition": "conditions",
     "language_reaches_patches": "masked_reconstruction",
     "load_policy": "training.checkpoint",
     "losses": "method.objective",
     "preset": "study.presets",
     "read_results": "study.results",
+    "register": "kinds",
     "saliency": "method.saliency",
 }
 
@@ -51,18 +55,21 @@ __all__ = [
     "ActionBins",
     "AttentionMask",
     "Batch",
+    "Condition",
     "Features",
     "MAEDecoder",
     "MaskedReconstruction",
     "Policy",
     "RandomMask",
     "Reconstruction",
+    "add_condition",
     "condition",
     "language_reaches_patches",
     "load_policy",
     "losses",
     "preset",
     "read_results",
+    "register",
     "saliency",
 ]
 
