@@ -49,7 +49,7 @@ def register(kind: T) -> T:
     Raises:
         UserError: if it is no frozen dataclass: files hold its fields.
     """
-    if not is_dataclass(kind) or kind.__hash__ is None:
+    if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
         raise UserError(f"{kind.__qualname__} cannot be saved: make it a frozen dataclass, @dataclass(frozen=True)")
     REGISTERED[name_of(kind)] = kind
     return kind

@@ -1,0 +1,67 @@
+"""The examples run, and show what they say they show."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import huggingface_vlm
+import numpy as np
+import own_backbone
+import own_policy
+import pytest
+import torch
+
+from la_reconvla import load_policy
+from la_reconvla.contracts import PolicyInput
+from la_reconvla.training.checkpoint import CONFIG
+
+
+def test_the_loss_falls_in_a_policy_of_ones_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = own_policy.main(steps=12)
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_a_model_of_transformers_gives_the_rows_of_its_own_attention():
+    """Against the library's eager attention; and the order of the tokens decides whether patches know the words."""
+    found = huggingface_vlm.main()
+    assert (found["words on both sides"], found["image first"]) == (True, False)
+    assert found["mask"].sum(1).tolist() == [4, 4]
+    model, (pixels, ids, again, patches) = found["model"], found["inputs"]
+    model.model.text_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        layers = model.model(input_ids=ids, pixel_values=pixels, use_cache=False, output_attentions=True).attentions
+    whole = np.stack([layer.numpy() for layer in layers[1:]])  # [l b h s s]
+    np.testing.assert_allclose(found["scores"], whole[..., again, patches].mean((0, 2, 3)), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return own_backbone.main(tmp_path_factory.mktemp("own_backbone"))
+
+
+@pytest.mark.slow
+def test_a_backbone_of_ones_own_comes_back_from_its_file(run):
+    assert json.loads((run / CONFIG).read_text())["backbone"]["kind"] == "own_backbone.MyBackboneConfig"
+    policy, config = load_policy(run)
+    assert config.backbone == own_backbone.MyBackboneConfig()
+    fresh = config.build()
+    changed = [not torch.equal(a, b) for a, b in zip(policy.parameters(), fresh.parameters(), strict=True)]
+    assert all(changed), "every part learns"
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    told = PolicyInput(images, ["push the red tile", "push the black one now"])
+    other = PolicyInput(images, told.instructions[::-1])
+    assert not torch.equal(policy.act(told), policy.act(other))
+
+
+@pytest.mark.slow
+def test_its_hidden_pixels_do_not_enter(run):
+    backbone = load_policy(run)[0].backbone
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    hidden = torch.arange(16)[None] % 3 == 0
+    cover = hidden.view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    one, two = (PolicyInput(each, ["push"]) for each in (images, torch.where(cover, 255 - images, images)))
+    assert torch.equal(backbone(one, hidden=hidden).patches, backbone(two, hidden=hidden).patches)
+    assert not torch.equal(backbone(one).patches, backbone(two).patches)
