@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import make_dataclass
 
 import huggingface_vlm
+import new_arm
 import numpy as np
 import own_backbone
 import own_policy
 import pytest
 import torch
 
-from la_reconvla import load_policy
+from la_reconvla import Reconstruction, kinds, load_policy
+from la_reconvla.analysis.results import Arm
 from la_reconvla.contracts import PolicyInput
+from la_reconvla.method.mask import MaskContext
 from la_reconvla.training.checkpoint import CONFIG
+from la_reconvla.training.loop import SCHEDULE
 
 
 def test_the_loss_falls_in_a_policy_of_ones_own():
@@ -65,3 +70,33 @@ def test_its_hidden_pixels_do_not_enter(run):
     one, two = (PolicyInput(each, ["push"]) for each in (images, torch.where(cover, 255 - images, images)))
     assert torch.equal(backbone(one, hidden=hidden).patches, backbone(two, hidden=hidden).patches)
     assert not torch.equal(backbone(one).patches, backbone(two).patches)
+
+
+@pytest.mark.slow
+def test_an_arm_of_another_kind_trains_beside_its_nearest(tmp_path):
+    """Lambda falls from 1 by a quarter a step; all three start alike, and see equal batches."""
+    found = new_arm.main(tmp_path)
+    steps = {id: [line for line in lines if "loss" in line] for id, lines in found.items()}
+    for id, lambdas in (("C4-lowest", (1.0, 0.75, 0.5, 0.25)), ("C4", (0.5,) * 4)):
+        for line, weight in zip(steps[id], lambdas, strict=True):
+            np.testing.assert_allclose(
+                line["loss"], line["action_loss"] + weight * line["reconstruction_loss"], rtol=1e-5
+            )
+    assert len({lines[-1]["batches"] for lines in steps.values()}) == 1
+    assert len({json.dumps(next(line["start"] for line in lines if "start" in line)) for lines in found.values()}) == 1
+    assert Arm.of(new_arm.LOWEST).weight == 0.0
+    written = json.loads((tmp_path / "C4-lowest" / SCHEDULE).read_text())["reconstruction"]
+    assert (written["mask"]["kind"], written["weight"]["kind"]) == ("new_arm.LowestAttention", "new_arm.Annealed")
+
+    newer = make_dataclass("LowestAttention", [("spread", int, 0)], bases=(new_arm.LowestAttention,), frozen=True)
+    newer.__module__ = "new_arm"
+    arm = Reconstruction(newer(), weight=new_arm.Annealed())
+    older = kinds.to_json(new_arm.LOWEST.reconstruction)
+    assert kinds.with_defaults(older, arm) == kinds.to_json(arm), "a field with a default makes no run another one"
+
+
+def test_the_lowest_patches_are_those_of_numpy():
+    scores = torch.rand(3, 16)
+    mask = new_arm.LowestAttention()(MaskContext((3, 16), torch.Generator(), scores))
+    lowest = np.argsort(scores.numpy(), axis=1)[:, :4]
+    assert all(set(np.flatnonzero(row)) == set(low) for row, low in zip(mask.numpy(), lowest, strict=True))
