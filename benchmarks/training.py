@@ -109,7 +109,7 @@ def training(config: Any, arm: str) -> Iterator[dict[str, float]]:
         draws, noise = generator(0, "mask", step), generator(0, "noise", step)
         wall, cpu = time.perf_counter(), time.process_time()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        found = backward(policy, batch, told, 1, draws, scaler, torch.float32, step, None, noise)
+        found = backward(policy, batch, told, 1, draws, scaler, torch.float32, 0.0, None, noise)
         torch.nn.utils.clip_grad_norm_(policy.parameters(), config.train.clip)
         optimizer.step()
         optimizer.zero_grad()

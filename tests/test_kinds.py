@@ -1,13 +1,17 @@
 """Frozen dataclasses in JSON: the class is named, never guessed, and newer fields have their defaults."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
-from la_reconvla import kinds
+from la_reconvla import conditions, kinds
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.conditions import CONDITIONS
+from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
@@ -51,10 +55,10 @@ def test_every_arm_is_written_apart():
 
 def test_another_kind_or_none_is_refused():
     for raw in ({"kind": "Mug", "size": 3}, {"size": 3}):
-        with pytest.raises(ValueError, match="is not one of Cup"):
+        with pytest.raises(ValueError, match="is not one of"):
             kinds.from_json(raw, (Cup, Pixels))
     with pytest.raises(TypeError, match="depth"):
-        kinds.from_json({"kind": "Cup", "size": 3, "depth": 1}, (Cup,))
+        kinds.from_json({"kind": "test_kinds.Cup", "size": 3, "depth": 1}, (Cup,))
 
 
 def test_fields_that_a_file_lacks_have_their_defaults():
@@ -67,8 +71,62 @@ def test_fields_that_a_file_lacks_have_their_defaults():
     assert kinds.with_defaults(older, cup)["inside"] == {"side": 4}, "of another kind, and left alone"
     del older["inside"]
     assert kinds.with_defaults(older, cup)["inside"] == written(Pixels())
-    assert "size" not in kinds.with_defaults({"kind": "Cup"}, cup), "there is no default"
+    assert "size" not in kinds.with_defaults({"kind": "test_kinds.Cup"}, cup), "there is no default"
     assert kinds.with_defaults("Cup(3)", cup) == "Cup(3)"
-    cups = [{"kind": "Cup", "size": 1}, written(cup)]
+    cups = [{"kind": "test_kinds.Cup", "size": 1}, written(cup)]
     assert kinds.with_defaults(cups, (cup, cup))[0] == written(Cup(1))
     assert kinds.with_defaults(cups, (cup,)) == cups, "of another length"
+
+
+def test_a_class_from_outside_is_named_by_its_import_path_and_read_once_it_is_registered(monkeypatch):
+    monkeypatch.setattr(kinds, "REGISTERED", {})
+    assert written(Cup(3))["kind"] == "test_kinds.Cup"
+    with pytest.raises(UserError, match=r"import test_kinds before, with la_reconvla\.register above its class Cup"):
+        kinds.from_json(written(Cup(3)), (Pixels,))
+    assert kinds.register(Cup) is Cup
+    assert kinds.from_json(written(Cup(3)), (Pixels,)) == Cup(3)
+
+
+def test_only_what_files_can_hold_is_registered():
+    @dataclass
+    class Changing:
+        size: int = 1
+
+    for kind in (Changing, Path):
+        with pytest.raises(UserError, match="frozen dataclass"):
+            kinds.register(kind)
+
+
+@pytest.mark.parametrize("how", [["mine.py"], ["-m", "mine"], ["-c", "import mine"]])
+def test_a_script_and_its_workers_name_a_class_as_an_import_does(how, tmp_path):
+    """What `python mine.py` saves, `import mine` reads; a worker process runs the script under a third name."""
+    (tmp_path / "mine.py").write_text(
+        "import multiprocessing\n"
+        "from dataclasses import dataclass\n"
+        "from la_reconvla import kinds\n\n"
+        "@kinds.register\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    size: int = 1\n\n"
+        "def names(_):\n"
+        "    return sorted(kinds.REGISTERED)\n\n"
+        "if __name__ in ('__main__', 'mine'):\n"
+        "    from la_reconvla.processes import worker_pool\n"
+        "    print(kinds.name_of(Mine))\n"
+        "    if __name__ == '__main__':\n"
+        "        with worker_pool(1) as pool:\n"
+        "            print(*pool.submit(names, 0).result())\n"
+    )
+    done = subprocess.run([sys.executable, *how], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"mine.Mine"}
+
+
+def test_an_arm_from_outside_is_known_by_its_id_and_no_other_takes_it(monkeypatch):
+    monkeypatch.setattr(conditions, "CONDITIONS", dict(CONDITIONS))
+    mine = conditions.Condition("mine", "mine", conditions.C4.reconstruction)
+    assert conditions.add_condition(mine) is conditions.condition("mine") is conditions.add_condition(mine)
+    with pytest.raises(UserError, match="another arm 'C4'"):
+        conditions.add_condition(replace(mine, id="C4"))
+    with pytest.raises(UserError, match="folder"):
+        conditions.add_condition(replace(mine, id="../mine"))
+    assert "mine" not in CONDITIONS

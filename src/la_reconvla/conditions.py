@@ -33,9 +33,10 @@ study.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
-from la_reconvla.errors import unknown
+from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.mask import AttentionMask, RandomMask
 from la_reconvla.method.reconstruction import Reconstruction, ReconstructorConfig
 from la_reconvla.method.saliency import SaliencySource
@@ -129,6 +130,19 @@ ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
 CONDITIONS = {
     condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *FOLLOWING, NO_IMAGE)
 }
+
+
+def add_condition(arm: Condition) -> Condition:
+    """Make an arm of yours known by its id, to studies, declarations and reports. Returns `arm`.
+
+    Raises:
+        UserError: if the id is another arm's already, or cannot be the name of a folder.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", arm.id):
+        raise UserError(f"'{arm.id}' cannot name a folder: letters, digits, '.', '_' and '-' can")
+    if CONDITIONS.setdefault(arm.id, arm) != arm:
+        raise UserError(f"there is another arm '{arm.id}' already ({CONDITIONS[arm.id].name}): choose another id")
+    return arm
 
 
 def condition(id: str) -> Condition:

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from la_reconvla import kinds
 from la_reconvla.errors import UserError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -38,7 +39,8 @@ def worker_pool(
         arguments: its arguments.
     """
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, context, _start, (initializer, arguments)) as pool:
+    registered = [kind for kind in kinds.REGISTERED.values() if kind.__module__ != "__main__"]  # a script runs again
+    with ProcessPoolExecutor(workers, context, _start, (initializer, arguments, registered)) as pool:
         try:
             yield pool
         except BaseException:
@@ -64,8 +66,10 @@ def explain_death(kind: str) -> Iterator[None]:
         ) from error
 
 
-def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...], registered: list[type]) -> None:
     become_worker()
+    for kind in registered:
+        kinds.register(kind)
     if initializer is not None:
         initializer(*arguments)
 

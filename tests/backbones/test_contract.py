@@ -5,6 +5,7 @@ Add a new backbone to `CONFIGS`: a tiny configuration of it, with pictures of a 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from test_train import SHORT, write_demonstrations
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY
+from la_reconvla import kinds
 from la_reconvla.conditions import C1, C4, Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, Features, PolicyInput
 from la_reconvla.data.hdf5 import open_demonstrations
@@ -29,7 +31,6 @@ from la_reconvla.randomness import generator, seeded
 from la_reconvla.study.gathering import shared
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.requirements import pinned_config
-from la_reconvla.training import checkpoint
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, dry_run, kept, load_policy
 from la_reconvla.training.loop import train
 from la_reconvla.training.tensors import save_tensors
@@ -337,7 +338,8 @@ def run_of(config: Any, arm: Condition = C1) -> PolicyConfig:
 @pytest.fixture
 def saved(monkeypatch):
     """The classes of these tests can be read from files."""
-    monkeypatch.setattr(checkpoint, "SAVED", (*checkpoint.SAVED, Tiny))
+    monkeypatch.setattr(kinds, "REGISTERED", {})
+    kinds.register(Tiny)
 
 
 @pytest.mark.slow
@@ -371,9 +373,41 @@ def test_a_policy_comes_back_from_its_folder_and_acts_alike(tmp_path, name):
 
 
 def test_a_configuration_that_could_not_be_read_again_is_not_written(tmp_path):
-    with pytest.raises(TypeError, match=r"kind 'Tiny'.*checkpoint\.SAVED"):
+    with pytest.raises(UserError, match=r"'test_contract\.Tiny'.*import test_contract .*register"):
         run_of(Tiny()).save(tmp_path)
     assert not (tmp_path / CONFIG).exists()
+
+
+@pytest.mark.usefixtures("saved")
+def test_a_backbone_that_lacks_what_its_protocol_names_is_refused_by_name(tmp_path):
+    @kinds.register
+    @dataclass(frozen=True)
+    class Half:
+        chunk: int = 2
+        image_size: int = 32
+
+    with pytest.raises(
+        UserError, match=r"Half lacks proprio, wrist, saliency_layers, max_tokens, grid, build: .*shared"
+    ):
+        run_of(Half()).save(tmp_path)
+
+
+def test_a_file_never_decides_what_is_imported(tmp_path, monkeypatch):
+    """A run of somebody else's backbone: refused with what to import; its module is not touched."""
+    module = tmp_path / "somebodys.py"
+    module.write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run_of(TINY).save(tmp_path)
+    raw = json.loads((tmp_path / CONFIG).read_text())
+    for module, name in (("somebodys", "Backbone"), ("os", "system")):
+        raw["backbone"]["kind"] = f"{module}.{name}"
+        (tmp_path / CONFIG).write_text(json.dumps(raw))
+        with pytest.raises(UserError, match=f"import {module} before, .* {name}"):
+            PolicyConfig.load(tmp_path)
+    raw["backbone"] = raw["bins"]  # a class that may be there, elsewhere
+    (tmp_path / CONFIG).write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="ActionBins lacks chunk"):
+        PolicyConfig.load(tmp_path)
 
 
 def test_a_study_takes_a_backbone_of_a_third_kind():

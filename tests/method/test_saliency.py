@@ -371,13 +371,13 @@ def test_masks_say_what_they_lack():
 @pytest.mark.parametrize("inner", [AttentionMask(), RegionMask(), TwoRegionMask()], ids=lambda mask: mask.label)
 def test_a_warm_up_masks_what_the_random_arm_masks_and_then_follows(inner):
     policy, batch = tiny_policy(), random_batch()
-    arm, random = Reconstruction(WarmUp(inner, steps=2), HEAD), Reconstruction(RandomMask(), HEAD)
-    for step in (0, 1):
-        one, two = (losses(policy, batch, a, generator(5, "mask", step), step) for a in (arm, random))
+    arm, random = Reconstruction(WarmUp(inner, share=0.5), HEAD), Reconstruction(RandomMask(), HEAD)
+    for step, done in ((0, 0.0), (1, 0.49)):
+        one, two = (losses(policy, batch, a, generator(5, "mask", step), done) for a in (arm, random))
         assert torch.equal(one.mask, two.mask)
         assert torch.equal(one.total, two.total)
-    late = losses(policy, batch, arm, generator(5, "mask", 2), 2)
-    follows = losses(policy, batch, Reconstruction(inner, HEAD), generator(5, "mask", 2), 2)
+    late = losses(policy, batch, arm, generator(5, "mask", 2), 0.5)
+    follows = losses(policy, batch, Reconstruction(inner, HEAD), generator(5, "mask", 2), 0.5)
     assert torch.equal(late.mask, follows.mask)
 
 
@@ -405,7 +405,7 @@ def test_one_step_of_every_arm(arm):
     if learned:
         fit_saliency(policy, learned, [batch])
     teacher = teacher_of(policy.backbone) if learned and learned.decay else None
-    found = losses(policy, batch, arm.reconstruction, generator(0, "mask"), 10**6, teacher)
+    found = losses(policy, batch, arm.reconstruction, generator(0, "mask"), 1.0, teacher)
     assert found.mask.sum(1).tolist() == [4] * 3
     assert found.saliency.shape == (3, 16)
     found.total.backward()

@@ -64,7 +64,7 @@ def test_the_map_of_a_model_is_the_saliency_of_its_features(tmp_path, picture, n
     with seeded(1, "queries"):  # the map must not depend on what is new in the backbone
         backbone = Opened(source).build()
     image = read_image(picture, SIZE)
-    found = look_at(backbone, image, TOLD)
+    found = look_at(backbone, Opened(source), image, TOLD)
     features = backbone(PolicyInput(torch.from_numpy(image).permute(2, 0, 1)[None], [TOLD]), attention="instruction")
     expected = saliency(features.attention, features.token_mask)[0].numpy()
     np.testing.assert_allclose(found.saliency, expected, rtol=1e-5, atol=1e-7)
@@ -98,7 +98,7 @@ def test_every_head_has_a_place_in_the_grid(tmp_path, picture):
 def test_a_run_is_looked_at_too(tmp_path, picture, options):
     source, out = run_in(tmp_path / "run", **options), tmp_path / "map.png"
     lines = look(source, picture, TOLD, out, device="cpu")
-    backbone = open_backbone(source, None)
+    backbone, _ = open_backbone(source, None)
     image = torch.from_numpy(read_image(picture, TINY.image_size)).permute(2, 0, 1)[None]
     given = {"wrist": torch.full_like(image, 128), "proprio": torch.zeros(1, PROPRIO_WIDTH["all"])} if options else {}
     with torch.no_grad():

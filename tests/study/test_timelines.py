@@ -39,7 +39,7 @@ def arms(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> list[tup
 @pytest.fixture(scope="module")
 def drawn(samples, arms, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Timeline]]:
     study = tmp_path_factory.mktemp("study")
-    found = timelines(study, arms, samples, Masks(), steps=4, count=COUNT)
+    found = timelines(study, arms, samples, Masks(), count=COUNT)
     return study, {line.condition: line for line in found}
 
 

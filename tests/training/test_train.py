@@ -385,7 +385,7 @@ LIVING = {
     "C4-teacher": Reconstruction(saliency=EMATeacher(decay=0.5)),
     "C4-heads": Reconstruction(saliency=REFRESHED),
     "C4-heads-of-a-teacher": Reconstruction(saliency=EMATeacher(decay=0.5, source=REFRESHED)),
-    "C4-warmup": Reconstruction(WarmUp(steps=2)),
+    "C4-warmup": Reconstruction(WarmUp(share=0.4)),
     "C4-two": Reconstruction(TwoRegionMask()),
 }
 
@@ -430,7 +430,7 @@ def test_during_its_warm_up_an_arm_is_the_random_one(demonstrations: Path, tmp_p
     config = dataclasses.replace(SHORT, steps=2)
     runs = [
         train_tiny(demonstrations, tmp_path / arm.id, arm, config=config)
-        for arm in (CONDITIONS["C2"], Condition("C4-warmup", "", LIVING["C4-warmup"]))
+        for arm in (CONDITIONS["C2"], Condition("C4-warmup", "", Reconstruction(WarmUp(share=1.0))))
     ]
     assert weights(runs[0]) == weights(runs[1])
 

@@ -118,7 +118,8 @@ class Arm:
     """What a condition is, in words and numbers; None where it has no such part.
 
     `mask` names what is reconstructed, masked patches or a crop, `fraction` is the share of the patches that are
-    masked, `saliency` names what the mask follows; the last two are those of `la_reconvla.study.head_cost`.
+    masked, `saliency` names what the mask follows, `weight` is lambda, at the end of the training where it changes; the
+    last two are those of `la_reconvla.study.head_cost`.
     """
 
     id: str
@@ -142,7 +143,7 @@ class Arm:
             name=condition.name,
             mask=None if extra is None else extra.region.label,
             reconstructor=None if extra is None else extra.reconstruction_head.label,
-            weight=None if extra is None else extra.weight,
+            weight=None if extra is None else extra.weight_at(1.0),
             annotation_free=condition.annotation_free,
             mask_at=None if extra is None or extra.mask is None else extra.mask_at,
             fraction=None if extra is None else getattr(extra.region, "fraction", None),

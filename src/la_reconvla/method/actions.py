@@ -54,15 +54,13 @@ class ActionBins:
 
     def centers(self, device: torch.device | str = "cpu") -> Float[Tensor, "a v"]:
         """Value that each bin stands for, float32 [7 count]."""
-        low = torch.tensor(self.low, device=device)[:, None]
-        high = torch.tensor(self.high, device=device)[:, None]
+        low, high = (torch.tensor(edges, device=device)[:, None] for edges in (self.low, self.high))
         middle = (torch.arange(self.count, device=device) + 0.5) / self.count
         return low + (high - low) * middle
 
     def labels(self, actions: Float[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
         """Position of each action on its axis of bins, as a real number of bins in [0, count - 1]."""
-        low = torch.tensor(self.low, device=actions.device)
-        high = torch.tensor(self.high, device=actions.device)
+        low, high = (torch.tensor(edges, device=actions.device) for edges in (self.low, self.high))
         place = ((actions - low) / (high - low) * self.count - 0.5).clamp(0, self.count - 1)
         gripper = torch.where(actions[..., GRIPPER] > 0, self.count - 1.0, 0.0)
         return torch.cat([place[..., :GRIPPER], gripper[..., None]], dim=-1)
@@ -92,8 +90,7 @@ class ActionBins:
             values = centers.expand_as(mass).gather(-1, mass.argmax(-1, keepdim=True))[..., 0]
         else:
             values = (mass * centers).sum(-1)
-        closed = mass[..., GRIPPER, self.count // 2 :].sum(-1) > 0.5
-        gripper = torch.where(closed, 1.0, -1.0)
+        gripper = torch.where(mass[..., GRIPPER, self.count // 2 :].sum(-1) > 0.5, 1.0, -1.0)  # closed, open
         return torch.cat([values[..., :GRIPPER], gripper[..., None]], dim=-1)
 
 

@@ -46,7 +46,7 @@ class MaskContext:
         generator: the stream of masks, on the CPU so that every device masks the same patches.
         saliency: of the arm's `SaliencySource`; None where it reads no attention.
         grid: rows and columns of the patches; None where only their number is known.
-        step: optimizer step, counted from 0.
+        progress: share of the training that is done, in [0, 1].
         maps: one for each of the mask's `sources`; NaN in samples whose instruction has no such words.
         boxes: the target's (`Batch.gaze`), for arms that declare annotation only.
     """
@@ -55,7 +55,7 @@ class MaskContext:
     generator: torch.Generator
     saliency: Float[Tensor, "b n"] | None = None
     grid: tuple[int, int] | None = None
-    step: int = 0
+    progress: float = 0.0
     maps: tuple[Float[Tensor, "b n"], ...] = ()
     boxes: Float[Tensor, "b 4"] | None = None
 

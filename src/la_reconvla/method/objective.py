@@ -29,7 +29,7 @@ def losses(
     batch: Batch,
     reconstruction: Reconstruction | None,
     generator: torch.Generator,
-    step: int = 0,
+    progress: float = 0.0,
     teacher: Backbone | None = None,
     noise: torch.Generator | None = None,
 ) -> Losses:
@@ -37,10 +37,9 @@ def losses(
 
     Args:
         policy: it must have a `reconstruction_head` if `reconstruction` is given.
-        batch: training samples.
         reconstruction: None for the action loss alone (C1).
         generator: the stream of masks and crops, on the CPU.
-        step: optimizer step, for masks that change while training goes on.
+        progress: share of the training that is done, for masks and weights that change while it goes on.
         teacher: other weights whose attention the mask follows; None for those that train.
         noise: the stream of a head that draws noise; by default `generator`.
 
@@ -61,10 +60,10 @@ def losses(
     if teacher is not None:
         with torch.no_grad():
             looking = policy.features(batch, attention=rows, teacher=teacher)
-    scores, mask = reconstruction.choose_patches(looking, batch.gaze, generator, step)
+    scores, mask = reconstruction.choose_patches(looking, batch.gaze, generator, progress)
     if reconstruction.mask_at == "input":
         patches = policy.features(batch, hidden=mask).patches
     target = policy.reconstruction_head.target(reconstruction.picture(batch, generator))
     recon = policy.reconstruction_head.loss(patches, mask, target, noise or generator)
     channel = None if scores is None else features.channel
-    return Losses(action + reconstruction.weight * recon, action, recon, scores, mask, channel)
+    return Losses(action + reconstruction.weight_at(progress) * recon, action, recon, scores, mask, channel)

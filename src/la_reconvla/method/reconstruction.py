@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, Protocol
 
@@ -48,7 +49,7 @@ class Reconstruction:
     Attributes:
         mask: which patches to reconstruct; None for an arm that reconstructs a crop.
         reconstruction_head: what reconstructs.
-        weight: lambda.
+        weight: lambda, or a frozen dataclass that gives it for the share of the training that is done, with a label.
         mask_at: where the masked pixels are removed, see `method.objective`.
         saliency: which part of the attention the mask follows.
         crop: which part of the picture to reconstruct as a picture of its own; None for an arm with a mask.
@@ -56,7 +57,7 @@ class Reconstruction:
 
     mask: MaskSource | None = field(default_factory=AttentionMask)
     reconstruction_head: ReconstructorConfig = field(default_factory=MAEDecoder)
-    weight: float = 0.5
+    weight: float | Callable[[float], float] = 0.5
     mask_at: Literal["decoder", "input"] = "decoder"
     saliency: SaliencySource = field(default_factory=Mean)
     crop: CropSource | None = None
@@ -66,7 +67,7 @@ class Reconstruction:
             raise ValueError("an arm reconstructs either masked patches or a crop: give a mask or a crop")
         if self.mask and any(one.attention_rows != self.saliency.attention_rows for one in self.mask.sources):
             raise ValueError("all maps of a mask must read the same attention rows: one pass gives only one kind")
-        for part in (self.region, self.saliency, self.reconstruction_head):
+        for part in (self.region, self.saliency, self.reconstruction_head, *[self.weight] * callable(self.weight)):
             if not (is_dataclass(part) and part.__hash__ and hasattr(part, "label")):  # no hash: not frozen
                 raise TypeError(f"{type(part).__name__} must be a frozen dataclass with a label")
 
@@ -80,16 +81,19 @@ class Reconstruction:
         """What the mask follows; None where it follows no attention."""
         return self.saliency if self.mask and self.mask.needs_attention else None
 
+    def weight_at(self, progress: float) -> float:
+        """Lambda where this share of the training is done."""
+        return self.weight(progress) if callable(self.weight) else self.weight
+
     def picture(self, batch: Batch, generator: torch.Generator) -> UInt8[Tensor, "b 3 H W"]:
         """The picture to reconstruct: the policy's own, or the crop."""
         return batch.images if self.crop is None else self.crop.picture(batch, generator)
 
     def choose_patches(
-        self, features: Features, boxes: Float[Tensor, "b 4"] | None, generator: torch.Generator, step: int
+        self, features: Features, boxes: Float[Tensor, "b 4"] | None, generator: torch.Generator, progress: float
     ) -> tuple[Float[Tensor, "b n"] | None, Bool[Tensor, "b n"] | None]:
-        """The saliency that the mask follows, and the mask itself; None for what the arm has not.
-
-        `features` hold the attention that `follows` reads; the others are as in `MaskContext`.
+        """The saliency that the mask follows, and the mask itself; None for what the arm has not. `features` hold the
+        attention that `follows` reads; the others are as in `MaskContext`.
 
         Raises:
             ValueError: if attention or boxes are missing.
@@ -100,9 +104,9 @@ class Reconstruction:
         scores = None if self.follows is None else self.follows(features)
         b, n, _ = features.patches.shape
         maps = tuple(source(features) for source in self.mask.sources)
-        context = MaskContext((b, n), generator, scores, features.grid, step, maps, boxes)
+        context = MaskContext((b, n), generator, scores, features.grid, progress, maps, boxes)
         mask = self.mask(context)
         fits = mask.shape == (b, n) and mask.dtype == torch.bool
-        if not fits or (step == 0 and not 0 < (counts := mask.sum(1)).min() == counts.max()):  # a GPU is asked once
+        if not fits or (progress == 0 and not 0 < (counts := mask.sum(1)).min() == counts.max()):  # a GPU is asked once
             raise ValueError(f"{type(self.mask).__name__} must give bool [{b} {n}], equally many in each sample")
         return scores, mask.to(features.patches.device)

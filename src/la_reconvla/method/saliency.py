@@ -29,8 +29,7 @@ def saliency(
         share of its attention that the instruction spends on the image, at most 1.
 
     Raises:
-        ValueError: if there is no attention, or a sample has no counted token; a mask made of nothing must never pass
-            silently.
+        ValueError: if there is no attention, or a sample has no counted token: a mask would be made of nothing.
     """
     attention, token_mask = present(attention, token_mask)
     per_token = attention.mean(dim=(1, 2))  # [b t n]

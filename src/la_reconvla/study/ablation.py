@@ -229,7 +229,6 @@ class Ablation:
                     samples,
                     None if all(arm.annotation_free for arm in self.arms) else annotator(self.config.gaze),
                     seed=self.config.seeds[0],
-                    steps=self.config.train.steps,
                 )
             ),
         )

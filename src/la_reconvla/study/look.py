@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from la_reconvla import drawing
 from la_reconvla.analysis.attention_overlap import instruction_difference
 from la_reconvla.backbones.families import Opened
+from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.contracts import PROPRIO_WIDTH, Channel, Features, PolicyInput
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
@@ -62,8 +63,8 @@ class Look:
         ]
 
 
-def open_backbone(source: str, layers: int | None) -> Any:
-    """The backbone of a run, of a model in a folder, or of an id on the hub.
+def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig]:
+    """The backbone of a run, of a model in a folder, or of an id on the hub; and what it was made from.
 
     Raises:
         UserError: if there is none, or `layers` is given for a run, which was trained with certain layers.
@@ -72,10 +73,12 @@ def open_backbone(source: str, layers: int | None) -> Any:
     if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
         if layers is not None:
             raise UserError("a run is looked at in the layers that it was trained with: leave --layers out")
-        return load_policy(folder)[0].backbone
+        policy, run = load_policy(folder)
+        return policy.backbone, run.backbone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the library thinks of a configuration helps nobody here
-        return (Opened(source) if layers is None else Opened(source, saliency_layers=layers)).build()
+        opened = Opened(source) if layers is None else Opened(source, saliency_layers=layers)
+        return opened.build(), opened
 
 
 def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -94,22 +97,23 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
 
 
 @torch.no_grad()
-def look_at(backbone: Any, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> Look:
+def look_at(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> Look:
     """Where `instruction` looks. A second camera, where the backbone has one, shows grey; robot state is zero."""
     device = next(backbone.parameters()).device
     picture = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).to(device)
-    width = PROPRIO_WIDTH[backbone.config.proprio]
+    width = PROPRIO_WIDTH[given.proprio]
     features: Features = backbone(
         PolicyInput(
             picture,
             [instruction],
-            wrist=torch.full_like(picture, 128) if backbone.config.wrist else None,
+            wrist=torch.full_like(picture, 128) if given.wrist else None,
             proprio=torch.zeros(1, width, device=device) if width else None,
         ),
         attention="instruction",
     )
     scores, heads = saliency(features.attention, features.token_mask), per_head(features)[0]
-    layers = getattr(backbone, "inner", backbone).saliency_layers  # a pretrained backbone wraps its family's
+    inner = getattr(backbone, "inner", backbone)  # a pretrained backbone wraps its family's
+    layers = getattr(inner, "saliency_layers", None) or tuple(range(len(heads)))  # one of another kind counts from 0
     return Look(scores[0].cpu().numpy(), heads.cpu().numpy(), layers, features.grid, features.channel)
 
 
@@ -145,11 +149,11 @@ def look(
         raise UserError(f"the map is a PNG: give --out a name that ends in .png, not {out.name}")
     if not image.exists():
         raise UserError(f"{image} does not exist: give a picture with --image")
-    backbone = open_backbone(source, layers)
+    backbone, given = open_backbone(source, layers)
     backbone.to(pick_device(device))
     picture = read_image(image, backbone.grid[0] * backbone.patch_size)
     texts = [instruction] if against is None else [instruction, against]
-    looks = [look_at(backbone, picture, text) for text in texts]
+    looks = [look_at(backbone, given, picture, text) for text in texts]
     if per_head:
         rows = {f"layer {layer}": looks[0].heads[i] for i, layer in enumerate(looks[0].layers)}
         content = drawing.head_grid(picture, instruction, rows, looks[0].grid)

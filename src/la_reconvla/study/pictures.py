@@ -29,7 +29,7 @@ def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: S
     for cell in cells:
         arm, (policy, _) = cell.condition, load_policy(cell.folder)
         boxed = batch if arm.annotation_free else samples.annotated(annotator(config.gaze)).batch(chosen)
-        found = draw(policy, arm, boxed, seed, config.train.steps)
+        found = draw(policy, arm, boxed, seed)
         grid, maps[arm.id] = found.grid, found.saliency
         if found.wanted is None or found.painted is None:
             continue

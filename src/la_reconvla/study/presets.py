@@ -8,6 +8,7 @@ from typing import Any
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.backbones.trained_weights import Freeze, Lora
 from la_reconvla.conditions import ARMS, GRID, NO_IMAGE, Condition, condition
 from la_reconvla.contracts import Quality
@@ -76,7 +77,7 @@ class StudyConfig:
     held_out: float = 0.15
     quality: Quality = "fast"
     frame_stride: int = 2
-    backbone: SmallPaliGemma | Pretrained = field(default_factory=SmallPaliGemma)
+    backbone: BackboneConfig = field(default_factory=SmallPaliGemma)
     decoder: MAEDecoder = field(default_factory=MAEDecoder)
     decoding: DecodingName = "parallel"
     denoiser: Denoiser = field(default_factory=Denoiser)
@@ -154,16 +155,14 @@ class StudyConfig:
         return replace(self, **given, **parts)
 
 
-def _pretrained(before: SmallPaliGemma | Pretrained, source: str) -> Pretrained:
+def _pretrained(before: BackboneConfig, source: str) -> Pretrained:
     """The pretrained backbone `source` in the place of another."""
     if isinstance(before, Pretrained):
         return replace(before, source=source, revision=None)
     return Pretrained(source, chunk=before.chunk, proprio=before.proprio, wrist=before.wrist)
 
 
-def _adapted(
-    before: SmallPaliGemma | Pretrained, lora_rank: int | None = None, **changes: Any
-) -> SmallPaliGemma | Pretrained:
+def _adapted(before: BackboneConfig, lora_rank: int | None = None, **changes: Any) -> Pretrained:
     """A pretrained backbone that is kept or trained in another way; rank 0 trains without adapters."""
     if not isinstance(before, Pretrained):
         raise UserError("lora_rank, quantize and dtype are for a pretrained backbone: give --backbone too")

@@ -128,7 +128,9 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
 
 def _objective(extra: Reconstruction) -> str:
     place = "" if extra.mask is None else f", masked at the {extra.mask_at}"
-    return f"{extra.region.label}, {extra.reconstruction_head.label} head, lambda {extra.weight}{place}"
+    weight: Any = extra.weight
+    lamda = weight.label if callable(weight) else weight
+    return f"{extra.region.label}, {extra.reconstruction_head.label} head, lambda {lamda}{place}"
 
 
 def _source(config: PolicyConfig) -> str | None:

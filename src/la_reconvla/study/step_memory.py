@@ -190,7 +190,7 @@ def _objective(policy: Policy, batch: Batch, condition: Condition) -> tuple[Tens
     head: Any = reconstructor
     target = head.target(batch.images)
     if not isinstance(head, MAEReconstructor):  # it draws everything, whatever the loss is taken of
-        return action + extra.weight * head.loss(patches, None, target, torch.Generator()), rows
+        return action + extra.weight_at(0.0) * head.loss(patches, None, target, torch.Generator()), rows
     few = slice(0, masked_count(0.25, patches.shape[1]))
     predicted = head.leave(head.decode(patches, mask)[:, few]).float()
-    return action + extra.weight * (predicted - target[:, few]).square().mean(), rows
+    return action + extra.weight_at(0.0) * (predicted - target[:, few]).square().mean(), rows

@@ -54,7 +54,7 @@ class Drawing:
 
 
 @torch.no_grad()
-def draw(policy: Policy, arm: Condition, batch: Batch, seed: int, steps: int) -> Drawing:
+def draw(policy: Policy, arm: Condition, batch: Batch, seed: int) -> Drawing:
     """The arm's own map on `batch`, and what its head makes of what the mask hides.
 
     Args:
@@ -62,7 +62,6 @@ def draw(policy: Policy, arm: Condition, batch: Batch, seed: int, steps: int) ->
         arm: the condition that it was trained under.
         batch: frames; with boxes of the target if the arm is told them.
         seed: of random masks and of the noise that a diffusion head begins with.
-        steps: optimizer steps of the training, for masks that change while it goes on.
     """
     own = arm.saliency or MEAN
     seen = policy.features(batch, attention=own.attention_rows)
@@ -71,7 +70,7 @@ def draw(policy: Policy, arm: Condition, batch: Batch, seed: int, steps: int) ->
     if extra is None or policy.reconstruction_head is None:
         return Drawing(looks, grid)
     draws = generator(seed, "picture")
-    _, mask = extra.choose_patches(seen, batch.gaze, draws, steps)
+    _, mask = extra.choose_patches(seen, batch.gaze, draws, 1.0)
     patches = policy.features(batch, hidden=mask if extra.mask_at == "input" else None).patches
     wanted = extra.picture(batch, draws)
     painted = policy.reconstruction_head.picture(patches, mask, policy.reconstruction_head.target(wanted))
@@ -105,7 +104,6 @@ def timelines(
     annotator: Annotator | None = None,
     *,
     seed: int = 0,
-    steps: int = 0,
     count: int = STEPS,
 ) -> Iterator[Timeline]:
     """Draw one held-out episode under every arm, below ``maps/timeline`` of the study, and say where the pictures are.
@@ -116,7 +114,6 @@ def timelines(
         samples: held-out samples; the first episode is shown.
         annotator: who says where the target is, for arms that are told.
         seed: see `draw`.
-        steps: see `draw`.
         count: pictures of a timeline at most.
 
     Raises:
@@ -136,7 +133,7 @@ def timelines(
                 raise UserError(f"{arm.id} is told where the target is: give boxes with --gaze")
             told = samples.annotated(annotator).batch(indices)
         policy, _ = load_policy(folder)
-        found = draw(policy, arm, told, seed, steps)
+        found = draw(policy, arm, told, seed)
         heat = np.stack([drawing.overlay(i, s, found.grid) for i, s in zip(images, found.saliency, strict=True)])
         painted = found.painted
         if painted is not None and found.mask is not None:

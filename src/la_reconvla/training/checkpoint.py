@@ -41,7 +41,7 @@ RUNS = Path("runs")  # where runs are written unless a command is told otherwise
 MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (ActionBins, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
-"""What a configuration is made of. A head or backbone that is not here trains and cannot be loaded."""
+"""This package's own classes that a configuration is made of; others are registered, `la_reconvla.kinds.register`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class PolicyConfig:
         condition: id of the arm.
         blind: the policy acts on a grey image.
         seed: seed of weights, batches and masks.
-        backbone: the backbone and what it is given.
+        backbone: the backbone and what it is given; one of yours is registered, see `la_reconvla.kinds.register`.
         bins: action bins, from the training data's quantiles.
         reconstruction_head: kind and size of the reconstruction head, None without one.
         quality: how the training frames were rendered; evaluation must render alike.
@@ -66,7 +66,7 @@ class PolicyConfig:
     condition: str
     blind: bool
     seed: int
-    backbone: SmallPaliGemma | Pretrained
+    backbone: BackboneConfig
     bins: ActionBins
     reconstruction_head: ReconstructorConfig | None
     quality: Quality
@@ -130,9 +130,11 @@ class PolicyConfig:
         """Write ``config.json``, or check that the one that is there says the same.
 
         Raises:
-            UserError: if the folder holds a run of another configuration, or of another version.
-            TypeError: if it could not be read again, because `SAVED` lacks one of its classes.
+            UserError: if the folder holds a run of another configuration, or of another version; if it could not be
+                read again, because one of its classes is not registered or lacks what its protocol names.
+            TypeError: the same for a class of this package that `SAVED` lacks.
         """
+        self._require_parts()
         values = kinds.to_json(self)
         try:
             kinds.from_json(json.loads(json.dumps(values)), (type(self), *SAVED))
@@ -147,11 +149,12 @@ class PolicyConfig:
         """Read ``config.json``.
 
         Raises:
-            UserError: if it is missing, damaged or of another version.
+            UserError: if it is missing, damaged or of another version, or names a class that is not registered.
         """
         raw = _require_schema(path := folder / CONFIG)
         try:
             config: PolicyConfig = kinds.from_json(raw, (cls, *SAVED))
+            config._require_parts()
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not the configuration of a policy of this version ({error}): train it again"
@@ -160,6 +163,16 @@ class PolicyConfig:
             backbone = dataclasses.replace(config.backbone, source=str(folder / MERGED_BACKBONE))  # from any directory
             return dataclasses.replace(config, backbone=backbone)
         return config
+
+    def _require_parts(self) -> None:
+        """Raise a `UserError` for a part that lacks what its protocol names."""
+        for part, protocol in ((self.backbone, BackboneConfig), (self.reconstruction_head, ReconstructorConfig)):
+            names = [name for name in vars(protocol) if not name.startswith("_")]
+            if part is not None and (lacks := [name for name in names if not hasattr(part, name)]):
+                raise UserError(
+                    f"{kinds.name_of(type(part))} lacks {', '.join(lacks)}: give it what "
+                    f"{protocol.__module__}.{protocol.__name__} names"
+                )
 
 
 def _require_schema(path: Path) -> dict[str, Any]:

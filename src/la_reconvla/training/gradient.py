@@ -46,7 +46,7 @@ def backward(
     draws: torch.Generator,
     scaler: torch.amp.GradScaler,
     dtype: torch.dtype,
-    step: int = 0,
+    progress: float = 0.0,
     teacher: Backbone | None = None,
     noise: torch.Generator | None = None,
 ) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def backward(
     values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
     for part, of_samples, of_steps in micro_batches(batch, accumulate):
         with half(dtype, device):
-            loss = losses(policy, part, condition.reconstruction, draws, step, teacher, noise)
+            loss = losses(policy, part, condition.reconstruction, draws, progress, teacher, noise)
             # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
             total = of_samples * loss.total + (of_steps - of_samples) * loss.action
         if not math.isfinite(value := total.item()):

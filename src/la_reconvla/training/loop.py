@@ -295,7 +295,7 @@ class Training:
             with seeded(self.seed, f"dropout/{step}"):
                 draws, noise = generator(self.seed, "mask", step), generator(self.seed, "noise", step)
                 arguments = self.policy, batch, self.condition, config.accumulate, draws, self.scaler, self.dtype
-                values = backward(*arguments, step, self.teacher, noise)
+                values = backward(*arguments, step / config.steps, self.teacher, noise)
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
         norm = self.update(step)

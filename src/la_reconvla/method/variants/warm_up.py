@@ -14,18 +14,18 @@ from la_reconvla.method.variants.regions import RegionMask, TwoRegionMask
 
 @dataclass(frozen=True)
 class WarmUp(MaskSource):
-    """A random mask for the first `steps`, then `mask`: at first attention follows nothing that was learned.
+    """A random mask for the first `share` of the training, then `mask`: before, attention follows nothing learned.
 
     During the warm-up the very same patches are masked as by `RandomMask` of the same fraction, seed and step, so that
     an arm and the random one are one arm until then.
 
     Attributes:
         mask: what follows.
-        steps: optimizer steps before it does.
+        share: of the training, before it does.
     """
 
     mask: AttentionMask | RegionMask | TwoRegionMask = field(default_factory=AttentionMask)
-    steps: int = 200
+    share: float = 0.25
     label = "warm-up"
 
     @property
@@ -44,6 +44,6 @@ class WarmUp(MaskSource):
         return self.mask.sources
 
     def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
-        """Random or not, by the step of `context`."""
-        now = RandomMask(self.mask.fraction) if context.step < self.steps else self.mask
+        """Random or not, by the progress of `context`."""
+        now = RandomMask(self.mask.fraction) if context.progress < self.share else self.mask
         return now(context)

@@ -1,0 +1,102 @@
+"""The examples run, and show what they say they show."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import make_dataclass
+
+import huggingface_vlm
+import new_arm
+import numpy as np
+import own_backbone
+import own_policy
+import pytest
+import torch
+
+from la_reconvla import Reconstruction, kinds, load_policy
+from la_reconvla.analysis.results import Arm
+from la_reconvla.contracts import PolicyInput
+from la_reconvla.method.mask import MaskContext
+from la_reconvla.training.checkpoint import CONFIG
+from la_reconvla.training.loop import SCHEDULE
+
+
+def test_the_loss_falls_in_a_policy_of_ones_own():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = own_policy.main(steps=12)
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_a_model_of_transformers_gives_the_rows_of_its_own_attention():
+    """Against the library's eager attention; and the order of the tokens decides whether patches know the words."""
+    found = huggingface_vlm.main()
+    assert (found["words on both sides"], found["image first"]) == (True, False)
+    assert found["mask"].sum(1).tolist() == [4, 4]
+    model, (pixels, ids, again, patches) = found["model"], found["inputs"]
+    model.model.text_model.set_attn_implementation("eager")
+    with torch.no_grad():
+        layers = model.model(input_ids=ids, pixel_values=pixels, use_cache=False, output_attentions=True).attentions
+    whole = np.stack([layer.numpy() for layer in layers[1:]])  # [l b h s s]
+    np.testing.assert_allclose(found["scores"], whole[..., again, patches].mean((0, 2, 3)), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return own_backbone.main(tmp_path_factory.mktemp("own_backbone"))
+
+
+@pytest.mark.slow
+def test_a_backbone_of_ones_own_comes_back_from_its_file(run):
+    assert json.loads((run / CONFIG).read_text())["backbone"]["kind"] == "own_backbone.MyBackboneConfig"
+    policy, config = load_policy(run)
+    assert config.backbone == own_backbone.MyBackboneConfig()
+    fresh = config.build()
+    changed = [not torch.equal(a, b) for a, b in zip(policy.parameters(), fresh.parameters(), strict=True)]
+    assert all(changed), "every part learns"
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    told = PolicyInput(images, ["push the red tile", "push the black one now"])
+    other = PolicyInput(images, told.instructions[::-1])
+    assert not torch.equal(policy.act(told), policy.act(other))
+
+
+@pytest.mark.slow
+def test_its_hidden_pixels_do_not_enter(run):
+    backbone = load_policy(run)[0].backbone
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    hidden = torch.arange(16)[None] % 3 == 0
+    cover = hidden.view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    one, two = (PolicyInput(each, ["push"]) for each in (images, torch.where(cover, 255 - images, images)))
+    assert torch.equal(backbone(one, hidden=hidden).patches, backbone(two, hidden=hidden).patches)
+    assert not torch.equal(backbone(one).patches, backbone(two).patches)
+
+
+@pytest.mark.slow
+def test_an_arm_of_another_kind_trains_beside_its_nearest(tmp_path):
+    """Lambda falls from 1 by a quarter a step; all three start alike, and see equal batches."""
+    found = new_arm.main(tmp_path)
+    steps = {id: [line for line in lines if "loss" in line] for id, lines in found.items()}
+    for id, lambdas in (("C4-lowest", (1.0, 0.75, 0.5, 0.25)), ("C4", (0.5,) * 4)):
+        for line, weight in zip(steps[id], lambdas, strict=True):
+            np.testing.assert_allclose(
+                line["loss"], line["action_loss"] + weight * line["reconstruction_loss"], rtol=1e-5
+            )
+    assert len({lines[-1]["batches"] for lines in steps.values()}) == 1
+    assert len({json.dumps(next(line["start"] for line in lines if "start" in line)) for lines in found.values()}) == 1
+    assert Arm.of(new_arm.LOWEST).weight == 0.0
+    written = json.loads((tmp_path / "C4-lowest" / SCHEDULE).read_text())["reconstruction"]
+    assert (written["mask"]["kind"], written["weight"]["kind"]) == ("new_arm.LowestAttention", "new_arm.Annealed")
+
+    newer = make_dataclass("LowestAttention", [("spread", int, 0)], bases=(new_arm.LowestAttention,), frozen=True)
+    newer.__module__ = "new_arm"
+    arm = Reconstruction(newer(), weight=new_arm.Annealed())
+    older = kinds.to_json(new_arm.LOWEST.reconstruction)
+    assert kinds.with_defaults(older, arm) == kinds.to_json(arm), "a field with a default makes no run another one"
+
+
+def test_the_lowest_patches_are_those_of_numpy():
+    scores = torch.rand(3, 16)
+    mask = new_arm.LowestAttention()(MaskContext((3, 16), torch.Generator(), scores))
+    lowest = np.argsort(scores.numpy(), axis=1)[:, :4]
+    assert all(set(np.flatnonzero(row)) == set(low) for row, low in zip(mask.numpy(), lowest, strict=True))
