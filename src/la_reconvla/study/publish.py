@@ -128,8 +128,7 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
 
 def _objective(extra: Reconstruction) -> str:
     place = "" if extra.mask is None else f", masked at the {extra.mask_at}"
-    weight: Any = extra.weight
-    lamda = weight.label if callable(weight) else weight
+    lamda = getattr(extra.weight, "label", extra.weight)
     return f"{extra.region.label}, {extra.reconstruction_head.label} head, lambda {lamda}{place}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -168,7 +169,9 @@ class PolicyConfig:
         """Raise a `UserError` for a part that lacks what its protocol names."""
         for part, protocol in ((self.backbone, BackboneConfig), (self.reconstruction_head, ReconstructorConfig)):
             names = [name for name in vars(protocol) if not name.startswith("_")]
-            if part is not None and (lacks := [name for name in names if not hasattr(part, name)]):
+            # looked up, not asked: a pretrained backbone reads its files to say its image size
+            lacks = [name for name in names if inspect.getattr_static(part, name, part) is part]
+            if part is not None and lacks:
                 raise UserError(
                     f"{kinds.name_of(type(part))} lacks {', '.join(lacks)}: give it what "
                     f"{protocol.__module__}.{protocol.__name__} names"
