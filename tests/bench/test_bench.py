@@ -356,7 +356,7 @@ def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     few = (Draw("MAE"), Draw("diffusion", 3), Draw("MAE", with_backbone=True), Draw("diffusion", 3, with_backbone=True))
     monkeypatch.setattr(bench_module, "PICTURE", few)
     monkeypatch.setattr(bench_module, "measure_roof", lambda device, dtype: Roof(1e9, 1e9))
-    command = f"la-reconvla bench --backbone quick --repeats 1 --seconds 1 --episodes 0 --out {tmp_path}"
+    command = f"la-reconvla check speed --backbone quick --repeats 1 --seconds 1 --episodes 0 --out {tmp_path}"
     monkeypatch.setattr(sys, "argv", command.split())
     cli.main()
     shown, errors = capsys.readouterr()
