@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from la_reconvla import ActionBins, Condition, MAEDecoder, Reconstruction, add_condition, condition
+from la_reconvla import Condition, MAEDecoder, Reconstruction, add_condition, condition
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
@@ -65,16 +65,7 @@ def main(folder: Path, steps: int = 4) -> dict[str, list[dict]]:
     found = {}
     for id in (LOWEST.id, "C4", "C2"):
         arm = condition(id).with_reconstruction_head(MAEDecoder(depth=1, width=32, attention_heads=4))
-        config = PolicyConfig.of(
-            arm,
-            seed=0,
-            backbone=BACKBONE,
-            bins=ActionBins.from_quantiles(*training.quantiles()),
-            quality=training.demonstrations.quality,
-            image_size=training.demonstrations.image_size,
-            data_hash=training.demonstrations.hash,
-            train_starts=training.demonstrations.starts,
-        )
+        config = PolicyConfig.trained_on(arm, training, seed=0, backbone=BACKBONE)
         found[id] = read_jsonl(train(arm, config, schedule, training, None, folder / id) / "metrics.jsonl")
         print(id, [round(line["loss"], 3) for line in found[id] if "loss" in line])
     return found

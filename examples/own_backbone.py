@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from la_reconvla import ActionBins, Features, MAEDecoder, condition, load_policy, register
+from la_reconvla import Features, MAEDecoder, condition, load_policy, register
 from la_reconvla.contracts import PolicyInput, Proprioception
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
@@ -100,16 +100,7 @@ def main(folder: Path, steps: int = 6) -> Path:
         for part in open_demonstrations(demonstrations).divide(0.25)
     )
     arm = condition("C4").with_reconstruction_head(MAEDecoder(depth=1, width=32, attention_heads=4))
-    config = PolicyConfig.of(
-        arm,
-        seed=0,
-        backbone=MyBackboneConfig(),
-        bins=ActionBins.from_quantiles(*training.quantiles()),
-        quality=training.demonstrations.quality,
-        image_size=training.demonstrations.image_size,
-        data_hash=training.demonstrations.hash,
-        train_starts=training.demonstrations.starts,
-    )
+    config = PolicyConfig.trained_on(arm, training, seed=0, backbone=MyBackboneConfig())
     schedule = TrainConfig(steps=steps, batch_size=8, warmup=2, log_every=1, check_every=steps, device="cpu")
     run = train(arm, config, schedule, training, held_out, folder / "run")
 

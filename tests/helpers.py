@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName
 from la_reconvla.randomness import seeded
+from la_reconvla.training.checkpoint import PolicyConfig
 
 TINY = SmallPaliGemma(
     image_size=32, patch=8, width=32, vision_layers=1, language_layers=3, attention_heads=4, kv_heads=2, chunk=2
@@ -19,6 +23,12 @@ TINY = SmallPaliGemma(
 HEAD = MAEDecoder(depth=1, width=32, attention_heads=2)
 BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
 INSTRUCTIONS = ["pick up the black bowl next to the plate", "open the drawer", "put the cheese on the stove top now"]
+
+
+def untrained(arm: Condition, backbone: Any = TINY, **fields: Any) -> PolicyConfig:
+    """The configuration of a policy that has seen no data."""
+    made = {"seed": 0, "bins": BINS, "quality": "fast", "image_size": backbone.image_size, "data_hash": ""}
+    return PolicyConfig.of(arm, backbone=backbone, train_starts=(), **(made | fields))
 
 
 def tiny_policy(

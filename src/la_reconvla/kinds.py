@@ -76,22 +76,22 @@ def from_json(raw: Any, classes: Iterable[type]) -> Any:
         ValueError: for a dict of another kind, or of none.
         TypeError: for a field that its class has not, or lacks; and what the classes themselves raise.
     """
-    named = {**REGISTERED, **{name_of(each): each for each in classes}}
+    known = {**REGISTERED, **{name_of(each): each for each in classes}}
 
     def value(raw: Any) -> Any:
         if isinstance(raw, list):
             return tuple(value(item) for item in raw)
         if not isinstance(raw, dict):
             return raw
-        if (kind := raw.get(KIND)) not in named:
+        if (kind := raw.get(KIND)) not in known:
             module, _, name = str(kind).rpartition(".")
             if module:
                 raise UserError(
                     f"'{kind}' is a class from outside this package, and nothing has registered it: if you trust it, "
                     f"import {module} before, with la_reconvla.register above its class {name}"
                 )
-            raise ValueError(f"kind {kind!r} is not one of {', '.join(named)}")
-        return named[kind](**{key: value(item) for key, item in raw.items() if key != KIND})
+            raise ValueError(f"kind {kind!r} is not one of {', '.join(known)}")
+        return known[kind](**{key: value(item) for key, item in raw.items() if key != KIND})
 
     return value(raw)
 

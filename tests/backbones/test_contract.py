@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_train import SHORT, write_demonstrations
 
-from helpers import BINS, HEAD, INSTRUCTIONS, TINY
+from helpers import BINS, HEAD, INSTRUCTIONS, TINY, untrained
 from la_reconvla import kinds
-from la_reconvla.conditions import C1, C4, Condition
+from la_reconvla.conditions import C1, C4
 from la_reconvla.contracts import PROPRIO_WIDTH, Features, PolicyInput
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
@@ -322,19 +322,6 @@ def test_what_is_missing_is_refused_in_a_sentence(name):
 # ---------------------------------------------------------------- files, studies
 
 
-def run_of(config: Any, arm: Condition = C1) -> PolicyConfig:
-    return PolicyConfig.of(
-        arm,
-        seed=0,
-        backbone=config,
-        bins=BINS,
-        quality="fast",
-        image_size=config.image_size,
-        data_hash="",
-        train_starts=(),
-    )
-
-
 @pytest.fixture
 def saved(monkeypatch):
     """The classes of these tests can be read from files."""
@@ -348,7 +335,7 @@ def test_a_backbone_of_a_third_kind_trains(tmp_path):
     """From the first check to the last weight, with a mask that follows attention and a reconstruction."""
     training = Samples(open_demonstrations(write_demonstrations(tmp_path / "demonstrations")), TINY.image_size, 2)
     arm = C4.with_reconstruction_head(HEAD)
-    run = train(arm, run_of(Tiny(), arm), SHORT, training, None, tmp_path / "run")
+    run = train(arm, untrained(arm, Tiny()), SHORT, training, None, tmp_path / "run")
     policy, config = load_policy(run)
     assert config.backbone == Tiny()
     fresh, trained = (kept(each) for each in (config.build(), policy))
@@ -359,7 +346,7 @@ def test_a_backbone_of_a_third_kind_trains(tmp_path):
 @pytest.mark.usefixtures("saved")
 @torch.no_grad()
 def test_a_policy_comes_back_from_its_folder_and_acts_alike(tmp_path, name):
-    config = run_of(replace(CONFIGS[name], wrist=True, proprio="gripper"))
+    config = untrained(C1, replace(CONFIGS[name], wrist=True, proprio="gripper"))
     policy, inputs = config.build().eval(), inputs_of(config.backbone)
     fresh = policy.act(inputs)
     for number, weight in enumerate(policy.parameters()):  # as after training
@@ -374,7 +361,7 @@ def test_a_policy_comes_back_from_its_folder_and_acts_alike(tmp_path, name):
 
 def test_a_configuration_that_could_not_be_read_again_is_not_written(tmp_path):
     with pytest.raises(UserError, match=r"'test_contract\.Tiny'.*import test_contract .*register"):
-        run_of(Tiny()).save(tmp_path)
+        untrained(C1, Tiny()).save(tmp_path)
     assert not (tmp_path / CONFIG).exists()
 
 
@@ -389,7 +376,7 @@ def test_a_backbone_that_lacks_what_its_protocol_names_is_refused_by_name(tmp_pa
     with pytest.raises(
         UserError, match=r"Half lacks proprio, wrist, saliency_layers, max_tokens, grid, build: .*shared"
     ):
-        run_of(Half()).save(tmp_path)
+        untrained(C1, Half()).save(tmp_path)
 
 
 def test_a_file_never_decides_what_is_imported(tmp_path, monkeypatch):
@@ -397,7 +384,7 @@ def test_a_file_never_decides_what_is_imported(tmp_path, monkeypatch):
     module = tmp_path / "somebodys.py"
     module.write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    run_of(TINY).save(tmp_path)
+    untrained(C1, TINY).save(tmp_path)
     raw = json.loads((tmp_path / CONFIG).read_text())
     for module, name in (("somebodys", "Backbone"), ("os", "system")):
         raw["backbone"]["kind"] = f"{module}.{name}"

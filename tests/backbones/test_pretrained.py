@@ -33,7 +33,6 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.kinds import from_json, to_json
-from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
 from la_reconvla.randomness import seeded
@@ -277,16 +276,7 @@ def train_pretrained(
     parts = open_demonstrations(demonstrations).divide(0.25)
     training, rest = (Samples(part, backbone.image_size, backbone.chunk) for part in parts)
     condition = condition.with_reconstruction_head(HEAD)
-    policy = PolicyConfig.of(
-        condition,
-        seed=0,
-        backbone=backbone,
-        bins=ActionBins.from_quantiles(*training.quantiles()),
-        quality=training.demonstrations.quality,
-        image_size=training.demonstrations.image_size,
-        data_hash=training.demonstrations.hash,
-        train_starts=training.demonstrations.starts,
-    )
+    policy = PolicyConfig.trained_on(condition, training, seed=0, backbone=backbone)
     return train(condition, policy, config, training, rest, out, ticker)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_words import small_scenes
 
-from helpers import BINS, HEAD, TINY, random_batch, tiny_policy
+from helpers import HEAD, TINY, random_batch, tiny_policy, untrained
 from la_reconvla.backbones import stems
 from la_reconvla.backbones.stems import MEAN, STD, ConvStem, EfficientNetLite0Stem, build_stem
 from la_reconvla.conditions import C2_INPUT
@@ -191,17 +191,7 @@ def test_other_weights_in_the_package_are_refused(monkeypatch):
 
 
 def config_of(stem: str) -> PolicyConfig:
-    size = SIZES[stem]
-    return PolicyConfig.of(
-        C2_INPUT.with_reconstruction_head(HEAD),
-        seed=0,
-        backbone=size,
-        bins=BINS,
-        quality="fast",
-        image_size=size.image_size,
-        data_hash="",
-        train_starts=(),
-    )
+    return untrained(C2_INPUT.with_reconstruction_head(HEAD), SIZES[stem])
 
 
 @pytest.mark.parametrize("stem", SIZES)

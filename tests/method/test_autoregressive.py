@@ -13,7 +13,7 @@ import torch
 from test_pretrained import save_tiny
 from test_train import SHORT, write_demonstrations
 
-from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch
+from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch, untrained
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.trained_weights import Lora
@@ -243,17 +243,7 @@ def test_a_run_is_trained_saved_exported_and_read_again(demonstrations, tmp_path
 
 def test_weights_to_start_from_reach_the_table(demonstrations):
     config = replace(preset("quick").backbone, chunk=2)
-    policy = PolicyConfig.of(
-        C1,
-        seed=0,
-        backbone=config,
-        bins=BINS,
-        quality="fast",
-        image_size=112,
-        data_hash="",
-        train_starts=(),
-        decoding="autoregressive",
-    ).start(None)
+    policy = untrained(C1, config, decoding="autoregressive").start(None)
     assert torch.equal(policy.action_head.table, policy.backbone.vocabulary()[0][-256:])  # pyright: ignore
 
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import untrained
 from la_reconvla.backbones.latents import Latents
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.conditions import CONDITIONS, GRID, R1, R2, R3, Condition
 from la_reconvla.contracts import Batch, PolicyInput
 from la_reconvla.data.samples import patch_coverage
 from la_reconvla.errors import UserError
-from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.mask import MaskContext, RandomMask, masked_count
 from la_reconvla.method.objective import losses
@@ -320,10 +320,7 @@ def test_a_gaze_mask_covers_a_target_that_it_has_room_for() -> None:
 
 
 def policy_config(arm: Condition) -> PolicyConfig:
-    bins = ActionBins((-1.0,) * 7, (1.0,) * 7)
-    return PolicyConfig.of(
-        arm, seed=0, backbone=BACKBONE, bins=bins, quality="fast", image_size=32, data_hash="x", train_starts=()
-    )
+    return untrained(arm, BACKBONE, data_hash="x")
 
 
 def batch_of(b: int = 3, gaze: bool = False) -> Batch:

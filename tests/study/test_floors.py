@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from test_hdf5 import make_header, make_recording
 
-from helpers import BINS, INSTRUCTIONS, TINY, random_batch
+from helpers import BINS, INSTRUCTIONS, TINY, random_batch, untrained
 from la_reconvla.analysis import attention_overlap as grounding
 from la_reconvla.analysis.frames import FrameRecord
 from la_reconvla.conditions import C1, NO_IMAGE
@@ -44,15 +44,9 @@ NO_ENV: Env = None  # type: ignore[assignment]  # neither a trained policy nor a
 
 def save_run(folder: Path, seed: int = 0, quality: Any = "fast", **changes: Any) -> Path:
     """A run folder with the weights that training would start from; they act, and differently on every image."""
-    config = PolicyConfig.of(
-        changes.pop("condition", C1),
-        seed=seed,
-        backbone=dataclasses.replace(TINY, **changes),
-        bins=BINS,
-        quality=quality,
-        image_size=TINY.image_size,
-        data_hash="",
-        train_starts=(),
+    arm = changes.pop("condition", C1)
+    config = untrained(
+        arm, dataclasses.replace(TINY, **changes), seed=seed, quality=quality, image_size=TINY.image_size
     )
     config.save(folder)
     save_tensors(folder / WEIGHTS, config.build().state_dict())

@@ -11,7 +11,7 @@ import torch
 from test_pretrained import save_tiny
 
 import la_reconvla.training.acting as acting
-from helpers import BINS, INSTRUCTIONS, TINY, random_batch, tiny_policy
+from helpers import BINS, INSTRUCTIONS, TINY, random_batch, tiny_policy, untrained
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import C1
 from la_reconvla.contracts import PROPRIO_WIDTH, Observation, PolicyInput
@@ -20,7 +20,6 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead
 from la_reconvla.randomness import generator, seeded
 from la_reconvla.training.acting import Actor, graph_of
-from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.trained_policy import Trained, TrainedPolicy
 from tiny_models import BUILDERS, Given, backbone
 
@@ -153,9 +152,7 @@ def test_the_graph_is_one_that_a_gpu_can_be_given_whole(backend):
 @pytest.mark.slow
 def test_rollouts_act_the_fast_way(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedPolicy, "patience", 0)
-    config = PolicyConfig.of(
-        C1, seed=0, backbone=TINY, bins=BINS, quality="fast", image_size=32, data_hash="", train_starts=()
-    )
+    config = untrained(C1)
     rolled = TrainedPolicy(config.build().eval(), config, Trained(tmp_path))
     rolled._instruction = INSTRUCTIONS[0]
     images = random_batch(2).images

@@ -7,7 +7,7 @@ import torch
 from test_pretrain import Killed, KilledAt, training_scenes
 from test_train import write_demonstrations
 
-from helpers import TINY, random_batch
+from helpers import TINY, random_batch, untrained
 from la_reconvla.conditions import C1, C4
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
@@ -15,7 +15,7 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import read_jsonl
-from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy, unpacked
+from la_reconvla.training.checkpoint import find_run, load_policy, unpacked
 from la_reconvla.training.pretraining import STATE, WEIGHTS, PretrainConfig, pretrain
 from la_reconvla.training.pretraining_data import STUDIED, base_samples, instructions_of
 from la_reconvla.training.start_weights import StartWeights, bins_of, pinned
@@ -38,16 +38,10 @@ def base(data, tmp_path_factory):
 
 
 def policy_from(weights, condition=C1, seed=0, **changes):
-    config = PolicyConfig.of(
-        condition.with_reconstruction_head(MAEDecoder(depth=1, width=32, attention_heads=2)),
-        seed=seed,
-        backbone=pinned(replace(CONFIG.backbone, weights=str(weights), **changes)),
-        bins=ActionBins((-1.0,) * 7, (1.0,) * 7),
-        quality="fast",
-        image_size=TINY.image_size,
-        data_hash="",
-        train_starts=(),
-    )
+    head = MAEDecoder(depth=1, width=32, attention_heads=2)
+    backbone = pinned(replace(CONFIG.backbone, weights=str(weights), **changes))
+    arm = condition.with_reconstruction_head(head)
+    config = untrained(arm, backbone, seed=seed, image_size=TINY.image_size)
     return config.start(random_batch().images)
 
 

@@ -91,16 +91,8 @@ def train_tiny(
     condition = condition.with_reconstruction_head(HEAD, DENOISER)
     if not condition.annotation_free:
         training = training.annotated(Masks())
-    policy = PolicyConfig.of(
-        condition,
-        seed=seed,
-        backbone=TINY,
-        bins=ActionBins.from_quantiles(*training.quantiles(), spread=spread),
-        quality=training.demonstrations.quality,
-        image_size=training.demonstrations.image_size,
-        data_hash=training.demonstrations.hash,
-        train_starts=training.demonstrations.starts,
-    )
+    bins = ActionBins.from_quantiles(*training.quantiles(), spread=spread)
+    policy = PolicyConfig.trained_on(condition, training, seed=seed, backbone=TINY, bins=bins)
     return train(condition, policy, config, training, rest, out, ticker)
 
 
@@ -719,16 +711,7 @@ def test_boxes_and_arms_must_fit(demonstrations: Path, tmp_path: Path) -> None:
         (CONDITIONS["G1"], samples, "must be told"),
     ):
         arm = arm.with_reconstruction_head(HEAD)
-        policy = PolicyConfig.of(
-            arm,
-            seed=0,
-            backbone=TINY,
-            bins=ActionBins.from_quantiles(*samples.quantiles()),
-            quality=samples.demonstrations.quality,
-            image_size=samples.demonstrations.image_size,
-            data_hash=samples.demonstrations.hash,
-            train_starts=samples.demonstrations.starts,
-        )
+        policy = PolicyConfig.trained_on(arm, samples, seed=0, backbone=TINY)
         with pytest.raises(UserError, match=said):
             train(arm, policy, SHORT, told, None, tmp_path / arm.id)
         assert not (tmp_path / arm.id).exists()

@@ -131,15 +131,12 @@ def _train_cell(cell: Cell) -> None:
     samples, held_out, bins = _read()
     if not cell.condition.annotation_free:
         samples = samples.annotated(annotator(config.gaze))
-    policy = PolicyConfig.of(
+    policy = PolicyConfig.trained_on(
         cell.condition,
+        samples,
         seed=cell.seed,
         backbone=config.backbone,
         bins=bins,
-        quality=samples.demonstrations.quality,
-        image_size=samples.demonstrations.image_size,
-        data_hash=samples.demonstrations.hash,
-        train_starts=samples.demonstrations.starts,
         decoding=config.decoding,
     )
     train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)

@@ -23,6 +23,7 @@ from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C1, Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput, Quality
+from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError, nearest
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
@@ -87,6 +88,22 @@ class PolicyConfig:
             blind=condition.blind,
             reconstruction_head=head,
             saliency_state_shape=shape,
+            **fields,
+        )
+
+    @classmethod
+    def trained_on(
+        cls, condition: Condition, samples: Samples, *, bins: ActionBins | None = None, **fields: Any
+    ) -> PolicyConfig:
+        """`of`, with what the demonstrations of `samples` say of themselves; `bins` from their quantiles if None."""
+        shown = samples.demonstrations
+        return cls.of(
+            condition,
+            bins=bins or ActionBins.from_quantiles(*samples.quantiles()),
+            quality=shown.quality,
+            image_size=shown.image_size,
+            data_hash=shown.hash,
+            train_starts=shown.starts,
             **fields,
         )
 

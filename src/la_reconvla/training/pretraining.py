@@ -315,19 +315,9 @@ def _finish(
     if policy is not None and samples is not None:
         tensors |= {"queries": backbone.queries.detach()}
         tensors |= {f"action_head.{name}": _halved(tensor) for name, tensor in policy.action_head.state_dict().items()}
-        shown = samples.demonstrations
         metadata["bins"] = kinds.to_json(policy.bins)
         metadata["demonstrations"] = _demonstrations(samples, before)
-        run = PolicyConfig.of(
-            C1,
-            seed=config.seed,
-            backbone=made,
-            bins=policy.bins,
-            quality=shown.quality,
-            image_size=shown.image_size,
-            data_hash=shown.hash,
-            train_starts=shown.starts,
-        )
+        run = PolicyConfig.trained_on(C1, samples, seed=config.seed, backbone=made, bins=policy.bins)
         run.save(folder)
         save_tensors(folder / POLICY, dict(policy.state_dict()), steps=config.steps)
     save_tensors(folder / WEIGHTS, tensors, **metadata)
