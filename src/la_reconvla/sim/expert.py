@@ -94,7 +94,7 @@ class Expert:
         self._env, self._target, self._destination = env, start.target, start.destination
         self.replanned = False
         self._attempt = 0
-        self._missed, self._mistaken, self._left = {"mark": np.zeros(3), "place": np.zeros(3)}, "finished", 0
+        self._missed, self._last, self._left = {"mark": np.zeros(3), "place": np.zeros(3)}, "finished", 0
         self._plan()
         self._enter("hover")
 
@@ -125,7 +125,7 @@ class Expert:
 
     def blunder(self, rng: np.random.Generator) -> None:
         """Call after `reset`: miss the grasp or the destination, then be `finished`, with the hand wherever it is."""
-        which, self._mistaken = [("mark", "close"), ("place", "lower")][rng.integers(2)]
+        which, self._last = [("mark", "close"), ("place", "lower")][rng.integers(2)]
         angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(*MISS)
         self._missed[which] = radius * np.array([np.cos(angle), np.sin(angle), 0])
         self._left = int(rng.integers(DELAY))
@@ -133,14 +133,14 @@ class Expert:
     @property
     def finished(self) -> bool:
         """Whether the hand has withdrawn from the placed bowl, or the blunder is over."""
-        return self.phase == "finished" or self._left < 0
+        return self._left < 0
 
     def act(self, observation: Observation | None = None) -> Float[np.ndarray, "1 7"]:
         """The next action, float64, clean: [translation 3, rotation 3, gripper] in [-1, 1]."""
         view = self._look()
         self._advance(view)
         self._steps += 1
-        self._left -= ORDER.index(self.phase) >= ORDER.index(self._mistaken)
+        self._left -= ORDER.index(self.phase) >= ORDER.index(self._last)
         gripper = GRIPPER_CLOSED if self.phase in ("close", "lift", "carry", "lower") else GRIPPER_OPEN
         if self.phase in ("wait", "finished"):
             return np.array([[0, 0, 0, 0, 0, 0, gripper]], dtype=np.float64)
