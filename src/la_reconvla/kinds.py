@@ -88,8 +88,8 @@ def from_json(raw: Any, classes: Iterable[type]) -> Any:
             if module:
                 raise UserError(
                     f"'{kind}' is a class from outside this package, and nothing has registered it: if you trust it, "
-                    f"import {module} before (on the command line: --import {module}), with la_reconvla.register above its "
-                    f"class {name}"
+                    f"import {module} before (on the command line: --import {module}), with la_reconvla.register "
+                    f"above its class {name}"
                 )
             raise ValueError(f"kind {kind!r} is not one of {', '.join(named)}")
         return named[kind](**{key: value(item) for key, item in raw.items() if key != KIND})
