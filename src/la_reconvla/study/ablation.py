@@ -149,7 +149,7 @@ class Ablation:
     @functools.cached_property
     def _forecast(self) -> dict[str, float] | None:
         known = self.domain.films  # the toy takes no time
-        return forecast(self.config, self.cells, self.places, self.workers) if known else None
+        return forecast(self.config, self.folder, self.cells, self.places, self.workers) if known else None
 
     def _timed(self, name: str, part: Callable[[], T]) -> T:
         begun, energy = time.perf_counter(), Energy()
