@@ -74,6 +74,14 @@ COMMANDS = {  # and the names of their options, which scripts depend on
 }
 CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 CHILD += "from la_reconvla.cli import main; main()"
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == 'torch': raise SystemExit('torch')
+sys.meta_path.insert(0, NoTorch())
+from la_reconvla.cli import main; main()
+"""
 
 
 @pytest.fixture
@@ -267,16 +275,8 @@ def test_an_option_that_may_be_left_out_is_shown_as_what_it_is(run, monkeypatch:
 
 
 def test_plan_says_what_it_does_before_it_loads_torch() -> None:
-    code = (
-        "import sys\n"
-        "class NoTorch:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch': raise SystemExit('torch')\n"
-        "sys.meta_path.insert(0, NoTorch())\n"
-        "sys.argv[1:] = 'check plan --backbone some/model --device l4'.split()\n"
-        "from la_reconvla.cli import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", WITHOUT_TORCH, *"check plan --backbone some/model --device l4".split()]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert " ".join(done.stderr.split()).startswith("Planning one training step of some/model on l4")
     assert done.stderr.endswith("\ntorch\n")
 
@@ -377,8 +377,7 @@ def test_a_module_of_the_users_own_is_imported_before_the_command(
 )
 def test_a_missing_run_shows_before_torch_is_imported(tmp_path: Path, arguments: str) -> None:
     (tmp_path / "runs" / "nodes").mkdir(parents=True)
-    code = "import sys; sys.modules['torch'] = None; from la_reconvla.cli import main; main()"
-    command = [sys.executable, "-c", code, *arguments.split()]
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr == "error: there is no folder runs/nope: did you mean runs/nodes?\n"
     assert done.returncode == 2
