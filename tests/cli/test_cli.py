@@ -275,7 +275,7 @@ def test_an_option_that_may_be_left_out_is_shown_as_what_it_is(run, monkeypatch:
 
 
 def test_plan_says_what_it_does_before_it_loads_torch() -> None:
-    command = [sys.executable, "-c", WITHOUT_TORCH, *"check plan --backbone some/model --device l4".split()]
+    command = [sys.executable, "-c", WITHOUT_TORCH, *["check", "plan", "--backbone", "some/model", "--device", "l4"]]
     done = subprocess.run(command, capture_output=True, text=True)
     assert " ".join(done.stderr.split()).startswith("Planning one training step of some/model on l4")
     assert done.stderr.endswith("\ntorch\n")
