@@ -22,7 +22,7 @@ PARTS = ("collection", "training", "rollouts", "held-out frames", "statistics an
 DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 10.0, 0.019, 4.3, 18.0  # seconds of one core
 DRAWN = 10.0  # seconds
 BESIDE = 5  # floors and references that are rolled out beside the cells
-KINDS = dict(zip(PARTS, ("simulator", "network", "simulator", "network", "drawing"), strict=True))
+KINDS: Mapping[str, str] = dict(zip(PARTS, ("simulator", "network", "simulator", "network", "drawing"), strict=True))
 TELLING = 10.0  # seconds that a part must have been said to take; one with less to do says nothing of the machine
 
 
