@@ -235,7 +235,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
     Args:
         path: an ``.mp4`` file.
         frames: uint8 pictures of one size.
-        fps: pictures a second.
+        fps: pictures per second.
 
     Raises:
         UserError: there are no frames, or they differ in size or type.

@@ -88,7 +88,8 @@ def from_json(raw: Any, classes: Iterable[type]) -> Any:
             if module:
                 raise UserError(
                     f"'{kind}' is a class from outside this package, and nothing has registered it: if you trust it, "
-                    f"import {module} before, with la_reconvla.register above its class {name}"
+                    f"import {module} before (on the command line: --import {module}), with la_reconvla.register "
+                    f"above its class {name}"
                 )
             raise ValueError(f"kind {kind!r} is not one of {', '.join(known)}")
         return known[kind](**{key: value(item) for key, item in raw.items() if key != KIND})

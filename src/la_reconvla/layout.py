@@ -12,6 +12,7 @@ from la_reconvla.errors import UserError
 
 SCHEMA = 2  # of results.json, of held_out.json, of each line of episodes.jsonl and of study.json
 
+RUNS = Path("runs")  # where runs are written unless a command is told otherwise
 STUDY = "study.json"
 RESULTS = "results.json"
 REPORT = "report.html"

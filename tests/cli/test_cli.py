@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load, save_file
 from test_hdf5 import make_header, make_recording
 
-from la_reconvla import cli
+import la_reconvla
+from la_reconvla import cli, kinds
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.cli.tree import HIDDEN, MOVED, commands
@@ -73,6 +74,14 @@ COMMANDS = {  # and the names of their options, which scripts depend on
 }
 CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 CHILD += "from la_reconvla.cli import main; main()"
+WITHOUT_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, *_):
+        if name == 'torch': raise SystemExit('torch')
+sys.meta_path.insert(0, NoTorch())
+from la_reconvla.cli import main; main()
+"""
 
 
 @pytest.fixture
@@ -266,16 +275,8 @@ def test_an_option_that_may_be_left_out_is_shown_as_what_it_is(run, monkeypatch:
 
 
 def test_plan_says_what_it_does_before_it_loads_torch() -> None:
-    code = (
-        "import sys\n"
-        "class NoTorch:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'torch': raise SystemExit('torch')\n"
-        "sys.meta_path.insert(0, NoTorch())\n"
-        "sys.argv[1:] = 'check plan --backbone some/model --device l4'.split()\n"
-        "from la_reconvla.cli import main; main()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", WITHOUT_TORCH, *["check", "plan", "--backbone", "some/model", "--device", "l4"]]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert " ".join(done.stderr.split()).startswith("Planning one training step of some/model on l4")
     assert done.stderr.endswith("\ntorch\n")
 
@@ -310,6 +311,75 @@ def test_words_that_do_not_parse(run, arguments: list[str]) -> None:
     code, said = run(*arguments)
     assert code == 2
     assert "la-reconvla" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "study --foo",
+            "unknown option '--foo' of study: a command comes first; `la-reconvla study --help` lists them",
+        ),
+        ("check qqqq", "unknown command 'check qqqq': `la-reconvla check --help` lists them"),
+        ("train --wrist True --preset smoke", "--wrist True: a yes or no is a flag; type --wrist"),
+        ("study run --norm-pixels=False", "--norm-pixels False: a yes or no is a flag; type --no-norm-pixels"),
+    ],
+)
+def test_a_wrong_word_is_named_with_what_helps(run, arguments: str, message: str) -> None:
+    assert run(*arguments.split()) == (2, f"error: {message}")
+
+
+def test_version_and_help_are_words_too(run) -> None:
+    assert run("--version") == (0, f"la-reconvla {la_reconvla.__version__}")
+    for words in ((), ("study",), ("study", "run")):
+        assert run("help", *words) == run(*words, "--help")
+        assert run("help", *words)[0] == 0
+
+
+def test_help_shows_no_markup(run) -> None:
+    for name in ("", "check", "data", "study", "share", *COMMANDS):
+        assert "``" not in run(*name.split(), "--help")[1], name
+
+
+def test_a_module_of_the_users_own_is_imported_before_the_command(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(kinds, "REGISTERED", dict(kinds.REGISTERED))
+    (tmp_path / "my_parts.py").write_text(
+        "from dataclasses import dataclass\nimport la_reconvla\n"
+        "@la_reconvla.register\n@dataclass(frozen=True)\nclass MyHead:\n    size: int = 3\n"
+    )
+    saved = {"kind": "my_parts.MyHead", "size": 4}
+    with pytest.raises(UserError, match="on the command line: --import my_parts"):
+        kinds.from_json(saved, ())
+    for words in (("--import", "my_parts", "eval"), ("eval", "--import=my_parts")):
+        kinds.REGISTERED.clear()
+        sys.modules.pop("my_parts", None)
+        seen = parsed(monkeypatch, run, " ".join(words), "la_reconvla.study.evaluate_one.evaluate_one", "expert")
+        assert seen["0"] == "expert"
+        assert kinds.from_json(saved, ()).size == 4
+    for name, said in (
+        ("my_prats", "--import my_prats: No module named 'my_prats'"),
+        ("my_parts.py", "takes the name of a module, not 'my_parts.py': type --import my_parts"),
+        ("../my_parts", "takes the name of a module, not '../my_parts'"),
+        ("", "takes the name of a module, not ''"),
+    ):
+        code, message = run("eval", "expert", "--import", name)
+        assert code == 2
+        assert said in message
+
+
+@pytest.mark.parametrize(
+    "arguments", ["eval runs/nope", "share folder runs/nope --out x", "share hub runs/nope --repo a/b"]
+)
+def test_a_missing_run_shows_before_torch_is_imported(tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "runs" / "nodes").mkdir(parents=True)
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr == "error: there is no folder runs/nope: did you mean runs/nodes?\n"
+    assert done.returncode == 2
 
 
 # ---------------------------------------------------------------- unknown names

@@ -675,6 +675,7 @@ def test_the_checks_say_what_is_wrong() -> None:
     [
         ("study run quick", 1, "study run quick --seeds 0 1 2"),
         ("study run --seeds 0 --out x", 1, "study run --out x --seeds 0 1 2"),
+        ("study run quick --seeds=0 --out=x", 1, "study run quick --out=x --seeds 0 1 2"),
         ("study run quick --seeds 0 1 2", 3, "study run quick --seeds 0 1 2 3 4 5"),
     ],
 )

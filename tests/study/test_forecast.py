@@ -9,7 +9,7 @@ import pytest
 
 from la_reconvla import layout
 from la_reconvla.study.cells import cells
-from la_reconvla.study.forecast import PARTS, afterwards, forecast
+from la_reconvla.study.forecast import DEMONSTRATION, EPISODE, PARTS, afterwards, forecast
 from la_reconvla.study.presets import preset
 from la_reconvla.training.checkpoint import WEIGHTS
 
@@ -18,7 +18,7 @@ def test_the_preset_that_the_rates_come_from_is_told_to_a_third(tmp_path: Path) 
     """docs/results/quick.md, two workers, 2026."""
     took = dict(zip(PARTS, (156, 285, 180, 54, 8), strict=True))
     config = preset("quick")
-    said = forecast(config, cells(config, tmp_path), (), workers=2)
+    said = forecast(config, tmp_path, cells(config, tmp_path), (), workers=2)
     assert said is not None
     assert {name: said[name] for name in took} == pytest.approx(took, rel=1 / 3)
 
@@ -26,26 +26,47 @@ def test_the_preset_that_the_rates_come_from_is_told_to_a_third(tmp_path: Path) 
 def test_what_is_on_disk_takes_no_time(tmp_path: Path) -> None:
     config = replace(preset("quick"), seeds=(0, 1))
     study = cells(config, tmp_path)
-    whole = forecast(config, study, (), workers=1)
+    whole = forecast(config, tmp_path, study, (), workers=1)
     for cell in study[: len(study) // 2]:
         cell.folder.mkdir(parents=True)
         (cell.folder / WEIGHTS).touch()
         (cell.folder / layout.HELD_OUT).touch()
-    half = forecast(config, study, (), workers=1)
+    half = forecast(config, tmp_path, study, (), workers=1)
     assert whole is not None
     assert half is not None
     for part in ("training", "held-out frames"):
         assert half[part] == pytest.approx(whole[part] / 2)
     assert half["collection"] == whole["collection"]
+    assert half["rollouts"] == whole["rollouts"]
+
+
+def test_episodes_on_disk_are_not_recorded_or_rolled_out_again(tmp_path: Path) -> None:
+    config = preset("quick")
+    study = cells(config, tmp_path)
+    whole = forecast(config, tmp_path, study, (), workers=1)
+    shards = tmp_path / layout.DEMONSTRATIONS / "shards" / "a task"
+    shards.mkdir(parents=True)
+    for index in range(3):
+        (shards / f"{index}.hdf5").touch()
+    study[0].folder.mkdir(parents=True)
+    (study[0].folder / layout.EPISODES).write_text("{}\n" * 4)
+    left = forecast(config, tmp_path, study, (), workers=1)
+    assert whole is not None
+    assert left is not None
+    assert whole["collection"] - left["collection"] == pytest.approx(3 * DEMONSTRATION)
+    assert whole["rollouts"] - left["rollouts"] == pytest.approx(4 * EPISODE)
 
 
 def test_a_backbone_of_unknown_speed_has_no_forecast(tmp_path: Path) -> None:
     config = preset("paper")
-    assert forecast(config, cells(config, tmp_path), (), workers=1) is None
+    assert forecast(config, tmp_path, cells(config, tmp_path), (), workers=1) is None
 
 
-def test_a_slow_machine_is_slow_in_all_that_follows() -> None:
+def test_a_part_corrects_those_of_its_kind_of_work() -> None:
     said: dict[str, float] = dict(zip(PARTS, (10.0, 20.0, 30.0, 40.0, 50.0), strict=True))
     assert afterwards("collection", said, {}) == 140
-    assert afterwards("training", said, {"collection": 30.0}) == 3 * 120
+    assert afterwards("training", said, {"collection": 30.0}) == 3 * 30 + 40 + 50
+    assert afterwards("rollouts", said, {"collection": 10.0, "training": 2.0}) == 0.1 * 40 + 50
+    little = {**said, "collection": 0.5}
+    assert afterwards("collection", little, {"collection": 30.0}) == 140, "with nothing to do it took its start alone"
     assert afterwards("statistics and pictures", said, said) == 0

@@ -197,7 +197,23 @@ def test_a_missing_folder_comes_before_what_the_hub_says(monkeypatch: pytest.Mon
         find_run("runs/nope")
 
 
+def test_a_folder_called_like_a_user_does_not_hide_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("someone/notes").mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **_: str(tmp_path / "kept" / id))
+    assert find_run("someone/policy") == tmp_path / "kept/someone/policy"
+    Path("someone/police").mkdir()
+    Path("someone/police/config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"^there is no folder someone/policy: did you mean someone/police\?$"):
+        find_run("someone/policy")
+
+
 def test_a_study_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text("{}")
-    with pytest.raises(UserError, match=r"is a study, .*name one, for example .*C4/seed0 .*`la-reconvla study report`"):
+    with pytest.raises(UserError, match=r"is a study, .*none of them is trained yet .*`la-reconvla study report`"):
+        find_run(tmp_path)
+    for cell in ("C2/seed3", "C9/seed0"):
+        (tmp_path / cell).mkdir(parents=True)
+    (tmp_path / "C2/seed3" / WEIGHTS).touch()
+    with pytest.raises(UserError, match=r"name one, for example .*C2/seed3 \(two"):
         find_run(tmp_path)

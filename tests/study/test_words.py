@@ -10,7 +10,8 @@ import torch
 from test_captions import scenes_of
 
 from helpers import BINS, HEAD, TINY
-from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file
+from la_reconvla.backbones.packaged import PACKAGED, weights_file
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma
 from la_reconvla.cli import attention, training
 from la_reconvla.contracts import PolicyInput
 from la_reconvla.data.captions import NOUNS

@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from la_reconvla.analysis.comparisons import Hypothesis
 from la_reconvla.analysis.measures import Leak
-from la_reconvla.backbones.paligemma import PACKAGED
+from la_reconvla.backbones.packaged import PACKAGED
 from la_reconvla.data.captions import NOUNS, REQUESTS
 from la_reconvla.data.demonstrations import Episode
 

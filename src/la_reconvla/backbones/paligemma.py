@@ -36,7 +36,6 @@ from la_reconvla.method.decoder import position_table
 from la_reconvla.method.pixels import signed
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
-PACKAGED = ("base", "words-7x7")  # weights that come with this package: `docs/base.md` and `docs/words.md`
 PAD, EOS, BOS, UNK, IMAGE = range(5)
 
 
@@ -58,7 +57,7 @@ class SmallPaliGemma:
         wrist: a second camera as a second block of image tokens; off by default, as published.
         saliency_layers: how many of the last layers the saliency reads.
         max_tokens: longest instruction in tokens.
-        weights: what training starts from: a name in `PACKAGED`, a file written by
+        weights: what training starts from: a name in `la_reconvla.backbones.packaged`, a file written by
             ``la-reconvla pretrain``, or None for random ones.
         weights_hash: hash of that file; filled in by `la_reconvla.training.start_weights.pinned`.
         stem: what makes image tokens of pixels, see `la_reconvla.backbones.stems`; one linear map of a patch, as
@@ -202,11 +201,6 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
     filters = rotation @ (components * scale).T
     weight.copy_(filters.view_as(weight))
     embeddings.position_embedding.weight.sub_(mean @ filters.T)
-
-
-def weights_file(name: str) -> Path:
-    """The file of `SmallPaliGemma.weights`."""
-    return Path(__file__).with_name(f"{name}.safetensors") if name in PACKAGED else Path(name)
 
 
 class PaliGemmaBackbone(Continuing):

@@ -1,4 +1,4 @@
-"""What the bench measured, as typed rows: one class a kind of row, each a line of ``bench.json``."""
+"""What the bench measured, as typed rows: one class for each kind of row, each a line of ``bench.json``."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ControlRow(TimedRow):
         decoding: all in one pass, or token by token.
         fast: by a recording.
         image_tokens: where they are not the backbone's number.
-        hertz: actions a second if all of a chunk are executed.
+        hertz: actions per second if all of a chunk are executed.
     """
 
     section: Section = "control"
@@ -192,7 +192,7 @@ class PictureRow(TimedRow):
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderRow(BenchRow):
-    """Samples a second that the loader gives, and that an arm's training takes.
+    """Samples per second that the loader gives, and that an arm's training takes.
 
     Attributes:
         loaded: by the loader.
@@ -211,7 +211,7 @@ class LoaderRow(BenchRow):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatorRow(TimedRow):
-    """Episodes a minute of the scripted expert, in one process."""
+    """Episodes per minute of the scripted expert, in one process."""
 
     backbone: None = None
     case: str = "episodes of the scripted expert"

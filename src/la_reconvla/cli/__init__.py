@@ -13,8 +13,10 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from la_reconvla import __version__
 from la_reconvla.cli.options import CONFIG, REGISTRY
 from la_reconvla.cli.tree import PROGRAM, find, help_of
+from la_reconvla.cli.words import refuse_values_of_flags, with_imports
 from la_reconvla.errors import UserError
 
 
@@ -22,11 +24,18 @@ def main() -> None:
     """Entry point: a `UserError` is one line, Ctrl-C says how to go on."""
     console, words = Console(stderr=True), sys.argv[1:]
     try:
+        if words == ["--version"]:
+            print(f"{PROGRAM} {__version__}")
+            return
+        words = with_imports(words)
+        if words[:1] == ["help"]:
+            words = [*words[1:], "--help"]
         name, command, rest = find(words)
         if command is None:
             asked = words[-1:] in (["-h"], ["--help"])
             (Console() if asked else console).print(help_of(name))
             sys.exit(0 if asked else 2)
+        refuse_values_of_flags(rest)
         tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
     except UserError as error:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)

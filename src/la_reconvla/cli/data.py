@@ -42,8 +42,8 @@ def boxes(
     """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
 
     Args:
-        demonstrations: folder with ``*_demo.hdf5`` files.
-        out: the file of boxes, ``*.jsonl``.
+        demonstrations: folder with *_demo.hdf5 files.
+        out: the file of boxes, *.jsonl.
         source: masks, the simulator's own instance maps, or a zero-shot detector: an id on the hub or a folder.
         threshold: lowest score of a detector's box that counts.
         every: show a detector only every so many recorded frames.

@@ -42,8 +42,8 @@ def run(
         name: the preset: smoke, quick, small, paper or known-answer; quick by default. The options below replace
             numbers, for all arms alike.
         preset: the same as an option.
-        out: study folder; ``runs/<preset>`` by default.
-        hypotheses: what the study judges, a file like the package's ``analysis/hypotheses.json``; kept with the study
+        out: study folder; runs/<preset> by default.
+        hypotheses: what the study judges, a file like the package's analysis/hypotheses.json; kept with the study
             when it begins, and not to be changed after that.
         workers: processes; 0 takes one per core.
     """
@@ -93,7 +93,7 @@ def report(
     out: IfGiven[Path] = None,
     figures: IfGiven[Path] = None,
 ) -> None:
-    """Draw ``report.html`` again from a study's ``results.json``, or compare two studies on one page.
+    """Draw report.html again from a study's results.json, or compare two studies on one page.
 
     Args:
         study: study folder.

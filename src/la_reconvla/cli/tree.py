@@ -105,7 +105,11 @@ def find(words: Sequence[str]) -> tuple[str, Command | None, list[str]]:
         return f"{first} {rest[0]}", entry.commands[rest[0]], rest[1:]
     if rest and not rest[0].startswith("-"):
         raise _unknown(rest[0], first)
-    if entry.alone is None or (rest and rest[0] in ("-h", "--help")):
+    if rest and rest[0] in ("-h", "--help"):
+        return first, None, []
+    if entry.alone is None:
+        if rest:
+            raise UserError(f"unknown option '{rest[0]}' of {first}: a command comes first; {_listed(first)}")
         return first, None, []
     return f"{first} {entry.alone}", entry.commands[entry.alone], rest
 
@@ -121,8 +125,12 @@ def _unknown(word: str, branch: str = "") -> UserError:
     inside = {last: name for last, name in spelt.items() if name.startswith(f"{branch} ")} if branch else {}
     near = nearest(word, inside, 0.6) or nearest(word, spelt, 0.6)
     meant = " or ".join(f"`{PROGRAM} {name}`" for name in dict.fromkeys({**spelt, **inside}[one] for one in near))
-    hint = f"did you mean {meant}?" if near else f"`{PROGRAM} --help` lists them"
+    hint = f"did you mean {meant}?" if near else _listed(branch)
     return UserError(f"unknown command '{f'{branch} {word}'.strip()}': {hint}")
+
+
+def _listed(branch: str) -> str:
+    return f"`{' '.join(filter(None, (PROGRAM, branch)))} --help` lists them"
 
 
 def help_of(word: str = "") -> RenderableType:
@@ -147,8 +155,9 @@ def help_of(word: str = "") -> RenderableType:
                 table.add_row(first, (one.about if isinstance(one, Branch) else _sentence(one)) + inner)
     alone = f"`{path}` alone is `{path} {entry.alone}`. " if isinstance(entry, Branch) and entry.alone else ""
     more = f"{alone}`{path} COMMAND --help` lists the options of a command."
+    own = "" if word else "\n`--import MODULE` at any command imports yours, which registers classes of your own."
     first_steps = "" if word else f"\nFirst `{PROGRAM} check`, then `{PROGRAM} study run quick`."
-    return Group(f"usage: {path} COMMAND [OPTIONS]", "", about, "", table, "", more + first_steps)
+    return Group(f"usage: {path} COMMAND [OPTIONS]", "", about, "", table, "", more + own + first_steps)
 
 
 def _sentence(command: Command) -> str:

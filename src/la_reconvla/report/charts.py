@@ -229,7 +229,7 @@ def overlap_chart(results: Results) -> bytes | None:
 
 
 def time_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Times of the bench: a bar a row of ``bench.json``, its median with p5 to p95, on a logarithmic axis (ms)."""
+    """Times of the bench: a bar for each of the rows, its median with p5 to p95, on a logarithmic axis (ms)."""
     named = sorted({(row["section"], row["backbone"]) for row in rows}, key=lambda key: key)
     colour = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(named)}
 

@@ -192,7 +192,7 @@ def cost_table(results: Results) -> TextTable:
             rows.append(
                 (arm.id, shown, head, number(speed, 0), "–" if time is None else duration(time), str(len(arm.cells)))
             )
-    header = ("arm", "weights trained", "of these its head", "samples a second", "training of one seed", "seeds")
+    header = ("arm", "weights trained", "of these its head", "samples per second", "training of one seed", "seeds")
     return TextTable("Training of each arm", header, rows)
 
 

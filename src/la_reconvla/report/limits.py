@@ -51,11 +51,11 @@ def reconvla(results: Results, arm: ConditionResult) -> str:
     head = results.study.settings.get("config", {}).get("denoiser", {})
     target = head.get("target", {})
     latent = target.get("kind") == "Latents"
-    drawn = "latents of a VAE" if latent else f"{target.get('side') or 'all'} pixels a side of each patch"
+    drawn = "latents of a VAE" if latent else f"{target.get('side') or 'all'} pixels per side of each patch"
     size = f", {arm.head_parameters / 1e6:.1f} M parameters" if arm.head_parameters else ""
     return (
         f"R1 has ReconVLA's region and kind of head on this study's backbone and budget: it draws {drawn} "
-        f"({head.get('repeats', '?')} noise levels a sample, lambda {arm.weight}{size}). The published model has 7 "
+        f"({head.get('repeats', '?')} noise levels per sample, lambda {arm.weight}{size}). The published model has 7 "
         "billion parameters, draws latents with 4 noise levels, lambda 1.0 and 64 M parameters, and was pretrained to."
     )
 

@@ -127,9 +127,7 @@ def more(results: Results) -> list[str]:
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:
-    """A command line without an option and its values."""
-    if option not in words:
-        return list(words)
-    begin = words.index(option)
+    """A command line without an option and its values, given as ``--option value`` or ``--option=value``."""
+    begin = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
     rest = itertools.dropwhile(lambda word: not word.startswith("--"), words[begin + 1 :])
     return [*words[:begin], *rest]

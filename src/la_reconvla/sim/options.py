@@ -1,4 +1,4 @@
-"""The options of the commands ``data collect`` and ``data scenes``. Light: the command line reads them for its help."""
+"""The options of the commands data collect and data scenes. Light: the command line reads them for its help."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A toy task whose answer is known by construction: no physics, numpy only. For tests, and for the study
 `la-reconvla study run known-answer`.
 
-A board shows four tiles, one a quadrant. Each has a colour, which is its name, and a shade that rises in one of eight
-directions, which is what it says. The instruction names a colour; right is to push in that tile's direction. So words
-must find a place and the place must give an action; a policy that cannot bind them can only follow some tile.
+A board shows four tiles, one in each quadrant. Each has a colour, which is its name, and a shade that rises in one of
+eight directions, which is what it says. The instruction names a colour; right is to push in that tile's direction. So
+words must find a place and the place must give an action; a policy that cannot bind them can only follow some tile.
 
 ::
 

@@ -149,7 +149,7 @@ class Ablation:
     @functools.cached_property
     def _forecast(self) -> dict[str, float] | None:
         known = self.domain.films  # the toy takes no time
-        return forecast(self.config, self.cells, self.places, self.workers) if known else None
+        return forecast(self.config, self.folder, self.cells, self.places, self.workers) if known else None
 
     def _timed(self, name: str, part: Callable[[], T]) -> T:
         begun, energy = time.perf_counter(), Energy()
@@ -243,7 +243,7 @@ def ablate(
     preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any], hypotheses: Path | None = None
 ) -> Path:
     """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder."""
-    folder = out or Path("runs") / preset_name
+    folder = out or layout.RUNS / preset_name
     declaration = Declaration.read(hypotheses) if hypotheses else None
     config = pinned_config(preset(preset_name).changed(**changes))
     # One device holds one model of billions of weights: each further worker would load it again.

@@ -28,13 +28,11 @@ from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
 from la_reconvla.study.floors import floors_of
-from la_reconvla.study.options import EvaluateOptions
+from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
 from la_reconvla.training.trained_policy import Trained
-
-UNTRAINED = ("expert", "random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +112,13 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
             raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
-        return Subject(policy, Label(run, None), settings, out or Path("runs") / run / name, default_workers())
+        return Subject(policy, Label(run, None), settings, out or layout.RUNS / run / name, default_workers())
     trained, config, policy = open_run(run, view, options.device)
     return Subject(
         policy,
         Label(config.condition, config.seed, None if view == "true" else view),
         settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco),
-        out or (Path(run) if Path(run).exists() else Path("runs") / run) / name,
+        out or (Path(run) if Path(run).exists() else layout.RUNS / run) / name,
         usual_workers(config.backbone),
         trained,
         config,

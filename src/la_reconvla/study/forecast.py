@@ -1,15 +1,19 @@
 """How long the parts of a study take, roughly, before they run: for the time that is left in all.
 
 The rates are those of the preset ``quick`` on one core (docs/results/quick.md). As soon as a part has ended, what it
-took on this machine, against what was said of it, corrects those that follow.
+took on this machine, against what was said of it, corrects those that follow and do the same kind of work: a GPU trains
+faster, and simulates no faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from la_reconvla import layout
 from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.sim.collection_folder import finished_episodes
+from la_reconvla.storage import read_jsonl
 from la_reconvla.study.cells import Cell, OfficialStarts
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.checkpoint import WEIGHTS
@@ -18,16 +22,19 @@ PARTS = ("collection", "training", "rollouts", "held-out frames", "statistics an
 DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 10.0, 0.019, 4.3, 18.0  # seconds of one core
 DRAWN = 10.0  # seconds
 BESIDE = 5  # floors and references that are rolled out beside the cells
+KINDS: Mapping[str, str] = dict(zip(PARTS, ("simulator", "network", "simulator", "network", "drawing"), strict=True))
+TELLING = 10.0  # seconds that a part must have been said to take; one with less to do says nothing of the machine
 
 
 def forecast(
-    config: StudyConfig, cells: Sequence[Cell], places: Sequence[OfficialStarts], workers: int
+    config: StudyConfig, folder: Path, cells: Sequence[Cell], places: Sequence[OfficialStarts], workers: int
 ) -> dict[str, float] | None:
     """Seconds of each part in a folder as it is now; None for a backbone whose rate is not known.
 
     Args:
         config: what is run.
-        cells: all of it; a cell that is on disk takes no time.
+        folder: of the study.
+        cells: all of it; what is on disk takes no time.
         places: where it is evaluated beside its own starts.
         workers: processes.
     """
@@ -35,11 +42,14 @@ def forecast(
         return None
     untrained = sum(not (cell.folder / WEIGHTS).exists() for cell in cells)
     unmeasured = sum(not (cell.folder / layout.HELD_OUT).exists() for cell in cells)
+    recorded = finished_episodes(folder / layout.DEMONSTRATIONS) * len(config.tasks)
+    recorded = recorded or len(list((folder / layout.DEMONSTRATIONS).glob("shards/*/*.hdf5")))
+    rolled_out = sum(len(read_jsonl(path)) for path in folder.rglob(layout.EPISODES))
     starts = len(config.tasks) * config.episodes + sum(len(place.tasks) * place.episodes for place in places)
     seconds = (
-        DEMONSTRATION * len(config.tasks) * config.demos,
+        DEMONSTRATION * max(0, len(config.tasks) * config.demos - recorded),
         SAMPLE * config.train.steps * config.train.batch_size * untrained,
-        EPISODE * starts * (unmeasured + BESIDE),
+        EPISODE * max(0, starts * (len(cells) + BESIDE) - rolled_out),
         MEASURED * unmeasured,
     )
     return dict(zip(PARTS, (*(one / workers for one in seconds), DRAWN), strict=True))
@@ -53,5 +63,10 @@ def afterwards(part: str, said: Mapping[str, float], took: Mapping[str, float]) 
         said: see `forecast`.
         took: seconds of the parts that have ended since then.
     """
-    slower = sum(took.values()) / sum(said[name] for name in took) if took else 1.0
-    return slower * sum(said[name] for name in PARTS[PARTS.index(part) + 1 :])
+
+    def slower(kind: str) -> float:
+        """How many times as long as was said work of this kind took; 1 where none is done."""
+        done = [name for name in took if KINDS[name] == kind and said[name] >= TELLING]
+        return sum(took[name] for name in done) / sum(said[name] for name in done) if done else 1.0
+
+    return sum(slower(KINDS[name]) * said[name] for name in PARTS[PARTS.index(part) + 1 :])

@@ -42,7 +42,7 @@ class Plan:
         suite: LIBERO suite.
         placement: which starts.
         tasks: indices of its tasks.
-        episodes: pairs a task at most.
+        episodes: pairs per task at most.
         one_sided_level: of the test, in either direction.
     """
 

@@ -17,6 +17,7 @@ from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
 
 T = TypeVar("T")
+UNTRAINED = ("expert", "random")  # what the command eval takes beside runs
 PerPreset = Annotated[T | None, arg(help_behavior_hint="(default: the preset's)")]
 IfGiven = Annotated[T | None, arg(help_behavior_hint="(optional)")]
 
@@ -170,7 +171,7 @@ class RolloutOptions:
 
     Attributes:
         episodes: starts of each task.
-        out: where ``episodes.jsonl`` and videos go; by default a folder inside the run.
+        out: where episodes.jsonl and videos go; by default a folder inside the run.
         allow_train_starts: take the starts that training takes (wide: the training placements; official: from number 0
             up) and say how many of them this policy was trained on.
     """
@@ -208,7 +209,7 @@ class ModelOptions:
     """What is trained.
 
     Attributes:
-        backbone: id on the hub, or a folder with a ``config.json``.
+        backbone: id on the hub, or a folder with a config.json.
         chunk: actions decoded at once.
         lora_rank: rank of the adapters; 0 trains the language model in full.
         quantize: nf4 keeps the linear layers in 4 bits.

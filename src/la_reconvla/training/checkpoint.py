@@ -7,7 +7,6 @@ import functools
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from jaxtyping import UInt8
 
 from la_reconvla import kinds, layout
 from la_reconvla.backbones.latents import Latents
-from la_reconvla.backbones.paligemma import PACKAGED, PaliGemmaBackbone, SmallPaliGemma, weights_file, whiten_patches
+from la_reconvla.backbones.packaged import PACKAGED, weights_file
+from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, whiten_patches
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C1, Condition
 from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput, Quality
 from la_reconvla.data.samples import Samples
-from la_reconvla.errors import UserError, nearest
+from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
@@ -35,11 +35,10 @@ from la_reconvla.method.variants.learned import unlearned
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
 from la_reconvla.storage import claim, read_json
+from la_reconvla.training.run_folders import CONFIG, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.tensors import file_hash, load_tensors, save_tensors
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-RUNS = Path("runs")  # where runs are written unless a command is told otherwise
 MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (ActionBins, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
@@ -271,25 +270,15 @@ def find_run(run: Path | str) -> Path:
     Raises:
         UserError: if it is a folder that is not there or holds a whole study, or the hub has none or cannot be reached.
     """
-    folder = Path(run)
-    if (folder / layout.STUDY).exists():
-        raise UserError(
-            f"{folder} is a study, and a run is one of its policies: name one, for example "
-            f"{layout.cell(folder, 'C4', 0)} (two studies are compared by `la-reconvla study report`)"
-        )
-    if folder.exists():
+    folder = folder_here(run)
+    if folder is not None:
         return folder
     if str(run) in PACKAGED:
-        return unpacked(str(run), RUNS / f"{run}-{file_hash(weights_file(str(run)))[:8]}")
-    if folder.parent.is_dir() or folder.parent == RUNS or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(run)):
-        beside = [one for one in folder.parent.iterdir() if one.is_dir()] if folder.parent.is_dir() else []
-        near = nearest(folder.name, (one.name for one in beside))
-        meant = f": did you mean {' or '.join(str(folder.parent / name) for name in near)}?" if near else ""
-        raise UserError(f"there is no folder {folder}{meant}")
+        return unpacked(str(run), layout.RUNS / f"{run}-{file_hash(weights_file(str(run)))[:8]}")
     try:
         return hub_files(str(run), None, None, give="")
     except UserError as error:
-        raise UserError(f"there is no folder {folder}, and from the hub: {error}") from error
+        raise UserError(f"{missing(run)}, and from the hub: {error}") from error
 
 
 def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:

@@ -43,7 +43,7 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: samples a step.
+        batch_size: samples per step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
         learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
         optimizer: ``adamw``, or ``muon`` for the matrices of the backbone, at five times that rate.

@@ -1,4 +1,4 @@
-"""The options of the command ``pretrain``. Light: the command line reads them for its help."""
+"""The options of the command pretrain. Light: the command line reads them for its help."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class PretrainOptions:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: pictures with sentences a step.
-        demonstration_batch: samples of demonstrations a step, where there are demonstrations.
+        batch_size: pictures with sentences per step.
+        demonstration_batch: samples of demonstrations per step, where there are demonstrations.
         words_weight: of the loss over pictures and sentences beside the action loss, where there are demonstrations. A
             weight of 1 lets its gradient, several times larger, decide where Muon goes: the action loss hardly falls.
         learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from la_reconvla import kinds
-from la_reconvla.backbones.paligemma import SmallPaliGemma, weights_file
+from la_reconvla.backbones.packaged import weights_file
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
@@ -32,7 +33,7 @@ class StartWeights:
     """A file of weights, read once and checked.
 
     Attributes:
-        name: a name in `la_reconvla.backbones.paligemma.PACKAGED`, or a path.
+        name: a name in `la_reconvla.backbones.packaged.PACKAGED`, or a path.
         hash: of the file.
         backbone: the backbone that they were made for, as their training had it: it starts from random weights.
         tensors: by name; ``model.`` of the backbone, ``queries`` and ``action_head.`` of what has acted.

@@ -157,7 +157,7 @@ class Decoding(Protocol):
 
 @dataclass(frozen=True)
 class Parallel:
-    """One query a step of the chunk, everything in one pass (OpenVLA-OFT, arXiv 2502.19645)."""
+    """One query for each step of the chunk, everything in one pass (OpenVLA-OFT, arXiv 2502.19645)."""
 
     def given(self, config: Any) -> Any:
         """As it is."""
