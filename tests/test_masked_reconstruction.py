@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from torch import nn
 from la_reconvla.errors import UserError
 from la_reconvla.masked_reconstruction import MaskedReconstruction, language_reaches_patches
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.method.mask import RandomMask
+from la_reconvla.method.mask import MaskSource, RandomMask
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.gaze import GazeMask
 
 B, GRID, PATCH, WIDTH, T = 2, (3, 4), 4, 16, 5
+ROW = torch.arange(B)[:, None]
 N, HEAD = 12, MAEDecoder(depth=1, width=16, attention_heads=2)
 
 
@@ -175,6 +177,26 @@ def test_masks_and_codings_that_it_cannot_serve_are_refused_when_it_is_built():
         module(mask=GazeMask())
     with pytest.raises(UserError, match="imagenet"):
         module(pixels="imagnet")
+
+
+@dataclass(frozen=True)
+class Given(MaskSource):
+    """Masks what it is given to mask."""
+
+    mask: torch.Tensor
+
+    def __call__(self, context):
+        return self.mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.zeros(B, N).bool(), torch.ones(B, N), torch.ones(B, N - 1).bool(), torch.eye(B, N).bool() | (ROW == 0)],
+    ids=["none", "float", "short", "unequal"],
+)
+def test_a_mask_that_is_none_is_refused(mask):
+    with pytest.raises(ValueError, match=r"Given must give bool \[2 12\], equally many"):
+        module(mask=Given(mask))(*given())
 
 
 def test_it_warns_once_of_what_trains_nothing():

@@ -111,13 +111,14 @@ class MaskedReconstruction(nn.Module):
 
         Raises:
             UserError: for what does not fit together, each with the repair.
+            ValueError: if a mask of your own is not bool [b n], with equally many patches in each sample and at least 1.
             FloatingPointError: if attention or scores are not finite.
         """
         b, n = self._require_tokens(patch_tokens)
         pictures = self._uint8(images, b)
         scores = self._scores(attention, word_mask, b, n)
         draws = generator or torch.default_generator
-        mask = self.mask(MaskContext((b, n), draws, scores, self.grid)).to(patch_tokens.device)
+        mask = self.mask.pick(MaskContext((b, n), draws, scores, self.grid), count=True).to(patch_tokens.device)
         own = next(self.head.parameters()).dtype
         loss = self.head.loss(patch_tokens.to(own), mask, self.head.target(pictures), draws)
         return Reconstructed(loss, mask, scores)
