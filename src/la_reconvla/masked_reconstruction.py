@@ -87,6 +87,7 @@ class MaskedReconstruction(nn.Module):
         self.width, self.grid, self.patch, self.pixels, self.mask = width, grid, patch, pixels, mask
         self.head: Any = head.build(width, grid, patch)
         self._warned: set[str] = set()
+        self._warnings: list[str] = []
 
     def forward(
         self,
@@ -95,6 +96,7 @@ class MaskedReconstruction(nn.Module):
         attention: Tensor | None = None,
         word_mask: Bool[Tensor, "b t"] | None = None,
         *,
+        progress: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Reconstructed:
         """The loss of one batch.
@@ -107,18 +109,25 @@ class MaskedReconstruction(nn.Module):
                 in any number; or your own scores, float [b n]. A random mask needs neither.
             word_mask: bool [b t], True for the instruction's own words: no padding, no special tokens. Not read beside
                 your own scores.
+            progress: share of the training that is done, in [0, 1], for a mask that depends on it: `WarmUp` stays
+                random without.
             generator: of random masks, on the CPU; None for PyTorch's own.
 
         Raises:
             UserError: for what does not fit together, each with the repair.
-            ValueError: if a mask of your own is not bool [b n], with equally many patches in each sample and at least 1.
+            ValueError: if a mask of your own is not bool [b n], with equally many patches in each sample.
             FloatingPointError: if attention or scores are not finite.
         """
+        if not 0 <= progress <= 1:
+            raise UserError(f"progress is the share of the training that is done, in [0, 1], not {progress}")
         b, n = self._require_tokens(patch_tokens)
         pictures = self._uint8(images, b)
         scores = self._scores(attention, word_mask, b, n)
+        while self._warnings:
+            warnings.warn(self._warnings.pop(0), stacklevel=4)  # from here: nn.Module calls this by two functions
         draws = generator or torch.default_generator
-        mask = self.mask.pick(MaskContext((b, n), draws, scores, self.grid), count=True).to(patch_tokens.device)
+        context = MaskContext((b, n), draws, scores, self.grid, progress)
+        mask = self.mask.pick(context, count=True).to(patch_tokens.device)
         own = next(self.head.parameters()).dtype
         loss = self.head.loss(patch_tokens.to(own), mask, self.head.target(pictures), draws)
         return Reconstructed(loss, mask, scores)
@@ -159,7 +168,12 @@ class MaskedReconstruction(nn.Module):
         if not (unit.min() >= -TOLERANCE and unit.max() <= 1 + TOLERANCE):  # NaN is refused too
             raise UserError(
                 f"images in [{low:.3g}, {high:.3g}] are not coded as '{self.pixels}': pixels= must be one of uint8, "
-                f"{', '.join(CONVENTIONS)}"
+                f"{', '.join(CONVENTIONS)}; or clamp what interpolation overshoots"
+            )
+        if self.pixels != "unit" and low >= 0 and high <= 1:
+            self._warn(
+                f"images in [0, 1] look like 'unit' and are read as '{self.pixels}', which makes dark pixels grey: "
+                "say pixels='unit', unless your pictures are that bright"
             )
         return (unit * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -201,10 +215,10 @@ class MaskedReconstruction(nn.Module):
         return saliency(attention.reshape(b, -1, 1, *wanted[1:]), word_mask)
 
     def _warn(self, reason: str) -> None:
-        """Say it once."""
+        """Have `forward` say it, once."""
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(reason, stacklevel=4)
+            self._warnings.append(reason)
 
 
 def _fits(tensor: Tensor, wanted: tuple[int, ...], message: str, axes: tuple[int, ...] = (0, 1)) -> Tensor:
@@ -226,6 +240,7 @@ def language_reaches_patches(patch_tokens: Float[Tensor, "b n d"], words: Float[
 
     Raises:
         UserError: if `words` carry no gradient.
+        FloatingPointError: if the gradient is not finite, which would tell nothing.
     """
     if not words.requires_grad:
         raise UserError("words carry no gradient: call words.requires_grad_() before your model reads them")
@@ -234,4 +249,8 @@ def language_reaches_patches(patch_tokens: Float[Tensor, "b n d"], words: Float[
     draw = torch.Generator().manual_seed(0)  # a plain sum has no gradient behind a layer normalisation
     direction = torch.randn(patch_tokens.shape, generator=draw).to(patch_tokens)
     (gradient,) = torch.autograd.grad(patch_tokens, words, direction, retain_graph=True, allow_unused=True)
+    if gradient is not None and not torch.isfinite(gradient).all():
+        raise FloatingPointError(
+            "the gradient is not finite: do the patch tokens overflow, or is a row of them masked?"
+        )
     return gradient is not None and bool((gradient != 0).any())

@@ -1,6 +1,6 @@
 """Step 2: score -> which patches to reconstruct. True = reconstruct (hidden), everywhere in this package.
 
-Each source, a frozen dataclass, picks *exactly* ``ceil(fraction * n)`` patches: arms differ in where, never in how much.
+Each source, a frozen dataclass, picks *exactly* ``ceil(fraction * n)`` patches: arms differ in where, not in how much.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class MaskSource:
         raise NotImplementedError
 
     def pick(self, context: MaskContext, count: bool) -> Bool[Tensor, "b n"]:
-        """The mask. Raises ValueError if it is none; to `count` whether samples have equally many, a GPU is asked."""
+        """The mask. Raises ValueError if it is none; with `count`, which waits for a GPU, also for unequal counts."""
         mask, (b, n) = self(context), context.shape
         if mask.shape != (b, n) or mask.dtype != torch.bool or (count and not 0 < (m := mask.sum(1)).min() == m.max()):
             raise ValueError(f"{type(self).__name__} must give bool [{b} {n}], equally many in each sample")
@@ -99,6 +99,5 @@ class RandomMask(MaskSource):
     label = "random"
 
     def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
-        return top(
-            torch.rand(context.shape, generator=context.generator), masked_count(self.fraction, context.shape[1])
-        )
+        scores = torch.rand(context.shape, generator=context.generator)
+        return top(scores, masked_count(self.fraction, context.shape[1]))
