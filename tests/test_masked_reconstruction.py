@@ -193,6 +193,7 @@ def test_unit_pictures_under_another_coding_are_warned_of(pixels):
     [
         (lambda t, i, a, w: (t[:, :-1], i, a, w), r"\[b 12 16\]"),
         (lambda t, i, a, w: (torch.cat([t[:, :1], t], 1), i, a, w), "class"),
+        (lambda t, i, a, w: (t[:0], i[:0], a[:0], w[:0]), "batch is empty"),
         (lambda t, i, a, w: (t, i[..., :-1], a, w), "12 16"),
         (lambda t, i, a, w: (t, i.permute(0, 2, 3, 1), a, w), "permute"),
         (lambda t, i, a, w: (t, i, a, w & False), r"\[0, 1\]"),
@@ -214,6 +215,9 @@ def test_masks_and_codings_that_it_cannot_serve_are_refused_when_it_is_built():
         module(mask=GazeMask())
     with pytest.raises(UserError, match="imagenet"):
         module(pixels="imagnet")
+    for grid in (4, (4,), (0, 4)):
+        with pytest.raises(UserError, match="rows and columns"):
+            MaskedReconstruction(WIDTH, grid, PATCH)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

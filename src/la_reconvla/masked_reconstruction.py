@@ -63,7 +63,8 @@ class MaskedReconstruction(nn.Module):
         head: kind and size of what reconstructs.
 
     Raises:
-        UserError: for an unknown coding, or a mask that needs more than one map, such as boxes of the target.
+        UserError: for a grid of one number, an unknown coding, or a mask that needs more than one map, such as boxes of
+            the target.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class MaskedReconstruction(nn.Module):
         head: ReconstructorConfig = DECODER,
     ):
         super().__init__()
+        if not (isinstance(grid, tuple | list) and len(grid) == 2 and min(grid) > 0):
+            raise UserError(f"grid is the rows and columns of the patches, for example (14, 14), not {grid}")
         if pixels != "uint8" and pixels not in CONVENTIONS:
             raise unknown("coding of pixels", pixels, ("uint8", *CONVENTIONS))
         if mask.needs_gaze or mask.sources:
@@ -106,7 +109,11 @@ class MaskedReconstruction(nn.Module):
                 (`language_reaches_patches` tells); any floating dtype.
             images: [b 3 H W], RGB, coded as `pixels` says.
             attention: weights that t text tokens pay to the n patches, float [b ... t n] with layers and heads between
-                in any number; or your own scores, float [b n]. A random mask needs neither.
+                in any number; or your own scores, float [b n]. A random mask needs neither. The batch comes first:
+                stack layers by torch.stack(layers, 1), since [l b h t n] is not told apart where l = b. Take layers
+                whose states of these tokens something reads: nothing reads those of most models' last layer, so no
+                loss shapes their attention, and neither its gradient nor a warning tells. Scores are not asked for
+                a gradient at all.
             word_mask: bool [b t], True for the instruction's own words: no padding, no special tokens. Not read beside
                 your own scores.
             progress: share of the training that is done, in [0, 1], for a mask that depends on it: `WarmUp` stays
@@ -137,6 +144,8 @@ class MaskedReconstruction(nn.Module):
         if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (n, self.width):
             hint = "; leave out class and register tokens" if tokens.dim() == 3 and tokens.shape[1] > n else ""
             raise UserError(f"patch tokens must be [b {n} {self.width}], got {list(tokens.shape)}{hint}")
+        if not len(tokens):
+            raise UserError("the batch is empty, and a mean over nothing is no loss: leave such a batch out")
         if torch.is_grad_enabled() and not tokens.requires_grad:
             self._warn(
                 "the patch tokens carry no gradient, so the reconstruction trains its decoder and not your policy: do "
