@@ -14,6 +14,7 @@ from la_reconvla.backbones.latents import Latents
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
 
@@ -171,6 +172,24 @@ def test_a_script_and_its_workers_name_a_class_as_an_import_does(how, tmp_path):
     )
     done = subprocess.run([sys.executable, *how], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"mine.Mine"}
+
+
+def test_a_study_gives_its_lambda_to_arms_whose_own_is_a_number():
+    """One that changes while it trains is what the arm is."""
+
+    @dataclass(frozen=True)
+    class Annealed:
+        label = "annealed"
+
+        def __call__(self, progress: float) -> float:
+            return 1 - progress
+
+    changing = replace(conditions.C4, reconstruction=Reconstruction(weight=Annealed()))
+    assert changing.with_weight(2.0) == changing.with_weight(None) == changing
+    given = conditions.C4.with_weight(2.0).reconstruction
+    assert given is not None
+    assert given.weight_at(0.3) == 2.0
+    assert conditions.C1.with_weight(2.0) == conditions.C1
 
 
 def test_an_arm_from_outside_is_known_by_its_id_and_no_other_takes_it(monkeypatch):
