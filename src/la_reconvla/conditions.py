@@ -94,8 +94,9 @@ class Condition:
         depends on the share of the training that is done: a number in its place would make another arm of it.
         """
         own = self.reconstruction
-        keeps = own is None or weight is None or callable(own.weight)
-        return self if keeps else replace(self, reconstruction=replace(own, weight=weight))
+        if own is None or weight is None or callable(own.weight):
+            return self
+        return replace(self, reconstruction=replace(own, weight=weight))
 
 
 C1 = Condition("C1", "action loss only")
