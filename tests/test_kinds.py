@@ -1,5 +1,6 @@
 """Frozen dataclasses in JSON: the class is named, never guessed, and newer fields have their defaults."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from la_reconvla.backbones.latents import Latents
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
 
@@ -100,6 +102,57 @@ def test_only_what_files_can_hold_is_registered():
             kinds.register(kind)
 
 
+def test_what_nobody_can_import_is_not_registered():
+    """Worker processes are sent registered classes, and used to break on these."""
+
+    @dataclass(frozen=True)
+    class Local:
+        size: int = 1
+
+    with pytest.raises(UserError, match=r"Local cannot be imported.*a file of its own"):
+        kinds.register(Local)
+    script = (
+        "from dataclasses import dataclass\n"
+        "from la_reconvla import kinds\n\n"
+        "@kinds.register\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine:\n"
+        "    size: int = 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "Mine cannot be imported" in done.stderr, "a notebook is such a script without a file"
+
+
+def test_another_class_of_the_same_name_is_refused_and_the_same_file_may_run_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds, "REGISTERED", {})
+    monkeypatch.delitem(sys.modules, "twice", raising=False)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twice.py").write_text(
+            "from dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Mine:\n    size: int = 1\n"
+        )
+
+    def run(file: Path, module: str) -> type:
+        spec = importlib.util.spec_from_file_location(module, file)
+        assert spec is not None
+        assert spec.loader is not None
+        made = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, module, made)
+        spec.loader.exec_module(made)
+        return made.Mine
+
+    first = kinds.register(run(tmp_path / "one" / "twice.py", "twice"))
+    again = kinds.register(run(tmp_path / "one" / "twice.py", "twice"))
+    assert kinds.REGISTERED["twice.Mine"] is again is not first
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "two" / "twice.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    other = run(tmp_path / "two" / "twice.py", "elsewhere")
+    other.__module__ = "__main__"  # `python two/twice.py`, which imports one/twice.py
+    with pytest.raises(UserError, match=r"another class 'twice\.Mine' already, of .*one"):
+        kinds.register(other)
+    assert kinds.REGISTERED["twice.Mine"] is again
+
+
 @pytest.mark.parametrize("how", [["mine.py"], ["-m", "mine"], ["-c", "import mine"]])
 def test_a_script_and_its_workers_name_a_class_as_an_import_does(how, tmp_path):
     """What `python mine.py` saves, `import mine` reads; a worker process runs the script under a third name."""
@@ -122,6 +175,24 @@ def test_a_script_and_its_workers_name_a_class_as_an_import_does(how, tmp_path):
     )
     done = subprocess.run([sys.executable, *how], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"mine.Mine"}
+
+
+def test_a_study_gives_its_lambda_to_arms_whose_own_is_a_number():
+    """One that changes while it trains is what the arm is."""
+
+    @dataclass(frozen=True)
+    class Annealed:
+        label = "annealed"
+
+        def __call__(self, progress: float) -> float:
+            return 1 - progress
+
+    changing = replace(conditions.C4, reconstruction=Reconstruction(weight=Annealed()))
+    assert changing.with_weight(2.0) == changing.with_weight(None) == changing
+    given = conditions.C4.with_weight(2.0).reconstruction
+    assert given is not None
+    assert given.weight_at(0.3) == 2.0
+    assert conditions.C1.with_weight(2.0) == conditions.C1
 
 
 def test_an_arm_from_outside_is_known_by_its_id_and_no_other_takes_it(monkeypatch):

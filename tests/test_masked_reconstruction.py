@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from torch import nn
 from la_reconvla.errors import UserError
 from la_reconvla.masked_reconstruction import MaskedReconstruction, language_reaches_patches
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.method.mask import RandomMask
+from la_reconvla.method.mask import MaskSource, RandomMask
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.gaze import GazeMask
+from la_reconvla.method.variants.warm_up import WarmUp
 
 B, GRID, PATCH, WIDTH, T = 2, (3, 4), 4, 16, 5
+ROW = torch.arange(B)[:, None]
 N, HEAD = 12, MAEDecoder(depth=1, width=16, attention_heads=2)
 
 
@@ -112,6 +115,22 @@ def test_own_scores_and_random_masks():
     np.testing.assert_allclose(counts / counts.sum(), 1 / N, atol=0.03)
 
 
+def test_a_mask_that_warms_up_follows_attention_once_its_share_is_done():
+    tokens, images, attention, words = given()
+    reconstruct, following = module(mask=WarmUp(share=0.25)), module()(tokens, images, attention, words).mask
+
+    def at(**progress):
+        return reconstruct(tokens, images, attention, words, **progress, generator=torch.Generator().manual_seed(1))
+
+    random = module(mask=RandomMask())(tokens, images, generator=torch.Generator().manual_seed(1)).mask
+    assert not torch.equal(random, following)
+    assert torch.equal(at().mask, random)
+    assert torch.equal(at(progress=0.2).mask, random)
+    assert torch.equal(at(progress=0.25).mask, following)
+    with pytest.raises(UserError, match="share of the training"):
+        at(progress=100)
+
+
 MEANS = {
     "unit": (0.0, 1.0),
     "signed": (0.5, 0.5),
@@ -149,11 +168,32 @@ def test_pictures_of_another_coding_are_refused(pixels, coded):
         module(pixels=pixels)(tokens, coded(images), attention, words)
 
 
+def test_what_interpolation_overshoots_is_refused_with_the_repair():
+    tokens, images, attention, words = given()
+    small = images[..., ::2, ::2] / 255
+    over = nn.functional.interpolate(small, images.shape[-2:], mode="bicubic")
+    with pytest.raises(UserError, match="clamp"):
+        module(pixels="unit")(tokens, over, attention, words)
+    module(pixels="unit")(tokens, over.clamp(0, 1), attention, words)
+
+
+@pytest.mark.parametrize("pixels", ["signed", "imagenet", "clip"])
+def test_unit_pictures_under_another_coding_are_warned_of(pixels):
+    """They lie within that coding too, so that nothing else tells."""
+    tokens, images, attention, words = given()
+    with pytest.warns(UserWarning, match="'unit'"):
+        (reconstruct := module(pixels=pixels))(tokens, images / 255, attention, words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reconstruct(tokens, images / 300, attention, words)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda t, i, a, w: (t[:, :-1], i, a, w), r"\[b 12 16\]"),
         (lambda t, i, a, w: (torch.cat([t[:, :1], t], 1), i, a, w), "class"),
+        (lambda t, i, a, w: (t[:0], i[:0], a[:0], w[:0]), "batch is empty"),
         (lambda t, i, a, w: (t, i[..., :-1], a, w), "12 16"),
         (lambda t, i, a, w: (t, i.permute(0, 2, 3, 1), a, w), "permute"),
         (lambda t, i, a, w: (t, i, a, w & False), r"\[0, 1\]"),
@@ -175,6 +215,29 @@ def test_masks_and_codings_that_it_cannot_serve_are_refused_when_it_is_built():
         module(mask=GazeMask())
     with pytest.raises(UserError, match="imagenet"):
         module(pixels="imagnet")
+    for grid in (4, (4,), (0, 4)):
+        with pytest.raises(UserError, match="rows and columns"):
+            MaskedReconstruction(WIDTH, grid, PATCH)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Given(MaskSource):
+    """Masks what it is given to mask."""
+
+    mask: torch.Tensor
+
+    def __call__(self, context):
+        return self.mask
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.zeros(B, N).bool(), torch.ones(B, N), torch.ones(B, N - 1).bool(), torch.eye(B, N).bool() | (ROW == 0)],
+    ids=["none", "float", "short", "unequal"],
+)
+def test_a_mask_that_is_none_is_refused(mask):
+    with pytest.raises(ValueError, match=r"Given must give bool \[2 12\], equally many"):
+        module(mask=Given(mask))(*given())
 
 
 def test_it_warns_once_of_what_trains_nothing():
@@ -191,6 +254,14 @@ def test_it_warns_once_of_what_trains_nothing():
         reconstruct(tokens, images, attention.detach(), words)
         module()(tokens, images, saliency(attention.detach()[:, None], words))
         module(mask=RandomMask())(tokens, images, attention.detach(), words)
+
+
+def test_warnings_name_the_line_of_the_caller():
+    tokens, images, attention, words = given()
+    with pytest.warns(UserWarning, match="unit|policy|noise") as said:
+        module(pixels="signed")(tokens.detach(), images / 255, attention.detach(), words)
+    assert len(said) == 3
+    assert {one.filename for one in said} == {__file__}
 
 
 class Transformer(nn.Module):
@@ -221,6 +292,13 @@ def test_whether_the_patches_can_see_the_words(image_first, causal, reaches):
     other = model(patches, words + torch.randn_like(words))
     assert torch.equal(seen, other) is not reaches, "as another instruction says"
     seen.sum().backward()  # the graph is still there
+
+
+def test_a_gradient_that_is_not_finite_tells_nothing():
+    """Rows of padding are NaN in some models, and NaN is not 0."""
+    words = torch.randn(B, T, WIDTH).requires_grad_()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        language_reaches_patches(torch.zeros(B, N, WIDTH) + words.sum() * torch.nan, words)
 
 
 def test_words_without_gradient_and_patches_without_words():

@@ -90,9 +90,13 @@ class Condition:
         return replace(self, reconstruction=replace(own, reconstruction_head=fits[0])) if own and fits else self
 
     def with_weight(self, weight: float | None) -> Condition:
-        """The same arm with this lambda; as it is without one, or where nothing is reconstructed."""
+        """The same arm with this lambda; as it is without one, where nothing is reconstructed, or where its own lambda
+        depends on the share of the training that is done: a number in its place would make another arm of it.
+        """
         own = self.reconstruction
-        return self if own is None or weight is None else replace(self, reconstruction=replace(own, weight=weight))
+        if own is None or weight is None or callable(own.weight):
+            return self
+        return replace(self, reconstruction=replace(own, weight=weight))
 
 
 C1 = Condition("C1", "action loss only")

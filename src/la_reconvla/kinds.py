@@ -47,12 +47,29 @@ def register(kind: T) -> T:
     """Let configurations name a class of yours; a decorator above it, or a call after importing it. Returns `kind`.
 
     Raises:
-        UserError: if it is no frozen dataclass: files hold its fields.
+        UserError: if it is no frozen dataclass (files hold its fields), cannot be imported, or has the name of another
+            class that is registered. The same file may run again.
     """
     if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
         raise UserError(f"{kind.__qualname__} cannot be saved: make it a frozen dataclass, @dataclass(frozen=True)")
-    REGISTERED[name_of(kind)] = kind
+    name = name_of(kind)
+    if "<locals>" in name or name.startswith("__main__."):  # what has a file is named after that
+        raise UserError(
+            f"{kind.__qualname__} cannot be imported, by worker processes or by who reads its files: put it at "
+            "the top of a file of its own, and import it from there"
+        )
+    if _file(REGISTERED.get(name, kind)) != _file(kind):
+        raise UserError(
+            f"there is another class '{name}' already, of {_file(REGISTERED[name])}: one of the two needs another name"
+        )
+    REGISTERED[name] = kind
     return kind
+
+
+def _file(kind: type) -> str | None:
+    """The file that a class came from."""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file and str(Path(file).resolve())
 
 
 def to_json(value: Any) -> Any:

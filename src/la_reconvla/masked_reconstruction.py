@@ -63,7 +63,8 @@ class MaskedReconstruction(nn.Module):
         head: kind and size of what reconstructs.
 
     Raises:
-        UserError: for an unknown coding, or a mask that needs more than one map, such as boxes of the target.
+        UserError: for a grid of one number, an unknown coding, or a mask that needs more than one map, such as boxes of
+            the target.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class MaskedReconstruction(nn.Module):
         head: ReconstructorConfig = DECODER,
     ):
         super().__init__()
+        if not (isinstance(grid, tuple | list) and len(grid) == 2 and min(grid) > 0):
+            raise UserError(f"grid is the rows and columns of the patches, for example (14, 14), not {grid}")
         if pixels != "uint8" and pixels not in CONVENTIONS:
             raise unknown("coding of pixels", pixels, ("uint8", *CONVENTIONS))
         if mask.needs_gaze or mask.sources:
@@ -87,6 +90,7 @@ class MaskedReconstruction(nn.Module):
         self.width, self.grid, self.patch, self.pixels, self.mask = width, grid, patch, pixels, mask
         self.head: Any = head.build(width, grid, patch)
         self._warned: set[str] = set()
+        self._warnings: list[str] = []
 
     def forward(
         self,
@@ -95,6 +99,7 @@ class MaskedReconstruction(nn.Module):
         attention: Tensor | None = None,
         word_mask: Bool[Tensor, "b t"] | None = None,
         *,
+        progress: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Reconstructed:
         """The loss of one batch.
@@ -104,20 +109,32 @@ class MaskedReconstruction(nn.Module):
                 (`language_reaches_patches` tells); any floating dtype.
             images: [b 3 H W], RGB, coded as `pixels` says.
             attention: weights that t text tokens pay to the n patches, float [b ... t n] with layers and heads between
-                in any number; or your own scores, float [b n]. A random mask needs neither.
+                in any number; or your own scores, float [b n]. A random mask needs neither. The batch comes first:
+                stack layers by torch.stack(layers, 1), since [l b h t n] is not told apart where l = b. Take layers
+                whose states of these tokens something reads: nothing reads those of most models' last layer, so no
+                loss shapes their attention, and neither its gradient nor a warning tells. Scores are not asked for
+                a gradient at all.
             word_mask: bool [b t], True for the instruction's own words: no padding, no special tokens. Not read beside
                 your own scores.
+            progress: share of the training that is done, in [0, 1], for a mask that depends on it: `WarmUp` stays
+                random without.
             generator: of random masks, on the CPU; None for PyTorch's own.
 
         Raises:
             UserError: for what does not fit together, each with the repair.
+            ValueError: if a mask of your own is not bool [b n], with equally many patches in each sample.
             FloatingPointError: if attention or scores are not finite.
         """
+        if not 0 <= progress <= 1:
+            raise UserError(f"progress is the share of the training that is done, in [0, 1], not {progress}")
         b, n = self._require_tokens(patch_tokens)
         pictures = self._uint8(images, b)
         scores = self._scores(attention, word_mask, b, n)
+        while self._warnings:
+            warnings.warn(self._warnings.pop(0), stacklevel=4)  # from here: nn.Module calls this by two functions
         draws = generator or torch.default_generator
-        mask = self.mask(MaskContext((b, n), draws, scores, self.grid)).to(patch_tokens.device)
+        context = MaskContext((b, n), draws, scores, self.grid, progress)
+        mask = self.mask.pick(context, count=True).to(patch_tokens.device)
         own = next(self.head.parameters()).dtype
         loss = self.head.loss(patch_tokens.to(own), mask, self.head.target(pictures), draws)
         return Reconstructed(loss, mask, scores)
@@ -127,6 +144,8 @@ class MaskedReconstruction(nn.Module):
         if tokens.dim() != 3 or tuple(tokens.shape[1:]) != (n, self.width):
             hint = "; leave out class and register tokens" if tokens.dim() == 3 and tokens.shape[1] > n else ""
             raise UserError(f"patch tokens must be [b {n} {self.width}], got {list(tokens.shape)}{hint}")
+        if not len(tokens):
+            raise UserError("the batch is empty, and a mean over nothing is no loss: leave such a batch out")
         if torch.is_grad_enabled() and not tokens.requires_grad:
             self._warn(
                 "the patch tokens carry no gradient, so the reconstruction trains its decoder and not your policy: do "
@@ -158,7 +177,12 @@ class MaskedReconstruction(nn.Module):
         if not (unit.min() >= -TOLERANCE and unit.max() <= 1 + TOLERANCE):  # NaN is refused too
             raise UserError(
                 f"images in [{low:.3g}, {high:.3g}] are not coded as '{self.pixels}': pixels= must be one of uint8, "
-                f"{', '.join(CONVENTIONS)}"
+                f"{', '.join(CONVENTIONS)}; or clamp what interpolation overshoots"
+            )
+        if self.pixels != "unit" and low >= 0 and high <= 1:
+            self._warn(
+                f"images in [0, 1] look like 'unit' and are read as '{self.pixels}', which makes dark pixels grey: "
+                "say pixels='unit', unless your pictures are that bright"
             )
         return (unit * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -200,10 +224,10 @@ class MaskedReconstruction(nn.Module):
         return saliency(attention.reshape(b, -1, 1, *wanted[1:]), word_mask)
 
     def _warn(self, reason: str) -> None:
-        """Say it once."""
+        """Have `forward` say it, once."""
         if reason not in self._warned:
             self._warned.add(reason)
-            warnings.warn(reason, stacklevel=4)
+            self._warnings.append(reason)
 
 
 def _fits(tensor: Tensor, wanted: tuple[int, ...], message: str, axes: tuple[int, ...] = (0, 1)) -> Tensor:
@@ -225,6 +249,7 @@ def language_reaches_patches(patch_tokens: Float[Tensor, "b n d"], words: Float[
 
     Raises:
         UserError: if `words` carry no gradient.
+        FloatingPointError: if the gradient is not finite, which would tell nothing.
     """
     if not words.requires_grad:
         raise UserError("words carry no gradient: call words.requires_grad_() before your model reads them")
@@ -233,4 +258,8 @@ def language_reaches_patches(patch_tokens: Float[Tensor, "b n d"], words: Float[
     draw = torch.Generator().manual_seed(0)  # a plain sum has no gradient behind a layer normalisation
     direction = torch.randn(patch_tokens.shape, generator=draw).to(patch_tokens)
     (gradient,) = torch.autograd.grad(patch_tokens, words, direction, retain_graph=True, allow_unused=True)
+    if gradient is not None and not torch.isfinite(gradient).all():
+        raise FloatingPointError(
+            "the gradient is not finite: do the patch tokens overflow, or is a row of them masked?"
+        )
     return gradient is not None and bool((gradient != 0).any())

@@ -365,14 +365,17 @@ def test_a_configuration_that_could_not_be_read_again_is_not_written(tmp_path):
     assert not (tmp_path / CONFIG).exists()
 
 
+@dataclass(frozen=True)
+class Half:
+    """A part of what a backbone must have."""
+
+    chunk: int = 2
+    image_size: int = 32
+
+
 @pytest.mark.usefixtures("saved")
 def test_a_backbone_that_lacks_what_its_protocol_names_is_refused_by_name(tmp_path):
-    @kinds.register
-    @dataclass(frozen=True)
-    class Half:
-        chunk: int = 2
-        image_size: int = 32
-
+    kinds.register(Half)
     with pytest.raises(
         UserError, match=r"Half lacks proprio, wrist, saliency_layers, max_tokens, grid, build: .*shared"
     ):

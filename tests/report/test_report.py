@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
@@ -57,6 +57,7 @@ from la_reconvla.analysis.results import (
 )
 from la_reconvla.conditions import C1, C4
 from la_reconvla.errors import UserError
+from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.report import charts, phrases, summary, tables
 from la_reconvla.report import write as report
 from la_reconvla.sim.rollout import Film
@@ -413,6 +414,26 @@ def test_the_tables_as_text_hold_what_the_page_says_of_attention(study: Path) ->
         assert means is not None
         assert row[at : at + 2] == [f"{means.aos_g:.3f}", f"{means.aos_g_chance:.3f}"]
         assert row[header.index("mass")] == f"{means.mass:.3f}"
+
+
+def test_a_lambda_that_changes_is_shown_by_its_name_and_not_as_its_last_value(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Annealed:
+        label = "annealed"
+
+        def __call__(self, progress: float) -> float:
+            return 1 - progress
+
+    mine = replace(C4, id="mine", reconstruction=Reconstruction(weight=Annealed()))
+    arms = [(Arm.of(arm), Evidence(frames=frames(1.0, 0.1))) for arm in (C4, mine)]
+    write_results(tmp_path / "results.json", build(Study(preset="quick"), arms))
+    report.write_report(tmp_path)
+    _, text = page(tmp_path)
+    rows = {id: re.search(rf"<tr><th>{id}<small>.*?</tr>", text) for id in ("C4", "mine")}
+    assert rows["C4"] is not None
+    assert rows["mine"] is not None
+    assert '<td class="n">0.5</td>' in rows["C4"].group()
+    assert '<td class="n">annealed</td>' in rows["mine"].group()
 
 
 def test_a_fallback_of_the_attention_is_never_silent(tmp_path: Path) -> None:

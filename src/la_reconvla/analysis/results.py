@@ -118,8 +118,8 @@ class Arm:
     """What a condition is, in words and numbers; None where it has no such part.
 
     `mask` names what is reconstructed, masked patches or a crop, `fraction` is the share of the patches that are
-    masked, `saliency` names what the mask follows, `weight` is lambda, at the end of the training where it changes; the
-    last two are those of `la_reconvla.study.head_cost`.
+    masked, `saliency` names what the mask follows, `weight` is lambda, at the end of the training where it changes, and
+    `schedule` then names how; the two of the head are those of `la_reconvla.study.head_cost`.
     """
 
     id: str
@@ -133,6 +133,7 @@ class Arm:
     saliency: str | None = None
     head_parameters: int | None = None
     head_operations: int | None = None
+    schedule: str | None = None
 
     @classmethod
     def of(cls, condition: Condition, cost: HeadCost | None = None) -> Arm:
@@ -150,6 +151,7 @@ class Arm:
             saliency=None if extra is None or extra.follows is None else extra.follows.label,
             head_parameters=None if cost is None else cost.parameters,
             head_operations=None if cost is None else cost.operations,
+            schedule=None if extra is None else getattr(extra.weight, "label", None),
         )
 
 

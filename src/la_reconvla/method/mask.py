@@ -1,7 +1,6 @@
 """Step 2: score -> which patches to reconstruct. True = reconstruct (hidden), everywhere in this package.
 
-A mask source is a frozen dataclass, so that a condition of the experiment is a value. Each picks *exactly*
-``ceil(fraction * n)`` patches in every sample: arms differ in where they mask, never in how much.
+Each source, a frozen dataclass, picks *exactly* ``ceil(fraction * n)`` patches: arms differ in where, not in how much.
 """
 
 from __future__ import annotations
@@ -71,6 +70,13 @@ class MaskSource:
     def __call__(self, context: MaskContext) -> Bool[Tensor, "b n"]:
         """True = reconstruct. Raises ValueError if the context lacks what the mask needs."""
         raise NotImplementedError
+
+    def pick(self, context: MaskContext, count: bool) -> Bool[Tensor, "b n"]:
+        """The mask. Raises ValueError if it is none; with `count`, which waits for a GPU, also for unequal counts."""
+        mask, (b, n) = self(context), context.shape
+        if mask.shape != (b, n) or mask.dtype != torch.bool or (count and not 0 < (m := mask.sum(1)).min() == m.max()):
+            raise ValueError(f"{type(self).__name__} must give bool [{b} {n}], equally many in each sample")
+        return mask
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,10 @@ class Reconstruction:
     def choose_patches(
         self, features: Features, boxes: Float[Tensor, "b 4"] | None, generator: torch.Generator, progress: float
     ) -> tuple[Float[Tensor, "b n"] | None, Bool[Tensor, "b n"] | None]:
-        """The saliency that the mask follows, and the mask itself; None for what the arm has not. `features` hold the
-        attention that `follows` reads; the others are as in `MaskContext`.
+        """Saliency and mask, None for what the arm has not; `features` hold the attention that `follows` reads.
 
         Raises:
-            ValueError: if attention or boxes are missing.
+            ValueError: if attention or boxes are missing, or for a mask that is none.
             FloatingPointError: if the attention is not finite.
         """
         if self.mask is None:
@@ -105,8 +104,4 @@ class Reconstruction:
         b, n, _ = features.patches.shape
         maps = tuple(source(features) for source in self.mask.sources)
         context = MaskContext((b, n), generator, scores, features.grid, progress, maps, boxes)
-        mask = self.mask(context)
-        fits = mask.shape == (b, n) and mask.dtype == torch.bool
-        if not fits or (progress == 0 and not 0 < (counts := mask.sum(1)).min() == counts.max()):  # a GPU is asked once
-            raise ValueError(f"{type(self.mask).__name__} must give bool [{b} {n}], equally many in each sample")
-        return scores, mask.to(features.patches.device)
+        return scores, self.mask.pick(context, progress == 0).to(features.patches.device)  # a GPU is asked once

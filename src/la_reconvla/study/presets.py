@@ -53,7 +53,8 @@ class StudyConfig:
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
             parameters of `decoder` to 5 % and draws one noise level a sample: its operations are 1.5 times those of
             `decoder`, which are a small part of a step.
-        recon_weight: lambda of every arm that reconstructs; None leaves each its own.
+        recon_weight: lambda of every arm that reconstructs; None leaves each its own. One that changes while an arm
+            trains is what that arm is, and stays.
         gaze: where the target's boxes come from for arms that are told of it: ``masks`` of the simulator, or a file
             written by ``la-reconvla data boxes``.
         train: how to train.
