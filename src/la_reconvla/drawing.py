@@ -17,7 +17,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write
@@ -264,6 +264,34 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
             raise UserError(f"{path}: the video could not be written ({error}); is the disk full?") from error
         if imageio_ffmpeg.count_frames_and_secs(str(temporary))[0] != len(pictures):
             raise UserError(f"{path}: the video was cut short; is the disk full?")
+
+
+def write_gif(path: Path | str, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: float, colours: int = 96) -> None:
+    """Write an animation that plays for ever where no video plays, such as in a README; atomically.
+
+    All frames share one palette, so that what stands still costs nothing.
+
+    Args:
+        path: a ``.gif`` file.
+        frames: uint8 pictures of one size.
+        fps: pictures per second, at most 50.
+        colours: of the palette, at most 256.
+    """
+    pictures = [Image.fromarray(frame) for frame in frames]
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(colours)
+    drawn = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    with atomic_write(Path(path)) as temporary:
+        first, *others = drawn
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0, disposal=1
+        )
+
+
+def captioned(image: UInt8[np.ndarray, "H W 3"], text: str) -> UInt8[np.ndarray, "T W 3"]:
+    """`image` under a white strip of 20 pixels with `text` in it."""
+    strip = Image.new("RGB", (image.shape[1], 20), "white")
+    ImageDraw.Draw(strip).text((4, 3), text, fill="black", font=ImageFont.load_default(13))
+    return np.concatenate([np.asarray(strip), image])
 
 
 def data_uri(content: bytes, suffix: str) -> str:

@@ -65,6 +65,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     f"elsewhere-episodes hypotheses workers {POLICY}",
     "study report": "out figures",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
+    "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
     "share folder": "out merged",
     "share hub": "repo merged private",

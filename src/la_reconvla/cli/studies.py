@@ -13,6 +13,7 @@ from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
 from la_reconvla.study.options import (
     CompareOptions,
+    FilmOptions,
     IfGiven,
     MachineOptions,
     PairOptions,
@@ -113,3 +114,18 @@ def report(
     else:
         for path in [write_report(study), *(write_figures(study, figures) if figures else [])]:
             print(path)
+
+
+def film(runs: Positional[tuple[str, ...]], out: Path, options: Flat[FilmOptions]) -> None:
+    """Film several policies side by side on one start, attention over the picture, as a GIF.
+
+    Args:
+        runs: run folders, such as runs/quick/C4/seed0, and expert for the scripted expert.
+        out: the .gif file.
+        options: which start, and how large.
+    """
+    from la_reconvla.study.film import film as film_runs
+
+    for record in film_runs(runs, out, options):
+        print(f"{record.label}: {'success' if record.success else 'failure'} in {record.steps} steps")
+    print(out)

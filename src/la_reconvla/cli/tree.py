@@ -46,8 +46,8 @@ TREE: Mapping[str, Branch | Command] = {
     "train": training.train,
     "eval": policies.evaluate,
     "study": Branch(
-        "Train and evaluate several arms, report what came out, compare two policies.",
-        {"run": studies.run, "report": studies.report, "compare": studies.compare},
+        "Train and evaluate several arms, report what came out, compare and film policies.",
+        {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
     ),
     "look": attention.look,
     "share": Branch("Give a policy to others.", {"folder": policies.folder, "hub": policies.hub}),

@@ -106,10 +106,23 @@ class Job:
 
 @dataclass(eq=False)
 class Film:
-    """A frame every `FILM_EVERY` steps, and where the policy had last looked (empty for policies without attention)."""
+    """What is kept of an episode.
+
+    Attributes:
+        frames: what the policy's camera saw.
+        saliency: where the policy had last looked (empty for policies without attention).
+        every: control steps between two of these.
+    """
 
     frames: list[UInt8[np.ndarray, "H W 3"]] = field(default_factory=list)
     saliency: list[Float[np.ndarray, " n"]] = field(default_factory=list)
+    every: int = FILM_EVERY
+
+    def keep(self, env: TaskEnv, look: Float[np.ndarray, " n"] | None) -> None:
+        """The present moment."""
+        self.frames.append(env.observe().image)
+        if look is not None:
+            self.saliency.append(look)
 
 
 class StageTracker:
@@ -206,10 +219,8 @@ def run_episode(
         if film is not None and observation is not None and isinstance(policy, LookingPolicy):
             look = policy.look(observation)
         for action in np.asarray(policy.act(observation)):
-            if film is not None and steps % FILM_EVERY == 0:
-                film.frames.append(env.observe().image)
-                if look is not None:
-                    film.saliency.append(look)
+            if film is not None and steps % film.every == 0:
+                film.keep(env, look)
             outcome = env.step(action[None])
             stages.look()
             steps, done, success = steps + outcome.steps, outcome.done, outcome.success

@@ -200,6 +200,27 @@ class PairOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilmOptions:
+    """What is filmed.
+
+    Attributes:
+        suite: LIBERO suite.
+        task: index of a task; by default the first one that the first run was trained on.
+        placement: kind of start.
+        episode: number of the start among the task's test starts, as in evaluations.
+        size: rows and columns of each picture.
+        allow_any_mujoco: film on a MuJoCo with which scores are not comparable.
+    """
+
+    suite: str = "libero_spatial"
+    task: IfGiven[int] = None
+    placement: PlacementKind = "wide"
+    episode: int = 0
+    size: int = 256
+    allow_any_mujoco: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareOptions(PairOptions, StartOptions, MachineOptions):
     """How two policies are rolled out."""
 
