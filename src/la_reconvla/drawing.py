@@ -170,8 +170,9 @@ def reconstruction_strip(
     predictions: UInt8[np.ndarray, "f H W 3"],
     grid: tuple[int, int],
     instructions: Sequence[str] | None = None,
+    saliency: Float[np.ndarray, "f n"] | None = None,
 ) -> bytes:
-    """Original, what the decoder was shown, and its prediction, one frame a row, as PNG.
+    """Image, attention if it chose the mask, what the decoder was shown, and its prediction, one frame per row, as PNG.
 
     Args:
         images: the frames.
@@ -179,22 +180,24 @@ def reconstruction_strip(
         predictions: predicted pixels of full frames; only masked patches are taken from them.
         grid: rows and columns of patches.
         instructions: a title for each row.
+        saliency: the map that the masks follow; None for masks that follow none.
     """
     rows = []
-    for image, mask, predicted in zip(images, masks, predictions, strict=True):
+    for i, (image, mask, predicted) in enumerate(zip(images, masks, predictions, strict=True)):
         hidden = _per_pixel(mask.reshape(grid), image.shape[:2])[..., None]
         rows.append(
             [
-                ("original", image),
+                ("image", image),
+                *([("attention", overlay(image, saliency[i], grid))] if saliency is not None else []),
                 ("masked", np.where(hidden, np.uint8(128), image)),
-                ("prediction in the masked patches", np.where(hidden, predicted, image)),
+                ("reconstructed", np.where(hidden, predicted, image)),
             ]
         )
     return _strip(rows, instructions)
 
 
 def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str] | None) -> bytes:
-    figure = Figure(figsize=(5.6, 2.05 * len(rows) + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.87 * len(rows[0]), 2.05 * len(rows) + 0.3), layout="constrained")
     for i, strip in enumerate(figure.subfigures(len(rows), 1, squeeze=False)[:, 0]):
         if instructions:
             strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")

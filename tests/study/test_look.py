@@ -14,6 +14,7 @@ from helpers import BINS, TINY
 from la_reconvla.backbones.families import Opened
 from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput
 from la_reconvla.errors import UserError
+from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import seeded
 from la_reconvla.study.look import look, look_at, open_backbone, read_image
@@ -38,15 +39,15 @@ def model_in(folder: Path, name: str) -> str:
     return str(folder)
 
 
-def run_in(folder: Path, **options) -> str:
+def run_in(folder: Path, condition: str = "C1", head=None, **options) -> str:
     """A finished run, without its training."""
     config = PolicyConfig(
-        condition="C1",
+        condition=condition,
         blind=False,
         seed=0,
         backbone=dataclasses.replace(TINY, **options),
         bins=BINS,
-        reconstruction_head=None,
+        reconstruction_head=head,
         quality="official",
         image_size=64,
         data_hash="",
@@ -98,7 +99,7 @@ def test_every_head_has_a_place_in_the_grid(tmp_path, picture):
 def test_a_run_is_looked_at_too(tmp_path, picture, options):
     source, out = run_in(tmp_path / "run", **options), tmp_path / "map.png"
     lines = look(source, picture, TOLD, out, device="cpu")
-    backbone, _ = open_backbone(source, None)
+    backbone, *_ = open_backbone(source, None)
     image = torch.from_numpy(read_image(picture, TINY.image_size)).permute(2, 0, 1)[None]
     given = {"wrist": torch.full_like(image, 128), "proprio": torch.zeros(1, PROPRIO_WIDTH["all"])} if options else {}
     with torch.no_grad():
@@ -107,6 +108,20 @@ def test_a_run_is_looked_at_too(tmp_path, picture, options):
     assert out.exists()
     with pytest.raises(UserError, match="leave --layers out"):
         look(source, picture, TOLD, out, layers=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"wrist": True, "proprio": "all"}])
+def test_a_run_with_a_decoder_shows_image_attention_mask_and_reconstruction(tmp_path, picture, options):
+    head = MAEDecoder(depth=1, width=32, attention_heads=4)
+    shown = {}
+    for name, arm, decoder in (("with", "C4", head), ("shared", "C4", None), ("alone", "C1", None)):
+        look(run_in(tmp_path / name, arm, decoder, **options), picture, TOLD, tmp_path / f"{name}.png", device="cpu")
+        with Image.open(tmp_path / f"{name}.png") as drawn:
+            shown[name] = np.asarray(drawn.convert("RGB")).astype(int)
+    assert shown["with"].shape[1] > 1.8 * shown["alone"].shape[1] == 1.8 * shown["shared"].shape[1], "four columns, two"
+    grey = (abs(shown["with"] - 128) <= 1).all(-1)
+    third = grey[:, grey.shape[1] // 2 : grey.shape[1] * 3 // 4].mean()
+    assert 0.1 < third < 0.25, "a quarter of the patches of the third picture is hidden"
 
 
 def test_what_is_missing_is_said_in_a_sentence(tmp_path, picture):

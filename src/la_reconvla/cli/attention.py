@@ -21,6 +21,8 @@ def look(
 ) -> None:
     """Draw where an instruction looks in a picture, and print whose attention that is and its numbers.
 
+    A run of C4 and its like shows what it masks there and how it reconstructs it, too.
+
     Args:
         backbone: a model on the hub (its id) or in a folder, or the folder of a run.
         image: the picture; one that is not square is squeezed.

@@ -19,12 +19,15 @@ from la_reconvla import drawing
 from la_reconvla.analysis.attention_overlap import instruction_difference
 from la_reconvla.backbones.families import Opened
 from la_reconvla.backbones.shared import BackboneConfig
-from la_reconvla.contracts import PROPRIO_WIDTH, Channel, Features, PolicyInput
+from la_reconvla.conditions import CONDITIONS, Condition
+from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, Batch, Channel, Features, PolicyInput
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
+from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.attention_heads import per_head
 from la_reconvla.storage import atomic_write, read_json
+from la_reconvla.study.timelines import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
 from la_reconvla.training.loop import pick_device
 
@@ -63,8 +66,10 @@ class Look:
         ]
 
 
-def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig]:
-    """The backbone of a run, of a model in a folder, or of an id on the hub; and what it was made from.
+def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig, tuple[Policy, Condition] | None]:
+    """The backbone of a run, of a model in a folder, or of an id on the hub; what it was made from; and the policy.
+
+    The policy comes with its arm, from a run with a decoder that reconstructs what attention picks; else it is None.
 
     Raises:
         UserError: if there is none, or `layers` is given for a run, which was trained with certain layers.
@@ -74,11 +79,14 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig]
         if layers is not None:
             raise UserError("a run is looked at in the layers that it was trained with: leave --layers out")
         policy, run = load_policy(folder)
-        return policy.backbone, run.backbone
+        arm = CONDITIONS.get(run.condition)
+        if arm is None or arm.saliency is None or policy.reconstruction_head is None:
+            return policy.backbone, run.backbone, None
+        return policy.backbone, run.backbone, (policy, arm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the library thinks of a configuration helps nobody here
         opened = Opened(source) if layers is None else Opened(source, saliency_layers=layers)
-        return opened.build(), opened
+        return opened.build(), opened, None
 
 
 def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
@@ -96,21 +104,22 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
         raise UserError(f"{path} is no picture that can be read ({error}): give a PNG or JPEG") from error
 
 
-@torch.no_grad()
-def look_at(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> Look:
-    """Where `instruction` looks. A second camera, where the backbone has one, shows grey; robot state is zero."""
+def _inputs(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> PolicyInput:
     device = next(backbone.parameters()).device
     picture = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).to(device)
     width = PROPRIO_WIDTH[given.proprio]
-    features: Features = backbone(
-        PolicyInput(
-            picture,
-            [instruction],
-            wrist=torch.full_like(picture, 128) if given.wrist else None,
-            proprio=torch.zeros(1, width, device=device) if width else None,
-        ),
-        attention="instruction",
+    return PolicyInput(
+        picture,
+        [instruction],
+        wrist=torch.full_like(picture, 128) if given.wrist else None,
+        proprio=torch.zeros(1, width, device=device) if width else None,
     )
+
+
+@torch.no_grad()
+def look_at(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> Look:
+    """Where `instruction` looks. A second camera, where the backbone has one, shows grey; robot state is zero."""
+    features: Features = backbone(_inputs(backbone, given, image, instruction), attention="instruction")
     scores, heads = saliency(features.attention, features.token_mask), per_head(features)[0]
     inner = getattr(backbone, "inner", backbone)  # a pretrained backbone wraps its family's
     layers = getattr(inner, "saliency_layers", None) or tuple(range(len(heads)))  # one of another kind counts from 0
@@ -127,7 +136,7 @@ def look(
     layers: int | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Draw the map as PNG and say its numbers.
+    """Draw the map as PNG and say its numbers. A run that reconstructs what attention picks shows that too.
 
     Args:
         source: a run's folder, a model's folder, or an id on the hub.
@@ -149,7 +158,7 @@ def look(
         raise UserError(f"the map is a PNG: give --out a name that ends in .png, not {out.name}")
     if not image.exists():
         raise UserError(f"{image} does not exist: give a picture with --image")
-    backbone, given = open_backbone(source, layers)
+    backbone, given, painter = open_backbone(source, layers)
     backbone.to(pick_device(device))
     picture = read_image(image, backbone.grid[0] * backbone.patch_size)
     texts = [instruction] if against is None else [instruction, against]
@@ -157,6 +166,8 @@ def look(
     if per_head:
         rows = {f"layer {layer}": looks[0].heads[i] for i, layer in enumerate(looks[0].layers)}
         content = drawing.head_grid(picture, instruction, rows, looks[0].grid)
+    elif painter is not None and against is None:
+        content = _reconstructed(*painter, given.chunk, _inputs(backbone, given, picture, instruction))
     else:
         maps = {text: each.saliency[None] for text, each in zip(texts, looks, strict=True)}
         title = f"{instruction} ({drawing.readable(looks[0].channel)})"
@@ -168,3 +179,16 @@ def look(
         apart = instruction_difference(*(each.saliency[None] for each in looks))[0]
         lines += [f"against '{against}': {looks[1].lines()[2]}", f"difference of the maps (1 - cosine): {apart:.4f}"]
     return [*lines, str(out)]
+
+
+def _reconstructed(policy: Policy, arm: Condition, chunk: int, inputs: PolicyInput) -> bytes:
+    """Image, attention, mask and reconstruction of one picture, as PNG."""
+    device = inputs.images.device
+    unknown = torch.zeros(1, chunk, ACTION_DIM, device=device)
+    batch = Batch(**vars(inputs), actions=unknown, valid=torch.zeros(1, chunk, dtype=torch.bool, device=device))
+    found = draw(policy.to(device), arm, batch, seed=0)
+    assert found.mask is not None  # as it follows attention
+    assert found.painted is not None
+    image = inputs.images.permute(0, 2, 3, 1).cpu().numpy()
+    told = inputs.instructions
+    return drawing.reconstruction_strip(image, found.mask, found.painted, found.grid, told, found.saliency)

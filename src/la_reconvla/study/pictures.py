@@ -36,8 +36,9 @@ def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: S
         if found.mask is None:
             strip = drawing.crop_strip(images, found.wanted, found.painted, told)
         else:
-            strip = drawing.reconstruction_strip(images, found.mask, found.painted, grid, told)
-            if arm.saliency is not None:
+            followed = found.saliency if arm.saliency is not None else None
+            strip = drawing.reconstruction_strip(images, found.mask, found.painted, grid, told, followed)
+            if followed is not None:
                 masks[arm.id] = found.mask
         name = f"{layout.MAPS}/reconstruction_{arm.id}.png"
         _write(study / name, strip)
