@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from la_reconvla import cli
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.cli.tree import TREE, Branch, find
 from la_reconvla.conditions import CONDITIONS
-from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
 from la_reconvla.study.presets import PRESETS, StudyConfig
@@ -171,7 +169,8 @@ def row(preset: StudyConfig) -> str:
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_the_table_of_presets_is_true(preset: StudyConfig) -> None:
-    assert row(preset) in README, f"put this row into README.md: {row(preset)}"
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    assert row(preset) in page, f"put this row into docs/commands.md: {row(preset)}"
 
 
 def sizes(preset: StudyConfig) -> str:
@@ -197,7 +196,8 @@ def test_the_sizes_of_the_presets_are_true(preset: StudyConfig) -> None:
 
 def test_the_tree_names_what_is_there() -> None:
     """Every module of the package is named, by itself or by its folder, and nothing else is."""
-    tree = next(block for block in blocks(README, "") if block.startswith("src/la_reconvla/"))
+    page = (ROOT / "docs/code.md").read_text(encoding="utf-8")
+    tree = next(block for block in blocks(page, "") if block.startswith("src/la_reconvla/"))
     folders: dict[int, Path] = {}
     named: set[Path] = set()
     for line in tree.splitlines():
@@ -213,28 +213,33 @@ def test_the_tree_names_what_is_there() -> None:
             assert inside, f"the tree leaves out {path}"
 
 
-def test_the_example_is_a_policy_with_the_method_in_it() -> None:
-    """The README's own backbone: it trains, it masks a quarter, the words matter, and acting needs no decoder."""
-    torch.manual_seed(0)
+def test_the_lines_for_a_policy_of_your_own_run() -> None:
+    """Those of README.md around a policy of three linear maps, and those of docs/own-policy.md as they are."""
+    images, words, word_mask = torch.rand(2, 3, 224, 224), torch.randn(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)
+    act, see, look = torch.nn.Linear(8, 7), torch.nn.Linear(8, 256), torch.nn.Linear(8, 196)
+
+    def policy(images: torch.Tensor, words: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        patches = images.unfold(2, 16, 16).unfold(3, 16, 16).flatten(2, 3).mean((1, -1, -2))[..., None]
+        return act(words.mean(1)), see(patches * words.mean(1, keepdim=True)), look(words)[:, None].softmax(-1)
+
     (code,) = blocks(README, "python")
-    names: dict = {}
-    exec(code, names)
-    loss, backbone, actions = names["loss"], names["backbone"], names["actions"]
-    np.testing.assert_allclose(loss.total.item(), (loss.action + 0.5 * loss.reconstruction).item(), rtol=1e-6)
-    assert loss.mask.sum(1).tolist() == [4, 4]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in backbone.parameters())
-    assert actions.shape == (2, 8, 7)
+    here = {**locals(), "action_loss": lambda actions: actions.square().mean()}
+    exec(code, here)
+    assert here["mask"].sum(1).tolist() == [49, 49]
+    assert all(layer.weight.grad.abs().sum() > 0 for layer in (act, see))
+    assert see.weight.grad.abs().max() < 1e3
 
-    from la_reconvla.method.objective import losses
-    from la_reconvla.method.reconstruction import Reconstruction
+    (code,) = blocks((ROOT / "docs/own-policy.md").read_text(encoding="utf-8"), "python")
+    there: dict = {}
+    exec(code, there)
+    assert there["mask"].sum(1).tolist() == [49, 49]
+    assert there["patch_tokens"].grad.abs().sum() > 0
 
-    policy, batch = names["policy"], names["batch"]
-    swapped = policy.act(PolicyInput(batch.images, batch.instructions[::-1]))
-    assert not torch.equal(swapped, actions)
-    decoder, generator = names["decoder"], torch.Generator().manual_seed(0)
-    leak_free = losses(Policy(backbone, names["bins"], decoder), batch, Reconstruction(mask_at="input"), generator)
-    patches = backbone(batch.inputs, hidden=leak_free.mask).patches
-    hidden_pixels = leak_free.mask.view(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
-    other = torch.where(hidden_pixels, 255 - batch.images, batch.images)
-    assert not torch.equal(other, batch.images)
-    assert torch.equal(backbone(PolicyInput(other, batch.instructions), hidden=leak_free.mask).patches, patches)
+
+def test_the_badges_are_true() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings it")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pythons = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    for name, told in (("python", f"{pythons[0]} to {pythons[-1]}"), ("licence", project["license"])):
+        assert f">{told}<" in (ROOT / f"docs/assets/{name}.svg").read_text(encoding="utf-8")
+        assert told in README

@@ -269,7 +269,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
             raise UserError(f"{path}: the video was cut short; is the disk full?")
 
 
-def write_gif(path: Path | str, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: float, colours: int = 96) -> None:
+def write_gif(path: Path | str, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: float, colours: int = 192) -> None:
     """Write an animation that plays for ever where no video plays, such as in a README; atomically.
 
     All frames share one palette, so that what stands still costs nothing.
