@@ -13,6 +13,7 @@ from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Arm, Floor, OtherStarts, Picture, Reference, Results, Study, Timeline, Video
 from la_reconvla.analysis.summaries import condition_summary, measure_frames, rate, stages
 from la_reconvla.analysis.verdicts import judge
+from la_reconvla.conditions import Condition
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.layout import SCHEMA
 
@@ -23,6 +24,7 @@ def build(
     floors: Sequence[FloorEvidence] = (),
     references: Mapping[str, Sequence[EpisodeRecord]] | None = None,
     *,
+    conditions: Sequence[Condition] = (),
     elsewhere: Sequence[OtherStartsEvidence] = (),
     leakage: Sequence[Leak] = (),
     pictures: Iterable[Picture] = (),
@@ -36,6 +38,7 @@ def build(
         arms: each condition with what was measured of it.
         floors: what was measured without image, with a grey one, with a wrong instruction, or by blind replay.
         references: episodes of the scripted expert, of a random policy.
+        conditions: the arms as values; those that no declared comparison names are compared with the nearest of them.
         elsewhere: episodes on other starts.
         leakage: what training and evaluation share; where they share what they must not, nothing is decided.
         pictures: for the report.
@@ -43,7 +46,7 @@ def build(
         timelines: for the report.
     """
     evidence, declared = {arm.id: found for arm, found in arms}, declared_in(study)
-    comparisons = all_comparisons(evidence, floors, elsewhere, declared)
+    comparisons = all_comparisons(evidence, floors, elsewhere, declared, conditions)
     return Results(
         schema=SCHEMA,
         study=study,

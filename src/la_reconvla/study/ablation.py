@@ -218,6 +218,7 @@ class Ablation:
             arms,
             gathering.floors(self.arms, self._evaluations, blind),
             {name: self._evaluations.episodes(references / name) for name in ("expert", "random")},
+            conditions=self.arms,
             elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
