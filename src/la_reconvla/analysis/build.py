@@ -31,7 +31,7 @@ def build(
     videos: Iterable[Video] = (),
     timelines: Iterable[Timeline] = (),
 ) -> Results:
-    """All results of a study from its records: summaries, comparisons, corrections and verdicts.
+    """All results of a study from its records: summaries, comparisons, corrections and, where it is judged, verdicts.
 
     Args:
         study: facts of the run, and what it declared: those of the declared comparisons whose data exist are made.
@@ -73,7 +73,7 @@ def build(
             if (found := rate(e.episodes)) is not None
         ),
         comparisons=comparisons,
-        hypotheses=tuple(withheld(judge(comparisons, declared), leakage)),
+        hypotheses=tuple(withheld(judge(comparisons, declared), leakage)) if study.judged else (),
         leakage=tuple(leakage),
         pictures=tuple(pictures),
         videos=tuple(videos),

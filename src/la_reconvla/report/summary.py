@@ -121,8 +121,8 @@ def more(results: Results) -> list[str]:
     seeds = sorted({cell.seed for arm in results.conditions for cell in arm.cells})
     if not results.study.command or not seeds:
         return []
-    if results.study.preset == "smoke":
-        return ["smoke shows only that everything runs. For numbers:", "  la-reconvla study run quick"]
+    if not results.study.judged:
+        return ["For numbers that mean something:", "  la-reconvla study run quick"]
     count = max(3, 2 * len(seeds))
     added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
     per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)
