@@ -214,8 +214,8 @@ def _grid_cell(c: ConditionResult | None) -> str:
 
 
 def exploratory(results: Results) -> list[Comparison]:
-    """Comparisons of two arms that no verdict rests on, not corrected: the declared ones, then those of arms that no
-    declared one names (`la_reconvla.analysis.comparing.undeclared`).
+    """Comparisons of two arms outside of the declared family, not corrected: those declared as such, then those of arms
+    that no declared one names (`la_reconvla.analysis.comparing.undeclared`).
     """
     declared, arms = declared_in(results.study), {c.id for c in results.conditions}
     between = {(c.a, c.b, c.metric): c for c in results.comparisons if c.kind == "difference" and {c.a, c.b} <= arms}
