@@ -16,7 +16,7 @@ GPU    := $(shell command -v nvidia-smi)
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all rules docs setup
+.PHONY: help demo check test test-all rules docs setup same-python
 
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
@@ -56,6 +56,15 @@ $(VENV)/.sim: $(VENV)/.torch
 $(VENV)/.dev: $(VENV)/.torch
 	$(call step,installing the package with the simulator and the development tools,$(pip) -c $(VENV)/constraints.txt -e '.[dev]')
 	@touch $(VENV)/.sim $@
+
+# A folder that is there keeps its Python: who asks for another is told, instead of getting the old one without a word.
+ifneq ($(origin PYTHON),file)
+$(VENV)/.torch: | same-python
+endif
+VERSION = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+same-python:
+	@[[ ! -e $(BIN)/python ]] && exit; there=$$($(BIN)/python $(VERSION)); asked=$$($(PYTHON) $(VERSION)); [[ $$there == $$asked ]] \
+	|| { echo "$(VENV) holds Python $$there, not $$asked: rm -r $(VENV), or choose another folder, VENV=.venv-$$asked" >&2; exit 1; }
 
 # Without a GPU the pinned torch goes first and alone: where pip knows a CPU build of that version it is taken, the
 # range in pyproject.toml is then satisfied, and no gigabytes of CUDA libraries follow. With a GPU the newest torch in

@@ -1,7 +1,8 @@
 """An arm that is new in kind: it reconstructs what the words look at *least*, and its lambda falls while it trains.
 
 A mask source and a lambda are frozen dataclasses, so that the arm is one value; nothing else knows of it. Both may
-depend on the share of the training that is done. Here it trains beside its nearest arms, C4 and C2, on a toy.
+depend on the share of the training that is done. A study compares an arm that no file of hypotheses names with its
+nearest ones, by what they are. Here it trains beside them on a toy.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from la_reconvla import Condition, MAEDecoder, Reconstruction, add_condition, condition
+from la_reconvla import Condition, MAEDecoder, Reconstruction, add_condition
 from la_reconvla.backbones.paligemma import SmallPaliGemma
+from la_reconvla.conditions import ARMS, nearest
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.method.mask import MaskContext, MaskSource, checked, masked_count, top
@@ -58,16 +60,18 @@ BACKBONE = SmallPaliGemma(
 
 
 def main(folder: Path, steps: int = 4) -> dict[str, list[dict]]:
-    """Train the three arms from equal weights on equal batches; what each logged."""
+    """Train it and its nearest arms from equal weights on equal batches; what each logged."""
     toy.demonstrations(folder / "demonstrations", episodes=8, boards=4, errors=0.0)
     training = Samples(open_demonstrations(folder / "demonstrations"), BACKBONE.image_size, BACKBONE.chunk)
     schedule = TrainConfig(steps=steps, batch_size=8, warmup=1, log_every=1, device="cpu")
+    others = nearest(LOWEST, ARMS)
+    print("a study compares", LOWEST.id, "with", *(arm.id for arm in others))
     found = {}
-    for id in (LOWEST.id, "C4", "C2"):
-        arm = condition(id).with_reconstruction_head(MAEDecoder(depth=1, width=32, attention_heads=4))
+    for known in (LOWEST, *others):
+        arm = known.with_reconstruction_head(MAEDecoder(depth=1, width=32, attention_heads=4))
         config = PolicyConfig.trained_on(arm, training, seed=0, backbone=BACKBONE)
-        found[id] = read_jsonl(train(arm, config, schedule, training, None, folder / id) / "metrics.jsonl")
-        print(id, [round(line["loss"], 3) for line in found[id] if "loss" in line])
+        found[arm.id] = read_jsonl(train(arm, config, schedule, training, None, folder / arm.id) / "metrics.jsonl")
+        print(arm.id, [round(line["loss"], 3) for line in found[arm.id] if "loss" in line])
     return found
 
 

@@ -73,9 +73,11 @@ def test_its_hidden_pixels_do_not_enter(run):
 
 
 @pytest.mark.slow
-def test_an_arm_of_another_kind_trains_beside_its_nearest(tmp_path):
-    """Lambda falls from 1 by a quarter a step; all three start alike, and see equal batches."""
+def test_an_arm_of_another_kind_trains_beside_its_nearest(tmp_path, capsys):
+    """Lambda falls from 1 by a quarter a step; all start alike, and see equal batches."""
     found = new_arm.main(tmp_path)
+    assert list(found) == ["C4-lowest", "C1", "C2", "C4"]
+    assert "a study compares C4-lowest with C1 C2 C4" in capsys.readouterr().out
     steps = {id: [line for line in lines if "loss" in line] for id, lines in found.items()}
     for id, lambdas in (("C4-lowest", (1.0, 0.75, 0.5, 0.25)), ("C4", (0.5,) * 4)):
         for line, weight in zip(steps[id], lambdas, strict=True):

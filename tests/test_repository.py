@@ -184,3 +184,26 @@ def test_each_command_checks_the_rules_and_says_which_tests_it_leaves_out(comman
     for tool in ("ruff check", "ruff format --check", "basedpyright", "lint-imports"):
         assert tool in planned
     assert re.findall(r'pytest .*-m "(.*?)"', planned) == [left_out]
+
+
+def test_make_says_when_the_environment_has_another_python(tmp_path: Path) -> None:
+    """Interpreters that know no more than their version; one of them is that of the environment."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name, version in ((".venv/bin/python", "3.11"), ("same", "3.11"), ("other", "3.12")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {version}\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.torch", ".venv/.sim", ".venv/.dev"):
+        (tmp_path / name).touch()
+
+    def made(*words: str) -> tuple[int, str]:
+        command = ["make", "-f", str(ROOT / "Makefile"), "setup", *words]
+        plain = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "VENV", "MAKEFLAGS")}
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=plain)
+        return done.returncode, done.stderr
+
+    assert made() == made("PYTHON=./same") == (0, "")
+    code, said = made("PYTHON=./other")
+    assert code == 2
+    assert said.startswith(
+        ".venv holds Python 3.11, not 3.12: rm -r .venv, or choose another folder, VENV=.venv-3.12\n"
+    )

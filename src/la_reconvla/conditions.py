@@ -34,7 +34,8 @@ study.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.mask import AttentionMask, RandomMask
@@ -158,3 +159,26 @@ def condition(id: str) -> Condition:
     if id not in CONDITIONS:
         raise unknown("condition", id, CONDITIONS)
     return CONDITIONS[id]
+
+
+NEAREST = 3  # more comparisons of one arm, none of them corrected, would find something by chance
+
+
+def nearest(arm: Condition, arms: Sequence[Condition]) -> list[Condition]:
+    """Those of `arms` that an arm of no declaration is compared with: its nearest, and those without reconstruction.
+
+    Nearest are those that differ from it in the fewest fields of `Reconstruction` and, among these, have the nearest
+    lambda halfway through the training. Ties stay, in the order of `arms`, at most `NEAREST` of them.
+    """
+    others = [other for other in arms if other.id != arm.id]
+    apart = {other.id: _apart(arm, other) for other in others}
+    near = [other for other in others if apart[other.id] == min(apart.values())][:NEAREST]
+    return [other for other in others if other in near or other.reconstruction is None]
+
+
+def _apart(one: Condition, other: Condition) -> tuple[int, float]:
+    """How far two arms are apart: in so many fields, and by so much of lambda halfway through the training."""
+    a, b = one.reconstruction, other.reconstruction
+    differing = sum(getattr(a, f.name, None) != getattr(b, f.name, None) for f in fields(Reconstruction))
+    weights = [0.0 if extra is None else extra.weight_at(0.5) for extra in (a, b)]
+    return differing + (one.blind != other.blind), abs(weights[0] - weights[1])

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from test_results import SAID, evidence
 
+from la_reconvla.analysis.build import build
+from la_reconvla.analysis.comparing import undeclared
 from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration, declared_in
-from la_reconvla.analysis.results import Study
+from la_reconvla.analysis.results import Arm, Results, Study
+from la_reconvla.conditions import (
+    A1,
+    ARMS,
+    C1,
+    C2,
+    C2_INPUT,
+    C3_HIGH,
+    C3_LOW,
+    C4,
+    FOLLOWING,
+    Condition,
+    condition,
+    nearest,
+)
 from la_reconvla.errors import UserError
+from la_reconvla.method.mask import AttentionMask, RandomMask
+from la_reconvla.method.reconstruction import Reconstruction
+from la_reconvla.method.variants.denoiser import Denoiser
+from la_reconvla.report.summary import undeclared as terminal_lines
+from la_reconvla.report.tables import exploratory, exploratory_table
 from la_reconvla.study.requirements import require_declared
 
 
@@ -69,3 +93,95 @@ def test_results_are_judged_by_what_the_study_declared() -> None:
     other = changed(same_within=0.1)
     assert declared_in(Study(preset="x", hypotheses=other)).same_within == 0.1
     assert declared_in(Study(preset="x")) is DECLARED
+
+
+# ---------------------------------------------------------------- arms that nobody declared
+
+
+@dataclass(frozen=True)
+class Falling:
+    label = "falling"
+
+    def __call__(self, progress: float) -> float:
+        return 2 * (1 - progress)
+
+
+def arm(**fields: Any) -> Condition:
+    return Condition("mine", "mine", Reconstruction(**fields))
+
+
+@pytest.mark.parametrize(
+    ("mine", "others"),
+    [
+        (arm(mask=AttentionMask(0.5)), "C1 C2 C4"),  # another mask, and all else as in these two
+        (arm(weight=0.9), "C1 C3-1.0"),  # lambda alone, and that one's is the nearest
+        (arm(weight=Falling()), "C1 C3-1.0"),  # halfway through it is 1
+        (arm(mask=RandomMask(), reconstruction_head=Denoiser(depth=1)), "C1 C2"),
+        (arm(mask_at="input"), "C1 C4"),
+        (Condition("mine", "grey", blind=True), "C1"),
+    ],
+)
+def test_the_nearest_arms_are_those_that_differ_least_whatever_their_names(mine: Condition, others: str) -> None:
+    assert " ".join(other.id for other in nearest(mine, ARMS)) == others
+    assert nearest(replace(mine, id="C4"), [C1]) == [C1]
+    renamed = [replace(other, id=f"x{i}", name="") for i, other in enumerate(ARMS)]
+    expected = [f"x{[a.id for a in ARMS].index(id)}" for id in others.split()]
+    assert [other.id for other in nearest(mine, renamed)] == expected
+
+
+def test_of_many_ties_the_first_three_stay() -> None:
+    masks = [replace(arm(mask=AttentionMask(share)), id=str(share)) for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    assert [other.id for other in nearest(C4, masks)] == ["0.1", "0.2", "0.3"]
+
+
+def pairs(*arms: Condition) -> set[tuple[str, str]]:
+    return {(a, b) for a, b, _ in undeclared(arms, DECLARED)}
+
+
+def test_only_arms_that_no_declared_comparison_of_the_study_names_are_added() -> None:
+    assert pairs(C1, C2, C4) == set()
+    assert pairs(*ARMS) == {(low.id, other) for low in (C3_LOW, C3_HIGH) for other in ("C1", "C4")}
+    assert pairs(C1, C2, C4, C2_INPUT) == {("C2-input", "C1"), ("C2-input", "C2")}
+    assert pairs(C1, A1) == {("A1", "C1")}, "what it is declared against is not here; one of the two is enough"
+    assert pairs(C1) == set()
+
+
+TRUTH = {C1: 0.4, C2: 0.5, C4: 0.75, next(one for one in FOLLOWING if one.id == "C4-two"): 0.6}
+
+
+def study_of(*arms: Condition, declared: str = "") -> Results:
+    """A study of these of `TRUTH`: the higher their success, the smaller their action error."""
+    seen = [(Arm.of(one), evidence(TRUTH[one], 0.0, 0.2 - 0.1 * TRUTH[one], (0, 1))) for one in arms]
+    return build(Study(preset="quick", tasks=SAID, hypotheses=declared), seen, conditions=arms)
+
+
+def test_an_arm_of_ones_own_is_compared_without_a_file_of_hypotheses() -> None:
+    results = study_of(*TRUTH)
+    rates = {c.id: c.tsr.rate for c in results.conditions if c.tsr}
+    found = {(c.b, c.metric): c for c in results.comparisons if c.a == "C4-two"}
+    assert set(found) == {(other, metric) for other in ("C1", "C2", "C4") for metric in ("tsr", "action_error")}
+    for (other, metric), c in found.items():
+        assert c.p_holm is None
+        if metric == "tsr":
+            np.testing.assert_allclose(c.difference, rates["C4-two"] - rates[other])
+        else:
+            np.testing.assert_allclose(c.difference, 0.1 * (TRUTH[condition(other)] - 0.6))
+    assert [c for c in exploratory(results) if c.a == "C4-two"] == list(found.values())
+    shown = exploratory_table(results).markdown()
+    assert all(f"| C4-two - {other} |" in shown for other in ("C1", "C2", "C4"))
+    lines = terminal_lines(results)
+    assert [line.split()[3] for line in lines] == ["C1", "C2", "C4"]
+    assert all("C4-two" in line and len(line) <= 80 for line in lines)
+
+
+def test_it_changes_no_declared_comparison_and_no_verdict() -> None:
+    results, without = study_of(*TRUTH), study_of(C1, C2, C4)
+    alone = [one for one in results.comparisons if one.a != "C4-two"]
+    assert (alone, results.hypotheses) == (list(without.comparisons), without.hypotheses)
+
+
+def test_declared_by_the_user_it_is_in_the_family_alone() -> None:
+    declared = changed(family=[["C4", "C2", "tsr"], ["C4-two", "C4", "tsr"]])
+    results = study_of(*TRUTH, declared=declared)
+    assert [(c.b, c.metric) for c in results.comparisons if c.a == "C4-two" and c.p_holm is not None] == [("C4", "tsr")]
+    assert not [c for c in exploratory(results) if c.a == "C4-two"]

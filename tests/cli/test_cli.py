@@ -330,6 +330,19 @@ def test_a_wrong_word_is_named_with_what_helps(run, arguments: str, message: str
     assert run(*arguments.split()) == (2, f"error: {message}")
 
 
+@pytest.mark.parametrize("option", ["--suite libero_gaol", "--suite=libero_gaol"])
+@pytest.mark.parametrize("command", ["eval", "study compare runs/one", "data collect"])
+def test_a_missing_word_does_not_hide_an_unknown_suite(run, command: str, option: str) -> None:
+    missing = {"eval": "RUN", "study compare runs/one": "OTHER", "data collect": "--out"}[command]
+    code, said = run(*command.split(), *option.split())
+    assert code == 2
+    assert f"Missing from la-reconvla {command.removesuffix(' runs/one')}:" in said
+    assert missing in said
+    assert "error: unknown suite 'libero_gaol': did you mean libero_goal or" in said
+    for right in ("libero_goal", "toy"):
+        assert "unknown suite" not in run(*command.split(), "--suite", right)[1]
+
+
 def test_version_and_help_are_words_too(run) -> None:
     assert run("--version") == (0, f"la-reconvla {la_reconvla.__version__}")
     for words in ((), ("study",), ("study", "run")):

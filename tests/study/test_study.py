@@ -16,6 +16,7 @@ import imageio_ffmpeg
 import pytest
 from PIL import Image
 
+from la_reconvla.analysis.verdicts import NOT_JUDGED
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.episodes import append_episodes, read_episodes
 from la_reconvla.errors import UserError
@@ -86,6 +87,8 @@ def test_the_smoke_study_leaves_everything_behind(study):
     assert floors["blind_replay"].successes == 0, "trap 11: these starts can be solved without looking"
     assert results.study.data_hash
     assert "<html" in (study / "report.html").read_text(encoding="utf-8")[:300].lower()
+    assert (results.study.judged, results.hypotheses) == (False, ())
+    assert NOT_JUDGED in results.study.limits
 
 
 @pytest.mark.sim
@@ -216,6 +219,7 @@ def test_a_study_of_before_a_choice_goes_on(tmp_path):
     """Dropped: a field of the study, of its backbone and of its schedule."""
     study = Ablation(preset("known-answer"), tmp_path, workers=1)
     study._claim("now")
+    Ablation(replace(study.config, judged=False), tmp_path, workers=1)._claim("later")
     held = read_json(path := tmp_path / "study.json")
     assert held["config"]["train"]["kind"] == "TrainConfig"
     before = StudyConfig(), SmallPaliGemma(), TrainConfig()

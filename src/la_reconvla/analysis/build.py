@@ -13,6 +13,7 @@ from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Arm, Floor, OtherStarts, Picture, Reference, Results, Study, Timeline, Video
 from la_reconvla.analysis.summaries import condition_summary, measure_frames, rate, stages
 from la_reconvla.analysis.verdicts import judge
+from la_reconvla.conditions import Condition
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.layout import SCHEMA
 
@@ -23,19 +24,21 @@ def build(
     floors: Sequence[FloorEvidence] = (),
     references: Mapping[str, Sequence[EpisodeRecord]] | None = None,
     *,
+    conditions: Sequence[Condition] = (),
     elsewhere: Sequence[OtherStartsEvidence] = (),
     leakage: Sequence[Leak] = (),
     pictures: Iterable[Picture] = (),
     videos: Iterable[Video] = (),
     timelines: Iterable[Timeline] = (),
 ) -> Results:
-    """All results of a study from its records: summaries, comparisons, corrections and verdicts.
+    """All results of a study from its records: summaries, comparisons, corrections and, where it is judged, verdicts.
 
     Args:
         study: facts of the run, and what it declared: those of the declared comparisons whose data exist are made.
         arms: each condition with what was measured of it.
         floors: what was measured without image, with a grey one, with a wrong instruction, or by blind replay.
         references: episodes of the scripted expert, of a random policy.
+        conditions: the arms as values; those that no declared comparison names are compared with the nearest of them.
         elsewhere: episodes on other starts.
         leakage: what training and evaluation share; where they share what they must not, nothing is decided.
         pictures: for the report.
@@ -43,7 +46,7 @@ def build(
         timelines: for the report.
     """
     evidence, declared = {arm.id: found for arm, found in arms}, declared_in(study)
-    comparisons = all_comparisons(evidence, floors, elsewhere, declared)
+    comparisons = all_comparisons(evidence, floors, elsewhere, declared, conditions)
     return Results(
         schema=SCHEMA,
         study=study,
@@ -70,7 +73,7 @@ def build(
             if (found := rate(e.episodes)) is not None
         ),
         comparisons=comparisons,
-        hypotheses=tuple(withheld(judge(comparisons, declared), leakage)),
+        hypotheses=tuple(withheld(judge(comparisons, declared), leakage)) if study.judged else (),
         leakage=tuple(leakage),
         pictures=tuple(pictures),
         videos=tuple(videos),

@@ -22,6 +22,7 @@ from la_reconvla.analysis.evidence import (
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means, paired_successes
+from la_reconvla.conditions import Condition, nearest
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
 
@@ -93,15 +94,36 @@ def all_comparisons(
     floors: Sequence[FloorEvidence],
     elsewhere: Sequence[OtherStartsEvidence],
     declared: Declaration,
+    arms: Sequence[Condition] = (),
 ) -> tuple[Comparison, ...]:
-    """Those of the declared comparisons whose data exist, each arm against its floors, and losses on other suites."""
+    """Those of the declared comparisons whose data exist, what is exploratory, each arm against its floors, and losses
+    on other suites; `arms` as in `undeclared`.
+    """
     beside = [key for key in (declared.equivalence, *declared.exploratory) if key not in declared.family]
+    beside += undeclared(arms, declared)
     return (
         *_family(evidence, declared.family, declared.same_within),
         *_compared(evidence, list(dict.fromkeys(beside)), declared.same_within),
         *_against_floors(evidence, floors),
         *_losses(evidence, elsewhere, declared.losses),
     )
+
+
+def undeclared(arms: Sequence[Condition], declared: Declaration) -> list[Key]:
+    """Comparisons of each arm that no declared comparison between two of `arms` names, with `nearest` of them.
+
+    They are by success and action error, and exploratory: nobody said before the run that they would be made.
+    """
+    ids = {arm.id for arm in arms}
+    keys = (*declared.family, declared.equivalence, *declared.exploratory)
+    named = {id for a, b, _ in keys if {a, b} <= ids for id in (a, b)}
+    pairs = {
+        frozenset((arm.id, other.id)): (arm.id, other.id)  # each pair once, whichever of the two asked for it
+        for arm in arms
+        if arm.id not in named
+        for other in nearest(arm, arms)
+    }
+    return [(a, b, metric) for a, b in pairs.values() for metric in ("tsr", "action_error")]
 
 
 def _family(evidence: Mapping[str, Evidence], family: Sequence[Key], same_within: float) -> list[Comparison]:

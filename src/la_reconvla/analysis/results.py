@@ -76,6 +76,7 @@ class Study:
         hypotheses_hash: SHA-256 of that declaration, also written when the study began.
         energy_joules: of the processors over the study's parts, where the machine tells; else None.
         limits: sentences for "What this does not show", beyond those that follow from the numbers.
+        judged: whether hypotheses have verdicts; False for a preset that is too small to mean anything.
     """
 
     preset: str
@@ -97,6 +98,7 @@ class Study:
     hypotheses_hash: str = ""
     energy_joules: float | None = None
     limits: tuple[str, ...] = ()
+    judged: bool = True
 
 
 @dataclass(frozen=True)

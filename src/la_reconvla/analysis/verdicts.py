@@ -12,6 +12,7 @@ from la_reconvla.analysis.declaration import DECLARED, HEADLINE, OVER, Declarati
 from la_reconvla.analysis.intervals import Interval
 from la_reconvla.analysis.results import FloorId, Results
 
+NOT_JUDGED = "Not judged: this preset only shows that everything runs."
 NOT_COMPARED = "The data for this comparison are not part of this study."
 NO_RECONVLA = (
     "This needs the ReconVLA arm (R1), a diffusion head that reconstructs an annotated crop. "

@@ -86,7 +86,7 @@ def architecture_of(source: str) -> PreTrainedConfig:
     """
     folder = _file(source, "config.json").parent
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)  # without it the library asks
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"config.json of {source} says nothing that transformers understands ({reason})") from error
@@ -109,7 +109,7 @@ def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:
     except Exception as error:  # the library has no class of its own for it
         raise UserError(f"{words} is no tokenizer that the tokenizers library reads ({error})") from error
     try:
-        model = family.model.from_pretrained(source, **{"dtype": torch.float32, **options})
+        model = family.model.from_pretrained(source, use_safetensors=True, **{"dtype": torch.float32, **options})
     except (OSError, SafetensorError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the weights of {source} cannot be loaded ({reason}): check its files") from error

@@ -118,7 +118,7 @@ def _vae(config: Latents, device: torch.device) -> Any:
 
     folder = hub_files(config.source, config.revision, FILES, give="--latents ")
     try:
-        vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True)
+        vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} holds no AutoencoderKL of diffusers ({error}): give one that does") from error
     actual = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)

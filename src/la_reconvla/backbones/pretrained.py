@@ -155,11 +155,12 @@ class Pretrained:
         tokenizer, pinned = self.tokenizer(), self.pinned()
         folder = hub_files(self.source, pinned.revision, MODEL_FILES)
         options: dict[str, Any] = {"dtype": DTYPES[self.dtype], "attn_implementation": ATTENTION}
+        options |= {"local_files_only": True, "use_safetensors": True}
         if self.quantize:
             options |= {"quantization_config": nf4(DTYPES[self.dtype]), "device_map": {"": torch.cuda.current_device()}}
         try:
             with quiet():
-                model = self.family.model.from_pretrained(folder, local_files_only=True, **options)
+                model = self.family.model.from_pretrained(folder, **options)
         except (OSError, ImportError, ValueError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(f"{self.source} cannot be loaded ({first}): check its files") from error
@@ -296,7 +297,8 @@ def _architecture(source: str, revision: str | None) -> PreTrainedConfig:
             config = AutoConfig.for_model(raw.pop("model_type"), **raw)
         else:
             with quiet():
-                config = AutoConfig.from_pretrained(hub_files(source, revision, ("config.json",)))
+                found = hub_files(source, revision, ("config.json",))
+                config = AutoConfig.from_pretrained(found, trust_remote_code=False)  # without it the library asks
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{source} has no config.json that transformers understands ({first})") from error

@@ -16,7 +16,7 @@ from rich.text import Text
 from la_reconvla import __version__
 from la_reconvla.cli.options import CONFIG, REGISTRY
 from la_reconvla.cli.tree import PROGRAM, find, help_of
-from la_reconvla.cli.words import refuse_values_of_flags, with_imports
+from la_reconvla.cli.words import refuse_unknown_suites, refuse_values_of_flags, with_imports
 from la_reconvla.errors import UserError
 
 
@@ -36,7 +36,12 @@ def main() -> None:
             (Console() if asked else console).print(help_of(name))
             sys.exit(0 if asked else 2)
         refuse_values_of_flags(rest)
-        tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
+        try:
+            tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
+        except SystemExit as end:
+            if end.code == 2:  # it has said which word is missing or wrong
+                refuse_unknown_suites(rest)
+            raise
     except UserError as error:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)

@@ -1,4 +1,6 @@
-"""What is read of a command line before its command: modules of the user's own, and how flags were given before."""
+"""What is read of a command line beside its command: modules of the user's own, how flags were given before, and
+suites where the command could not be read.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from la_reconvla.errors import UserError
 
@@ -51,8 +53,24 @@ def _import(name: str) -> None:
 
 def refuse_values_of_flags(words: Sequence[str]) -> None:
     """Raise a `UserError` for ``--wrist True``, as a yes or no was given before: today it is a flag."""
-    pairs = [*itertools.pairwise(words), *(tuple(word.split("=", 1)) for word in words if "=" in word)]
-    for option, value in pairs:
+    for option, value in _pairs(words):
         if value in ("True", "False") and re.fullmatch(r"--[a-z][a-z-]*", option):
             flag = option if value == "True" else f"--no-{option.removeprefix('--')}"
             raise UserError(f"{option} {value}: a yes or no is a flag; type {flag}")
+
+
+def refuse_unknown_suites(words: Sequence[str]) -> None:
+    """Raise a `UserError` for a ``--suite`` that does not exist, where the rest does not parse."""
+    for option, value in _pairs(words):
+        if option == "--suite":
+            from la_reconvla.sim.tasks import load_task
+            from la_reconvla.sim.toy import SUITE
+
+            if value != SUITE:
+                load_task(value, 0)
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Options with their values, given as ``--option value`` or ``--option=value``, and whatever else stands so."""
+    yield from itertools.pairwise(words)
+    yield from (tuple(word.split("=", 1)) for word in words if "=" in word)

@@ -141,12 +141,13 @@ def _load_detector(source: str, revision: str | None, device: str) -> tuple[Any,
     folder = hub_files(source, revision, DETECTOR_FILES, give="--source ")
     try:
         with quiet():
-            kind = AutoConfig.from_pretrained(folder).model_type
+            only = {"local_files_only": True, "trust_remote_code": False}  # without the second the library asks
+            kind = AutoConfig.from_pretrained(folder, **only).model_type
             if kind not in PROMPTS:
                 raise unknown("family of detectors", kind, PROMPTS)
             # "pil" reads pictures alike everywhere: the other backend needs torchvision
-            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-            model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(folder, backend="pil", **only)
+            model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, use_safetensors=True, **only)
     except (OSError, ImportError, ValueError, KeyError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{source} cannot be loaded as a detector ({first}): check its files") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
 from la_reconvla.analysis.declaration import HEADLINE
 from la_reconvla.analysis.results import ConditionResult, Pairing, Results
-from la_reconvla.analysis.verdicts import reasons
+from la_reconvla.analysis.verdicts import NOT_JUDGED, reasons
 from la_reconvla.text_table import number, percent, points
 
 FLOORS = {
@@ -27,6 +27,8 @@ def leading(results: Results) -> Hypothesis | None:
 
 def headline(results: Results) -> str:
     """The first line: what was found, for somebody who knows nothing of the study."""
+    if not results.study.judged:
+        return NOT_JUDGED
     found, judged = results.comparison("C4", "C2", "tsr"), leading(results)
     word = judged.verdict.capitalize() if judged else "Inconclusive"
     if judged and judged.id != HEADLINE:

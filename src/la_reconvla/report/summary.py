@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from la_reconvla.analysis.decisions import rollouts_needed
+from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.power import POINTS
 from la_reconvla.analysis.results import Results
 from la_reconvla.report.phrases import headline, leading, paired
@@ -18,6 +19,7 @@ from la_reconvla.report.tables import (
     beside,
     comparison_table,
     error_table,
+    exploratory,
     exploratory_table,
     floor_table,
     grid_table,
@@ -28,7 +30,7 @@ from la_reconvla.report.tables import (
     success_table,
     verdict_table,
 )
-from la_reconvla.text_table import TextTable, duration
+from la_reconvla.text_table import TextTable, duration, points
 
 
 def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
@@ -68,11 +70,21 @@ def terminal_summary(results: Results) -> RenderableType:
     """What a terminal of 80 columns shows of a study: verdict, how far episodes got, checks, what would decide more."""
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    lines = [Text(f"Checks: {checks(results)}.")]
+    lines = [*map(Text, undeclared(results)), Text(f"Checks: {checks(results)}.")]
     if not judged or judged.verdict not in ("supported", "refuted"):
         lines += [Text(line, no_wrap=True, overflow="ignore") for line in more(results)]  # to be copied
     table = counts_table(results)
     return Group(Panel(headline(results), border_style=colour), *([table.rich()] if table.rows else []), *lines)
+
+
+def undeclared(results: Results) -> list[str]:
+    """A line for each comparison by success of an arm that no declared comparison names."""
+    declared = declared_in(results.study).exploratory
+    return [
+        f"Exploratory: {c.a} - {c.b} {points(c.difference)} points of success ({points(c.low)} to {points(c.high)})."
+        for c in exploratory(results)
+        if c.metric == "tsr" and (c.a, c.b, c.metric) not in declared
+    ]
 
 
 def counts_table(results: Results) -> TextTable:
@@ -109,8 +121,8 @@ def more(results: Results) -> list[str]:
     seeds = sorted({cell.seed for arm in results.conditions for cell in arm.cells})
     if not results.study.command or not seeds:
         return []
-    if results.study.preset == "smoke":
-        return ["smoke shows only that everything runs. For numbers:", "  la-reconvla study run quick"]
+    if not results.study.judged:
+        return ["For numbers that mean something:", "  la-reconvla study run quick"]
     count = max(3, 2 * len(seeds))
     added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
     per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)

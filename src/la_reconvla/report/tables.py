@@ -213,13 +213,20 @@ def _grid_cell(c: ConditionResult | None) -> str:
     return "; ".join(said)
 
 
+def exploratory(results: Results) -> list[Comparison]:
+    """Comparisons of two arms outside of the declared family, not corrected: those declared as such, then those of arms
+    that no declared one names (`la_reconvla.analysis.comparing.undeclared`).
+    """
+    declared, arms = declared_in(results.study), {c.id for c in results.conditions}
+    between = {(c.a, c.b, c.metric): c for c in results.comparisons if c.kind == "difference" and {c.a, c.b} <= arms}
+    others = (key for key in between if key != declared.equivalence)
+    keys = dict.fromkeys((*declared.exploratory, *others))
+    return [c for key in keys if (c := between.get(key)) and c.p_holm is None]
+
+
 def exploratory_table(results: Results) -> TextTable:
-    """Comparisons of the grid outside of the declared family."""
-    rows = [
-        (*_compared(c), p_value(c.p), str(c.n))
-        for c in map(lambda key: results.comparison(*key), declared_in(results.study).exploratory)
-        if c is not None and c.p_holm is None
-    ]
+    """What `exploratory` gives."""
+    rows = [(*_compared(c), p_value(c.p), str(c.n)) for c in exploratory(results)]
     header = ("arms", "of", "difference", "effect size", "p", "pairs")
     return TextTable("Exploratory comparisons, not corrected", header, rows)
 

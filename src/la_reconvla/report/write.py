@@ -24,7 +24,7 @@ from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, headline, leading, reason
 from la_reconvla.report.summary import markdown
-from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, grid_table, loss_table, other_starts_tables
+from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, exploratory, grid_table, loss_table, other_starts_tables
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study.results import read_results
 
@@ -79,7 +79,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "comparison": results.comparison("C4", "C2", "tsr"),
         "family": [c for c in results.comparisons if c.p_holm is not None],
         "undone": [key for key in declared.family if results.comparison(*key) is None],
-        "exploratory": [c for key in declared.exploratory if (c := results.comparison(*key)) and c.p_holm is None],
+        "exploratory": exploratory(results),
         "floor_comparisons": results.against_floors("tsr"),
         "errors": [_error_row(results, c) for c in results.conditions if c.action_error],
         "error_floors": ERROR_FLOORS,

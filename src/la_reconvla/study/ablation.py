@@ -122,6 +122,7 @@ class Ablation:
         config = {**kinds.to_json(self.config), "train": self.config.train.identity}
         size = {key: config.pop(key) for key in GROWS}
         config.pop("gaze")  # who says where the target is belongs to the arms that are told (`train_cells`)
+        config.pop("judged")  # what is read from the records makes no other records
         path, now = self.folder / layout.STUDY, commit()
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
@@ -218,6 +219,7 @@ class Ablation:
             arms,
             gathering.floors(self.arms, self._evaluations, blind),
             {name: self._evaluations.episodes(references / name) for name in ("expert", "random")},
+            conditions=self.arms,
             elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),

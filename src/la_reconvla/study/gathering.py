@@ -15,6 +15,7 @@ from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEv
 from la_reconvla.analysis.frames import FrameRecord
 from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Pairing, Study
+from la_reconvla.analysis.verdicts import NOT_JUDGED
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import NO_IMAGE, Condition
@@ -180,5 +181,6 @@ def study_description(
         pairing=pairing,
         hypotheses=begun.get("hypotheses", ""),
         hypotheses_hash=begun.get("hypotheses_hash", ""),
-        limits=() if "hypotheses" in begun else (UNDECLARED,),
+        limits=(*(() if "hypotheses" in begun else (UNDECLARED,)), *(() if c.judged else (NOT_JUDGED,))),
+        judged=c.judged,
     )

@@ -65,6 +65,7 @@ class StudyConfig:
         floor_episodes: the same for floors and references.
         floor_arm: arm whose policy is rolled out with a grey image and a wrong instruction.
         frames: held-out frames on which action error and attention are measured.
+        judged: give a verdict on each hypothesis; False where a study is too small to mean anything.
     """
 
     preset: str = "custom"
@@ -92,6 +93,7 @@ class StudyConfig:
     floor_episodes: int = 10
     floor_arm: str = "C1"
     frames: int = 300
+    judged: bool = True
 
     def __post_init__(self):
         for name in ("tasks", "seeds", "conditions", "elsewhere"):
@@ -190,6 +192,7 @@ PRESETS = {
             episodes=1,
             floor_episodes=1,
             frames=24,
+            judged=False,
         ),
         StudyConfig(  # a toy in which grounding is needed by construction: does the machinery find it, and only it?
             preset="known-answer",
