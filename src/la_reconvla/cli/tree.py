@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from la_reconvla.cli import attention, check, data, policies, studies, training
+from la_reconvla.cli import attention, check, data, policies, serve, studies, training
 from la_reconvla.errors import UserError, nearest
 
 PROGRAM = "la-reconvla"
@@ -50,6 +50,7 @@ TREE: Mapping[str, Branch | Command] = {
         {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
     ),
     "look": attention.look,
+    "serve": serve.serve,
     "share": Branch("Give a policy to others.", {"folder": policies.folder, "hub": policies.hub}),
     "pretrain": training.pretrain,
     "words": attention.words,
