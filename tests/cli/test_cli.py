@@ -152,6 +152,19 @@ def test_help_names_every_option_and_says_what_it_is(
         assert re.match(r"[a-z]\w*", explained, re.IGNORECASE), f"{command} --{name} has no help"
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_line_of_a_help_is_wider_than_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", *command.split(), "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"\w+s options|``", shown)
+
+
 def test_the_first_help_lists_what_a_beginner_needs(run) -> None:
     code, said = run("--help")
     assert code == 0

@@ -61,9 +61,11 @@ def _table(
     title: str,
     header: tuple[str, ...],
     cells: Callable[[Kind], tuple[str, ...]],
+    keys: int = 2,
 ) -> TextTable:
     chosen = [row for row in rows if isinstance(row, kind)]
-    return TextTable(title, ("backbone", *header), [(row.backbone or "–", *cells(row)) for row in chosen])
+    shown = [(row.backbone or "–", *cells(row)) for row in chosen]
+    return TextTable(title, ("backbone", *header), shown, keys=keys)
 
 
 def tables(rows: Sequence[BenchRow], device_type: str) -> list[TextTable]:
@@ -122,9 +124,11 @@ def _training_tables(rows: Sequence[BenchRow], device_type: str) -> list[TextTab
         _table(
             rows,
             TrainRow,
-            f"Training: milliseconds a step of {BATCH} samples where no other number is given; a group's rows in turn",
-            ("group", "arm", "head", *STATISTICS, "over C1", MEMORY.get(device_type, MEMORY["cpu"])),
+            f"Training: milliseconds per step of {BATCH} samples where no other number is given; a group's rows in "
+            f"turn; memory is {MEMORY.get(device_type, MEMORY['cpu'])}",
+            ("group", "arm", "head", *STATISTICS, "over C1", "memory, MB"),
             step,
+            keys=3,
         ),
         _table(
             rows,

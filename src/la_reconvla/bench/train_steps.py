@@ -135,8 +135,8 @@ class OneBatchTraining:
 
 
 MEMORY = {
-    "cuda": "MB: weights, moments and the peak of a step (max_memory_allocated)",
-    "cpu": "MB: weights, moments, gradients and what is saved for the backward pass",
+    "cuda": "weights, moments and the peak of a step (max_memory_allocated)",
+    "cpu": "weights, moments, gradients and what is saved for the backward pass",
 }
 ARMS = ("C1", "C2", "C4", "A1", "R1", "C4-input")
 FEW = 4  # samples of a step of the published diffusion head, which takes half a minute on one core with `small`

@@ -7,6 +7,7 @@ the functions, so that ``check`` works where half of the machine is broken, and 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import tyro
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from la_reconvla import __version__
-from la_reconvla.cli.options import CONFIG, REGISTRY
+from la_reconvla.cli.options import CONFIG, REGISTRY, wrapped_help
 from la_reconvla.cli.tree import PROGRAM, find, help_of
 from la_reconvla.cli.words import refuse_values_of_flags, with_imports
 from la_reconvla.errors import UserError
@@ -36,7 +37,8 @@ def main() -> None:
             (Console() if asked else console).print(help_of(name))
             sys.exit(0 if asked else 2)
         refuse_values_of_flags(rest)
-        tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
+        with wrapped_help() if {"-h", "--help"} & set(rest) else contextlib.nullcontext():
+            tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
     except UserError as error:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)

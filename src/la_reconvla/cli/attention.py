@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from la_reconvla.study.options import IfGiven
+from la_reconvla.text_table import tell
 
 
 def look(
@@ -33,7 +34,7 @@ def look(
     """
     from la_reconvla.study.look import look as run
 
-    print("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
+    tell("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
 
 
 def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("base",), seed: int = 0) -> None:
@@ -48,8 +49,6 @@ def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("base",), seed: i
     from la_reconvla.data.scenes import load_scenes
     from la_reconvla.study.words import measure_words
 
-    console = Console()
-    console.width = max(console.width, 120)  # eleven columns
     for table in measure_words(weights, load_scenes(scenes, "train"), load_scenes(scenes, "test"), out, seed):
-        console.print(table.rich())
+        Console().print(table)
     print(out / "words.md")

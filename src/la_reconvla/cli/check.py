@@ -9,6 +9,7 @@ from rich.console import Console
 from la_reconvla.bench.settings import Settings
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.study.options import IfGiven, ModelOptions, PlanOptions, StepOptions
+from la_reconvla.text_table import tell
 
 
 def machine(out: Path = Path(".")) -> None:
@@ -34,16 +35,16 @@ def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
         step: how it is trained, and on what.
         model: what is trained.
     """
-    console, told = Console(), Console(stderr=True)
-    told.print(
+    tell(
         f"Planning one training step of {model.backbone} on {step.device}: only its config.json is read, and the step "
-        "is traced, not run. This takes up to a few minutes."
+        "is traced, not run. This takes up to a few minutes.",
+        Console(stderr=True),
     )
     from la_reconvla.study.plan import plan_one, table, verdict
 
     planned = plan_one(PlanOptions(**vars(step), **vars(model)))
-    console.print(table(planned))
-    console.print(verdict(planned), soft_wrap=True)
+    Console().print(table(planned))
+    tell(verdict(planned))
 
 
 def power(
@@ -61,7 +62,7 @@ def power(
     from la_reconvla.analysis.power import planned, power_table
 
     rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
-    Console().print(power_table(rows, seeds).rich())
+    Console().print(power_table(rows, seeds))
 
 
 def speed(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:

@@ -21,8 +21,8 @@ from la_reconvla.training.run_folders import folder_here
 def evaluate(
     run: Positional[str],
     rollouts: Flat[RolloutOptions],
-    starts: Group[StartOptions],
-    floors: Group[FloorOptions],
+    start: Group[StartOptions],
+    floor: Group[FloorOptions],
     machine: Group[MachineOptions],
 ) -> None:
     """Roll a policy out in closed loop on starts that, by default, it was not trained on.
@@ -30,15 +30,15 @@ def evaluate(
     Args:
         run: a run folder, expert or random, or user/name on the Hugging Face hub.
         rollouts: how much is rolled out, and where to.
-        starts: on which starts it is rolled out.
-        floors: what it is measured against.
+        start: on which starts it is rolled out.
+        floor: what it is measured against.
         machine: what rolls out.
     """
     if run not in UNTRAINED:
         folder_here(run)  # before what takes seconds to import
     from la_reconvla.study.evaluate_one import evaluate_one
 
-    evaluate_one(run, EvaluateOptions(**vars(rollouts), **vars(starts), **vars(floors), **vars(machine)))
+    evaluate_one(run, EvaluateOptions(**vars(rollouts), **vars(start), **vars(floor), **vars(machine)))
 
 
 def folder(run: Positional[Path], out: Path, merged: bool = False) -> None:

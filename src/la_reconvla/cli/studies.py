@@ -65,7 +65,7 @@ def compare(
     run: Positional[str],
     other: Positional[str],
     rollouts: Flat[PairOptions],
-    starts: Group[StartOptions],
+    start: Group[StartOptions],
     machine: Group[MachineOptions],
 ) -> None:
     """Roll two trained policies out on the same starts and stop as soon as it is decided which is better.
@@ -79,12 +79,12 @@ def compare(
         run: a run folder.
         other: another, of the same image size and render quality.
         rollouts: how much is rolled out, and where to.
-        starts: on which starts, of which neither policy was trained on any.
+        start: on which starts, of which neither policy was trained on any.
         machine: what rolls out.
     """
     from la_reconvla.study.head_to_head import compare as run_both
 
-    print(run_both((run, other), CompareOptions(**vars(rollouts), **vars(starts), **vars(machine))))
+    print(run_both((run, other), CompareOptions(**vars(rollouts), **vars(start), **vars(machine))))
 
 
 def report(

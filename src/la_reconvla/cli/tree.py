@@ -153,9 +153,9 @@ def help_of(word: str = "") -> RenderableType:
             if first not in HIDDEN:
                 inner = f" [dim]({', '.join(one.commands)})[/]" if isinstance(one, Branch) else ""
                 table.add_row(first, (one.about if isinstance(one, Branch) else _sentence(one)) + inner)
-    alone = f"`{path}` alone is `{path} {entry.alone}`. " if isinstance(entry, Branch) and entry.alone else ""
+    alone = f"`{path}` alone is `{path} {entry.alone}`.\n" if isinstance(entry, Branch) and entry.alone else ""
     more = f"{alone}`{path} COMMAND --help` lists the options of a command."
-    own = "" if word else "\n`--import MODULE` at any command imports yours, which registers classes of your own."
+    own = "" if word else "\n`--import MODULE`, with any command, imports a module that registers your classes."
     first_steps = "" if word else f"\nFirst `{PROGRAM} check`, then `{PROGRAM} study run quick`."
     return Group(f"usage: {path} COMMAND [OPTIONS]", "", about, "", table, "", more + own + first_steps)
 

@@ -99,7 +99,7 @@ class Ablation:
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            self.console.print(power_table(self._power, len(c.seeds)).rich())
+            self.console.print(power_table(self._power, len(c.seeds)))
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
             self._timed(training, self._train)

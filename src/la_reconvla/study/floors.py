@@ -19,6 +19,7 @@ from la_reconvla.sim.expert_tasks import feasible
 from la_reconvla.sim.policies import Replay, replayable
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.study.evaluate import Evaluation
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.trained_policy import Trained
 
@@ -46,7 +47,7 @@ def floors_of(
         demonstrations: what to replay; by default those of the study that the run is part of.
     """
     views: tuple[View, ...] = ("grey_image", "wrong_instruction")
-    below, say = folder / layout.FLOORS, Console(stderr=True).print
+    below, say = folder / layout.FLOORS, functools.partial(tell, console=Console(stderr=True))
     result = [
         Evaluation(below / view, replace(label, floor=view), replace(policy, view=view, swaps=swaps)) for view in views
     ]

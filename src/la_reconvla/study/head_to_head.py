@@ -31,6 +31,7 @@ from la_reconvla.study.evaluate import Evaluation, evaluate, pending
 from la_reconvla.study.options import CompareOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
 
 
@@ -162,7 +163,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
         found = until_decided(pair, starts, settings, count, bar.advance)
         write_json(out / layout.COMPARISON, {**kinds.to_json(plan), "runs": named, "result": found})
     for line in in_words(found, *runs):
-        Console(stderr=True).print(line, soft_wrap=True)
+        tell(line, Console(stderr=True))
     return out / layout.COMPARISON
 
 

@@ -11,6 +11,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.study.starts import tasks_of
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
 from la_reconvla.training.loop import pick_device
 from la_reconvla.training.trained_policy import Trained
@@ -34,9 +35,8 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
     found = find_run(run)
     policy, config = load_policy(found)
     if not config.train_starts:
-        Console(stderr=True).print(
-            f"the training data of {run} do not name their initial states: none can be left out", soft_wrap=True
-        )
+        said = f"the training data of {run} do not name their initial states: none can be left out"
+        tell(said, Console(stderr=True))
     return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
 
 

@@ -343,7 +343,7 @@ def _table(title: str, first: str, key: str, records: Sequence[dict[str, Any]], 
         chance = record["scores"].get("named_chance")
         cells = [cell(record, name) for name in SCORES]
         rows.append((record[key], record["wordings"], f"{chance['mean']:.3f}" if chance else "-", *cells))
-    return TextTable(title, header, rows)
+    return TextTable(title, header, rows, keys=2)
 
 
 def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:
