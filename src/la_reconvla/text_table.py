@@ -76,13 +76,13 @@ class TextTable:
 
 
 def _shared(least: Sequence[int], wanted: Sequence[int], room: int) -> list[int]:
-    """Widths of columns: what each needs at least, and of what is left the first ones what they want."""
-    free = room - sum(least) - FRAME * len(least)
-    widths = []
-    for low, high in zip(least, wanted, strict=True):
-        more = max(0, min(high - low, free))
-        free -= more
-        widths.append(low + more)
+    """Widths of columns: what each needs at least, and of what is left equally much, up to what it wants."""
+    widths = list(least)
+    while (low := [i for i, width in enumerate(widths) if width < wanted[i]]) and (
+        free := room - sum(widths) - FRAME * len(widths)
+    ) > 0:
+        for i in low[:free]:
+            widths[i] += 1
     return widths
 
 

@@ -127,6 +127,6 @@ def power_table(rows: Sequence[Power], seeds: int) -> TextTable:
     few = " (with one seed no difference between arms is decided)" if seeds == 1 else ""
     return TextTable(
         f"What this study can tell apart{few}",
-        ("points apart", "episodes an arm for 80 %, arms independent", "planned", "power of this study"),
+        ("points apart", "episodes per arm for 80 % power, independent arms", "planned", "power of this study"),
         [(f"{100 * r.points:.0f}", str(r.needed), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
     )
