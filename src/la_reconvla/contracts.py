@@ -145,7 +145,7 @@ class Backbone(Protocol):
 class Reconstructor(Protocol):
     """A training-only reconstruction head: it predicts what is under the mask, or without one a picture of its own.
 
-    `target` is what it predicts of pictures, patch by patch, `target_width` how many numbers a patch.
+    `target` is what it predicts of pictures, patch by patch, `target_width` how many numbers per patch.
     """
 
     @property

@@ -38,7 +38,7 @@ def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, " n"]
 
     Args:
         image: uint8 picture.
-        saliency: one score a patch, row by row; only their proportions matter.
+        saliency: one score per patch, row by row; only their proportions matter.
         grid: rows and columns of patches.
 
     Returns:
@@ -86,7 +86,7 @@ def edged(
 
 
 def small_png(image: UInt8[np.ndarray, "H W 3"], side: int, colours: int = 96) -> bytes:
-    """`image` as a PNG of few colours and at most `side` pixels a side: hundreds of them fit into one page."""
+    """`image` as a PNG of few colours and at most `side` pixels per side: hundreds of them fit into one page."""
     picture = Image.fromarray(image)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -158,7 +158,7 @@ def crop_strip(
     predictions: UInt8[np.ndarray, "f H W 3"],
     instructions: Sequence[str],
 ) -> bytes:
-    """What the policy saw, the crop that the head had to draw, and what it drew, one frame a row, as PNG."""
+    """What the policy saw, the crop that the head had to draw, and what it drew, one frame per row, as PNG."""
     titles = "original", "crop", "drawn from noise"
     rows = [list(zip(titles, shown, strict=True)) for shown in zip(images, crops, predictions, strict=True)]
     return _strip(rows, instructions)
@@ -171,7 +171,7 @@ def reconstruction_strip(
     grid: tuple[int, int],
     instructions: Sequence[str] | None = None,
 ) -> bytes:
-    """Original, what the decoder was shown, and its prediction, one frame a row, as PNG.
+    """Original, what the decoder was shown, and its prediction, one frame per row, as PNG.
 
     Args:
         images: the frames.

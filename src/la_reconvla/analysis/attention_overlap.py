@@ -21,7 +21,7 @@ from la_reconvla.method.mask import masked_count
 
 @dataclass(frozen=True, eq=False)
 class Grounding:
-    """One value a frame; NaN where the instance is not visible.
+    """One value per frame; NaN where the instance is not visible.
 
     Attributes:
         visible: whether any patch shows the instance.
@@ -54,7 +54,7 @@ class Grounding:
     entropy: Float[np.ndarray, " b"]
 
     def frames(self) -> list[FrameOverlap]:
-        """One value a frame."""
+        """One value per frame."""
         columns = {f.name: [_known(v) for v in getattr(self, f.name).tolist()] for f in fields(self)}
         return [FrameOverlap(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
@@ -235,7 +235,7 @@ def centre_prior(count: int, grid: tuple[int, int]) -> Float[np.ndarray, "b n"]:
 
 
 def averaged(maps: list[Grounding]) -> list[FrameOverlap]:
-    """One value a frame, each the mean over several maps of one frame and instance: what a map drawn from them scores.
+    """One value per frame: the mean over several maps of one frame and instance, the expected score of one of them.
 
     Raises:
         UserError: if there is no map.

@@ -225,8 +225,8 @@ class Power:
     Attributes:
         points: difference of success rates, as a share (0.05 is five points).
         rate: of the worse arm, as a share.
-        needed: episodes an arm to find it with a power of 80 % at 5 %, arms independent.
-        planned: episodes an arm in this study.
+        needed: episodes per arm to find it with a power of 80 % at 5 %, arms independent.
+        planned: episodes per arm in this study.
         power: probability that the study's own test finds it with those, by simulation.
     """
 

@@ -2,7 +2,7 @@
 
 Two numbers, because they answer two questions:
 
-- how many episodes an arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
+- how many episodes per arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
 - how likely **this study's own test** finds a difference with the episodes that are planned, by simulating the study
   many times and testing each as the real one is (`la_reconvla.analysis.paired.many_paired_successes`). It knows
   what the first does not: that few seeds are few, that arms are paired, and that the test is exact.

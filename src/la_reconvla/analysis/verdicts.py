@@ -78,7 +78,7 @@ def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
     if c.a_mean is None or c.b_mean is None or c.a_mean == c.b_mean:
         return found
     needed = decisions.rollouts_needed(c.a_mean, c.b_mean)
-    more = f"To tell such rates apart, about {needed} independent episodes an arm are needed; there were {c.n}."
+    more = f"To tell such rates apart, about {needed} independent episodes per arm are needed; there were {c.n}."
     return Judgement("inconclusive", (c,), _joined(found.note, more))
 
 

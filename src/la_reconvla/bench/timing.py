@@ -179,8 +179,8 @@ class Roof:
     """What the machine does at best, measured.
 
     Attributes:
-        rate: operations a second in a large matrix product.
-        bandwidth: bytes a second in a large copy, read and written ones together.
+        rate: operations per second in a large matrix product.
+        bandwidth: bytes per second in a large copy, read and written ones together.
     """
 
     rate: float

@@ -28,7 +28,7 @@ class FileHeader:
         suite: LIBERO suite.
         task: index of the task in its suite.
         name: name of the task; the file is called ``<name>_demo.hdf5``.
-        language: the task's instruction, for readers that know one instruction a file.
+        language: the task's instruction, for readers that know one instruction per file.
         bddl_file: path of the task's description below LIBERO's ``bddl_files``.
         bddl_content: the description itself.
         env_args: how to build the simulator, as LIBERO's ``env_args`` (JSON).
@@ -211,7 +211,7 @@ def _write_episode(group: Any, recording: Recording) -> None:
 
 
 def _write_pictures(group: Any, name: str, pictures: UInt8[np.ndarray, "F H W ..."]) -> None:
-    """One chunk a picture, so that reading one decompresses one."""
+    """One chunk per picture, so that reading one decompresses one."""
     upside_down = np.ascontiguousarray(pictures[:, ::-1, ::-1])
     group.create_dataset(name, data=upside_down, chunks=(1, *pictures.shape[1:]), **_COMPRESSION)
 

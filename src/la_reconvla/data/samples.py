@@ -30,7 +30,7 @@ class Samples:
     Args:
         demonstrations: where they come from.
         image_size: side of the policy's square pictures; stored ones are resized with antialiasing.
-        chunk: actions a sample, c.
+        chunk: actions per sample, c.
         stride: control steps between samples of an episode; a multiple of the recorded frame stride (the default).
         wrist: whether batches carry wrist pictures.
         proprio: how much of the robot's own state batches carry, see `proprio_view`.

@@ -158,7 +158,7 @@ def power_table(results: Results) -> TextTable:
         )
         for row in results.power
     ]
-    header = ("a difference of", "episodes an arm needed", "episodes an arm here", "chance of finding it here")
+    header = ("a difference of", "episodes per arm needed", "episodes per arm here", "chance of finding it here")
     note = (
         "Needed is what independent arms take to find the difference with a chance of 80 %; the chance here is that of "
         "this study's own test with its seeds and starts, by simulation."

@@ -12,7 +12,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.sim.options import CollectOptions
 from la_reconvla.sim.policies import Specification
 
-TRAINING_STATES = 30  # of LIBERO's 50 official states a task; the last 20 stay for tests
+TRAINING_STATES = 30  # of LIBERO's 50 official states per task; the last 20 stay for tests
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class Summary:
     """What a collection holds.
 
     Attributes:
-        tasks: one entry a task.
+        tasks: one entry per task.
         minutes: time of the last run; runs that were interrupted before are not counted.
         megabytes: size of the demonstration files.
     """
@@ -119,7 +119,7 @@ def _refuse_fewer(config: CollectConfig) -> None:
         held, verb = scenes * config.scene_episodes, "has begun"
     if config.demos < held:
         raise UserError(
-            f"{config.out} already {verb} {held} demonstrations a task, {config.demos} are fewer: "
+            f"{config.out} already {verb} {held} demonstrations per task, {config.demos} are fewer: "
             f"ask for {held} or more, or choose another folder"
         )
 

@@ -2,7 +2,7 @@
 
 The physics is LIBERO's, bit for bit (`tests/sim/test_sim_env.py` compares with its `ControlEnv`). What differs is what
 is *not* done: no camera is drawn in a control step, no robosuite observable is computed, and the success predicate is
-evaluated once a step.
+evaluated once per step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Closed-loop episodes in worker processes: one record an episode, paired by start across policies.
+"""Closed-loop episodes in worker processes: one record per episode, paired by start across policies.
 
 Success is the simulator's own check. Beside it stand graded stages, which tell arms apart with fewer episodes:
 
@@ -43,7 +43,7 @@ from la_reconvla.sim.tasks import Task
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
 DEEP = 0.055  # a thing that is higher above its origin than a bowl is taken at this depth below its top (m)
-CONTROL_RATE = 20  # control steps a second
+CONTROL_RATE = 20  # control steps per second
 UNNAMED = Label(None, None)
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 

@@ -33,7 +33,7 @@ from la_reconvla.sim.options import ScenesOptions
 from la_reconvla.storage import claim, locked, require_free_space
 
 CONFIG = "scenes.json"
-SHARD = 50  # scenes a file
+SHARD = 50  # scenes per file
 APART = 0.11  # centres of two objects are at least this far apart (m); a bowl's radius is 0.056
 NEAR = 0.15  # an object placed beside another is at most this far from it (m)
 BESIDE = 0.35  # share of the objects that are placed beside an earlier one, so that relations are frequent

@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line an episode on disk.
+"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line per episode on disk.
 
 A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is not run again.
 """

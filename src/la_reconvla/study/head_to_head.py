@@ -213,7 +213,7 @@ def shared_tasks(configs: Mapping[str, PolicyConfig], suite: str) -> list[int]:
 
 
 def in_words(result: HeadToHead, a: str, b: str) -> list[str]:
-    """The decision and its numbers, one sentence a line; `a` and `b` are the runs' names."""
+    """The decision and its numbers, one sentence per line; `a` and `b` are the runs' names."""
     winner, loser = (a, b) if result.better == "a" else (b, a)
     level = f"one-sided level {100 * ALPHA:.0f} % in either direction"
     total = result.rollouts + result.saved

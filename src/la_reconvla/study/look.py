@@ -135,7 +135,7 @@ def look(
         instruction: of the robot.
         out: the PNG.
         against: another instruction to compare with.
-        per_head: one row a layer, one column a head.
+        per_head: one row per layer, one column per head.
         layers: how many of the last layers are read; 3 without it.
         device: auto, cpu, cuda or mps.
 

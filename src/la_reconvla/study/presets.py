@@ -20,7 +20,7 @@ from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.training.loop import TrainConfig
 
-# What small diffusion heads draw: 48 numbers a patch, about as many as the published latents have. Noise in all of a
+# What small diffusion heads draw: 48 numbers per patch, about as many as the published latents have. Noise in all of a
 # patch's 588 to 2352 pixels does not pass through tokens of 44 to 240 numbers.
 COARSE = Pixels(side=4)
 
@@ -51,7 +51,7 @@ class StudyConfig:
         decoding: of actions: all in one pass, or token by token.
         decoder: size of the MAE decoder in every arm that has one.
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
-            parameters of `decoder` to 5 % and draws one noise level a sample: its operations are 1.5 times those of
+            parameters of `decoder` to 5 % and draws one noise level per sample: its operations are 1.5 times those of
             `decoder`, which are a small part of a step.
         recon_weight: lambda of every arm that reconstructs; None leaves each its own. One that changes while an arm
             trains is what that arm is, and stays.

@@ -108,7 +108,7 @@ def judge(
     scenes: Scenes,
     shares: Float[np.ndarray, "m o n"],
 ) -> Answers:
-    """Score maps, one a question; `wrong` are those of the wrong word, `shares` the `patch_shares` of the scenes."""
+    """Score maps, one per question; `wrong` are those of the wrong word, `shares` the `patch_shares` of the scenes."""
     shares = shares[[q.scene for q in asked]]
     targets = np.array([q.target for q in asked])
     alike = np.array([q.alike for q in asked])
