@@ -52,7 +52,7 @@ def test_a_sentence_in_a_cell_is_broken_between_words() -> None:
 def test_a_sentence_is_broken_between_words_and_a_path_never() -> None:
     text, path = io.StringIO(), "/runs" + "/folder" * 12
     tell(
-        f"stages: reached 3, grasped 2, lifted 2, placed 1; all of it in {path}\nsecond line",
+        f"stages: reached 3, grasped 2, lifted 2, placed 1; details: {path}\nsecond line",
         Console(file=text, width=40),
     )
     lines = text.getvalue().splitlines()

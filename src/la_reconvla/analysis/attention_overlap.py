@@ -241,7 +241,7 @@ def averaged(maps: list[Grounding]) -> list[FrameOverlap]:
         UserError: if there is no map.
     """
     if not maps:
-        raise UserError("the mean over no maps is asked for: a control by other instructions needs two of them")
+        raise UserError("no maps to average: a control by other instructions needs at least two instructions")
     columns = {f.name: np.mean([getattr(one, f.name) for one in maps], axis=0) for f in fields(Grounding)}
     columns |= {name: getattr(maps[0], name) for name in ("visible", "patches")}
     return Grounding(**columns).frames()

@@ -129,7 +129,7 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
         if metric not in METRICS:
             raise UserError(f"{where}: {unknown('metric', metric, METRICS)}")
     if len(keys := tuple((a, b, metric) for a, b, metric in value)) > len(set(keys)):
-        raise UserError(f"{where}: a comparison stands there twice")
+        raise UserError(f"{where}: a comparison is listed twice")
     return keys
 
 

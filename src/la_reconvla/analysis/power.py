@@ -65,7 +65,7 @@ def paired_power(
         points: what the better arm has more, a share.
         seeds: training seeds of each arm.
         tasks: number of tasks.
-        episodes: evaluation episodes for each task and trained policy.
+        episodes: evaluation episodes per task and trained policy.
         between_seeds: standard deviation of an arm's rate between its seeds, a share.
         agreement: correlation of the two arms' outcomes on one start beyond what their rates say. Arms that solve the
             same starts agree more, and the power is higher.
@@ -77,11 +77,11 @@ def paired_power(
         UserError: the two rates are no shares, a number is below 1, or the correlation is not in [0, 1].
     """
     if not (0 <= rate <= 1 and 0 <= rate + points <= 1):
-        raise UserError(f"rates must lie between 0 and 1, got {rate} and {rate + points}")
+        raise UserError(f"rates must be between 0 and 1, got {rate} and {rate + points}")
     if min(seeds, tasks, episodes) < 1:
         raise UserError(f"a study needs a seed, a task and an episode, got {seeds}, {tasks} and {episodes}")
     if not 0 <= agreement <= 1 or between_seeds < 0:
-        raise UserError(f"agreement must lie between 0 and 1 and seeds vary by 0 or more: {agreement}, {between_seeds}")
+        raise UserError(f"agreement must be between 0 and 1 and seeds vary by 0 or more: {agreement}, {between_seeds}")
     rng = np.random.default_rng(rng_seed)
     labels = design(seeds, tasks, episodes)
     found = 0

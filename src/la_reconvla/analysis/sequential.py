@@ -59,7 +59,9 @@ def sequential_decision(
     test.reset()
     pairs = list(zip(successes_a, successes_b, strict=False))
     if len(pairs) > n_max:
-        raise UserError(f"{len(pairs)} pairs were given and {n_max} planned: a plan may not grow while one looks")
+        raise UserError(
+            f"{len(pairs)} pairs were given, {n_max} are planned: the plan may not grow during the comparison"
+        )
     for count, (a, b) in enumerate(pairs, start=1):
         decision = test.step(bool(a), bool(b)).decision
         if decision != package.Decision.FailToDecide:
@@ -90,7 +92,7 @@ def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
     horizon = next((h for h in HORIZONS if 0 < n_max <= h), None)
     if horizon is None or alpha != ALPHA:
         raise UserError(
-            f"tables are there for up to {HORIZONS[-1]} pairs at level {ALPHA}, not for {n_max} at {alpha}: plan less"
+            f"tables exist for up to {HORIZONS[-1]} pairs at level {ALPHA}, not for {n_max} at {alpha}: plan fewer"
         )
     # A longer horizon than is planned only spends less of the level.
     test = package.MirroredStepTest(package.Hypothesis.P0MoreThanP1, horizon, ALPHA, random_seed=0)

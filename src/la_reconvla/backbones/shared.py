@@ -25,7 +25,7 @@ class BackboneConfig(Protocol):
         proprio: robot state as one extra token.
         wrist: a second camera as a second block of image tokens.
         saliency_layers: how many of the last layers the saliency reads.
-        max_tokens: longest instruction in tokens.
+        max_tokens: maximum length of an instruction in tokens.
     """
 
     @property

@@ -43,5 +43,5 @@ def main() -> None:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on where it was")
+        console.print("stopped; run the same command again to resume")
         sys.exit(130)

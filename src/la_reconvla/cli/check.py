@@ -16,7 +16,7 @@ def machine(out: Path = Path(".")) -> None:
     """Check this machine: OpenGL, MuJoCo, memory, disk. Each failing check names the command that repairs it.
 
     Args:
-        out: folder that runs will be written to; its disk is checked.
+        out: folder for runs; its disk is checked.
     """
     from la_reconvla.sim.machine import check_machine, print_checks
 
@@ -27,12 +27,12 @@ def machine(out: Path = Path(".")) -> None:
 
 
 def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
-    """Say what training a pretrained backbone needs, whether it fits, and what makes it fit.
+    """Estimate memory and time of training a pretrained backbone; suggest what makes it fit.
 
     Only the backbone's config.json is read: no weights are downloaded.
 
     Args:
-        step: how it is trained, and on what.
+        step: the training step and the device.
         model: what is trained.
     """
     tell(
@@ -50,12 +50,12 @@ def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
 def power(
     seeds: int = 3, tasks: int = 3, episodes: int = 20, between_seeds: float = 0.0, agreement: float = 0.0
 ) -> None:
-    """Say how many episodes differences need, and how likely a study of this size finds them, before it runs.
+    """Estimate how many episodes a difference needs, and the power of a study of this size.
 
     Args:
         seeds: training seeds of each arm.
         tasks: number of tasks.
-        episodes: evaluation episodes for each task and trained policy.
+        episodes: evaluation episodes per task and trained policy.
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
     """
@@ -66,10 +66,12 @@ def power(
 
 
 def speed(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:
-    """Measure how fast arms act, train and draw, and what limits them; tables, and as the last line JSON.
+    """Measure how fast arms act, train and draw, and what limits them.
+
+    Prints tables. Where standard output is no terminal, the last line is JSON.
 
     Args:
-        settings: what is measured and for how long.
+        settings: what is measured, and for how long.
         out: folder for bench.json, bench.md and bench.svg.
     """
     from la_reconvla.bench.run import bench

@@ -33,7 +33,7 @@ class Episode:
         instruction: the words that the robot was given.
         actions: float32 [T 7], labels.
         quality: render quality of the pictures.
-        image_size: rows and columns of the pictures.
+        image_size: height and width of the images in pixels.
         frame_stride: control steps from one picture to the next.
         instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
         target: instance that is moved; this and the rest is None in files that are not ours.
@@ -257,7 +257,7 @@ class Demonstrations:
             UserError: `held_out` is not a share, or no task has two scenes.
         """
         if not 0 < held_out < 1:
-            raise UserError(f"the held-out share must lie between 0 and 1, not {held_out}")
+            raise UserError(f"the held-out share must be between 0 and 1, not {held_out}")
         chosen: set[str] = set()
         for task in self.tasks:
             scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task_name == task))

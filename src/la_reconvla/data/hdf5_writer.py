@@ -34,7 +34,7 @@ class FileHeader:
         env_args: how to build the simulator, as LIBERO's ``env_args`` (JSON).
         problem: LIBERO's name of the problem class, for example ``libero_tabletop_manipulation``.
         quality: render quality of the pictures.
-        image_size: rows and columns of the pictures.
+        image_size: height and width of the images in pixels.
         frame_stride: control steps from one picture to the next.
     """
 

@@ -99,7 +99,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)
-        tell(f"{known} of these {len(starts)} starts had been trained on", Console(stderr=True))
+        tell(f"{known} of these {len(starts)} starts were used in training", Console(stderr=True))
     return subject.folder
 
 
@@ -110,7 +110,7 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
     name = "-".join(filter(None, (*parts, view if view != "true" else "")))
     if run in UNTRAINED:
         if view != "true":
-            raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
+            raise UserError(f"{run} uses no image: --view {view} is for a trained policy, give its run folder")
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         return Subject(policy, Label(run, None), settings, out or layout.RUNS / run / name, default_workers())
@@ -158,10 +158,10 @@ def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path) -> N
             console,
         )
         reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
-        tell(f"stages: {reached}; all of it in {path}", console)
+        tell(f"stages: {reached}; details: {path}", console)
     if two := counterfactual(records):
         tell(
-            f"{two.pairs} states with two instructions each: moved first what was asked for {two.asked} times, "
-            f"what the other instruction asks for {two.other}, something else {two.else_moved}, nothing {two.neither}",
+            f"{two.pairs} states with two instructions each: first moved the object asked for {two.asked} times, "
+            f"the other instruction's object {two.other}, something else {two.else_moved}, nothing {two.neither}",
             console,
         )

@@ -57,19 +57,17 @@ def floors_of(
         own = Label(NO_IMAGE.id, label.seed)
         result.append(Evaluation(below / "no_image", own, replace(policy, run=blind)))
     else:
-        say(f"floor without image: there is no such run at {blind}, it is left out")
+        say(f"floor without image: left out, there is no run at {blind}")
     replayed = demonstrations or study / layout.DEMONSTRATIONS
     if demonstrations is None and not replayed.is_dir():
-        say("floor blind replay: give --demonstrations to have it; it is left out")
+        say("floor blind replay: left out, it needs --demonstrations")
     else:
         known = functools.partial(has_replay, open_demonstrations(replayed))
         if any(map(known, starts)):
             alone = Label(None, None, "blind_replay")
             result.append(Evaluation(below / "blind_replay", alone, Replay(replayed.resolve()), only=known))
         if lacking := len(starts) - sum(map(known, starts)):
-            say(
-                f"floor blind replay: {replayed} has no demonstration of what {lacking} of {len(starts)} starts ask for"
-            )
+            say(f"floor blind replay: {replayed} has no demonstration for {lacking} of {len(starts)} starts")
     return result
 
 

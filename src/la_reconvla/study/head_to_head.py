@@ -132,7 +132,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
     require_package()
     (policy_a, a, first), (policy_b, b, second) = opened = [open_run(run, "true", options.device) for run in runs]
     if first.run == second.run:
-        raise UserError(f"{runs[0]} and {runs[1]} are one run: name two")
+        raise UserError(f"{runs[0]} and {runs[1]} are the same run: name two different ones")
     configs = dict(zip(runs, (a, b), strict=True))
     settings = shared_settings(configs, options.allow_any_mujoco)
     tasks = tuple(options.tasks or shared_tasks(configs, suite))
@@ -208,7 +208,7 @@ def shared_tasks(configs: Mapping[str, PolicyConfig], suite: str) -> list[int]:
     """
     tasks = set.intersection(*(set(learned_tasks(run, config, suite)) for run, config in configs.items()))
     if not tasks:
-        raise UserError(f"{' and '.join(configs)} have learned no task of {suite} in common: name some with --tasks")
+        raise UserError(f"{' and '.join(configs)} share no task of {suite}: name tasks with --tasks")
     return sorted(tasks)
 
 
@@ -220,7 +220,7 @@ def in_words(result: HeadToHead, a: str, b: str) -> list[str]:
     lines = [
         f"{winner} is better than {loser}: decided by {result.pairs} of at most {result.planned} pairs ({level})"
         if result.better
-        else f"undecided: {result.pairs} pairs do not say which is better ({level}), nor that they are equal",
+        else f"undecided: {result.pairs} pairs show neither which is better ({level}) nor that they are equal",
         f"rollouts: {result.rollouts} of at most {total} were run, {result.saved} saved",
     ]
     lines += [
@@ -230,7 +230,5 @@ def in_words(result: HeadToHead, a: str, b: str) -> list[str]:
         if s is not None
     ]
     if result.better:
-        lines.append(
-            "the rates are those at the moment of decision, which lie farther apart than they would in the end"
-        )
+        lines.append("the rates are those at the decision; after all pairs they would differ less")
     return lines

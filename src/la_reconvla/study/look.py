@@ -72,7 +72,7 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig]
     folder = Path(source)
     if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
         if layers is not None:
-            raise UserError("a run is looked at in the layers that it was trained with: leave --layers out")
+            raise UserError("a run uses the layers that it was trained with: leave --layers out")
         policy, run = load_policy(folder)
         return policy.backbone, run.backbone
     with warnings.catch_warnings():
@@ -93,7 +93,7 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: give a picture with --image") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is no picture that can be read ({error}): give a PNG or JPEG") from error
+        raise UserError(f"{path} cannot be read as a picture ({error}): give a PNG or JPEG") from error
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ class StudyConfig:
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.
         conditions: ids of the arms.
-        episodes: evaluation episodes for each task and trained policy.
+        episodes: evaluation episodes per task and trained policy.
         floor_episodes: the same for floors and references.
         floor_arm: arm whose policy is rolled out with a grey image and a wrong instruction.
         frames: held-out frames on which action error and attention are measured.

@@ -35,7 +35,7 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
     found = find_run(run)
     policy, config = load_policy(found)
     if not config.train_starts:
-        said = f"the training data of {run} do not name their initial states: none can be left out"
+        said = f"the training data of {run} do not name their initial states, so no start can be excluded"
         tell(said, Console(stderr=True))
     return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
 
@@ -48,7 +48,7 @@ def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]
     """
     learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in config.train_starts)]
     if not learned:
-        raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
+        raise UserError(f"{run} does not record that it was trained on tasks of {suite}: name them with --tasks")
     return tasks_of(suite, learned)
 
 

@@ -243,7 +243,9 @@ def unpacked(weights: str, folder: Path) -> Path:
     """
     start = StartWeights.read(weights)
     if start.bins is None or start.demonstrations is None:
-        raise UserError(f"the weights '{weights}' know words and never acted: train from them with --weights {weights}")
+        raise UserError(
+            f"the weights '{weights}' have read captions but never acted: train from them with --weights {weights}"
+        )
     run = PolicyConfig.of(
         C1,
         seed=0,

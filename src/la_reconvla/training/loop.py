@@ -45,7 +45,7 @@ class TrainConfig:
         steps: optimizer steps.
         batch_size: samples per step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
-        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        learning_rate: peak learning rate (linear warm-up, then cosine decay to a hundredth).
         optimizer: ``adamw``, or ``muon`` for the matrices of the backbone, at five times that rate.
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
