@@ -30,7 +30,7 @@ Channel = Literal["language", "image_self_attention"]  # where an attention map 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What the cameras and joints say now. Images are upright in LIBERO's public convention (turned by 180 degrees)."""
+    """Current cameras and joints. Images are upright in LIBERO's public convention (turned by 180 degrees)."""
 
     image: UInt8[np.ndarray, "H W 3"]
     instruction: str

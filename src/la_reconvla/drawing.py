@@ -134,7 +134,7 @@ def head_grid(
 ) -> bytes:
     """Attention maps of every head on one image, as PNG; rows are layers, columns their mean and then each head.
 
-    Each map has its scale: heads differ in how much they look at the image at all, which the titles say.
+    Each map has its scale: heads differ in how much they attend to the image at all; the titles give it.
 
     Args:
         image: the frame.
@@ -260,7 +260,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
             for picture in pictures:
                 writer.send(picture)
             writer.close()
-        except OSError as error:  # ffmpeg has died; a broken pipe does not say of what
+        except OSError as error:  # ffmpeg has died; a broken pipe does not tell why
             raise UserError(f"{path}: the video could not be written ({error}); is the disk full?") from error
         if imageio_ffmpeg.count_frames_and_secs(str(temporary))[0] != len(pictures):
             raise UserError(f"{path}: the video was cut short; is the disk full?")

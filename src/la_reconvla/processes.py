@@ -52,7 +52,7 @@ def worker_pool(
 
 @contextlib.contextmanager
 def explain_death(kind: str) -> Iterator[None]:
-    """Around what waits for workers; `kind` says what they do.
+    """Explains the death of a worker; `kind` names their work.
 
     Raises:
         UserError: a worker was ended from outside.

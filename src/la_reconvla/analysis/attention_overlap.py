@@ -33,7 +33,7 @@ class Grounding:
         aos_g_chance: expected `aos_g` of g patches chosen at random.
         mass: share of the saliency on the instance's patches.
         mass_over_area: `mass` over the instance's share of the patches; 1 is indifference.
-        pointing: whether the highest patch lies on the instance.
+        pointing: whether the highest patch is on the instance.
         auroc: probability that a patch on the instance outranks one off it; 0.5 is indifference.
         average_precision: area under the curve of precision over recall; a constant map has g / n.
         entropy: sharpness of the whole map, entropy over that of a constant one; 1 is flat. It knows no instance.

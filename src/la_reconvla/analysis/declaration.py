@@ -2,7 +2,7 @@
 
 The package's own file is ``hypotheses.json`` beside this one; ``study run --hypotheses FILE`` declares something else.
 The text and its SHA-256 are written to ``study.json`` when a study begins and to ``results.json`` when it ends; a study
-is judged by what it declared then, whatever the file says by now.
+is judged by what it declared then, even if the file has changed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Declaration:
 
         Raises:
             UserError: it is not JSON, a field is missing, unknown or of another kind, a comparison names an arm or a
-                metric that does not exist or stands twice, or level or margin are no shares.
+                metric that does not exist or is listed twice, or level or margin are no shares.
         """
         try:
             value = json.loads(text)

@@ -67,7 +67,7 @@ def paired_power(
         tasks: number of tasks.
         episodes: evaluation episodes per task and trained policy.
         between_seeds: standard deviation of an arm's rate between its seeds, a share.
-        agreement: correlation of the two arms' outcomes on one start beyond what their rates say. Arms that solve the
+        agreement: correlation of the two arms' outcomes on one start beyond what their rates imply. Arms that solve the
             same starts agree more, and the power is higher.
         alpha: level, two-sided, without correction for the other comparisons of a family.
         studies: how many are simulated.

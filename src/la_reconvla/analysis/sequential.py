@@ -6,7 +6,7 @@ looking after every pair. It comes with the package ``sequentialized-barnard-tes
 licence, CC BY-NC 4.0, allows no commercial use. Its decision tables are read from that package; only tables that it
 ships are used.
 
-What it says is about **two policies** on new starts. Its level is one-sided, 5 % for each of them: equal ones are told
+The result is about **two policies** on new starts. Its level is one-sided, 5 % for each of them: equal ones are told
 apart in up to 10 % of the comparisons, either way. How much trainings vary it does not know. It takes the two outcomes
 of a pair for independent; on shared starts they agree more than that, which makes it cautious.
 """
@@ -42,7 +42,7 @@ class Sequential:
 def sequential_decision(
     successes_a: Iterable[bool], successes_b: Iterable[bool], n_max: int, alpha: float = ALPHA, rng_seed: int = 0
 ) -> Sequential:
-    """Go through pairs in their order until they decide; what lies behind is not looked at.
+    """Go through pairs in their order until they decide; later pairs are not read.
 
     Args:
         successes_a: of the first policy, in the order that was fixed before the first rollout.

@@ -89,7 +89,7 @@ def architecture_of(source: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"config.json of {source} says nothing that transformers understands ({reason})") from error
+        raise UserError(f"config.json of {source} is not understood by transformers ({reason})") from error
 
 
 def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:

@@ -265,7 +265,7 @@ class PretrainedBackbone(nn.Module):
         return replace(features, **floats)
 
     def merge(self) -> None:
-        """Add the adapters to the weights that they stand beside, for good."""
+        """Merge the adapters into their weights, for good."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for name, module in list(self.inner.named_modules()):

@@ -22,7 +22,7 @@ from la_reconvla.errors import UserError
 
 
 def main() -> None:
-    """Entry point: a `UserError` is one line, Ctrl-C says how to go on."""
+    """Entry point: a `UserError` is one line; Ctrl-C prints how to resume."""
     console, words = Console(stderr=True), sys.argv[1:]
     try:
         if words == ["--version"]:

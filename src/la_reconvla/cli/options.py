@@ -20,7 +20,7 @@ T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]  # among the command's other options
 Group = tyro.conf.OmitArgPrefixes  # in a box of their own in the help, which the parameter's name heads
 
-# No option takes the word None: leaving it out says that. So an optional yes or no is a flag like any other.
+# No option takes the word None: leave it out instead. So an optional yes or no is a flag like any other.
 CONFIG = (tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName)
 REGISTRY = ConstructorRegistry()
 _STYLE = re.compile(r"\x1b\[[\d;]*m")

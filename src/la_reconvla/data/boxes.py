@@ -107,10 +107,10 @@ class Boxes(Filled):
         _ = self._episodes
 
     def unfilled(self, episode: Episode) -> Float32[np.ndarray, "F 5"]:
-        """What the file says of this episode.
+        """The boxes of this episode in the file.
 
         Raises:
-            UserError: it says nothing of it, or what it says cannot be; with the line and what to do.
+            UserError: it has none, or an invalid one; with the line and what to do.
         """
         if episode.name not in self._episodes:
             raise UserError(f"{self.path} has no line of {episode.name}: {_AGAIN}")

@@ -66,7 +66,7 @@ class Recording:
         frames: agentview pictures at steps 0, s, 2s, ...
         wrist: wrist pictures at the same steps, or None.
         instances: instance maps at the same steps, or None.
-        instance_names: what the numbers 1, 2, ... of `instances` stand for.
+        instance_names: names of the numbers 1, 2, ... of `instances`.
         model_xml: the compiled scene.
         success_step: number of steps after which the goal first held.
         noise: standard deviation of the action noise.

@@ -1,6 +1,6 @@
 """Closed-loop episodes in worker processes: one record per episode, paired by start across policies.
 
-Success is the simulator's own check. Beside it stand graded stages, which tell arms apart with fewer episodes:
+Success is the simulator's own check. Graded stages distinguish arms with fewer episodes:
 
 ============ ==================================================================================================
 approached   the gripper came within 8 cm of the target
@@ -115,7 +115,7 @@ class Film:
 class StageTracker:
     """Watches one episode, step by step, through the simulator's poses.
 
-    The hand's distance to a thing is that to its origin; a thing that stands higher than fingers reach down is taken at
+    The hand's distance to a thing is that to its origin; an object taller than the fingers' reach is grasped at
     its upper part, so its distance is that to the line from its origin up to there, which turns with it.
     """
 
@@ -169,7 +169,7 @@ class StageTracker:
         return Reached(**self.stage, smallest_distance=round(float(self.smallest_distance), 5))
 
     def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
-        """Of the things that no longer stand where they stood, the one nearest to the hand, if it is in reach."""
+        """Of the objects that have moved, the one nearest to the hand, if it is in reach."""
         gone = [name for name, stood in self._stood.items() if np.linalg.norm(poses[name].position - stood) > MOVED]
         distance, nearest = min(((self._distance(hand, poses, name), name) for name in gone), default=(np.inf, None))
         return nearest if distance < HELD else None

@@ -183,7 +183,7 @@ class ArenaRenderer:
         model, objects = self.env.sim.model._model, self.task.objects
         bodies = (model.body(body).name for body in model.geom_bodyid)
         self._movable = np.array([body.startswith(objects) for body in bodies])
-        self.rest = self.env.state()  # settled: heights and orientations are those of things that lie still
+        self.rest = self.env.state()  # settled: heights and orientations are those of objects at rest
 
     def scene(self, rng: np.random.Generator) -> Scenes:
         """One random arrangement and its pictures."""

@@ -2,7 +2,7 @@
 
 The starts, their order and their number are fixed before the first rollout, and the pairs are judged in this order,
 whichever episode ends first: a comparison that was stopped and goes on comes to the same decision, with any number of
-workers. `la_reconvla.analysis.sequential` says what the decision is worth.
+workers. For its level see `la_reconvla.analysis.sequential`.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def look(
     layers: int | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Draw the map as PNG and say its numbers.
+    """Draw the map as PNG and return its numbers.
 
     Args:
         source: a run's folder, a model's folder, or an id on the hub.

@@ -1,7 +1,7 @@
 """The options of the commands that study policies. Light: the command line reads them for its help.
 
 The classes of changes name what `la_reconvla.study.presets.StudyConfig.changed` takes: fields of the study, of its
-backbone, head and schedule, with None for "as the preset says", and a few options that choose several fields.
+backbone, head and schedule, with None for the preset's value, and a few options that choose several fields.
 """
 
 from __future__ import annotations

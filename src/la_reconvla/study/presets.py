@@ -122,7 +122,7 @@ class StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
 
         `la_reconvla.study.options` names what may be changed. None changes nothing; weights are taken away by "none".
-        `backbone` is the source of a pretrained one, which is given what the preset's own is. `grid` stands for the
+        `backbone` is the source of a pretrained one, which gets the preset's settings. `grid` means the
         conditions of the grid.
         Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is replaced by the last arm.
 

@@ -22,7 +22,7 @@ SPACE = 100_000_000  # bytes of records and videos of an evaluation, generously
 def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, Trained]:
     """A run as it is evaluated: its policy, loaded to find damage before the simulator starts, and its specification.
 
-    Where its training data do not name their starts, so that none can be left out, it says so.
+    It warns if the training data do not name their starts, so that none can be excluded.
 
     Args:
         run: its folder, or ``user/name`` on the hub.
@@ -44,7 +44,7 @@ def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]
     """Tasks of `suite` to evaluate a run on, see `tasks_of`.
 
     Raises:
-        UserError: if the run does not say what it was trained on.
+        UserError: if the run does not record its training tasks.
     """
     learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in config.train_starts)]
     if not learned:

@@ -185,7 +185,7 @@ def train(
 
 
 def _with_defaults(config: TrainConfig, condition: Condition, schedule: dict[str, Any]) -> dict[str, Any]:
-    """What a ``train.json`` says, with the defaults of what it was written before."""
+    """The content of a ``train.json``, with defaults for fields that are newer than the file."""
     arm = kinds.with_defaults(schedule.get("reconstruction"), condition.reconstruction)
     return {**kinds.with_defaults(schedule, config), "reconstruction": arm}
 

@@ -324,7 +324,7 @@ def _finish(
 
 
 def _demonstrations(samples: Samples, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """See `StartWeights.demonstrations`; `before` is what the weights that this began with say."""
+    """See `StartWeights.demonstrations`; `before` is the value of the start weights."""
     shown, known = samples.demonstrations, before or {"tasks": (), "instructions": ()}
     tasks = {(e.suite, e.task) for e in shown.episodes if e.suite is not None and e.task is not None}
     return {
