@@ -57,14 +57,14 @@ def wrapped_help() -> Iterator[None]:
 
 
 class _Help(io.StringIO):
-    """Keeps what is printed, with the colours and the frames that the output of before can show."""
+    """Keeps what is printed, with the colours and frames that the real output can show."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shown = sys.stdout
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.shown.encoding
 
     def isatty(self) -> bool:

@@ -52,7 +52,7 @@ SPARE = 1.2  # scenes prepared for each one needed
 
 
 def collect(config: CollectConfig, setup: RecordingSetup | None = None) -> Summary:
-    """Record demonstrations, go on where an interrupted run stopped, or add to a finished collection.
+    """Record demonstrations, resume an interrupted collection, or add to a finished one.
 
     Args:
         config: what to record.

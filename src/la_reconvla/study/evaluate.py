@@ -36,7 +36,7 @@ class Evaluation:
         folder: where ``episodes.jsonl`` and ``videos/`` go.
         label: which policy it is, for its records.
         policy: what acts.
-        episodes: use the first so many starts; None for all.
+        episodes: use only this many starts, the first; None for all.
         films: keep videos of the first start of each task, and of up to two successes and two failures.
         grid: patch grid of the saliency, drawn over the videos.
         only: which starts it can do; the others are left out for it.

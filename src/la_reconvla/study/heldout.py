@@ -1,4 +1,4 @@
-"""What a trained policy does on frames that it never saw: action error under three views, and where it looks.
+"""A trained policy on held-out frames: action error under three views, and where it looks.
 
 The error under a grey image and under a wrong instruction are floors: a policy whose error does not rise there does not
 use what was taken away. Frames are the same for every condition and are paired by their name.

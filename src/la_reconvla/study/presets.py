@@ -40,9 +40,9 @@ class StudyConfig:
         suite: LIBERO suite, or ``toy`` (`la_reconvla.sim.toy`).
         tasks: indices of its tasks.
         placement: where demonstrations and evaluation starts come from.
-        also_official: evaluate on so many official initial states of each task too.
+        also_official: evaluate also on this many official initial states per task.
         elsewhere: other suites on whose official states every arm, floor and reference is evaluated too.
-        elsewhere_episodes: so many of them of each task, and of each policy.
+        elsewhere_episodes: episodes of them per task and policy.
         demos: demonstrations for each task, held-out ones included.
         held_out: share of the scenes kept for held-out frames.
         quality: render quality of everything.

@@ -1,4 +1,4 @@
-"""One visible training loop. It can be killed at any moment: the same command goes on and ends at the same bits."""
+"""One visible training loop. It can be killed at any moment: the same command resumes it and ends bit-identical."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TrainConfig:
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.
-        shift: training pictures are moved by up to so many pixels at random, see `data.samples.shifted`; 0 for none.
+        shift: random shift of training pictures, up to this many pixels, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         threads: CPU threads; results are bit-identical only for equal numbers of them.
@@ -141,7 +141,7 @@ def train(
     folder: Path,
     ticker: Ticker | None = None,
 ) -> Path:
-    """Train one arm with one seed, or go on where a killed run stopped.
+    """Train one arm with one seed, or resume an interrupted run.
 
     Args:
         condition: the arm.
