@@ -76,7 +76,7 @@ class Args:
     Attributes:
         cases: names of the cases.
         rounds: steps of each way; the first round is not counted.
-        batch: samples a step.
+        batch: samples per step.
         threads: of PyTorch.
         memory: only measure one case and way (``case:way``) in this process; used by the benchmark itself.
     """

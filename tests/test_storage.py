@@ -298,3 +298,10 @@ def test_a_log_has_one_line_with_separators() -> None:
     with progress("Training", total=2, unit="steps", console=Console(file=text, width=40)) as bar:
         bar.advance(2, note="C4")
     assert re.fullmatch(r"Training: 2/2, 0 s left, [\d.]+ steps/s; C4\n", text.getvalue())
+
+
+def test_a_log_leaves_out_a_note_that_does_not_fit() -> None:
+    text = io.StringIO()
+    with progress("Training", total=2, unit="steps", console=Console(file=text, width=40)) as bar:
+        bar.advance(2, note="x" * 60)
+    assert re.fullmatch(r"Training: 2/2, 0 s left, [\d.]+ steps/s\n", text.getvalue())

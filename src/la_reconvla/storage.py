@@ -84,16 +84,16 @@ def claim(
     /,
     **once: Any,
 ) -> dict[str, Any]:
-    """Make a folder this run's by writing what it is, or see that what stands there says the same.
+    """Claim a folder for this run by writing its identity, or check that the file there has the same.
 
     Args:
-        path: the file that says what the folder holds.
+        path: the file that describes the folder.
         identity: what decides the results; names and values, also nested.
         with_defaults: gives the file the defaults of names that are newer, see `la_reconvla.kinds.with_defaults`.
         **once: what is written beside it the first time and compared never.
 
     Returns:
-        What stands in the file.
+        The content of the file.
 
     Raises:
         UserError: if the folder holds a run of another configuration; the differing names are listed.

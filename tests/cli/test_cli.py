@@ -153,6 +153,19 @@ def test_help_names_every_option_and_says_what_it_is(
         assert re.match(r"[a-z]\w*", explained, re.IGNORECASE), f"{command} --{name} has no help"
 
 
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_line_of_a_help_is_wider_than_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", *command.split(), "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"\w+s options|``", shown)
+
+
 def test_the_first_help_lists_what_a_beginner_needs(run) -> None:
     code, said = run("--help")
     assert code == 0
@@ -553,7 +566,7 @@ def test_a_run_is_evaluated_on_what_it_learned_or_on_a_whole_other_suite(
 def test_only_what_looks_has_floors(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.chdir(tmp_path)
     code, said = run("eval", who, "--view", "grey_image")
-    assert f"{who} does not look: --view grey_image is for a trained policy" in said
+    assert f"{who} uses no image: --view grey_image is for a trained policy" in said
     assert code == 2
     assert not everything(tmp_path)
 
@@ -651,7 +664,7 @@ def test_a_floor_on_training_starts_says_how_many_were_trained_on(run, finished:
     assert starts == {"libero_spatial/0/wide/train/0", "libero_spatial/0/wide/train/1"}
     assert {record.label.floor for record in records} == {"wrong_instruction"}
     known = len(starts & set(json.loads((finished / "config.json").read_text())["train_starts"]))
-    assert f"{known} of these 2 starts had been trained on" in said
+    assert f"{known} of these 2 starts were used in training" in said
     policy = json.loads((folder / "evaluation.json").read_text())["policy"]
     assert policy["view"] == "wrong_instruction"
     told = {true: wrong for _, true, wrong in policy["swaps"]}

@@ -135,7 +135,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path, picture):
     with pytest.raises(UserError, match=r"ends in \.png"):
         look(source, picture, TOLD, tmp_path / "map.jpg")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match="no picture that can be read"):
+    with pytest.raises(UserError, match="cannot be read as a picture"):
         look(source, tmp_path / "text.png", TOLD, out)
     with pytest.raises(UserError, match="saliency_layers must be 1 to 4"):
         look(model_in(tmp_path / "model", "siglip"), picture, TOLD, out, layers=9)

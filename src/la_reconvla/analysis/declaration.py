@@ -2,7 +2,7 @@
 
 The package's own file is ``hypotheses.json`` beside this one; ``study run --hypotheses FILE`` declares something else.
 The text and its SHA-256 are written to ``study.json`` when a study begins and to ``results.json`` when it ends; a study
-is judged by what it declared then, whatever the file says by now.
+is judged by what it declared then, even if the file has changed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Declaration:
 
         Raises:
             UserError: it is not JSON, a field is missing, unknown or of another kind, a comparison names an arm or a
-                metric that does not exist or stands twice, or level or margin are no shares.
+                metric that does not exist or is listed twice, or level or margin are no shares.
         """
         try:
             value = json.loads(text)
@@ -129,7 +129,7 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
         if metric not in METRICS:
             raise UserError(f"{where}: {unknown('metric', metric, METRICS)}")
     if len(keys := tuple((a, b, metric) for a, b, metric in value)) > len(set(keys)):
-        raise UserError(f"{where}: a comparison stands there twice")
+        raise UserError(f"{where}: a comparison is listed twice")
     return keys
 
 

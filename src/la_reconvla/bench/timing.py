@@ -179,8 +179,8 @@ class Roof:
     """What the machine does at best, measured.
 
     Attributes:
-        rate: operations a second in a large matrix product.
-        bandwidth: bytes a second in a large copy, read and written ones together.
+        rate: operations per second in a large matrix product.
+        bandwidth: bytes per second in a large copy, read and written ones together.
     """
 
     rate: float
@@ -190,7 +190,7 @@ class Roof:
         """Seconds that these products need at least: the larger of their operations' and their bytes' time, summed.
 
         One product waits for the one before it, hence the sum; decoding token by token gives a sum over tokens.
-        Weights small enough to stay in a cache come faster than `bandwidth` says, so that a time may be below.
+        Weights small enough to stay in a cache arrive faster than `bandwidth`, so a time may be below the bound.
         """
         return sum(max(count / self.rate, moved / self.bandwidth) for count, moved in products)
 

@@ -17,7 +17,7 @@ from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 
 ROLES = ("target", "destination")
-"""Names that stand for another instance in each episode."""
+"""Names that denote another instance in each episode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +27,15 @@ class Episode:
     Attributes:
         path: its file.
         demo: its group in the file, for example ``demo_0``.
-        suite: LIBERO suite, None if the file does not say.
+        suite: LIBERO suite, None if not recorded.
         task: index of the task in its suite, None in files that are not ours.
         task_name: name of the task.
         instruction: the words that the robot was given.
         actions: float32 [T 7], labels.
         quality: render quality of the pictures.
-        image_size: rows and columns of the pictures.
+        image_size: height and width of the images in pixels.
         frame_stride: control steps from one picture to the next.
-        instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
+        instance_names: names of the numbers 1, 2, ... of `instances`; empty in files that are not ours.
         target: instance that is moved; this and the rest is None in files that are not ours.
         destination: where it is moved to.
         start_id: `la_reconvla.data.starts.Start.id` of the start.
@@ -123,11 +123,11 @@ class Episode:
         """The number of an instance in `instances`; ``target`` and ``destination`` are those of the episode.
 
         Raises:
-            UserError: the file has no such instance, or does not say which one that is.
+            UserError: the file has no such instance, or does not record which one that is.
         """
         wanted = getattr(self, name) if name in ROLES else name
         if wanted is None:
-            raise UserError(f"{self.path}: {self.demo} does not say what its {name} is; collect with this package")
+            raise UserError(f"{self.path}: {self.demo} does not record its {name}; collect with this package")
         owners = [owner for owner in self.instance_names if name in ROLES and wanted.startswith(f"{owner}_")]
         if wanted not in self.instance_names and not owners:
             raise unknown(f"instance in {self.name}", wanted, self.instance_names)
@@ -225,12 +225,12 @@ class Demonstrations:
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """Ids of the starts used, each once; evaluation uses others. Files that are not ours do not say."""
+        """Ids of the starts used, each once; evaluation uses others. Files of other programs have none."""
         return tuple(dict.fromkeys(e.start_id for e in self.episodes if e.start_id is not None))
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the content: equal for equal episodes in equal order, wherever the files lie and however compressed.
+        """Names the content: equal for equal episodes in equal order, whatever their folder and compression.
 
         All actions and instructions enter, and three pictures of each episode.
         """
@@ -257,7 +257,7 @@ class Demonstrations:
             UserError: `held_out` is not a share, or no task has two scenes.
         """
         if not 0 < held_out < 1:
-            raise UserError(f"the held-out share must lie between 0 and 1, not {held_out}")
+            raise UserError(f"the held-out share must be between 0 and 1, not {held_out}")
         chosen: set[str] = set()
         for task in self.tasks:
             scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task_name == task))

@@ -130,7 +130,7 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
 
 
 def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
-    """Check the instance maps, whose pictures have `size` rows and columns, and read what their numbers stand for."""
+    """Check the instance maps, whose pictures have `size` rows and columns, and read the names of their numbers."""
     maps = group["map"]
     if maps.dtype != np.uint8 or maps.shape[1:] != (size, size):
         raise UserError(

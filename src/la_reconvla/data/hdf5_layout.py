@@ -1,4 +1,4 @@
-"""The layout of a demonstration file: LIBERO's own HDF5 layout, one file a task, ``<task name>_demo.hdf5``.
+"""The layout of a demonstration file: LIBERO's own HDF5 layout, one file per task, ``<task name>_demo.hdf5``.
 
 ::
 

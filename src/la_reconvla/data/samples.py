@@ -30,11 +30,11 @@ class Samples:
     Args:
         demonstrations: where they come from.
         image_size: side of the policy's square pictures; stored ones are resized with antialiasing.
-        chunk: actions a sample, c.
+        chunk: actions per sample, c.
         stride: control steps between samples of an episode; a multiple of the recorded frame stride (the default).
         wrist: whether batches carry wrist pictures.
         proprio: how much of the robot's own state batches carry, see `proprio_view`.
-        gaze: who says where the target is; None for every arm that needs no annotation.
+        gaze: source of the target's boxes; None for arms that need no annotation.
 
     Raises:
         UserError: the stride does not fit the recorded one, a recording lacks what is asked for, or `gaze` has no box
@@ -167,7 +167,7 @@ class Samples:
         return result
 
     def _annotate(self, gaze: Annotator) -> None:
-        """Take the boxes; `annotation` then says what decided them, None where there are none."""
+        """Take the boxes; `annotation` then identifies their source, None without boxes."""
         every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
         self._gaze, self.annotation = torch.from_numpy(np.concatenate(every)), gaze.identity
 
@@ -205,8 +205,8 @@ def spread_indices(length: int, count: int) -> Int64[np.ndarray, " m"]:
 def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     """The batch with every picture moved by up to `pixels` along both axes, its edge repeated: DrQ (arXiv 2004.13649).
 
-    What the hand must do depends on where things are from each other, not on where they stand in the picture; a few
-    dozen demonstrations do not say so themselves. Both cameras of a sample move alike, and so does the box of `gaze`;
+    What the hand must do depends on relative positions of objects, not on their place in the image; a few
+    dozen demonstrations do not teach that. Both cameras of a sample move together, and so does the box of `gaze`;
     what of it leaves the picture is cut off, all of it in the worst case: a box without area at the edge.
     """
     b, _, height, width = batch.images.shape

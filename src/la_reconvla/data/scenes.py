@@ -1,6 +1,6 @@
 """Rendered scenes on disk: a picture, and what the generator knows of it. Written by `la_reconvla.sim.scenes`.
 
-One safetensors file a shard. Its metadata names the columns, so that a file can be read without the simulator.
+One safetensors file per shard. Its metadata names the columns, so that a file can be read without the simulator.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The physics is LIBERO's, bit for bit (`tests/sim/test_sim_env.py` compares with its `ControlEnv`). What differs is what
 is *not* done: no camera is drawn in a control step, no robosuite observable is computed, and the success predicate is
-evaluated once a step.
+evaluated once per step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AGENTVIEW, WRIST = "agentview", "robot0_eye_in_hand"
 SETTLING_STEPS = 10  # LIBERO drops its objects from 7-11 cm
 RESET_ATTEMPTS = 10
-# Bodies of the robot carry these prefixes; as names they stand for all bodies that do.
+# Bodies of the robot carry these prefixes; as names they denote all bodies that do.
 ROBOT_PARTS = {"gripper": ("gripper0_",), "robot": ("robot0_", "gripper0_", "mount0_")}
 TABLE = "table"  # body of ``main_table``, ``kitchen_table`` and so on in scenes that have none of that name
 _NO_OP = np.array([0.0] * 6 + [GRIPPER_OPEN])
@@ -108,7 +108,7 @@ class LiberoEnv:
         Args:
             chunk: float [c 7], actions; values beyond [-1, 1] are clipped.
             stop_at_success: False goes on after success, to record the release and the retreat. `Outcome.success`
-                then says whether the goal has held at any step so far, and only the step limit ends the episode.
+                then tells whether the goal has held at any step so far, and only the step limit ends the episode.
 
         Raises:
             UserError: if an action is not finite or not 7 numbers.
@@ -176,7 +176,7 @@ class LiberoEnv:
         """Where each named thing is visible in the image that `observe` would return now.
 
         Args:
-            names: instances of the task, its regions (which stand for their owner), ``gripper`` or ``robot``.
+            names: instances of the task, its regions (which denote their owner), ``gripper`` or ``robot``.
 
         Raises:
             UserError: for an unknown name.

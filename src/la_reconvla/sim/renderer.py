@@ -116,7 +116,7 @@ class Renderer:
 
 
 def _close_at_exit(renderer: Renderer) -> None:
-    """A process that ends with an open context prints what EGL says of it: MuJoCo has ended EGL by then.
+    """A process that ends with an open context prints EGL's errors: MuJoCo has ended EGL by then.
 
     MuJoCo registers that with its first context, and what was registered last is called first.
     """

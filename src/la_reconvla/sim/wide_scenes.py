@@ -59,7 +59,7 @@ class Wide:
 
 
 def propose(task: Task, layout: Layout, wide: Wide, rng: np.random.Generator) -> Layout:
-    """`layout` (poses of all movable objects), all moved as `la_reconvla.sim.placements` says; nothing is checked."""
+    """`layout` (poses of all movable objects), all moved as in `la_reconvla.sim.placements`; nothing is checked."""
     places = supports(task)
     standing = [name for name in task.objects if task.instance(places[name]) in GROUND]
     pivot = np.mean([layout[name].position for name in standing], axis=0)

@@ -99,7 +99,7 @@ class Ablation:
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            self.console.print(power_table(self._power, len(c.seeds)).rich())
+            self.console.print(power_table(self._power, len(c.seeds)))
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
             self._timed(training, self._train)
@@ -121,7 +121,7 @@ class Ablation:
         """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
         config = {**kinds.to_json(self.config), "train": self.config.train.identity}
         size = {key: config.pop(key) for key in GROWS}
-        config.pop("gaze")  # who says where the target is belongs to the arms that are told (`train_cells`)
+        config.pop("gaze")  # the source of boxes belongs to the arms that use them (`train_cells`)
         config.pop("judged")  # what is read from the records makes no other records
         path, now = self.folder / layout.STUDY, commit()
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
@@ -139,7 +139,7 @@ class Ablation:
         )
 
     def _with_defaults(self, held: dict[str, Any]) -> dict[str, Any]:
-        """What a ``study.json`` says, with the defaults of what it was written before."""
+        """The content of a ``study.json``, with defaults for fields that are newer than the file."""
         return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
 
     @functools.cached_property

@@ -1,6 +1,6 @@
-"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line an episode on disk.
+"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line per episode on disk.
 
-A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is not run again.
+An interrupted run resumes: episodes in ``episodes.jsonl`` are not run again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Evaluation:
         folder: where ``episodes.jsonl`` and ``videos/`` go.
         label: which policy it is, for its records.
         policy: what acts.
-        episodes: use the first so many starts; None for all.
+        episodes: use only this many starts, the first; None for all.
         films: keep videos of the first start of each task, and of up to two successes and two failures.
         grid: patch grid of the saliency, drawn over the videos.
         only: which starts it can do; the others are left out for it.
@@ -148,7 +148,7 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
 
 
 def _with_defaults(evaluation: Evaluation, settings: EnvSettings, held: dict[str, Any]) -> dict[str, Any]:
-    """What an ``evaluation.json`` says, with the defaults of what it was written before."""
+    """The content of an ``evaluation.json``, with defaults for fields that are newer than the file."""
     now = {"label": evaluation.label, "settings": settings}
     return {**held, **{name: kinds.with_defaults(held.get(name), value) for name, value in now.items()}}
 

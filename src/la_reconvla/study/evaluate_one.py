@@ -31,6 +31,7 @@ from la_reconvla.study.floors import floors_of
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
 from la_reconvla.training.trained_policy import Trained
 
@@ -98,7 +99,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)
-        Console(stderr=True).print(f"{known} of these {len(starts)} starts had been trained on")
+        tell(f"{known} of these {len(starts)} starts were used in training", Console(stderr=True))
     return subject.folder
 
 
@@ -109,7 +110,7 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
     name = "-".join(filter(None, (*parts, view if view != "true" else "")))
     if run in UNTRAINED:
         if view != "true":
-            raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
+            raise UserError(f"{run} uses no image: --view {view} is for a trained policy, give its run folder")
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         return Subject(policy, Label(run, None), settings, out or layout.RUNS / run / name, default_workers())
@@ -144,23 +145,23 @@ def _print_all(shown: str, run: str, evaluations: Sequence[Evaluation], starts: 
         _print_summary(f"floor: {name.replace('_', ' ')}", found, floor.folder / layout.EPISODES)
         if found:
             compared = comparison(run, name, by_start(records[0], "tsr"), by_start(found, "tsr"))
-            Console(stderr=True).print(in_words(compared), soft_wrap=True)
+            tell(in_words(compared), Console(stderr=True))
 
 
 def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path) -> None:
     """Success with its interval, how many episodes reached each stage, and what pairs of instructions moved."""
     console = Console(stderr=True)
     if found := rate(records):
-        console.print(
+        tell(
             f"{name}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
             f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})",
-            soft_wrap=True,
+            console,
         )
         reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
-        console.print(f"stages: {reached}; all of it in {path}", soft_wrap=True)
+        tell(f"stages: {reached}; details: {path}", console)
     if two := counterfactual(records):
-        console.print(
-            f"{two.pairs} states with two instructions each: moved first what was asked for {two.asked} times, "
-            f"what the other instruction asks for {two.other}, something else {two.else_moved}, nothing {two.neither}",
-            soft_wrap=True,
+        tell(
+            f"{two.pairs} states with two instructions each: first moved the object asked for {two.asked} times, "
+            f"the other instruction's object {two.other}, something else {two.else_moved}, nothing {two.neither}",
+            console,
         )

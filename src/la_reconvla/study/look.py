@@ -77,7 +77,7 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
     folder = Path(source)
     if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
         if layers is not None:
-            raise UserError("a run is looked at in the layers that it was trained with: leave --layers out")
+            raise UserError("a run uses the layers that it was trained with: leave --layers out")
         policy, run = load_policy(folder)
         arm = CONDITIONS.get(run.condition)
         if arm is None or arm.saliency is None or policy.reconstruction_head is None:
@@ -101,7 +101,7 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist: give a picture with --image") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is no picture that can be read ({error}): give a PNG or JPEG") from error
+        raise UserError(f"{path} cannot be read as a picture ({error}): give a PNG or JPEG") from error
 
 
 def _inputs(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> PolicyInput:
@@ -136,7 +136,7 @@ def look(
     layers: int | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Draw the map as PNG and say its numbers. A run that reconstructs what attention picks shows that too.
+    """Draw the map as PNG and return its numbers. A run that reconstructs what attention picks shows that too.
 
     Args:
         source: a run's folder, a model's folder, or an id on the hub.
@@ -144,7 +144,7 @@ def look(
         instruction: of the robot.
         out: the PNG.
         against: another instruction to compare with.
-        per_head: one row a layer, one column a head.
+        per_head: one row per layer, one column per head.
         layers: how many of the last layers are read; 3 without it.
         device: auto, cpu, cuda or mps.
 

@@ -1,4 +1,4 @@
-"""A policy for others: a folder that loads anywhere, with a card that says what it is and what it is not."""
+"""A policy for others: a folder that loads anywhere, with a model card."""
 
 from __future__ import annotations
 

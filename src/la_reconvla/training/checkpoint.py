@@ -1,4 +1,4 @@
-"""A trained policy on disk: ``config.json`` says what it is, ``model.safetensors`` holds its weights."""
+"""A trained policy on disk: ``config.json`` describes it, ``model.safetensors`` holds its weights."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class PolicyConfig:
     def trained_on(
         cls, condition: Condition, samples: Samples, *, bins: ActionBins | None = None, **fields: Any
     ) -> PolicyConfig:
-        """`of`, with what the demonstrations of `samples` say of themselves; `bins` from their quantiles if None."""
+        """`of`, with the metadata of the demonstrations of `samples`; `bins` from their quantiles if None."""
         shown = samples.demonstrations
         return cls.of(
             condition,
@@ -144,7 +144,7 @@ class PolicyConfig:
         return policy
 
     def save(self, folder: Path) -> None:
-        """Write ``config.json``, or check that the one that is there says the same.
+        """Write ``config.json``, or check that the one there is equal.
 
         Raises:
             UserError: if the folder holds a run of another configuration, or of another version; if it could not be
@@ -195,7 +195,7 @@ class PolicyConfig:
 
 
 def _require_schema(path: Path) -> dict[str, Any]:
-    """What a ``config.json`` says, without its schema number."""
+    """The content of a ``config.json``, without its schema number."""
     raw = read_json(path)
     schema = raw.pop("schema", 1) if isinstance(raw, dict) else None
     if schema != SCHEMA:
@@ -243,7 +243,9 @@ def unpacked(weights: str, folder: Path) -> Path:
     """
     start = StartWeights.read(weights)
     if start.bins is None or start.demonstrations is None:
-        raise UserError(f"the weights '{weights}' know words and never acted: train from them with --weights {weights}")
+        raise UserError(
+            f"the weights '{weights}' have read captions but never acted: train from them with --weights {weights}"
+        )
     run = PolicyConfig.of(
         C1,
         seed=0,

@@ -67,7 +67,7 @@ class TrainedPolicy:
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say.
+        """Only the wrong-instruction floor reads `start`, to choose another instruction.
 
         Raises:
             UserError: if that floor was given no swap for this instruction.
