@@ -67,6 +67,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
+    "serve": "port host token-file instruction device clients",
     "share folder": "out merged",
     "share hub": "repo merged private",
     "pretrain": "scenes out demonstrations hold-out objective patch stem weights steps batch-size demonstration-batch "
@@ -700,7 +701,7 @@ def test_an_interrupted_training_goes_on(run, demonstrations: Path, tmp_path: Pa
     child.send_signal(signal.SIGINT)
     _, said = child.communicate()
     assert child.returncode == 130
-    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "run the same command again to resume" in " ".join(said.split())
     assert "Traceback" not in said
     assert not (tmp_path / "run" / WEIGHTS).exists()
 
