@@ -56,6 +56,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
     "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers "
     "seed correct allow-any-mujoco",
+    "data render": "image-size quality frame-stride wrist maps workers allow-any-mujoco",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",

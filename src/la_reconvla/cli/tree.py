@@ -41,7 +41,7 @@ TREE: Mapping[str, Branch | Command] = {
     ),
     "data": Branch(
         "Make demonstrations, target boxes and captioned scenes.",
-        {"collect": data.collect, "boxes": data.boxes, "scenes": data.scenes},
+        {"collect": data.collect, "render": data.render, "boxes": data.boxes, "scenes": data.scenes},
     ),
     "train": training.train,
     "eval": policies.evaluate,

@@ -183,12 +183,11 @@ def _write_episode(group: Any, recording: Recording) -> None:
     observation["ee_states"] = np.concatenate([position, orientation], axis=1)
     observation["gripper_states"] = fingers
     observation["joint_states"] = recording.joints
-    _write_pictures(observation, "agentview_rgb", recording.frames)
+    write_pictures(observation, "agentview_rgb", recording.frames)
     if recording.wrist is not None:
-        _write_pictures(observation, "eye_in_hand_rgb", recording.wrist)
+        write_pictures(observation, "eye_in_hand_rgb", recording.wrist)
     if recording.instances is not None:
-        _write_pictures(group.create_group("instances"), "map", recording.instances)
-        group["instances"].attrs["names"] = json.dumps(recording.instance_names)
+        write_pictures(group.create_group("instances"), "map", recording.instances, recording.instance_names)
     start = recording.start
     group.attrs.update(
         {
@@ -210,10 +209,23 @@ def _write_episode(group: Any, recording: Recording) -> None:
     )
 
 
-def _write_pictures(group: Any, name: str, pictures: UInt8[np.ndarray, "F H W ..."]) -> None:
-    """One chunk per picture, so that reading one decompresses one."""
+def write_pictures(
+    group: Any, name: str, pictures: UInt8[np.ndarray, "F H W ..."], numbered: Sequence[str] | None = None
+) -> None:
+    """Write upright pictures or maps as a dataset of `group`, upside down, as LIBERO stores them.
+
+    One chunk per picture, so that reading one decompresses one.
+
+    Args:
+        group: an HDF5 group.
+        name: of the dataset.
+        pictures: uint8.
+        numbered: of maps: what the numbers 1, 2, ... stand for.
+    """
     upside_down = np.ascontiguousarray(pictures[:, ::-1, ::-1])
     group.create_dataset(name, data=upside_down, chunks=(1, *pictures.shape[1:]), **_COMPRESSION)
+    if numbered is not None:
+        group.attrs["names"] = json.dumps(numbered)
 
 
 def _write_totals(data: Any) -> None:

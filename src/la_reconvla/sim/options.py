@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from tyro.conf import arg
 
 from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind
+
+T = TypeVar("T")
+IfGiven = Annotated[T | None, arg(help_behavior_hint="(optional)")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class EpisodeOptions:
     noise: float = 0.1
     mistakes: float = 0.0
     seed: int = 0
-    correct: Annotated[str | None, arg(help_behavior_hint="(optional)")] = None
+    correct: IfGiven[str] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,29 @@ class FrameOptions:
     frame_stride: int = 1
     wrist: bool = True
     maps: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """How recordings are drawn again.
+
+    Attributes:
+        image_size: height and width of the frames in pixels; the recordings' own by default.
+        quality: render quality; the recordings' own by default.
+        frame_stride: control steps between frames; the recordings' own by default.
+        wrist: also draw the wrist camera.
+        maps: also draw instance segmentation.
+        workers: processes; 0 takes as many as cores and memory allow.
+        allow_any_mujoco: accept a MuJoCo version whose pictures differ.
+    """
+
+    image_size: IfGiven[int] = None
+    quality: IfGiven[Quality] = None
+    frame_stride: IfGiven[int] = None
+    wrist: bool = True
+    maps: bool = True
+    workers: int = 0
+    allow_any_mujoco: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
