@@ -17,8 +17,10 @@ from jaxtyping import Float
 
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, install_command, unknown
+from la_reconvla.sim.user_folders import config_file
 
 INSTALL_SIM = install_command("sim")
+REINSTALL_SIM = install_command("sim", "--force-reinstall")
 
 # OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
@@ -224,14 +226,21 @@ def resources(kind: str) -> Path:
         kind: ``bddl_files``, ``init_states`` or ``assets``.
 
     Raises:
-        UserError: if the simulator's packages are not installed.
+        UserError: if the simulator's packages are not installed, or a file of the user's says they are elsewhere.
     """
+    config = config_file()
     try:
         from libero.libero import get_libero_path
 
-        return Path(get_libero_path(kind)).resolve()
+        folder = Path(get_libero_path(kind)).resolve()
     except ImportError as error:
         raise UserError(f"the simulator is not installed ({error}): {INSTALL_SIM}") from error
+    except Exception as error:  # the file cannot be read, or is no YAML
+        raise UserError(f"LIBERO's configuration {config} cannot be read ({error}): remove it") from error
+    if not folder.is_dir():
+        repair = f"correct or remove {config}" if config.is_file() else REINSTALL_SIM
+        raise UserError(f"LIBERO's {kind} should be in {folder}, which is not there: {repair}")
+    return folder
 
 
 # ---------------------------------------------------------------- what is installed
@@ -239,6 +248,7 @@ def resources(kind: str) -> Path:
 
 def _task_names() -> dict[str, list[str]]:
     """LIBERO's list of tasks by suite. Read from its table, because its `Benchmark` classes print to stdout."""
+    config_file()
     try:
         from libero.libero.benchmark.libero_suite_task_map import libero_task_map
     except ImportError as error:
