@@ -1,5 +1,8 @@
 """Tasks read from BDDL files, against the facts of LIBERO's and LIBERO-PRO's suites."""
 
+import ast
+import io
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import pytest
 
 pytest.importorskip("libero", reason="needs the sim extra")
 
+from la_reconvla.cli import main
 from la_reconvla.errors import UserError
 from la_reconvla.sim.tasks import MAX_STEPS, _lacks, load_suite, load_task, official_start, official_states, suites
 
@@ -190,3 +194,41 @@ def test_a_task_without_initial_states_is_refused():
     assert len(empty) == 2
     with pytest.raises(UserError, match=f"task {empty[0]} cannot be built, .*initial states"):
         load_task("libero_10_with_milk", empty[0])
+
+
+NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_bddl_files_are_utf8_whatever_the_locale():
+    """Read here and by LIBERO's parser; the instruction of one task has an apostrophe that is not ASCII."""
+    pytest.importorskip("mujoco")
+    code = (
+        "import locale; assert locale.getpreferredencoding(False) != 'UTF-8'\n"
+        "from la_reconvla.sim.prepare import prepare_simulator\n"
+        "from la_reconvla.sim.tasks import load_task\n"
+        "prepare_simulator(allow_any_mujoco=True)\n"
+        "from libero.libero.envs.bddl_utils import get_problem_info\n"
+        "task = load_task('libero_goal_lan', 0)\n"
+        "print(ascii([task.instruction, get_problem_info(str(task.bddl))['language_instruction']]))"
+    )
+    environment = os.environ | NOT_UTF8
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == ["open the cabinet\u2019s middle drawer"] * 2
+
+
+def test_words_that_a_terminal_cannot_show_do_not_end_a_command():
+    """The message names the task's instruction."""
+    command = [sys.executable, "-m", "la_reconvla", "eval", "expert", "--suite", "libero_goal_lan", "--tasks", "0"]
+    done = subprocess.run(command, env=os.environ | NOT_UTF8, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2
+    assert "cabinet\\u2019s" in "".join(done.stderr.split("\n"))
+
+
+def test_nor_do_such_words_in_what_it_prints(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", "--version"])
+    main()
+    print("the cabinet\u2019s", file=shown, flush=True)
+    assert shown.buffer.getvalue().endswith(rb"the cabinet\u2019s" + b"\n")  # type: ignore[attr-defined]

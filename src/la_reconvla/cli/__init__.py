@@ -7,6 +7,7 @@ the functions, so that ``check`` works where half of the machine is broken, and 
 
 from __future__ import annotations
 
+import io
 import sys
 
 import tyro
@@ -22,6 +23,8 @@ from la_reconvla.errors import UserError
 
 def main() -> None:
     """Entry point: a `UserError` is one line, Ctrl-C says how to go on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the standard library does it for stderr
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the locale is not UTF-8
     console, words = Console(stderr=True), sys.argv[1:]
     try:
         if words == ["--version"]:

