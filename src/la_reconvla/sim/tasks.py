@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,8 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
 
 def parse_as_utf8() -> None:
     """BDDL files are UTF-8: let LIBERO's parser, which goes by the locale, open them as that."""
-    import bddl.parsing
-
-    vars(bddl.parsing)["open"] = partial(open, encoding="utf-8")
+    parsing: Any = import_module("bddl.parsing")
+    parsing.open = partial(open, encoding="utf-8")
 
 
 def positions_in(suite: str, index: int, state: Float[np.ndarray, " s"]) -> dict[str, Float[np.ndarray, "2"]]:
