@@ -61,10 +61,10 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
     "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
-    "allow-any-mujoco",
+    "allow-any-mujoco max-steps instruction",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses workers {POLICY}",
-    "study report": "out figures",
+    "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",

@@ -168,8 +168,9 @@ def _results(run: Path) -> Iterator[str]:
     for path in sorted(run.rglob(layout.EPISODES)):
         if found := rate(read_episodes(path.parent)):
             where = path.parent.relative_to(run) if path.parent != run else "the study's starts"
+            where = f"{where}{_other_terms(path.parent)}"
             yield (
-                f"- success, {where}{_other_terms(path.parent)}: {found.successes} of {found.episodes} episodes, {100 * found.rate:.1f} % "
+                f"- success, {where}: {found.successes} of {found.episodes} episodes, {100 * found.rate:.1f} % "
                 f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
             )
     if (run / layout.HELD_OUT).exists():
