@@ -239,7 +239,7 @@ def measure(case: str, args: Args) -> dict[str, Any]:
     }
     for way in WAYS:
         command = [sys.executable, __file__, "--memory", f"{case}:{way}", "--batch", str(args.batch)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        out = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
         found[way] |= json.loads(out.splitlines()[-1])
     return {"ways": found, "saliency_apart": apart, "saliency_highest": seen}
 

@@ -80,7 +80,7 @@ class Worker:
             [sys.executable, __file__, "--serve", json.dumps(asdict(self))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env={**os.environ, **own},
         )
 

@@ -187,7 +187,7 @@ def locked(folder: Path | str) -> Iterator[None]:
     folder = Path(folder)
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / ".lock").open("wb")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -30,6 +30,7 @@ from la_reconvla.episodes import Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.sim.collection_config import CollectConfig
+from la_reconvla.sim.prepare import INSTALL_OPENGL, CannotStart
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.options import (
     CompareOptions,
@@ -61,10 +62,10 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
     "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
-    "allow-any-mujoco",
+    "allow-any-mujoco max-steps instruction",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses workers {POLICY}",
-    "study report": "out figures",
+    "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
@@ -573,6 +574,61 @@ def test_only_what_looks_has_floors(run, tmp_path: Path, monkeypatch: pytest.Mon
     assert not everything(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--max-steps", "0"), "max_steps must be at least 1"),
+        (("--instruction", " "), "--instruction is empty"),
+        (("--instruction", "lift it", "--floors"), "leave it out for --floors"),
+        (("--instruction", "lift it", "--view", "wrong_instruction"), "leave it out for --floors"),
+        (("--instruction", "lift " * 500), "tokens, the context holds"),
+    ],
+)
+def test_a_limit_or_an_instruction_that_cannot_be_is_refused(
+    run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.require_simulator", no_long_work)
+    before = everything(tmp_path)
+    code, said = run("eval", finished, *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert expected in said
+    assert everything(tmp_path) == before
+
+
+def test_who_reads_no_words_is_told_none(run) -> None:
+    assert "expert reads no words" in run("eval", "expert", "--instruction", "lift it")[1]
+
+
+def test_a_limit_and_an_instruction_have_a_folder_of_their_own_and_reach_the_policy(
+    run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, str | None, int | None]] = []
+
+    def note(evaluations, starts, settings, workers, advance) -> None:
+        asked.extend((e.folder, e.instruction, settings.max_steps) for e in evaluations)
+        raise UserError("enough")
+
+    for name, fake in (("require_simulator", lambda **_: None), ("evaluation_starts", lambda *_, **__: [])):
+        monkeypatch.setattr(f"la_reconvla.study.evaluate_one.{name}", fake)
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluate", note)
+    for words in (
+        (),
+        ("--max-steps", "50"),
+        ("--instruction", "lift: it"),
+        ("--instruction", "go", "--max-steps", "9"),
+    ):
+        assert run("eval", finished, *words) == (2, "error: enough")
+    assert [(given, limit) for _, given, limit in asked] == [(None, None), (None, 50), ("lift: it", None), ("go", 9)]
+    assert len({folder for folder, _, _ in asked}) == 4
+
+
+def test_the_table_of_episodes_stands_alone(run, tmp_path: Path) -> None:
+    code, said = run("study", "report", tmp_path, "--csv", tmp_path / "x.csv", "--figures", tmp_path / "figures")
+    assert (code, "leave the other words out" in said) == (2, True)
+    code, said = run("study", "report", tmp_path, "--csv", tmp_path / "x.csv")
+    assert (code, "holds no episodes" in said) == (2, True)
+
+
 # ---------------------------------------------------------------- refused before anything is written
 
 
@@ -615,11 +671,12 @@ def test_an_instruction_longer_than_the_context_is_not_evaluated(
 def test_without_opengl_nothing_begins(
     run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("la_reconvla.sim.machine._drawing_error", lambda library: f"{library} is broken")
+    broken = CannotStart("it is broken", INSTALL_OPENGL)
+    monkeypatch.setattr("la_reconvla.sim.machine._drawing_error", lambda library: broken)
     before = everything(tmp_path)
     code, said = run(*command.replace("RUN", str(finished)).split(), "--out", tmp_path / "out")
     assert said.startswith("error: ")
-    assert "is broken); repair it with: " in said
+    assert "is broken; repair it with: " in said
     assert code == 2
     assert everything(tmp_path) == before
 

@@ -8,6 +8,7 @@ the functions, so that ``check`` works where half of the machine is broken, and 
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 
 import tyro
@@ -23,6 +24,8 @@ from la_reconvla.errors import UserError
 
 def main() -> None:
     """Entry point: a `UserError` is one line; Ctrl-C prints how to resume."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the standard library does it for stderr
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the locale is not UTF-8
     console, words = Console(stderr=True), sys.argv[1:]
     try:
         if words == ["--version"]:

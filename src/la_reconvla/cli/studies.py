@@ -93,15 +93,24 @@ def report(
     other: Positional[IfGiven[Path]] = None,
     out: IfGiven[Path] = None,
     figures: IfGiven[Path] = None,
+    csv: IfGiven[Path] = None,
 ) -> None:
-    """Redraw report.html from a study's results.json, or compare two studies on one page.
+    """Redraw report.html from a study's results.json, compare two studies on one page, or write a table of episodes.
 
     Args:
         study: study folder.
         other: a second study, to compare with the first.
         out: page of the comparison; comparison.html in the first study's folder by default.
         figures: folder for the study's charts as SVG files, light and dark.
+        csv: .csv file for all its episodes, one per row, and nothing else; also of a folder that eval wrote.
     """
+    if csv is not None:
+        if any(given is not None for given in (other, out, figures)):
+            raise UserError("--csv writes the episodes of one study and nothing else: leave the other words out")
+        from la_reconvla.report.episode_table import write_episode_table
+
+        print(write_episode_table(study, csv))
+        return
     from la_reconvla.report.compare import write_comparison
     from la_reconvla.report.write import write_figures, write_report
 

@@ -18,7 +18,7 @@ from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.sim.compiled_model import compile_once
 from la_reconvla.sim.env import Outcome, Pose
-from la_reconvla.sim.prepare import prepare_simulator
+from la_reconvla.sim.prepare import cannot_start, prepare_simulator
 from la_reconvla.sim.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -290,7 +290,10 @@ class LiberoEnv:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self.close()
-        wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
+        try:
+            wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
+        except (OSError, ValueError, KeyError) as error:  # a file of its scene is missing, or a kind of object unknown
+            raise cannot_start(error) from error
         self._env, self._task = wrapper.env, task
         compile_once(self._env)
 

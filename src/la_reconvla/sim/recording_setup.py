@@ -60,7 +60,7 @@ class LiberoSetup:
         require_feasible([loaded])
         if config.placement == "wide":
             asks(loaded)
-        content = loaded.bddl.read_text()
+        content = loaded.bddl.read_text(encoding="utf-8")
         match = re.search(r"\(problem\s+(\w+)\)", content)
         problem = match.group(1) if match else ""
         bddl_file = f"{config.suite}/{loaded.bddl.name}"

@@ -72,13 +72,17 @@ class LookingPolicy(RolloutPolicy, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSettings:
-    """What the environment shows: part of what makes two evaluations comparable."""
+    """What the environment shows, and for how long: part of what makes two evaluations comparable.
+
+    `max_steps` is a step limit in place of the tasks' own; the other fields are those of `LiberoEnv`.
+    """
 
     image_size: int = 128
     wrist: bool = False
     proprio: bool = False
     quality: Quality = "official"
     allow_any_mujoco: bool = False
+    max_steps: int | None = None
 
     def build(self) -> TaskEnv:
         """The environment."""

