@@ -28,13 +28,13 @@ def evaluate(
     """Evaluate a policy in closed loop, by default on starts that it was not trained on.
 
     Args:
-        run: a run folder, expert, random, or user/name on the Hugging Face hub.
+        run: a run folder, expert, random, user/name on the Hugging Face hub, or a policy server, ws://host:port.
         rollouts: how many episodes, and where results go.
         start: initial states of the rollouts.
         floor: the floors that success is compared with.
         machine: processes and device.
     """
-    if run not in UNTRAINED:
+    if run not in UNTRAINED and "://" not in run:
         folder_here(run)  # before what takes seconds to import
     from la_reconvla.study.evaluate_one import evaluate_one
 

@@ -17,10 +17,17 @@ from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.serving import wire
 from la_reconvla.sim.env import Env
+from la_reconvla.sim.rollout import EnvSettings
 
 TOKEN = "LA_RECONVLA_TOKEN"  # environment variable with the server's token
 MAX_ANSWER = 16_000_000  # bytes of a chunk of actions and what comes with it
+SHOWN = EnvSettings(image_size=256, wrist=True, proprio=True, quality="official")  # as openpi's LIBERO example
 PATIENCE = 300  # seconds: a large policy compiles itself in its first call
+
+
+def is_address(run: str) -> bool:
+    """Whether a policy is named by the address of its server."""
+    return run.startswith(("ws://", "wss://"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Connection:
 class RemotePolicy:
     """`la_reconvla.sim.env.RolloutPolicy` over a connection."""
 
-    sees = True
+    name, sees = "remote", True
 
     def __init__(self, specification: Remote):
         self.specification = specification

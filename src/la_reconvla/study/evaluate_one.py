@@ -21,6 +21,7 @@ from la_reconvla.episodes import EpisodeRecord, Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
+from la_reconvla.serving.client import SHOWN, Remote, is_address
 from la_reconvla.sim.expert_tasks import require_feasible
 from la_reconvla.sim.machine import default_workers, require_simulator
 from la_reconvla.sim.policies import Scripted, Specification, Uniform
@@ -28,7 +29,7 @@ from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
-from la_reconvla.study.floors import floors_of
+from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
@@ -72,6 +73,8 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         raise UserError(f"episodes must be at least 1, not {options.episodes}")
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
+    if options.execute is not None and (not is_address(run) or options.execute < 1):
+        raise UserError("--execute is how many actions of a server's chunks are carried out: at least 1, for ws://...")
     _require_listener(run, options)
     if options.floors and (run in UNTRAINED or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
@@ -80,7 +83,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     if subject.trained is not None and subject.config is not None:
         words = [text for _, text in wording(suite, tasks, placement)]
         dry_run(subject.trained, subject.config.backbone, [options.instruction] if options.instruction else words)
-    if isinstance(subject.policy, Trained) and view == "wrong_instruction":
+    if isinstance(subject.policy, Trained | Remote) and view == "wrong_instruction":
         subject = replace(subject, policy=replace(subject.policy, swaps=wrong_words(suite, tasks, placement)))
     require_free_space(subject.folder, SPACE)
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
@@ -100,6 +103,9 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     if options.floors and isinstance(subject.policy, Trained):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, options.demonstrations)
+    elif options.floors and isinstance(subject.policy, Remote):
+        swaps = wrong_words(suite, tasks, placement)
+        evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, subject.settings, options.workers or subject.workers, bar.advance)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
@@ -139,6 +145,11 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         return Subject(policy, Label(run, None), settings, out or layout.RUNS / run / name, default_workers())
+    if is_address(run):
+        settings = replace(SHOWN, allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
+        label = Label("remote", None, None if view == "true" else view)
+        folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
+        return Subject(Remote(run, view, execute=options.execute), label, settings, folder, default_workers())
     trained, config, policy = open_run(run, view, options.device)
     settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
     return Subject(

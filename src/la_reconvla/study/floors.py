@@ -15,6 +15,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import Label, View
+from la_reconvla.serving.client import Remote
 from la_reconvla.sim.expert_tasks import feasible
 from la_reconvla.sim.policies import Replay, replayable
 from la_reconvla.sim.tasks import load_task
@@ -22,6 +23,24 @@ from la_reconvla.study.evaluate import Evaluation
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.trained_policy import Trained
+
+
+def view_floors(
+    policy: Trained | Remote, folder: Path, label: Label, swaps: tuple[tuple[int, str, str], ...]
+) -> list[Evaluation]:
+    """The floors that a policy needs nothing else for: itself with a grey image, and with another instruction.
+
+    Args:
+        policy: what acts.
+        folder: where its episodes are.
+        label: of its episodes.
+        swaps: what it is told instead.
+    """
+    views: tuple[View, ...] = ("grey_image", "wrong_instruction")
+    return [
+        Evaluation(folder / layout.FLOORS / view, replace(label, floor=view), replace(policy, view=view, swaps=swaps))
+        for view in views
+    ]
 
 
 def floors_of(
@@ -46,11 +65,8 @@ def floors_of(
         starts: that it is evaluated on.
         demonstrations: what to replay; by default those of the study that the run is part of.
     """
-    views: tuple[View, ...] = ("grey_image", "wrong_instruction")
     below, say = folder / layout.FLOORS, functools.partial(tell, console=Console(stderr=True))
-    result = [
-        Evaluation(below / view, replace(label, floor=view), replace(policy, view=view, swaps=swaps)) for view in views
-    ]
+    result = view_floors(policy, folder, label, swaps)
     study = policy.run.parent.parent
     blind = study / NO_IMAGE.id / policy.run.name
     if (blind / WEIGHTS).exists() and PolicyConfig.load(blind).data_hash == PolicyConfig.load(policy.run).data_hash:

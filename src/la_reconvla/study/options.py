@@ -176,6 +176,8 @@ class RolloutOptions:
             print how many of them this policy was trained on.
         max_steps: step limit of an episode; by default that of its task.
         instruction: what the policy is told in place of the task's instruction; success is still the task's.
+        execute: so many actions of each chunk of a server (ws://...) are carried out before it is asked again; all by
+            default.
     """
 
     episodes: int = 10
@@ -183,6 +185,7 @@ class RolloutOptions:
     allow_train_starts: bool = False
     max_steps: IfGiven[int] = None
     instruction: IfGiven[str] = None
+    execute: IfGiven[int] = None
 
 
 @dataclass(frozen=True, kw_only=True)
