@@ -34,15 +34,25 @@ def language_of(wrapped):
     return getattr(inner, "language_model", None) or inner.text_model
 
 
+def added(masks):
+    """What the library's eager attention adds to its logits."""
+    if isinstance(masks, dict):
+        return {kind: added(mask) for kind, mask in masks.items()}
+    return (~masks).float() * torch.finfo(torch.float32).min
+
+
 def eager(wrapped, *given, **asked):
     """The features, the probe's slices, and the library's eager attention on the very same embeddings."""
     language = language_of(wrapped)
-    called = wrapped.model if "PaliGemma" in type(wrapped.model).__name__ else language
+    windowed = getattr(language.config, "sliding_window", None) is not None  # then the masks are made here
+    called = wrapped.model if "PaliGemma" in type(wrapped.model).__name__ and not windowed else language
     calls = []
     hook = called.register_forward_pre_hook(lambda _m, _a, kwargs: calls.append(dict(kwargs)), with_kwargs=True)
     features = wrapped(PolicyInput(*given), **asked)
     hook.remove()
     kwargs, probe = calls[0], calls[0].pop("probe")
+    if windowed:
+        kwargs["attention_mask"] = added(kwargs["attention_mask"])
     implementation = language.config._attn_implementation
     language.set_attn_implementation("eager")
     out = called(**kwargs, output_attentions=True)

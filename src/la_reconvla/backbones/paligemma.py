@@ -30,6 +30,7 @@ from la_reconvla.backbones.continuing import Continuing, Memory
 from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, average, last_layers
 from la_reconvla.backbones.stems import StemName, build_stem, check_stem
 from la_reconvla.backbones.text import Tokens, encode
+from la_reconvla.backbones.windows import window_masks
 from la_reconvla.contracts import AttentionRows, Features, PolicyInput, Proprioception
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
@@ -294,12 +295,15 @@ class PaliGemmaBackbone(Continuing):
         asked = {"instruction": slice(first, prefix), "actions": queries}
         probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None
         positions = present.cumsum(1)  # PaliGemma counts from 1; padding does not count
-        out = self.model(
+        masks: Any = window_masks(self.language.config, present, length, prefix)
+        model, seen = self.language, {"attention_mask": masks}
+        if masks is None:
+            model, seen = self.model, {"attention_mask": present, "token_type_ids": suffix}
+        out = model(
             inputs_embeds=embeddings,
-            attention_mask=present,
             position_ids=positions,
-            token_type_ids=suffix,
-            **(memory.over(self.model, present, positions) if memory else {"use_cache": False}),
+            **seen,
+            **(memory.over(present, positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
         own = attention == "instruction"
