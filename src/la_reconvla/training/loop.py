@@ -29,7 +29,7 @@ from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.held_out import held_out_loss, save_looks
 from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
-from la_reconvla.training.tensors import load_tensors, save_tensors
+from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
 from la_reconvla.training.trackers import JsonLines, TensorBoard, Tracker
 
 SCHEDULE, STATE = "train.json", "state/latest.safetensors"
@@ -360,6 +360,7 @@ class Training:
         restore(self.policy, weights, path)
         if self.teacher is not None:
             averages = averaged(self.teacher, self.policy.backbone)  # pyright: ignore[reportArgumentType] (a module)
+            tensors = named_as(tensors, [f"teacher.{name}" for name in averages])
             with torch.no_grad():
                 for name, (mine, _) in averages.items():
                     mine.copy_(tensors[f"teacher.{name}"])
