@@ -47,7 +47,7 @@ from la_reconvla.training.trackers import METRICS
 
 POLICY = (
     "backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens norm-pixels latents steps shift "
-    "gaze device"
+    "gaze device track"
 )
 COMMANDS = {  # and the names of their options, which scripts depend on
     "check machine": "out",
