@@ -19,7 +19,7 @@ from test_train import SHORT, write_demonstrations
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, untrained
 from la_reconvla import kinds
 from la_reconvla.conditions import C1, C4
-from la_reconvla.contracts import PROPRIO_WIDTH, Features, PolicyInput
+from la_reconvla.contracts import Features, PolicyInput
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
@@ -28,6 +28,7 @@ from la_reconvla.method.mask import MaskContext, RandomMask
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import generator, seeded
+from la_reconvla.robot import PROPRIO_WIDTH
 from la_reconvla.study.gathering import shared
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.requirements import pinned_config

@@ -12,11 +12,12 @@ from PIL import Image
 
 from helpers import BINS, TINY
 from la_reconvla.backbones.families import Opened
-from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput
+from la_reconvla.contracts import PolicyInput
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import seeded
+from la_reconvla.robot import PROPRIO_WIDTH
 from la_reconvla.study.look import look, look_at, open_backbone, read_image
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.tensors import save_tensors

@@ -14,11 +14,12 @@ import la_reconvla.training.acting as acting
 from helpers import BINS, INSTRUCTIONS, TINY, random_batch, tiny_policy, untrained
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import C1
-from la_reconvla.contracts import PROPRIO_WIDTH, Observation, PolicyInput
+from la_reconvla.contracts import Observation, PolicyInput
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead
 from la_reconvla.randomness import generator, seeded
+from la_reconvla.robot import PROPRIO_WIDTH
 from la_reconvla.training.acting import Actor, graph_of
 from la_reconvla.training.trained_policy import Trained, TrainedPolicy
 from tiny_models import BUILDERS, Given, backbone
@@ -73,7 +74,7 @@ def test_all_families_decode_alike(name):
     """Windows shorter than the sequence, and what asks a tensor while it is recorded, are left to the slow path."""
     inner = backbone(name, Given(chunk=1))
     with seeded(0, "head"):
-        policy = Policy(inner, BINS, action_head=TokenHead(inner, 256, 2)).eval()
+        policy = Policy(inner, BINS, action_head=TokenHead(inner, BINS, 2)).eval()
     torch.nn.init.normal_(policy.action_head.norm.weight, generator=generator(0, "norm"))
     assert agrees(policy, 2).records() == (name == "paligemma")
 

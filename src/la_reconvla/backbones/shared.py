@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from la_reconvla.backbones.text import Tokens
-from la_reconvla.contracts import PROPRIO_WIDTH, Backbone, PolicyInput, Proprioception
+from la_reconvla.contracts import Backbone, PolicyInput
 from la_reconvla.errors import UserError
+from la_reconvla.robot import PROPRIO_WIDTH, Proprioception
 
 
 class BackboneConfig(Protocol):

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from la_reconvla.contracts import Quality
 from la_reconvla.data.hdf5_layout import REMEDY, checked_actions, opened
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Quality
 
 ROLES = ("target", "destination")
 """Names that stand for another instance in each episode."""
@@ -31,7 +31,7 @@ class Episode:
         task: index of the task in its suite, None in files that are not ours.
         task_name: name of the task.
         instruction: the words that the robot was given.
-        actions: float32 [T 7], labels.
+        actions: float32 [T a], labels.
         quality: render quality of the pictures.
         image_size: rows and columns of the pictures.
         frame_stride: control steps from one picture to the next.
@@ -46,6 +46,7 @@ class Episode:
         success_step: number of steps after which the goal first held.
         noise: standard deviation of the action noise.
         seed: seed of the action noise.
+        space: what the actions are.
         turn: how stored pictures become public ones: (row step, column step).
     """
 
@@ -55,7 +56,7 @@ class Episode:
     task: int | None
     task_name: str
     instruction: str
-    actions: Float32[np.ndarray, "T 7"]
+    actions: Float32[np.ndarray, "T a"]
     quality: Quality
     image_size: int
     frame_stride: int
@@ -70,6 +71,7 @@ class Episode:
     success_step: int | None = None
     noise: float | None = None
     seed: int | None = None
+    space: ActionSpace = LIBERO_ACTIONS
     turn: tuple[int, int] = (-1, -1)
 
     @property
@@ -154,7 +156,7 @@ class Episode:
             raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
         return values
 
-    def executed(self) -> Float32[np.ndarray, "T 7"]:
+    def executed(self) -> Float32[np.ndarray, "T a"]:
         """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
 
         Raises:
@@ -163,7 +165,7 @@ class Episode:
         with opened(self.path) as file:
             group = file["data"][self.demo]
             name = "executed_actions" if "executed_actions" in group else "actions"
-            return checked_actions(f"{self.path}: {self.demo}", group[name])
+            return checked_actions(f"{self.path}: {self.demo}", group[name], self.space)
 
     def states(self) -> Float[np.ndarray, "T s"]:
         """Flattened MuJoCo state before each action.
@@ -199,7 +201,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes that may be trained on together: one render quality, one picture size, one frame stride."""
+    """Episodes that may be trained on together: one render quality, picture size, frame stride and action space."""
 
     episodes: tuple[Episode, ...]
 
@@ -219,6 +221,11 @@ class Demonstrations:
         return self.episodes[0].frame_stride
 
     @property
+    def space(self) -> ActionSpace:
+        """What all actions are."""
+        return self.episodes[0].space
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, each once."""
         return tuple(dict.fromkeys(episode.task_name for episode in self.episodes))
@@ -235,6 +242,8 @@ class Demonstrations:
         All actions and instructions enter, and three pictures of each episode.
         """
         digest = hashlib.sha256(f"{self.quality}/{self.image_size}/{self.frame_stride}".encode())
+        if self.space != LIBERO_ACTIONS:
+            digest.update(f"\0{self.space}".encode())
         for episode in self.episodes:
             digest.update(
                 f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
@@ -273,9 +282,10 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
     """These episodes as one set.
 
     Raises:
-        UserError: if they differ in render quality, picture size or frame stride; the message begins with `where`.
+        UserError: if they differ in render quality, picture size, frame stride or action space; the message begins with
+            `where`.
     """
-    for kind in ("quality", "image_size", "frame_stride"):
+    for kind in ("quality", "image_size", "frame_stride", "space"):
         if len(files := {getattr(e, kind): e.path.name for e in episodes}) > 1:
             listed = ", ".join(f"{value} in {name}" for value, name in files.items())
             raise UserError(

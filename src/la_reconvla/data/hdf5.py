@@ -11,11 +11,20 @@ from typing import Any, get_args
 import h5py
 import numpy as np
 
-from la_reconvla.contracts import Quality
 from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
-from la_reconvla.data.hdf5_layout import DEMO_SUFFIX, REMEDY, SHARDS, checked_actions, episode_groups, opened
+from la_reconvla.data.hdf5_layout import (
+    ACTION_KINDS,
+    ACTION_NAMES,
+    DEMO_SUFFIX,
+    REMEDY,
+    SHARDS,
+    checked_actions,
+    episode_groups,
+    opened,
+)
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Quality
 from la_reconvla.storage import TEMPORARY
 
 _REQUIRED = ("actions", "obs/agentview_rgb")
@@ -77,8 +86,32 @@ def _read_header(path: Path, data: Any) -> dict[str, Any]:
         "instruction": " ".join(language) if isinstance(language, list) else language,
         "quality": _one_of(path, "quality", attributes.get("quality", "official"), Quality),
         "frame_stride": _frame_stride(where, attributes),
+        "space": _space(where, attributes),
         "turn": _turn(path, attributes.get("macros_image_convention", "opengl")),
     }
+
+
+def _space(where: str, attributes: dict[str, Any]) -> ActionSpace:
+    """What the file says that its actions are; LIBERO's if it says nothing."""
+    if ACTION_NAMES not in attributes:
+        return LIBERO_ACTIONS
+    names = _texts(where, attributes, ACTION_NAMES)
+    kinds = _texts(where, attributes, ACTION_KINDS) if ACTION_KINDS in attributes else ("continuous",) * len(names)
+    try:
+        return ActionSpace(names, kinds)  # pyright: ignore[reportArgumentType] (it checks them)
+    except UserError as error:
+        raise UserError(f"{where}: {error}; {REMEDY}") from None
+
+
+def _texts(where: str, attributes: Any, name: str) -> tuple[str, ...]:
+    """The attribute, a JSON list of texts."""
+    try:
+        found = json.loads(attributes[name])
+    except (KeyError, ValueError, TypeError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise UserError(f"{where}: there is no list of '{name}' (JSON, of texts); {REMEDY}")
+    return tuple(_text(where, name, one) for one in found)
 
 
 def _turn(path: Path, convention: Any) -> tuple[int, int]:
@@ -104,7 +137,7 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
     instruction = read("instruction", str) or shared["instruction"]
     if not instruction:
         raise UserError(f"{where} has no instruction, and 'problem_info' has none either; {REMEDY}")
-    actions = checked_actions(where, group["actions"])
+    actions = checked_actions(where, group["actions"], shared["space"])
     size = _check_lengths(where, group, len(actions), shared["frame_stride"])
     names = _instance_names(where, group["instances"], size) if "instances" in group else ()
     return Episode(
@@ -137,13 +170,7 @@ def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
             f"{where}: the instance maps are {maps.dtype} {maps.shape}, not uint8 of the pictures' size "
             f"(F, {size}, {size}); {REMEDY}"
         )
-    try:
-        names = json.loads(group.attrs["names"])
-    except (KeyError, ValueError, TypeError):
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}: the instance maps have no list of 'names' for their numbers; {REMEDY}")
-    return tuple(names)
+    return _texts(f"{where}: instances", group.attrs, "names")
 
 
 def _check_lengths(where: str, group: Any, length: int, stride: int) -> int:

@@ -4,7 +4,7 @@
 
     data                        attributes: bddl_file_name, env_args, problem_info, macros_image_convention, ...
     data/demo_0                 attributes: num_samples, model_file, init_state
-    data/demo_0/actions         [T 7]   labels; the expert's clean actions where noise was added
+    data/demo_0/actions         [T a]   labels; the expert's clean actions where noise was added
     data/demo_0/states          [T S]   flattened MuJoCo states
     data/demo_0/robot_states    [T 9]   two finger positions, end effector position, its quaternion (xyzw)
     data/demo_0/rewards, dones  [T]     1 at the last step
@@ -38,12 +38,14 @@ import h5py
 import numpy as np
 from jaxtyping import Float32
 
-from la_reconvla.contracts import ACTION_DIM
 from la_reconvla.errors import UserError
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 
 DEMO_SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
 """Folder of an unfinished collection; while it is there the demonstrations beside it are not complete."""
+ACTION_NAMES, ACTION_KINDS = "action_names", "action_kinds"
+"""Attributes of a file, JSON lists: the names of the action's dimensions and their kinds; without them LIBERO's."""
 REMEDY = "collect or download the file again"
 # What HDF5, h5py and numpy raise where a damaged file gives another place, size or kind of something.
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
@@ -78,21 +80,27 @@ def episode_groups(data: Any) -> list[str]:
     return sorted((n for n in data if n.startswith("demo_") and n[5:].isdigit()), key=lambda name: int(name[5:]))
 
 
-def checked_actions(where: str, dataset: Any) -> Float32[np.ndarray, "T 7"]:
+def checked_actions(where: str, dataset: Any, space: ActionSpace) -> Float32[np.ndarray, "T a"]:
     """A dataset of actions, read.
 
     Raises:
-        UserError: they are not [T 7], not finite or outside [-1, 1]; the message begins with `where`.
+        UserError: they are not [T a], not finite, or binary ones not -1 or 1; LIBERO's are outside [-1, 1]. The message
+            begins with `where`.
     """
-    if dataset.ndim != 2 or dataset.shape[1] != ACTION_DIM or len(dataset) == 0 or dataset.dtype.kind not in "fi":
-        raise UserError(f"{where}: actions are {dataset.dtype} {dataset.shape}, not numbers of shape (T, 7); {REMEDY}")
+    if dataset.ndim != 2 or dataset.shape[1] != len(space) or len(dataset) == 0 or dataset.dtype.kind not in "fi":
+        raise UserError(
+            f"{where}: actions are {dataset.dtype} {dataset.shape}, not numbers of shape (T, {len(space)}): {space}; "
+            f"{REMEDY}, or name the actions of another robot ({ACTION_NAMES}, docs/own-robot.md)"
+        )
     with np.errstate(over="ignore"):  # becomes infinite, and is refused below
         actions = np.asarray(dataset[()], np.float32)
     if not np.isfinite(actions).all():
         raise UserError(f"{where}: actions contain NaN or infinity; {REMEDY}")
-    if np.abs(actions).max() > 1 + _TOLERANCE:
+    if space == LIBERO_ACTIONS and np.abs(actions).max() > 1 + _TOLERANCE:
         raise UserError(
             f"{where}: actions reach {np.abs(actions).max():.3g}, outside [-1, 1]; "
-            "convert them to LIBERO's OSC_POSE units first"
+            f"convert them to LIBERO's OSC_POSE units first, or name those of another robot ({ACTION_NAMES})"
         )
+    if space != LIBERO_ACTIONS and not (np.abs(two := actions[:, space.binary]) == 1).all():
+        raise UserError(f"{where}: a binary action is {two[np.abs(two) != 1][0]:.3g}, not -1 or 1: write those two")
     return actions

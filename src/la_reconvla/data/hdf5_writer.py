@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from la_reconvla.contracts import Quality
 from la_reconvla.data.hdf5_layout import episode_groups, opened
 from la_reconvla.data.starts import Start
+from la_reconvla.robot import Quality
 from la_reconvla.storage import atomic_write
 
 _COMPRESSION = {"compression": "gzip", "compression_opts": 1}

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
-from la_reconvla.contracts import ACTION_DIM, Batch, Proprioception
+from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Proprioception
 
 GREY = 128  # pixel value of an image that shows nothing
 
@@ -61,7 +62,7 @@ class Samples:
         self._episode = np.repeat(np.arange(len(episodes)), [len(s) for s in steps])
         self._step = np.concatenate(steps)
         self._instructions = np.array([e.instruction for e in episodes], dtype=object)
-        padded = [pad_actions(e.actions, chunk) for e in episodes]
+        padded = [pad_actions(e.actions, chunk, demonstrations.space) for e in episodes]
         first = np.cumsum([0] + [len(actions) for actions in padded[:-1]])
         self._actions = torch.from_numpy(np.concatenate(padded))
         self._valid = torch.from_numpy(
@@ -110,8 +111,8 @@ class Samples:
             gaze=None if self._gaze is None else self._gaze[chosen],
         )
 
-    def quantiles(self, low: float = 0.01, high: float = 0.99) -> tuple[Float[np.ndarray, "7"], Float[np.ndarray, "7"]]:
-        """Quantiles of all actions of the demonstrations, float64 [7] each: the range of the bins."""
+    def quantiles(self, low: float = 0.01, high: float = 0.99) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles of all actions of the demonstrations, float64 [a] each: the range of the bins."""
         actions = np.concatenate([e.actions for e in self.demonstrations.episodes]).astype(np.float64)
         lower, upper = np.quantile(actions, (low, high), axis=0)
         return lower, upper
@@ -230,10 +231,12 @@ def greyed(batch: Batch) -> Batch:
     return replace(batch, images=torch.full_like(batch.images, GREY), wrist=wrist)
 
 
-def pad_actions(actions: Float32[np.ndarray, "T 7"], chunk: int) -> Float32[np.ndarray, "T+c-1 7"]:
+def pad_actions(
+    actions: Float32[np.ndarray, "T a"], chunk: int, space: ActionSpace = LIBERO_ACTIONS
+) -> Float32[np.ndarray, "T+c-1 a"]:
     """Actions followed by c - 1 of what a robot does that is finished: no motion, the gripper as it was."""
-    rest = np.zeros((chunk - 1, ACTION_DIM), dtype=np.float32)
-    rest[:, -1] = actions[-1, -1]
+    rest = np.zeros((chunk - 1, len(space)), dtype=np.float32)
+    rest[:, space.binary] = actions[-1, space.binary]
     return np.concatenate([actions, rest])
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind
+from la_reconvla.robot import Quality
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,6 @@ INSTRUCTIONS = 8  # at most so many are told of one picture
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
 VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
 MapOverlaps = dict[MapPart, dict[MapKind, FrameOverlap]]
-MOTION = 6  # the gripper is two-valued; a late or early grasp would drown everything else
 
 
 def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int, str], str]) -> Batch:
@@ -55,7 +54,7 @@ def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int
 def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, " b"]:
     """See `UNIT`; steps past the end of an episode do not count."""
     acted = policy.act(batch.inputs)
-    error = (acted - batch.actions).abs()[..., :MOTION].mean(-1)
+    error = (acted - batch.actions).abs()[..., policy.bins.space.motions].mean(-1)
     return ((error * batch.valid).sum(1) / batch.valid.sum(1)).cpu().numpy()
 
 

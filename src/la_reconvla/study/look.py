@@ -20,12 +20,13 @@ from la_reconvla.analysis.attention_overlap import instruction_difference
 from la_reconvla.backbones.families import Opened
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import CONDITIONS, Condition
-from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, Batch, Channel, Features, PolicyInput
+from la_reconvla.contracts import Batch, Channel, Features, PolicyInput
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.attention_heads import per_head
+from la_reconvla.robot import PROPRIO_WIDTH
 from la_reconvla.storage import atomic_write, read_json
 from la_reconvla.study.timelines import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
@@ -184,7 +185,7 @@ def look(
 def _reconstructed(policy: Policy, arm: Condition, chunk: int, inputs: PolicyInput) -> bytes:
     """Image, attention, mask and reconstruction of one picture, as PNG."""
     device = inputs.images.device
-    unknown = torch.zeros(1, chunk, ACTION_DIM, device=device)
+    unknown = torch.zeros(1, chunk, len(policy.bins.space), device=device)
     batch = Batch(**vars(inputs), actions=unknown, valid=torch.zeros(1, chunk, dtype=torch.bool, device=device))
     found = draw(policy.to(device), arm, batch, seed=0)
     assert found.mask is not None  # as it follows attention

@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import arg
 
-from la_reconvla.contracts import Proprioception
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
+from la_reconvla.robot import Proprioception
 
 T = TypeVar("T")
 UNTRAINED = ("expert", "random")  # what the command eval takes beside runs

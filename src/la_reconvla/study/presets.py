@@ -11,13 +11,13 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.backbones.trained_weights import Freeze, Lora
 from la_reconvla.conditions import ARMS, GRID, NO_IMAGE, Condition, condition
-from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.variants.autoregressive import DecodingName
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
+from la_reconvla.robot import Quality
 from la_reconvla.training.loop import TrainConfig
 
 # What small diffusion heads draw: 48 numbers a patch, about as many as the published latents have. Noise in all of a

@@ -160,7 +160,7 @@ def train_one(
     arm = config.arm(condition_id)
     pick_device(config.train.device)
     opened = open_demonstrations(demonstrations)
-    require_room(config, (episode.instruction for episode in opened.episodes))
+    require_room(config, (episode.instruction for episode in opened.episodes), opened.space)
     require_heads(config, [arm])
     training, held_out = opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:

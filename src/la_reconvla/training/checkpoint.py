@@ -22,7 +22,7 @@ from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, w
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C1, Condition
-from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput, Quality
+from la_reconvla.contracts import PolicyInput
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
@@ -34,6 +34,7 @@ from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.learned import unlearned
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
+from la_reconvla.robot import PROPRIO_WIDTH, ActionSpace, Quality
 from la_reconvla.storage import claim, read_json
 from la_reconvla.training.run_folders import CONFIG, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
@@ -41,7 +42,7 @@ from la_reconvla.training.tensors import file_hash, load_tensors, save_tensors
 
 MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
-SAVED = (ActionBins, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
+SAVED = (ActionBins, ActionSpace, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
 """This package's own classes that a configuration is made of; others are registered, `la_reconvla.kinds.register`."""
 
 
@@ -98,7 +99,7 @@ class PolicyConfig:
         shown = samples.demonstrations
         return cls.of(
             condition,
-            bins=bins or ActionBins.from_quantiles(*samples.quantiles()),
+            bins=bins or ActionBins.from_quantiles(*samples.quantiles(), shown.space),
             quality=shown.quality,
             image_size=shown.image_size,
             data_hash=shown.hash,
@@ -136,7 +137,8 @@ class PolicyConfig:
         """
         policy = self.build()
         if (start := StartWeights.of(self.backbone)) is not None:
-            start.load_into(policy.backbone, policy.action_head)
+            acts = start.bins is not None and start.bins.space == self.bins.space
+            start.load_into(policy.backbone, policy.action_head if acts else None)  # else fresh: other actions
             if isinstance(policy.action_head, TokenHead):
                 policy.action_head.adopt(policy.backbone)
         elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:

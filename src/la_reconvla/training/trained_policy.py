@@ -81,7 +81,7 @@ class TrainedPolicy:
                 )
             self._instruction = swaps[start.task, start.instruction]
 
-    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
+    def act(self, observation: Observation | None) -> Float[np.ndarray, "c a"]:
         """One chunk from one forward pass."""
         return self.actor(self._inputs(observation))[0].cpu().numpy()
 
