@@ -28,7 +28,7 @@ from la_reconvla.method.mask import MaskContext, RandomMask
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import generator, seeded
-from la_reconvla.robot import PROPRIO_WIDTH
+from la_reconvla.robot import proprio_width
 from la_reconvla.study.gathering import shared
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.requirements import pinned_config
@@ -84,7 +84,7 @@ def build(config: Any) -> Any:
 
 def inputs_of(config: Any, b: int = 3, seed: int = 0) -> PolicyInput:
     """All that the configuration asks for, at random."""
-    draw, size, width = generator(seed, "inputs"), config.image_size, PROPRIO_WIDTH[config.proprio]
+    draw, size, width = generator(seed, "inputs"), config.image_size, proprio_width(config.proprio)
     images, wrist = (torch.randint(0, 256, (b, 3, size, size), dtype=torch.uint8, generator=draw) for _ in range(2))
     state = 0.04 * torch.randn(b, width, generator=draw) if width else None
     return PolicyInput(images, INSTRUCTIONS[:b], wrist if config.wrist else None, state)

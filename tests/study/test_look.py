@@ -17,7 +17,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import seeded
-from la_reconvla.robot import PROPRIO_WIDTH
+from la_reconvla.robot import proprio_width
 from la_reconvla.study.look import look, look_at, open_backbone, read_image
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.tensors import save_tensors
@@ -102,7 +102,7 @@ def test_a_run_is_looked_at_too(tmp_path, picture, options):
     lines = look(source, picture, TOLD, out, device="cpu")
     backbone, *_ = open_backbone(source, None)
     image = torch.from_numpy(read_image(picture, TINY.image_size)).permute(2, 0, 1)[None]
-    given = {"wrist": torch.full_like(image, 128), "proprio": torch.zeros(1, PROPRIO_WIDTH["all"])} if options else {}
+    given = {"wrist": torch.full_like(image, 128), "proprio": torch.zeros(1, proprio_width("all"))} if options else {}
     with torch.no_grad():
         features = backbone(PolicyInput(image, [TOLD], **given), attention="instruction")
     assert f"{saliency(features.attention, features.token_mask).sum():.3f}" in lines[2]

@@ -19,7 +19,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead
 from la_reconvla.randomness import generator, seeded
-from la_reconvla.robot import PROPRIO_WIDTH
+from la_reconvla.robot import proprio_width
 from la_reconvla.training.acting import Actor, graph_of
 from la_reconvla.training.trained_policy import Trained, TrainedPolicy
 from tiny_models import BUILDERS, Given, backbone
@@ -28,7 +28,7 @@ from tiny_models import BUILDERS, Given, backbone
 def inputs(b: int, config: Any = TINY, seed: int = 0) -> tuple:
     """What a policy is given; the instructions differ in length."""
     batch = random_batch(b, seed=seed)
-    width = PROPRIO_WIDTH[config.proprio]
+    width = proprio_width(config.proprio)
     wrist = random_batch(b, seed=seed + 100).images if config.wrist else None
     proprio = torch.rand(b, width, generator=generator(seed, "state")) if width else None
     return batch.images, batch.instructions, wrist, proprio

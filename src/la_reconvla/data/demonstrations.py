@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from la_reconvla.data.hdf5_layout import REMEDY, checked_actions, opened
+from la_reconvla.data.hdf5_layout import REMEDY, STATE, checked_actions, opened, picture_key
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Quality
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
 
 ROLES = ("target", "destination")
 """Names that stand for another instance in each episode."""
@@ -33,7 +33,7 @@ class Episode:
         instruction: the words that the robot was given.
         actions: float32 [T a], labels.
         quality: render quality of the pictures.
-        image_size: rows and columns of the pictures.
+        image_size: rows of the main camera's pictures, LIBERO's columns too.
         frame_stride: control steps from one picture to the next.
         instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
         target: instance that is moved; this and the rest is None in files that are not ours.
@@ -47,6 +47,10 @@ class Episode:
         noise: standard deviation of the action noise.
         seed: seed of the action noise.
         space: what the actions are.
+        cameras: names of the cameras, the main one first, then the one that stands beside it.
+        orientation: how pictures stand in memory.
+        state_width: numbers of the robot's state; None for LIBERO's own layout.
+        rate: control steps a second.
         turn: how stored pictures become public ones: (row step, column step).
     """
 
@@ -72,6 +76,10 @@ class Episode:
     noise: float | None = None
     seed: int | None = None
     space: ActionSpace = LIBERO_ACTIONS
+    cameras: tuple[str, ...] = LIBERO_CAMERAS
+    orientation: Orientation = "mirrored"
+    state_width: int | None = None
+    rate: float = 20.0
     turn: tuple[int, int] = (-1, -1)
 
     @property
@@ -96,16 +104,35 @@ class Episode:
         return np.arange(0, len(self.actions), self.frame_stride)
 
     def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Agentview pictures at `frame_steps`, public convention."""
-        return self._turned("obs/agentview_rgb")
+        """The main camera's pictures at `frame_steps`, LIBERO's in its public convention."""
+        return self.pictures(self.cameras[0])
 
     def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Wrist pictures at `frame_steps`, public convention.
+        """LIBERO's wrist pictures at `frame_steps`, public convention.
 
         Raises:
             UserError: the file has none.
         """
-        return self._turned("obs/eye_in_hand_rgb")
+        return self.pictures(LIBERO_CAMERAS[1])
+
+    def pictures(self, camera: str) -> UInt8[np.ndarray, "F H W 3"]:
+        """Pictures of a camera at `frame_steps`.
+
+        Raises:
+            UserError: the file has none.
+        """
+        return self._turned(picture_key(camera))
+
+    def picture_size(self, camera: str) -> tuple[int, int]:
+        """Rows and columns of a camera's pictures.
+
+        Raises:
+            UserError: the file has none.
+        """
+        with opened(self.path) as file:
+            if (key := picture_key(camera)) not in (group := file["data"][self.demo]):
+                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
+            return group[key].shape[1:3]
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
@@ -136,19 +163,23 @@ class Episode:
         shown = wanted if wanted in self.instance_names else owners[0]  # a region is shown by what it belongs to
         return self.instance_names.index(shown) + 1
 
-    def proprio(self) -> Float32[np.ndarray, "T 8"]:
-        """End effector position (m), orientation (axis-angle, rad) and two finger positions (m), at every step.
+    def proprio(self) -> Float32[np.ndarray, "T p"]:
+        """The robot's state at every step.
+
+        LIBERO's is end effector position (m), orientation (axis-angle, rad) and two finger positions (m); another
+        robot's is as it was recorded.
 
         Raises:
             UserError: the file has none, or they are not finite.
         """
-        arrays = [self._array("obs/ee_states"), self._array("obs/gripper_states")]
         length = len(self.actions)
-        if [a.shape for a in arrays] != [(length, 6), (length, 2)] or any(a.dtype.kind != "f" for a in arrays):
+        keys = {"ee_states": 6, "gripper_states": 2} if self.state_width is None else {STATE: self.state_width}
+        arrays, wanted = [self._array(f"obs/{key}") for key in keys], [(length, width) for width in keys.values()]
+        if [a.shape for a in arrays] != wanted or any(a.dtype.kind != "f" for a in arrays):
             given = " and ".join(f"{a.dtype} {a.shape}" for a in arrays)
             raise UserError(
                 f"{self.path}: the robot states of {self.demo} are {given}, not floats of shapes "
-                f"({length}, 6) and ({length}, 2); {REMEDY}"
+                f"{' and '.join(map(str, wanted))}; {REMEDY}"
             )
         with np.errstate(over="ignore"):  # becomes infinite, and is refused below
             values = np.concatenate(arrays, axis=1).astype(np.float32)
@@ -201,7 +232,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes that may be trained on together: one render quality, picture size, frame stride and action space."""
+    """Episodes that may be trained on together: of one robot, recorded alike."""
 
     episodes: tuple[Episode, ...]
 
@@ -226,6 +257,21 @@ class Demonstrations:
         return self.episodes[0].space
 
     @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, the main one first."""
+        return self.episodes[0].cameras
+
+    @property
+    def orientation(self) -> Orientation:
+        """How all pictures stand."""
+        return self.episodes[0].orientation
+
+    @property
+    def state_width(self) -> int | None:
+        """Numbers of the robot's state; None for LIBERO's own layout."""
+        return self.episodes[0].state_width
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, each once."""
         return tuple(dict.fromkeys(episode.task_name for episode in self.episodes))
@@ -242,15 +288,16 @@ class Demonstrations:
         All actions and instructions enter, and three pictures of each episode.
         """
         digest = hashlib.sha256(f"{self.quality}/{self.image_size}/{self.frame_stride}".encode())
-        if self.space != LIBERO_ACTIONS:
-            digest.update(f"\0{self.space}".encode())
+        about = self.space, self.cameras, self.orientation
+        if about != (LIBERO_ACTIONS, LIBERO_CAMERAS, "mirrored"):
+            digest.update("\0".join(map(str, about)).encode())
         for episode in self.episodes:
             digest.update(
                 f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
             with opened(episode.path) as file:
-                frames = file["data"][episode.demo]["obs/agentview_rgb"]
+                frames = file["data"][episode.demo][picture_key(self.cameras[0])]
                 for index in (0, len(frames) // 2, len(frames) - 1):
                     digest.update(frames[index].tobytes())
         return digest.hexdigest()
@@ -282,10 +329,9 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
     """These episodes as one set.
 
     Raises:
-        UserError: if they differ in render quality, picture size, frame stride or action space; the message begins with
-            `where`.
+        UserError: if they differ in how they were recorded or by which robot; the message begins with `where`.
     """
-    for kind in ("quality", "image_size", "frame_stride", "space"):
+    for kind in ("quality", "image_size", "frame_stride", "space", "cameras", "orientation", "state_width", "rate"):
         if len(files := {getattr(e, kind): e.path.name for e in episodes}) > 1:
             listed = ", ".join(f"{value} in {name}" for value, name in files.items())
             raise UserError(

@@ -15,19 +15,22 @@ from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
 from la_reconvla.data.hdf5_layout import (
     ACTION_KINDS,
     ACTION_NAMES,
+    CAMERAS,
     DEMO_SUFFIX,
+    ORIENTATION,
+    RATE,
     REMEDY,
     SHARDS,
+    STATE,
     checked_actions,
     episode_groups,
     opened,
+    picture_key,
 )
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Quality
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
 from la_reconvla.storage import TEMPORARY
-
-_REQUIRED = ("actions", "obs/agentview_rgb")
 
 
 def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = None) -> Demonstrations:
@@ -52,7 +55,7 @@ def read_file(path: Path | str) -> list[Episode]:
 
     Raises:
         UserError: the file is missing, truncated, not HDF5 or not of this layout; keys are missing; lengths disagree;
-            actions are not finite or outside [-1, 1]; pictures or instance maps are not square uint8; attributes
+            actions are not finite or outside [-1, 1]; pictures or instance maps are not uint8; attributes
             are of the wrong kind.
     """
     path = Path(path)
@@ -73,6 +76,9 @@ def read_file(path: Path | str) -> list[Episode]:
 def _read_header(path: Path, data: Any) -> dict[str, Any]:
     """What the episodes of a file share, as fields of `Episode` (`instruction` as the fallback)."""
     attributes, where = dict(data.attrs), str(path)
+    cameras = _texts(where, attributes, CAMERAS) if CAMERAS in attributes else LIBERO_CAMERAS
+    if not cameras:
+        raise UserError(f"{where}: the list of '{CAMERAS}' is empty; {REMEDY}")
     parent = Path(_attribute(where, attributes, "bddl_file_name", str) or "").parent.name
     name = path.name.removesuffix(".hdf5").removesuffix("_demo")
     try:
@@ -87,7 +93,9 @@ def _read_header(path: Path, data: Any) -> dict[str, Any]:
         "quality": _one_of(path, "quality", attributes.get("quality", "official"), Quality),
         "frame_stride": _frame_stride(where, attributes),
         "space": _space(where, attributes),
-        "turn": _turn(path, attributes.get("macros_image_convention", "opengl")),
+        "cameras": cameras,
+        **_standing(path, attributes),
+        **({} if (rate := _attribute(where, attributes, RATE, float)) is None else {"rate": rate}),
     }
 
 
@@ -114,6 +122,13 @@ def _texts(where: str, attributes: Any, name: str) -> tuple[str, ...]:
     return tuple(_text(where, name, one) for one in found)
 
 
+def _standing(path: Path, attributes: dict[str, Any]) -> dict[str, Any]:
+    """How pictures stand, and how those stored are turned to that; only LIBERO's are turned."""
+    if ORIENTATION in attributes:
+        return {"orientation": _one_of(path, ORIENTATION, attributes[ORIENTATION], Orientation), "turn": (1, 1)}
+    return {"turn": _turn(path, attributes.get("macros_image_convention", "opengl"))}
+
+
 def _turn(path: Path, convention: Any) -> tuple[int, int]:
     """Public pictures are MuJoCo's turned by 180 degrees. "opengl" stores MuJoCo's, "opencv" flips its rows."""
     known = {"opengl": (-1, -1), "opencv": (1, -1)}
@@ -130,7 +145,8 @@ def _frame_stride(where: str, attributes: dict[str, Any]) -> int:
 
 
 def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> Episode:
-    if missing := [key for key in _REQUIRED if key not in group]:
+    main = picture_key(shared["cameras"][0])
+    if missing := [key for key in ("actions", main) if key not in group]:
         raise UserError(f"{path}: {demo} has no {' and no '.join(missing)}; {REMEDY}")
     attributes, where = dict(group.attrs), f"{path}: {demo}"
     read = functools.partial(_attribute, where, attributes)
@@ -138,7 +154,8 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
     if not instruction:
         raise UserError(f"{where} has no instruction, and 'problem_info' has none either; {REMEDY}")
     actions = checked_actions(where, group["actions"], shared["space"])
-    size = _check_lengths(where, group, len(actions), shared["frame_stride"])
+    _check_lengths(where, group, len(actions), shared["frame_stride"])
+    size = int(group[main].shape[1])
     names = _instance_names(where, group["instances"], size) if "instances" in group else ()
     return Episode(
         **{**shared, "instruction": _text(where, "instruction", str(instruction))},
@@ -146,6 +163,7 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
         demo=demo,
         actions=actions,
         image_size=size,
+        state_width=_state_width(where, group),
         instance_names=names,
         target=read("target", str),
         destination=read("destination", str),
@@ -162,6 +180,15 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
     )
 
 
+def _state_width(where: str, group: Any) -> int | None:
+    """Numbers of another robot's state; None where there is none of that kind."""
+    if (state := group["obs"].get(STATE)) is None:
+        return None
+    if state.ndim != 2 or state.shape[1] == 0 or state.dtype.kind != "f":
+        raise UserError(f"{where}: the state is {state.dtype} {state.shape}, not floats of shape (T, p); {REMEDY}")
+    return int(state.shape[1])
+
+
 def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
     """Check the instance maps, whose pictures have `size` rows and columns, and read what their numbers stand for."""
     maps = group["map"]
@@ -173,8 +200,8 @@ def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
     return _texts(f"{where}: instances", group.attrs, "names")
 
 
-def _check_lengths(where: str, group: Any, length: int, stride: int) -> int:
-    """Check every array against the number of actions; returns the picture size."""
+def _check_lengths(where: str, group: Any, length: int, stride: int) -> None:
+    """Check every array against the number of actions."""
     pictures = -(-length // stride)
     expected = {f"obs/{name}": pictures for name in group["obs"] if name.endswith("_rgb")}
     expected |= {f"obs/{name}": length for name in group["obs"] if not name.endswith(("_rgb", "_depth"))}
@@ -190,12 +217,11 @@ def _check_lengths(where: str, group: Any, length: int, stride: int) -> int:
             )
     for name in (name for name in group["obs"] if name.endswith("_rgb")):
         pictures = group["obs"][name]
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != (pictures.shape[1],) * 2 + (3,):
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
             raise UserError(
-                f"{where}: {name} is {pictures.dtype} {pictures.shape}, not uint8 of shape (F, H, H, 3); "
-                "store square RGB pictures with values 0 to 255"
+                f"{where}: {name} is {pictures.dtype} {pictures.shape}, not uint8 of shape (F, H, W, 3); "
+                "store RGB pictures with values 0 to 255"
             )
-    return int(group["obs/agentview_rgb"].shape[1])
 
 
 # ---------------------------------------------------------------- attributes

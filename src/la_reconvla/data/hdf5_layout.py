@@ -23,6 +23,9 @@ attribute have one at every step. In our files a picture shows the scene *before
 script stores what the observables hold after it, but robosuite samples them in the first of a control step's 25 physics
 steps: in effect the same scene. So picture t and action t belong together in both, as public training code takes them.
 
+**Another robot's file** says so in attributes of ``data`` (`ACTION_NAMES`, `CAMERAS` and what follows), keeps the pictures of
+each camera in ``obs/<name>_rgb``, of any size and never turned, and its state in ``obs/state``. `la-reconvla data import` writes it.
+
 **Corrections** (``data collect --correct``): ``init_state`` is the start, from which a policy acted; ``states[0]`` is
 where the expert took over.
 """
@@ -44,6 +47,10 @@ from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 DEMO_SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
 """Folder of an unfinished collection; while it is there the demonstrations beside it are not complete."""
+CAMERAS, ORIENTATION, RATE = "cameras", "orientation", "rate"
+"""Attributes of another robot's file: names, the main camera first (JSON); how pictures stand; control steps a second."""
+STATE = "state"
+"""In ``obs`` of another robot's file: its state [T p], in the place of LIBERO's."""
 ACTION_NAMES, ACTION_KINDS = "action_names", "action_kinds"
 """Attributes of a file, JSON lists: the names of the action's dimensions and their kinds; without them LIBERO's."""
 REMEDY = "collect or download the file again"
@@ -73,6 +80,11 @@ def _require_file(path: Path) -> None:
         raise UserError(f"{path}: no such file; give the folder that `la-reconvla data collect --out` wrote")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file in it, or open the folder as a whole")
+
+
+def picture_key(camera: str) -> str:
+    """Where an episode keeps a camera's pictures."""
+    return f"obs/{camera}_rgb"
 
 
 def episode_groups(data: Any) -> list[str]:

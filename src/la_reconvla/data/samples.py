@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Proprioception
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Fit, Inputs, Proprioception, Standard, StateChoice
 
 GREY = 128  # pixel value of an image that shows nothing
 
@@ -36,10 +36,13 @@ class Samples:
         wrist: whether batches carry wrist pictures.
         proprio: how much of the robot's own state batches carry, see `proprio_view`.
         gaze: who says where the target is; None for every arm that needs no annotation.
+        inputs: which cameras, and how pictures and state are prepared; by default as the demonstrations are. A state
+            that is standardised is so by these demonstrations unless `inputs` has statistics: give held-out samples
+            the `inputs` of the training ones.
 
     Raises:
-        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, or `gaze` has no box
-            for an episode.
+        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, its pictures stand
+            otherwise than `inputs` say, or `gaze` has no box for an episode.
     """
 
     def __init__(
@@ -52,10 +55,13 @@ class Samples:
         wrist: bool = False,
         proprio: Proprioception = "none",
         gaze: Annotator | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         if image_size < 1 or chunk < 1:
             raise UserError(f"image size and chunk must be at least 1, not {image_size} and {chunk}")
         self.demonstrations, self.image_size, self.chunk = demonstrations, image_size, chunk
+        self.inputs: Inputs = inputs or Inputs(demonstrations.cameras[:2], demonstrations.orientation)
+        self._require_fit(wrist)
         self.stride = demonstrations.frame_stride if stride is None else stride
         episodes = demonstrations.episodes
         steps = [np.arange(0, len(e.actions), self._checked_stride(e)) for e in episodes]
@@ -69,8 +75,8 @@ class Samples:
             np.concatenate([np.arange(len(p)) < len(e.actions) for p, e in zip(padded, episodes, strict=True)])
         )
         self._row = torch.from_numpy(first[self._episode] + self._step)
-        self._images = self._pictures("frames")
-        self._wrist = self._pictures("wrist") if wrist else None
+        self._images = self._pictures(self.inputs.cameras[0])
+        self._wrist = self._pictures(self.inputs.cameras[-1]) if wrist else None
         self._proprio = self._states(proprio)
         self._gaze, self.annotation = None, None
         if gaze is not None:
@@ -155,30 +161,56 @@ class Samples:
             )
         return self.stride
 
-    def _pictures(self, kind: Literal["frames", "wrist"]) -> UInt8[torch.Tensor, "N 3 H W"]:
+    def _require_fit(self, wrist: bool) -> None:
+        inputs, demonstrations = self.inputs, self.demonstrations
+        if len(inputs.cameras) < 1 + wrist:
+            raise UserError(
+                f"a second camera was asked for, and there is only {inputs.cameras[0]}: name two with --cameras, of "
+                f"{', '.join(demonstrations.cameras)}, or leave --wrist out"
+            )
+        for name in inputs.cameras[: 1 + wrist]:
+            if name not in demonstrations.cameras:
+                raise unknown("camera in these demonstrations", name, demonstrations.cameras)
+        if inputs.orientation != demonstrations.orientation:
+            raise UserError(
+                f"the policy takes pictures that are {inputs.orientation}, those of {demonstrations.episodes[0].path} "
+                f"are {demonstrations.orientation}: turn them and import them again (la-reconvla data import), or "
+                "train on them"
+            )
+
+    def _pictures(self, camera: str) -> UInt8[torch.Tensor, "N 3 H W"]:
         """Pictures of all samples, resized. Filled in place, so that they are never in memory twice."""
         size = self.image_size
         result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
         done = 0
         for episode in self.demonstrations.episodes:
-            stored = episode.frames() if kind == "frames" else episode.wrist()
-            pictures = resize(stored[:: self.stride // episode.frame_stride], size)
+            stored = episode.pictures(camera)
+            pictures = resize(stored[:: self.stride // episode.frame_stride], size, self.inputs.fit)
             result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
             done += len(pictures)
         return result
 
     def _annotate(self, gaze: Annotator) -> None:
         """Take the boxes; `annotation` then says what decided them, None where there are none."""
+        if self.inputs.fit == "pad":
+            raise UserError("boxes are fractions of pictures that were not padded: take --fit squeeze")
         every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
         self._gaze, self.annotation = torch.from_numpy(np.concatenate(every)), gaze.identity
 
     def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:
-        if kind not in get_args(Proprioception):
-            raise unknown("proprioception", kind, get_args(Proprioception))
+        if not isinstance(kind, int) and kind not in get_args(StateChoice):
+            raise unknown("proprioception", kind, get_args(StateChoice))
         if kind == "none":
             return None
+        width = self.demonstrations.state_width
+        if width != (kind if isinstance(kind, int) else None):
+            has, wants = ("LIBERO's" if one is None else f"{one} numbers" for one in (width, kind))
+            raise UserError(f"the robot's state in these demonstrations is {has}, not {wants}: take --proprio all")
+        states = np.concatenate([e.proprio() for e in self.demonstrations.episodes])
+        if isinstance(kind, int) and self.inputs.standard is None:
+            self.inputs = replace(self.inputs, standard=Standard.of(states))
         every = [e.proprio()[:: self.stride] for e in self.demonstrations.episodes]
-        return torch.from_numpy(proprio_view(np.concatenate(every), kind))
+        return torch.from_numpy(proprio_view(np.concatenate(every), kind, self.inputs.standard))
 
 
 def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, " b"]:
@@ -240,18 +272,26 @@ def pad_actions(
     return np.concatenate([actions, rest])
 
 
-def resize(images: UInt8[np.ndarray, "F H W 3"], size: int) -> UInt8[np.ndarray, "F S S 3"]:
+def resize(images: UInt8[np.ndarray, "F H W 3"], size: int, fit: Fit = "squeeze") -> UInt8[np.ndarray, "F S S 3"]:
     """Pictures at another size, antialiased (Lanczos); the same pictures if the size is right.
 
-    Training and rollouts must use this same function.
+    Training and rollouts must use this same function. `fit` says what becomes of those that are not square.
     """
+    rows, columns = images.shape[1:3]
+    if fit == "pad" and rows != columns:
+        missing = [max(rows, columns) - length for length in (rows, columns)]
+        images = np.pad(images, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
     if images.shape[1:3] == (size, size):
         return images
     return np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS)) for i in images])
 
 
-def proprio_view(proprio: Float32[np.ndarray, "... 8"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
+def proprio_view(
+    proprio: Float32[np.ndarray, "... s"], kind: Proprioception, standard: Standard | None = None
+) -> Float32[np.ndarray, "... p"]:
     """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1."""
+    if standard is not None:
+        return standard(proprio)
     if kind == "gripper":
         return proprio[..., 6:7] - proprio[..., 7:8]
     return proprio

@@ -110,6 +110,10 @@ def measure_run(
             f"{run} was trained on '{config.quality}' frames, the held-out ones are "
             f"'{samples.demonstrations.quality}': evaluate on data of the same render quality"
         )
+    if samples.inputs != config.inputs:
+        raise UserError(
+            f"{run} takes {config.inputs}, the held-out samples have {samples.inputs}: make them with the run's"
+        )
     table = {(task, true): wrong for task, true, wrong in swaps}
     hiding = set(indices[spread_indices(len(indices), HIDING)].tolist())
     masked = bool(samples.demonstrations.episodes[0].instance_names)

@@ -26,7 +26,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.attention_heads import per_head
-from la_reconvla.robot import PROPRIO_WIDTH
+from la_reconvla.robot import proprio_width
 from la_reconvla.storage import atomic_write, read_json
 from la_reconvla.study.timelines import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
@@ -108,7 +108,7 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
 def _inputs(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> PolicyInput:
     device = next(backbone.parameters()).device
     picture = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).to(device)
-    width = PROPRIO_WIDTH[given.proprio]
+    width = proprio_width(given.proprio)
     return PolicyInput(
         picture,
         [instruction],

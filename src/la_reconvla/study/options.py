@@ -14,7 +14,7 @@ from tyro.conf import arg
 
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
-from la_reconvla.robot import Proprioception
+from la_reconvla.robot import Fit, StateChoice
 
 T = TypeVar("T")
 UNTRAINED = ("expert", "random")  # what the command eval takes beside runs
@@ -34,8 +34,10 @@ class PolicyChanges:
         dtype: of a pretrained backbone's weights.
         chunk: actions decoded and executed at once; 1 is the published setting.
         decoding: parallel, all actions of a chunk in one pass; autoregressive, token by token as RT-2 and OpenVLA do.
-        proprio: robot state: none (published), the gripper's width, or all of it.
-        wrist: use the wrist camera too.
+        proprio: robot state: none (published), the gripper's width (LIBERO's), or all of it.
+        cameras: the main camera, and with a second name another one beside it; by default the data's first.
+        fit: of pictures that are not square: squeeze them, or pad them with black.
+        wrist: use the data's second camera too, LIBERO's wrist camera.
         max_tokens: longest instruction in tokens.
         norm_pixels: reconstruct pixels normalised in each patch.
         latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
@@ -48,7 +50,9 @@ class PolicyChanges:
     dtype: PerPreset[Literal["fp32", "bf16", "fp16"]] = None
     chunk: PerPreset[int] = None
     decoding: PerPreset[Literal["parallel", "autoregressive"]] = None
-    proprio: PerPreset[Proprioception] = None
+    proprio: PerPreset[StateChoice] = None
+    cameras: PerPreset[tuple[str, ...]] = None
+    fit: PerPreset[Fit] = None
     wrist: PerPreset[bool] = None
     max_tokens: PerPreset[int] = None
     norm_pixels: PerPreset[bool] = None

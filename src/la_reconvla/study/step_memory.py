@@ -29,7 +29,7 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEReconstructor
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
-from la_reconvla.robot import LIBERO_ACTIONS, PROPRIO_WIDTH
+from la_reconvla.robot import LIBERO_ACTIONS, proprio_width
 
 LANGUAGE = "pick up the black bowl next to the plate"
 
@@ -154,7 +154,7 @@ def _fake(policy: nn.Module) -> None:
 
 def random_batch(backbone: BackboneConfig, size: int) -> Batch:
     """A batch of the shapes that `backbone` takes, with an instruction of LIBERO's length."""
-    pixels, width = (size, 3, backbone.image_size, backbone.image_size), PROPRIO_WIDTH[backbone.proprio]
+    pixels, width = (size, 3, backbone.image_size, backbone.image_size), proprio_width(backbone.proprio)
     return Batch(
         images=torch.zeros(pixels, dtype=torch.uint8),
         instructions=[LANGUAGE] * size,

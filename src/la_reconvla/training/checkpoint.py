@@ -34,7 +34,7 @@ from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.learned import unlearned
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
-from la_reconvla.robot import PROPRIO_WIDTH, ActionSpace, Quality
+from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
 from la_reconvla.storage import claim, read_json
 from la_reconvla.training.run_folders import CONFIG, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
@@ -42,7 +42,10 @@ from la_reconvla.training.tensors import file_hash, load_tensors, save_tensors
 
 MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
-SAVED = (ActionBins, ActionSpace, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
+SAVED = (
+    *(ActionBins, ActionSpace, Inputs, Standard),
+    *(SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents),
+)
 """This package's own classes that a configuration is made of; others are registered, `la_reconvla.kinds.register`."""
 
 
@@ -63,6 +66,7 @@ class PolicyConfig:
         train_starts: ids of the initial states that were trained on.
         saliency_state_shape: shape of what the arm's saliency source learns from training frames, () for nothing.
         decoding: how actions come out, a key of `la_reconvla.method.variants.autoregressive.DECODINGS`.
+        inputs: what it is given of the robot's data, and how that is prepared.
     """
 
     condition: str
@@ -77,6 +81,7 @@ class PolicyConfig:
     train_starts: tuple[str, ...]
     saliency_state_shape: tuple[int, ...] = ()
     decoding: DecodingName = "parallel"
+    inputs: Inputs = LIBERO_INPUTS
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
@@ -104,6 +109,7 @@ class PolicyConfig:
             image_size=shown.image_size,
             data_hash=shown.hash,
             train_starts=shown.starts,
+            inputs=samples.inputs,
             **fields,
         )
 
@@ -367,7 +373,7 @@ def dry_run(policy: Policy, given: BackboneConfig, instructions: Iterable[str]) 
     images = torch.zeros(len(distinct), 3, rows * patch, columns * patch, dtype=torch.uint8)
     device = next(policy.parameters()).device
     wrist = images if given.wrist else None
-    width = PROPRIO_WIDTH[given.proprio]
+    width = proprio_width(given.proprio)
     proprio = torch.zeros(len(distinct), width, device=device) if width else None
     training = policy.training
     policy.eval()  # checkpointing, which only training does, and a cache of keys exclude each other
