@@ -40,8 +40,14 @@ TREE: Mapping[str, Branch | Command] = {
         alone="machine",
     ),
     "data": Branch(
-        "Demonstrations, boxes around their targets, scenes to learn words from.",
-        {"collect": data.collect, "boxes": data.boxes, "scenes": data.scenes},
+        "Demonstrations, of the simulator or your own robot; boxes around their targets, scenes to learn words from.",
+        {
+            "collect": data.collect,
+            "import": data.import_episodes,
+            "check": data.check,
+            "boxes": data.boxes,
+            "scenes": data.scenes,
+        },
     ),
     "train": training.train,
     "eval": policies.evaluate,

@@ -262,7 +262,7 @@ def _find_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`")
     if (folder / SHARDS).is_dir():
-        raise UserError(f"{folder}: this collection is not finished; run its `la-reconvla data collect` command again")
+        raise UserError(f"{folder}: this collection is not finished; run the command that makes it again")
     files = sorted(p for p in folder.glob(f"*{DEMO_SUFFIX}") if not p.name.startswith(TEMPORARY))
     if files:
         return files

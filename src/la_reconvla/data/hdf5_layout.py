@@ -23,8 +23,8 @@ attribute have one at every step. In our files a picture shows the scene *before
 script stores what the observables hold after it, but robosuite samples them in the first of a control step's 25 physics
 steps: in effect the same scene. So picture t and action t belong together in both, as public training code takes them.
 
-**Another robot's file** says so in attributes of ``data`` (`ACTION_NAMES`, `CAMERAS` and what follows), keeps the pictures of
-each camera in ``obs/<name>_rgb``, of any size and never turned, and its state in ``obs/state``. `la-reconvla data import` writes it.
+**Another robot's file** (``data import``) says so in attributes of ``data``, see `ACTION_NAMES` and `CAMERAS`. Pictures
+of a camera are in ``obs/<name>_rgb``, of any size and never turned, and its state is in ``obs/state``.
 
 **Corrections** (``data collect --correct``): ``init_state`` is the start, from which a policy acted; ``states[0]`` is
 where the expert took over.
@@ -48,7 +48,7 @@ DEMO_SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
 """Folder of an unfinished collection; while it is there the demonstrations beside it are not complete."""
 CAMERAS, ORIENTATION, RATE = "cameras", "orientation", "rate"
-"""Attributes of another robot's file: names, the main camera first (JSON); how pictures stand; control steps a second."""
+"""Attributes of another robot's file: names, the main one first (JSON); how pictures stand; control steps a second."""
 STATE = "state"
 """In ``obs`` of another robot's file: its state [T p], in the place of LIBERO's."""
 ACTION_NAMES, ACTION_KINDS = "action_names", "action_kinds"
