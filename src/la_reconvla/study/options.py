@@ -65,12 +65,14 @@ class TrainingChanges:
 
     Attributes:
         steps: optimizer steps.
+        held_out: share of each instruction's episodes to keep for held-out frames; 0 trains one policy on all.
         shift: move training pictures by up to so many pixels at random.
         gaze: for arms that are given the target's place: masks of the simulator, or a file that data boxes wrote.
         device: of training and policies: auto, cpu, cuda or mps.
     """
 
     steps: PerPreset[int] = None
+    held_out: PerPreset[float] = None
     shift: PerPreset[int] = None
     gaze: PerPreset[str] = None
     device: PerPreset[str] = None

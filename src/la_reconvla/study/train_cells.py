@@ -119,15 +119,12 @@ def _receive(*shared: Any) -> None:
 
 
 @functools.cache
-def _read() -> tuple[Samples, Samples, ActionBins]:
+def _read() -> tuple[Samples, Samples | None, ActionBins]:
     """Samples and bins, once in each process, with the first cell, so that a damaged picture is that cell's error."""
     config, training, held_out, _ = _inherited
     samples = samples_of(training, config)
-    return (
-        samples,
-        samples_of(held_out, config, samples.inputs),
-        bins_of(StartWeights.of(config.backbone), samples, config.spread),
-    )
+    shown = None if held_out is None else samples_of(held_out, config, samples.inputs)
+    return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread)
 
 
 def _train_cell(cell: Cell) -> None:
@@ -169,7 +166,7 @@ def train_one(
     say_small(config, opened)
     require_room(config, (episode.instruction for episode in opened.episodes), opened.space)
     require_heads(config, [arm])
-    training, held_out = opened.divide(config.held_out)
+    training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _read.cache_clear()
         _receive(config, training, held_out, bar)

@@ -176,7 +176,11 @@ def train(
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
         arm["annotation"] = samples.annotation
-    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_with_defaults, config, condition))
+    names = [] if held_out is None else [e.name for e in held_out.demonstrations.episodes]
+    share = round(len(names) / (len(names) + len(samples.demonstrations.episodes)), 4)
+    kept_back = {"share": share, "episodes": names}
+    defaults = functools.partial(_with_defaults, config, condition)
+    claim(folder / SCHEDULE, {**config.identity, **arm}, defaults, held_out=kept_back)
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two
         return folder
