@@ -321,7 +321,7 @@ class Demonstrations:
             chosen.update(scenes[: min(max(1, round(held_out * len(scenes))), len(scenes) - 1)])
         if not chosen:
             raise UserError(
-                "no episode can be held out: each task has one scene only; collect more episodes, or train on all (--held-out 0)"
+                "no episode can be held out: each task has one scene only; collect more, or train on all (--held-out 0)"
             )
         rest = tuple(e for e in self.episodes if e.scene not in chosen)
         return Demonstrations(rest), Demonstrations(tuple(e for e in self.episodes if e.scene in chosen))

@@ -154,6 +154,16 @@ def _measure_cell(cell: Cell) -> None:
     write_held_out(cell.folder, found)
 
 
+def _require_unfinished(run: Path, steps: int) -> None:
+    """Raise a `UserError` if a finished run is to go on: its learning rate ended with its last step."""
+    done = read_json(run / SCHEDULE)["steps"] if (run / WEIGHTS).exists() and (run / SCHEDULE).exists() else steps
+    if done != steps:
+        raise UserError(
+            f"{run} is finished, after {done} steps, at the end of its learning rate's schedule, and cannot go on to "
+            f"{steps}: train in another folder with --steps {steps}, or leave --steps {done}"
+        )
+
+
 def train_one(
     demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
 ) -> Path:
@@ -161,6 +171,7 @@ def train_one(
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
     pick_device(config.train.device)
+    _require_unfinished(out, config.train.steps)
     opened = open_demonstrations(demonstrations)
     config = fitted(config, opened)
     say_small(config, opened)
