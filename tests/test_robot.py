@@ -69,6 +69,7 @@ def test_without_a_binary_dimension_no_number_is_rounded_to_one() -> None:
     assert len(decided.unique()) > 900
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
 @pytest.mark.parametrize("space", [JOINTS, HAND], ids=["six", "three"])
 def test_a_policy_of_another_robot_learns_acts_and_is_read_again(space: Any, decoding: Any, tmp_path: Path) -> None:
@@ -173,7 +174,6 @@ def test_after_the_end_binary_dimensions_stay() -> None:
 # ---------------------------------------------------------------- weights that have acted on another robot
 
 
-@pytest.mark.slow
 def test_weights_that_acted_on_libero_give_another_robot_their_backbone_only() -> None:
     start = StartWeights.read("base")
     config = untrained(C1, backbone=replace(start.config, chunk=2), bins=bins_over(JOINTS))
