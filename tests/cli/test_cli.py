@@ -45,8 +45,8 @@ from la_reconvla.training.loop import TrainConfig
 from la_reconvla.training.trackers import METRICS
 
 POLICY = (
-    "cameras fit held-out backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens norm-pixels "
-    "latents steps shift gaze device"
+    "cameras fit held-out backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens "
+    "norm-pixels latents steps shift gaze device"
 )
 COMMANDS = {  # and the names of their options, which scripts depend on
     "check machine": "out",
