@@ -176,7 +176,8 @@ class Samples:
             raise unknown("proprioception", kind, get_args(Proprioception))
         if kind == "none":
             return None
-        every = [e.proprio()[:: self.stride] for e in self.demonstrations.episodes]
+        read = Episode.fingers if kind == "gripper" else Episode.proprio  # files may have the one without the other
+        every = [read(e)[:: self.stride] for e in self.demonstrations.episodes]
         return torch.from_numpy(proprio_view(np.concatenate(every), kind))
 
 
@@ -247,10 +248,13 @@ def resize(images: UInt8[np.ndarray, "F H W 3"], size: int) -> UInt8[np.ndarray,
     return np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS)) for i in images])
 
 
-def proprio_view(proprio: Float32[np.ndarray, "... 8"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
-    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1."""
+def proprio_view(proprio: Float32[np.ndarray, "... _"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
+    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1.
+
+    The fingers are the last two of what is known of it.
+    """
     if kind == "gripper":
-        return proprio[..., 6:7] - proprio[..., 7:8]
+        return proprio[..., -2:-1] - proprio[..., -1:]
     return proprio
 
 

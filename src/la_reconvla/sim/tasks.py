@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from la_reconvla.data.instructions import language_of
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, install_command, unknown
 
@@ -270,7 +271,7 @@ def _parse(suite: str, index: int, name: str, bddl: Path) -> Task:
         goal = tuple(tuple(predicate) for predicate in sections[":goal"][0][1:])
         objects, fixtures = _instances(sections[":objects"]), _instances(sections[":fixtures"])
         regions = tuple(_region(entry) for entry in sections.get(":regions", []))
-        instruction = _language(bddl.read_text())
+        instruction = language_of(bddl.read_text(encoding="utf-8"))
         init = tuple(tuple(predicate) for predicate in sections[":init"])
     except Exception as error:  # the parser raises bare Exceptions
         raise UserError(f"the task file {bddl} cannot be read ({error!r}): {INSTALL_SIM}") from error
@@ -292,12 +293,6 @@ def _parse(suite: str, index: int, name: str, bddl: Path) -> Task:
         max_steps=MAX_STEPS[base],
         init=init,
     )
-
-
-def _language(text: str) -> str:
-    """The instruction as LIBERO's parser gives it: lower case, single spaces."""
-    line = text.lower().split("(:language", 1)[1].split(")", 1)[0]
-    return " ".join(line.split())
 
 
 def _instances(section: list[str]) -> tuple[str, ...]:
