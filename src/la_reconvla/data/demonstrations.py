@@ -104,17 +104,17 @@ class Episode:
         """Control steps that have a picture."""
         return np.arange(0, len(self.actions), self.frame_stride)
 
-    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Agentview pictures at `frame_steps`, public convention."""
-        return self._pictures(AGENTVIEW)
+    def frames(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """Agentview pictures at `frame_steps`, or at some of them, public convention."""
+        return self._pictures(AGENTVIEW, rows)
 
-    def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Wrist pictures at `frame_steps`, public convention.
+    def wrist(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """Wrist pictures at `frame_steps`, or at some of them, public convention.
 
         Raises:
             UserError: the file has none, or they are not square uint8 RGB pictures.
         """
-        return self._pictures(WRIST)
+        return self._pictures(WRIST, rows)
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
@@ -221,10 +221,10 @@ class Episode:
             raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
         return values
 
-    def _pictures(self, names: tuple[str, ...]) -> UInt8[np.ndarray, "F H W 3"]:
+    def _pictures(self, names: tuple[str, ...], rows: slice) -> UInt8[np.ndarray, "F H W 3"]:
         with opened(self.path) as file:
             where, group = f"{self.path}: {self.demo}", file["data"][self.demo]
-            return self._turned(pictures_in(where, dataset_in(where, group, names, len(self.frame_steps))))
+            return self._turned(pictures_in(where, dataset_in(where, group, names, len(self.frame_steps)), rows))
 
     def _turned(self, stored: np.ndarray) -> np.ndarray:
         rows, columns = self.turn

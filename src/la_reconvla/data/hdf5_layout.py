@@ -203,16 +203,16 @@ def picture_size(where: str, dataset: Any) -> int:
     return int(shape[0])
 
 
-def pictures_in(where: str, dataset: Any) -> UInt8[np.ndarray, "F H H 3"]:
-    """All pictures of a dataset, as stored.
+def pictures_in(where: str, dataset: Any, rows: slice) -> UInt8[np.ndarray, "F H H 3"]:
+    """Pictures of a dataset, as stored.
 
     Raises:
         UserError: as `picture_size`, or encoded ones differ in size.
     """
     size = picture_size(where, dataset)
     if not _encoded(dataset):
-        return dataset[()]
-    pictures = [_decoded(where, row) for row in dataset]
+        return dataset[rows]
+    pictures = [_decoded(where, row) for row in dataset[rows]]
     if any(picture.shape != (size, size, 3) for picture in pictures):
         raise UserError(f"{where}: the pictures of {dataset.name} differ in size; store all at one size")
     return np.stack(pictures)

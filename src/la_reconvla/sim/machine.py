@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from la_reconvla.errors import UserError, install_command
+from la_reconvla.memory import free_memory
 from la_reconvla.sim.prepare import INSTALL_OPENGL, check_mujoco, choose_opengl, prepare_simulator
 from la_reconvla.sim.tasks import INSTALL_SIM, load_suite, official_states, resources
 
@@ -111,7 +111,7 @@ def require_simulator(*, allow_any_mujoco: bool = False) -> None:
 
 def default_workers() -> int:
     """As many simulators as there are cores and as fit in the free memory, at least one."""
-    return max(1, min(_usable_cores(), int(psutil.virtual_memory().available / PROCESS_MEMORY)))
+    return max(1, min(_usable_cores(), int(free_memory() / PROCESS_MEMORY)))
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
@@ -188,7 +188,7 @@ def _opengl() -> Check:
 
 
 def _memory() -> Check:
-    free = min(psutil.virtual_memory().available, _container_memory())
+    free = free_memory()
     found = f"{free / GB:.1f} GB free, enough for {int(free // PROCESS_MEMORY)} simulator processes"
     return _check("memory", free >= MIN_MEMORY, found, "ps aux --sort=-rss | head  # and end what is not needed")
 
@@ -264,12 +264,3 @@ def _drawing_error(library: str) -> str | None:
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _container_memory() -> float:
-    """Bytes that the container's limit still allows; infinite without one. psutil sees the host's memory only."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float("inf")
