@@ -12,7 +12,13 @@ SHOWN = 30  # names that a message lists at most
 
 
 class UserError(Exception):
-    """Something that the user can put right. The message says how."""
+    """Something that the user can put right. The message says how.
+
+    Characters that no terminal takes, of names in damaged files, are shown by their number.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.encode("utf-8", "backslashreplace").decode())
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -315,6 +315,15 @@ def test_what_only_some_ask_for_is_named_when_they_do(tmp_path: Path, name, valu
         read(episode)
 
 
+@pytest.mark.parametrize("value", [3.0, "x", [np.nan, 0.0], [1, 2]])
+def test_a_start_that_is_no_state_is_named(tmp_path: Path, value: Any) -> None:
+    make_official(tmp_path / "a_demo.hdf5")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        file["data/demo_0"].attrs["init_state"] = value
+    with pytest.raises(UserError, match="'init_state' of demo_0, a simulator state"):
+        read_file(tmp_path / "a_demo.hdf5")[0].first_state()
+
+
 def test_a_number_without_a_name_is_named(tmp_path: Path) -> None:
     write_file(tmp_path / "a_demo.hdf5", make_header(), [make_recording()])
     with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:

@@ -186,21 +186,29 @@ class Episode:
         """Flattened MuJoCo state before each action.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are no numbers of this shape.
         """
-        return self._array(("states",), len(self.actions))
+        return self._simulated("states", self._array(("states",), len(self.actions)), 2)
 
     def first_state(self) -> Float[np.ndarray, " s"]:
         """Flattened MuJoCo state that the episode was reset to.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or it is no row of numbers.
         """
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
                 raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
-            return np.asarray(attributes["init_state"])
+            return self._simulated("init_state", np.asarray(attributes["init_state"]), 1)
+
+    def _simulated(self, name: str, values: np.ndarray, axes: int) -> np.ndarray:
+        if values.dtype.kind != "f" or values.ndim != axes or not np.isfinite(values).all():
+            raise UserError(
+                f"{self.path}: '{name}' of {self.demo}, a simulator state, is {values.dtype} {values.shape}, not "
+                f"finite floats of {axes} axes; {REMEDY}"
+            )
+        return values
 
     def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
         with opened(self.path) as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -27,7 +26,7 @@ from la_reconvla.data.hdf5_layout import (
 )
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.storage import TEMPORARY
+from la_reconvla.storage import TEMPORARY, parse_json
 
 
 def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = None) -> Demonstrations:
@@ -94,10 +93,10 @@ def _language(where: str, attributes: Mapping[str, Any]) -> str | None:
     """The instruction in LIBERO's attribute 'problem_info'; None where there is none."""
     text = _attribute(where, attributes, "problem_info", str)
     try:
-        problem = json.loads(text or "{}")
+        problem = parse_json(text or "{}")
         language = problem.get("language_instruction")
         words = " ".join(language) if isinstance(language, list) else language
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError):
         raise UserError(f"{where}: the attribute 'problem_info' is not valid JSON; {REMEDY}") from None
     if words is not None and not isinstance(words, str):
         raise UserError(f"{where}: the instruction in 'problem_info' is {words!r}, not text; {REMEDY}")
@@ -170,8 +169,8 @@ def _instance_names(where: str, group: Any, rows: int, size: int) -> tuple[str, 
         )
     text = _attribute(where, group["instances"].attrs, "names", str)
     try:
-        names = json.loads(text or "")
-    except (ValueError, RecursionError):
+        names = parse_json(text or "")
+    except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{where}: the instance maps have no list of 'names' for their numbers; {REMEDY}")

@@ -46,7 +46,8 @@ def read_picture(source: Path | bytes, where: str | None = None) -> UInt8[np.nda
             with Image.open(io.BytesIO(content)) as picture:
                 if picture.width * picture.height > MAX_PIXELS:
                     raise UserError(_too_large(where, f"{picture.width} x {picture.height} pixels are"))
-                return np.asarray(_rgb(ImageOps.exif_transpose(picture), where))
+                ImageOps.exif_transpose(picture, in_place=True)
+                return np.asarray(_rgb(picture, where))
     except Image.DecompressionBombError as error:
         raise UserError(_too_large(where, "it is")) from error
     except _DAMAGE as error:
