@@ -12,12 +12,23 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from la_reconvla.contracts import Quality
-from la_reconvla.data.hdf5_layout import REMEDY, checked_actions, opened
+from la_reconvla.data.hdf5_layout import (
+    AGENTVIEW,
+    FINGERS,
+    REMEDY,
+    WRIST,
+    checked_actions,
+    dataset_in,
+    opened,
+    pictures_in,
+)
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 
 ROLES = ("target", "destination")
 """Names that denote another instance in each episode."""
+_ROBOMIMIC_HAND = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
+_SHAPES = "the hand is position and axis-angle, or ask for less of the robot's state (--proprio gripper or none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +104,17 @@ class Episode:
         """Control steps that have a picture."""
         return np.arange(0, len(self.actions), self.frame_stride)
 
-    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Agentview pictures at `frame_steps`, public convention."""
-        return self._turned("obs/agentview_rgb")
+    def frames(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """Agentview pictures at `frame_steps`, or at some of them, public convention."""
+        return self._pictures(AGENTVIEW, rows)
 
-    def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Wrist pictures at `frame_steps`, public convention.
+    def wrist(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """Wrist pictures at `frame_steps`, or at some of them, public convention.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are not square uint8 RGB pictures.
         """
-        return self._turned("obs/eye_in_hand_rgb")
+        return self._pictures(WRIST, rows)
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
@@ -111,7 +122,7 @@ class Episode:
         Raises:
             UserError: the file has none, or one that uses a number without a name.
         """
-        maps = self._turned("instances/map")
+        maps = self._turned(self._array(("instances/map",), len(self.frame_steps)))
         if maps.max() > len(self.instance_names):
             raise UserError(
                 f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
@@ -140,19 +151,25 @@ class Episode:
         Raises:
             UserError: the file has none, or they are not finite.
         """
-        arrays = [self._array("obs/ee_states"), self._array("obs/gripper_states")]
-        length = len(self.actions)
-        if [a.shape for a in arrays] != [(length, 6), (length, 2)] or any(a.dtype.kind != "f" for a in arrays):
-            given = " and ".join(f"{a.dtype} {a.shape}" for a in arrays)
-            raise UserError(
-                f"{self.path}: the robot states of {self.demo} are {given}, not floats of shapes "
-                f"({length}, 6) and ({length}, 2); {REMEDY}"
+        with opened(self.path) as file:
+            group = file["data"][self.demo]
+            robomimic = "obs/ee_states" not in group and _ROBOMIMIC_HAND[1] in group
+        if robomimic:
+            position, quaternion = (
+                self._floats((name,), width) for name, width in zip(_ROBOMIMIC_HAND, (3, 4), strict=True)
             )
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
-            values = np.concatenate(arrays, axis=1).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
-        return values
+            hand = np.concatenate([position, _axis_angle(quaternion)], axis=1)
+        else:
+            hand = self._floats(("obs/ee_states",), 6)
+        return np.concatenate([hand, self.fingers()], axis=1)
+
+    def fingers(self) -> Float32[np.ndarray, "T 2"]:
+        """Two finger positions (m), at every step.
+
+        Raises:
+            UserError: the file has none, or they are not finite.
+        """
+        return self._floats(FINGERS, 2)
 
     def executed(self) -> Float32[np.ndarray, "T 7"]:
         """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
@@ -162,39 +179,64 @@ class Episode:
         """
         with opened(self.path) as file:
             group = file["data"][self.demo]
-            name = "executed_actions" if "executed_actions" in group else "actions"
-            return checked_actions(f"{self.path}: {self.demo}", group[name])
+            where, names = f"{self.path}: {self.demo}", ("executed_actions", "actions")
+            return checked_actions(where, dataset_in(where, group, names, len(self.actions)))
 
     def states(self) -> Float[np.ndarray, "T s"]:
         """Flattened MuJoCo state before each action.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are no numbers of this shape.
         """
-        return self._array("states")
+        return self._simulated("states", self._array(("states",), len(self.actions)), 2)
 
     def first_state(self) -> Float[np.ndarray, " s"]:
         """Flattened MuJoCo state that the episode was reset to.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or it is no row of numbers.
         """
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
                 raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
-            return np.asarray(attributes["init_state"])
+            return self._simulated("init_state", np.asarray(attributes["init_state"]), 1)
 
-    def _array(self, key: str) -> np.ndarray:
+    def _simulated(self, name: str, values: np.ndarray, axes: int) -> np.ndarray:
+        if values.dtype.kind != "f" or values.ndim != axes or not np.isfinite(values).all():
+            raise UserError(
+                f"{self.path}: '{name}' of {self.demo}, a simulator state, is {values.dtype} {values.shape}, not "
+                f"finite floats of {axes} axes; {REMEDY}"
+            )
+        return values
+
+    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
         with opened(self.path) as file:
-            group = file["data"][self.demo]
-            if key not in group:
-                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
-            return np.asarray(group[key][()])
+            dataset = dataset_in(f"{self.path}: {self.demo}", file["data"][self.demo], names, rows)
+            return np.asarray(dataset[()])
 
-    def _turned(self, key: str) -> np.ndarray:
+    def _floats(self, names: tuple[str, ...], width: int) -> Float32[np.ndarray, "T width"]:
+        """Finite numbers, `width` of them at every step."""
+        stored = self._array(names, len(self.actions))
+        if stored.shape[1:] != (width,) or stored.dtype.kind != "f":
+            raise UserError(
+                f"{self.path}: {names[0]} of {self.demo}, a state of the robot, is {stored.dtype} {stored.shape}, not "
+                f"floats of shape ({len(self.actions)}, {width}); {_SHAPES}"
+            )
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+            values = stored.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
+        return values
+
+    def _pictures(self, names: tuple[str, ...], rows: slice) -> UInt8[np.ndarray, "F H W 3"]:
+        with opened(self.path) as file:
+            where, group = f"{self.path}: {self.demo}", file["data"][self.demo]
+            return self._turned(pictures_in(where, dataset_in(where, group, names, len(self.frame_steps)), rows))
+
+    def _turned(self, stored: np.ndarray) -> np.ndarray:
         rows, columns = self.turn
-        return np.ascontiguousarray(self._array(key)[:, ::rows, ::columns])
+        return np.ascontiguousarray(stored[:, ::rows, ::columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +283,7 @@ class Demonstrations:
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
             with opened(episode.path) as file:
-                frames = file["data"][episode.demo]["obs/agentview_rgb"]
+                frames = dataset_in(str(episode.path), file["data"][episode.demo], AGENTVIEW)
                 for index in (0, len(frames) // 2, len(frames) - 1):
                     digest.update(frames[index].tobytes())
         return digest.hexdigest()
@@ -282,3 +324,11 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
                 f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
     return Demonstrations(tuple(episodes))
+
+
+def _axis_angle(quaternions: Float32[np.ndarray, "T 4"]) -> Float32[np.ndarray, "T 3"]:
+    """Rotation vectors (rad) of xyzw quaternions, as robosuite makes LIBERO's: angles up to 2 pi."""
+    w = quaternions[:, 3:].clip(-1, 1)
+    sine = np.sqrt(1 - w * w)
+    whole = sine > 1e-8
+    return np.where(whole, quaternions[:, :3] * 2 * np.arccos(w) / np.where(whole, sine, 1), 0)

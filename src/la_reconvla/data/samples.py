@@ -1,15 +1,17 @@
 """Training samples: numpy and files in, tensors out.
 
-A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Everything
-is held in memory, pictures as uint8 at the policy's size, so that a batch is a few gathers.
+A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Pictures
+are uint8 at the policy's size, so that a batch is a few gathers. All is held in memory; pictures that do not fit are
+read from a file (`picture_store`), and batches are the same bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,9 +21,11 @@ from PIL import Image
 from la_reconvla.contracts import ACTION_DIM, Batch, Proprioception
 from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.demonstrations import Demonstrations, Episode
+from la_reconvla.data.picture_store import fits_in_memory, gathered, stored
 from la_reconvla.errors import UserError, unknown
 
 GREY = 128  # pixel value of an image that shows nothing
+_BLOCK = 256  # pictures that are read and resized together
 
 
 class Samples:
@@ -68,9 +72,11 @@ class Samples:
             np.concatenate([np.arange(len(p)) < len(e.actions) for p, e in zip(padded, episodes, strict=True)])
         )
         self._row = torch.from_numpy(first[self._episode] + self._step)
-        self._images = self._pictures("frames")
-        self._wrist = self._pictures("wrist") if wrist else None
         self._proprio = self._states(proprio)
+        shape = (len(self), 3, image_size, image_size)
+        self._whole = fits_in_memory(math.prod(shape) * (2 if wrist else 1))
+        self._images = self._pictures("frames", shape)
+        self._wrist = self._pictures("wrist", shape) if wrist else None
         self._gaze, self.annotation = None, None
         if gaze is not None:
             self._annotate(gaze)
@@ -89,7 +95,10 @@ class Samples:
         return result
 
     def to(self, device: torch.device | str) -> Samples:
-        """The same samples with all that batches are made of on another device, where there is room for it."""
+        """The same samples with all that batches are made of on another device, where there is room for it.
+
+        Pictures that are read from a file stay there.
+        """
         result = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
@@ -101,11 +110,11 @@ class Samples:
         chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self._row.device)
         rows = self._row[chosen][:, None] + torch.arange(self.chunk, device=self._row.device)
         return Batch(
-            images=self._images[chosen],
+            images=self._images[chosen].to(chosen.device),
             instructions=list(self._instructions[self._episode[indices]]),
             actions=self._actions[rows],
             valid=self._valid[rows],
-            wrist=None if self._wrist is None else self._wrist[chosen],
+            wrist=None if self._wrist is None else self._wrist[chosen].to(chosen.device),
             proprio=None if self._proprio is None else self._proprio[chosen],
             gaze=None if self._gaze is None else self._gaze[chosen],
         )
@@ -154,17 +163,21 @@ class Samples:
             )
         return self.stride
 
-    def _pictures(self, kind: Literal["frames", "wrist"]) -> UInt8[torch.Tensor, "N 3 H W"]:
-        """Pictures of all samples, resized. Filled in place, so that they are never in memory twice."""
-        size = self.image_size
-        result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
-        done = 0
+    def _pictures(self, kind: Literal["frames", "wrist"], shape: tuple[int, int, int, int]) -> Any:
+        """uint8 [N 3 S S], a tensor or `StoredPictures`."""
+        parts = self._resized(kind)
+        if self._whole:
+            return gathered(parts, shape)
+        return stored(parts, shape, self.demonstrations, f"{kind}/{self.stride}")
+
+    def _resized(self, kind: Literal["frames", "wrist"]) -> Iterator[UInt8[np.ndarray, "f 3 S S"]]:
+        """Pictures of all samples in order, a block at a time: one episode may be a gigabyte as stored."""
         for episode in self.demonstrations.episodes:
-            stored = episode.frames() if kind == "frames" else episode.wrist()
-            pictures = resize(stored[:: self.stride // episode.frame_stride], size)
-            result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-            done += len(pictures)
-        return result
+            read = episode.frames if kind == "frames" else episode.wrist
+            every, count = self.stride // episode.frame_stride, len(episode.frame_steps)
+            for first in range(0, count, _BLOCK * every):
+                shown = read(slice(first, first + _BLOCK * every))[::every]
+                yield resize(shown, self.image_size).transpose(0, 3, 1, 2)
 
     def _annotate(self, gaze: Annotator) -> None:
         """Take the boxes; `annotation` then identifies their source, None without boxes."""
@@ -176,7 +189,8 @@ class Samples:
             raise unknown("proprioception", kind, get_args(Proprioception))
         if kind == "none":
             return None
-        every = [e.proprio()[:: self.stride] for e in self.demonstrations.episodes]
+        read = Episode.fingers if kind == "gripper" else Episode.proprio  # files may have the one without the other
+        every = [read(e)[:: self.stride] for e in self.demonstrations.episodes]
         return torch.from_numpy(proprio_view(np.concatenate(every), kind))
 
 
@@ -247,10 +261,13 @@ def resize(images: UInt8[np.ndarray, "F H W 3"], size: int) -> UInt8[np.ndarray,
     return np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS)) for i in images])
 
 
-def proprio_view(proprio: Float32[np.ndarray, "... 8"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
-    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1."""
+def proprio_view(proprio: Float32[np.ndarray, "... _"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
+    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1.
+
+    The fingers are the last two of what is known of it.
+    """
     if kind == "gripper":
-        return proprio[..., 6:7] - proprio[..., 7:8]
+        return proprio[..., -2:-1] - proprio[..., -1:]
     return proprio
 
 

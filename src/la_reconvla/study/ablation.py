@@ -30,6 +30,7 @@ from la_reconvla.progress import followed_by, progress
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
+from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
 from la_reconvla.study.domains import domain
 from la_reconvla.study.evaluate import evaluate, pending
@@ -128,7 +129,7 @@ class Ablation:
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
         identity = {"schema": layout.SCHEMA, "config": config, "versions": versions(), "precision": precision}
         if path.exists():
-            layout.require_schema(read_json(path), str(path))
+            read_begun(path)  # damage is named before anything is compared
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)

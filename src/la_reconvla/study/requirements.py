@@ -26,7 +26,7 @@ from la_reconvla.training.start_weights import StartWeights, pinned
 
 def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
     """Raise a `UserError` if the hypotheses are not those that the study began with."""
-    if "hypotheses" not in begun:
+    if begun.get("hypotheses") is None:
         if given is not None:
             raise UserError(
                 f"{path.parent} began without a declaration, and one made now would not be made before the run: leave "

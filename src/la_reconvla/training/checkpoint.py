@@ -294,10 +294,26 @@ def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
     """
     folder = find_run(run)
     config = PolicyConfig.load(folder)
-    policy = config.build()
     tensors, _ = load_tensors(folder / WEIGHTS)
+    policy = _rebuilt(config, folder / CONFIG)
     restore(policy, tensors, folder / WEIGHTS)
     return policy.eval(), config
+
+
+def _rebuilt(config: PolicyConfig, path: Path) -> Policy:
+    """The policy that a file describes.
+
+    Raises:
+        UserError: there is none such: a number in it is of another kind, or so large that no memory holds the policy.
+    """
+    try:
+        return config.build()
+    except UserError:
+        raise
+    except Exception as error:  # torch and transformers have classes of their own for a number that cannot be
+        raise UserError(
+            f"{path} describes no policy that can be built ({type(error).__name__}: {error}): restore or train it again"
+        ) from error
 
 
 def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
