@@ -7,17 +7,30 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from la_reconvla.data.hdf5_layout import REMEDY, STATE, checked_actions, opened, picture_key
+from la_reconvla.data.hdf5_layout import (
+    FINGERS,
+    REMEDY,
+    STATE,
+    checked_actions,
+    dataset_in,
+    opened,
+    picture_names,
+    picture_size,
+    pictures_in,
+)
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
 
 ROLES = ("target", "destination")
-"""Names that stand for another instance in each episode."""
+"""Names that denote another instance in each episode."""
+_ROBOMIMIC_HAND = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
+_SHAPES = "the hand is position and axis-angle, or ask for less of the robot's state (--proprio gripper or none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +40,15 @@ class Episode:
     Attributes:
         path: its file.
         demo: its group in the file, for example ``demo_0``.
-        suite: LIBERO suite, None if the file does not say.
+        suite: LIBERO suite, None if not recorded.
         task: index of the task in its suite, None in files that are not ours.
         task_name: name of the task.
         instruction: the words that the robot was given.
         actions: float32 [T a], labels.
         quality: render quality of the pictures.
-        image_size: rows of the main camera's pictures, LIBERO's columns too.
+        image_size: rows of the main camera's images in pixels, LIBERO's columns too.
         frame_stride: control steps from one picture to the next.
-        instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
+        instance_names: names of the numbers 1, 2, ... of `instances`; empty in files that are not ours.
         target: instance that is moved; this and the rest is None in files that are not ours.
         destination: where it is moved to.
         start_id: `la_reconvla.data.starts.Start.id` of the start.
@@ -103,36 +116,35 @@ class Episode:
         """Control steps that have a picture."""
         return np.arange(0, len(self.actions), self.frame_stride)
 
-    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """The main camera's pictures at `frame_steps`, LIBERO's in its public convention."""
-        return self.pictures(self.cameras[0])
+    def frames(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """The main camera's pictures at `frame_steps`, or at some of them; LIBERO's in its public convention."""
+        return self.pictures(self.cameras[0], rows)
 
-    def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """LIBERO's wrist pictures at `frame_steps`, public convention.
-
-        Raises:
-            UserError: the file has none.
-        """
-        return self.pictures(LIBERO_CAMERAS[1])
-
-    def pictures(self, camera: str) -> UInt8[np.ndarray, "F H W 3"]:
-        """Pictures of a camera at `frame_steps`.
+    def wrist(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """LIBERO's wrist pictures at `frame_steps`, or at some of them, public convention.
 
         Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
-        return self._turned(picture_key(camera))
+        return self.pictures(LIBERO_CAMERAS[1], rows)
+
+    def pictures(self, camera: str, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """Pictures of a camera at `frame_steps`, or at some of them.
+
+        Raises:
+            UserError: the file has none, or they are not uint8 RGB pictures.
+        """
+        with opened(self.path) as file:
+            return self._turned(pictures_in(self._where, self._stored(file, camera), rows))
 
     def picture_size(self, camera: str) -> tuple[int, int]:
         """Rows and columns of a camera's pictures.
 
         Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
         with opened(self.path) as file:
-            if (key := picture_key(camera)) not in (group := file["data"][self.demo]):
-                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
-            return group[key].shape[1:3]
+            return picture_size(self._where, self._stored(file, camera))
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
@@ -140,7 +152,7 @@ class Episode:
         Raises:
             UserError: the file has none, or one that uses a number without a name.
         """
-        maps = self._turned("instances/map")
+        maps = self._turned(self._array(("instances/map",), len(self.frame_steps)))
         if maps.max() > len(self.instance_names):
             raise UserError(
                 f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
@@ -152,11 +164,11 @@ class Episode:
         """The number of an instance in `instances`; ``target`` and ``destination`` are those of the episode.
 
         Raises:
-            UserError: the file has no such instance, or does not say which one that is.
+            UserError: the file has no such instance, or does not record which one that is.
         """
         wanted = getattr(self, name) if name in ROLES else name
         if wanted is None:
-            raise UserError(f"{self.path}: {self.demo} does not say what its {name} is; collect with this package")
+            raise UserError(f"{self.path}: {self.demo} does not record its {name}; collect with this package")
         owners = [owner for owner in self.instance_names if name in ROLES and wanted.startswith(f"{owner}_")]
         if wanted not in self.instance_names and not owners:
             raise unknown(f"instance in {self.name}", wanted, self.instance_names)
@@ -172,20 +184,27 @@ class Episode:
         Raises:
             UserError: the file has none, or they are not finite.
         """
-        length = len(self.actions)
-        keys = {"ee_states": 6, "gripper_states": 2} if self.state_width is None else {STATE: self.state_width}
-        arrays, wanted = [self._array(f"obs/{key}") for key in keys], [(length, width) for width in keys.values()]
-        if [a.shape for a in arrays] != wanted or any(a.dtype.kind != "f" for a in arrays):
-            given = " and ".join(f"{a.dtype} {a.shape}" for a in arrays)
-            raise UserError(
-                f"{self.path}: the robot states of {self.demo} are {given}, not floats of shapes "
-                f"{' and '.join(map(str, wanted))}; {REMEDY}"
+        if self.state_width is not None:
+            return self._floats((f"obs/{STATE}",), self.state_width)
+        with opened(self.path) as file:
+            group = file["data"][self.demo]
+            robomimic = "obs/ee_states" not in group and _ROBOMIMIC_HAND[1] in group
+        if robomimic:
+            position, quaternion = (
+                self._floats((name,), width) for name, width in zip(_ROBOMIMIC_HAND, (3, 4), strict=True)
             )
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
-            values = np.concatenate(arrays, axis=1).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
-        return values
+            hand = np.concatenate([position, _axis_angle(quaternion)], axis=1)
+        else:
+            hand = self._floats(("obs/ee_states",), 6)
+        return np.concatenate([hand, self.fingers()], axis=1)
+
+    def fingers(self) -> Float32[np.ndarray, "T 2"]:
+        """Two finger positions (m), at every step.
+
+        Raises:
+            UserError: the file has none, or they are not finite.
+        """
+        return self._floats(FINGERS, 2)
 
     def executed(self) -> Float32[np.ndarray, "T a"]:
         """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
@@ -195,39 +214,66 @@ class Episode:
         """
         with opened(self.path) as file:
             group = file["data"][self.demo]
-            name = "executed_actions" if "executed_actions" in group else "actions"
-            return checked_actions(f"{self.path}: {self.demo}", group[name], self.space)
+            names = ("executed_actions", "actions")
+            return checked_actions(self._where, dataset_in(self._where, group, names, len(self.actions)), self.space)
 
     def states(self) -> Float[np.ndarray, "T s"]:
         """Flattened MuJoCo state before each action.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are no numbers of this shape.
         """
-        return self._array("states")
+        return self._simulated("states", self._array(("states",), len(self.actions)), 2)
 
     def first_state(self) -> Float[np.ndarray, " s"]:
         """Flattened MuJoCo state that the episode was reset to.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or it is no row of numbers.
         """
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
                 raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
-            return np.asarray(attributes["init_state"])
+            return self._simulated("init_state", np.asarray(attributes["init_state"]), 1)
 
-    def _array(self, key: str) -> np.ndarray:
+    def _simulated(self, name: str, values: np.ndarray, axes: int) -> np.ndarray:
+        if values.dtype.kind != "f" or values.ndim != axes or not np.isfinite(values).all():
+            raise UserError(
+                f"{self.path}: '{name}' of {self.demo}, a simulator state, is {values.dtype} {values.shape}, not "
+                f"finite floats of {axes} axes; {REMEDY}"
+            )
+        return values
+
+    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
         with opened(self.path) as file:
-            group = file["data"][self.demo]
-            if key not in group:
-                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
-            return np.asarray(group[key][()])
+            return np.asarray(dataset_in(self._where, file["data"][self.demo], names, rows)[()])
 
-    def _turned(self, key: str) -> np.ndarray:
+    def _floats(self, names: tuple[str, ...], width: int) -> Float32[np.ndarray, "T width"]:
+        """Finite numbers, `width` of them at every step."""
+        stored = self._array(names, len(self.actions))
+        if stored.shape[1:] != (width,) or stored.dtype.kind != "f":
+            raise UserError(
+                f"{self.path}: {names[0]} of {self.demo}, a state of the robot, is {stored.dtype} {stored.shape}, not "
+                f"floats of shape ({len(self.actions)}, {width}); {_SHAPES}"
+            )
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+            values = stored.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
+        return values
+
+    @property
+    def _where(self) -> str:
+        return f"{self.path}: {self.demo}"
+
+    def _stored(self, file: Any, camera: str) -> Any:
+        """The dataset of a camera's pictures."""
+        return dataset_in(self._where, file["data"][self.demo], picture_names(camera), len(self.frame_steps))
+
+    def _turned(self, stored: np.ndarray) -> np.ndarray:
         rows, columns = self.turn
-        return np.ascontiguousarray(self._array(key)[:, ::rows, ::columns])
+        return np.ascontiguousarray(stored[:, ::rows, ::columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,12 +324,12 @@ class Demonstrations:
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """Ids of the starts used, each once; evaluation uses others. Files that are not ours do not say."""
+        """Ids of the starts used, each once; evaluation uses others. Files of other programs have none."""
         return tuple(dict.fromkeys(e.start_id for e in self.episodes if e.start_id is not None))
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the content: equal for equal episodes in equal order, wherever the files lie and however compressed.
+        """Names the content: equal for equal episodes in equal order, whatever their folder and compression.
 
         All actions and instructions enter, and three pictures of each episode.
         """
@@ -297,7 +343,7 @@ class Demonstrations:
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
             with opened(episode.path) as file:
-                frames = file["data"][episode.demo][picture_key(self.cameras[0])]
+                frames = dataset_in(str(episode.path), file["data"][episode.demo], picture_names(self.cameras[0]))
                 for index in (0, len(frames) // 2, len(frames) - 1):
                     digest.update(frames[index].tobytes())
         return digest.hexdigest()
@@ -313,7 +359,7 @@ class Demonstrations:
             UserError: `held_out` is not a share, or no task has two scenes.
         """
         if not 0 < held_out < 1:
-            raise UserError(f"the held-out share must lie between 0 and 1, not {held_out}")
+            raise UserError(f"the held-out share must be between 0 and 1, not {held_out}")
         chosen: set[str] = set()
         for task in self.tasks:
             scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task_name == task))
@@ -340,3 +386,11 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
                 f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
     return Demonstrations(tuple(episodes))
+
+
+def _axis_angle(quaternions: Float32[np.ndarray, "T 4"]) -> Float32[np.ndarray, "T 3"]:
+    """Rotation vectors (rad) of xyzw quaternions, as robosuite makes LIBERO's: angles up to 2 pi."""
+    w = quaternions[:, 3:].clip(-1, 1)
+    sine = np.sqrt(1 - w * w)
+    whole = sine > 1e-8
+    return np.where(whole, quaternions[:, :3] * 2 * np.arccos(w) / np.where(whole, sine, 1), 0)

@@ -26,10 +26,10 @@ import h5py
 import imageio_ffmpeg
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from la_reconvla.data import hdf5_layout as names
 from la_reconvla.data.hdf5_writer import COMPRESSION, merge_files, write_totals
+from la_reconvla.data.image_files import read_picture
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.progress import progress
 from la_reconvla.robot import ActionKind, ActionSpace, Orientation
@@ -226,11 +226,7 @@ def _pictures(folder: Path, camera: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]
         raise UserError(f"{folder}: no pictures of the camera '{camera}': a folder {camera}/ or {video.name}")
     paths = sorted((p for p in inside.iterdir() if p.suffix.lower() in PICTURES), key=_number)
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                yield np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} is no picture that can be read ({error}): export it again as PNG") from error
+        yield read_picture(path)
 
 
 # ---------------------------------------------------------------- writing
@@ -288,7 +284,7 @@ def _write_pictures(demo: Any, source: Source, camera: str, length: int) -> None
         if written is None:
             shape = picture.shape
             written = demo.create_dataset(
-                names.picture_key(camera), (length, *shape), np.uint8, chunks=(1, *shape), **COMPRESSION
+                names.picture_names(camera)[0], (length, *shape), np.uint8, chunks=(1, *shape), **COMPRESSION
             )
         elif picture.shape != written.shape[1:]:
             raise UserError(

@@ -74,7 +74,7 @@ def terminal_summary(results: Results) -> RenderableType:
     if not judged or judged.verdict not in ("supported", "refuted"):
         lines += [Text(line, no_wrap=True, overflow="ignore") for line in more(results)]  # to be copied
     table = counts_table(results)
-    return Group(Panel(headline(results), border_style=colour), *([table.rich()] if table.rows else []), *lines)
+    return Group(Panel(headline(results), border_style=colour), *([table] if table.rows else []), *lines)
 
 
 def undeclared(results: Results) -> list[str]:

@@ -67,19 +67,23 @@ class TrainedPolicy:
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say.
+        """Only the wrong-instruction floor reads `start`, to choose another instruction.
 
         Raises:
             UserError: if that floor was given no swap for this instruction.
         """
-        self._instruction = start.instruction
+        self.tell(start.instruction)
         if self.specification.view == "wrong_instruction":
             swaps = {(task, true): wrong for task, true, wrong in self.specification.swaps}
             if (start.task, start.instruction) not in swaps:
                 raise UserError(
                     f"no wrong instruction is known for '{start.instruction}': it was not in the training data"
                 )
-            self._instruction = swaps[start.task, start.instruction]
+            self.tell(swaps[start.task, start.instruction])
+
+    def tell(self, instruction: str) -> None:
+        """What it is to do from now on."""
+        self._instruction = instruction
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c a"]:
         """One chunk from one forward pass."""
