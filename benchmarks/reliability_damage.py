@@ -158,7 +158,7 @@ def _damage_part(file: Any, name: str, draws: DRAWS) -> None:
     import h5py
 
     before = file[name]
-    values = before[()] if isinstance(before, h5py.Dataset) else None
+    values = np.asarray(before[()]) if isinstance(before, h5py.Dataset) else None
     del file[name]
     if draws.random() < 0.2:
         return

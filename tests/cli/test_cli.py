@@ -74,8 +74,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "serve": "port host token-file instruction device clients",
     "share folder": "out merged",
     "share hub": "repo merged private",
-    "pretrain": "scenes out demonstrations hold-out objective patch stem weights steps batch-size demonstration-batch "
-    "words-weight learning-rate optimizer device seed threads",
+    "pretrain": "scenes out demonstrations hold-out objective patch stem weights wrist steps batch-size "
+    "demonstration-batch words-weight learning-rate optimizer device seed threads",
     "words": "scenes out weights seed",
 }
 CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
