@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from reliability_damage import (
     damage_bytes,
     damage_chunk,
@@ -136,8 +137,6 @@ def attempt(reader: Reader, name: str, number: int, valid: Path, folder: Path) -
 
 
 def _work(reader: Reader, name: str, numbers: range, valid: Path, pipe: Any) -> None:
-    import psutil
-
     free = psutil.Process().memory_info().vms + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (free, free))
     for number in numbers:
@@ -150,17 +149,18 @@ def _work(reader: Reader, name: str, numbers: range, valid: Path, pipe: Any) -> 
 
 @dataclass
 class Found:
-    """Counts of one reader, what was wrong, and the memory that its processes had at most (bytes)."""
+    """Counts of one reader, what was wrong, and the memory of its processes: at most, and when they began (bytes)."""
 
     counts: collections.Counter[str]
     wrong: list[tuple[int, str, str]]
     memory: int
+    begun: int
 
 
 def fuzz(name: str, numbers: range, reader: Reader | None = None) -> Found:
     """Read inputs `numbers` of a reader, in processes forked from this one."""
     reader, fork = reader or readers()[name], multiprocessing.get_context("fork")
-    found = Found(collections.Counter(), [], 0)
+    found = Found(collections.Counter(), [], 0, psutil.Process().memory_info().rss)
     with tempfile.TemporaryDirectory() as folder:
         reader.make(valid := Path(folder))
         reader.read(valid)  # what is valid is read; this also imports what reading needs

@@ -19,7 +19,7 @@ def test_damaged_files_are_explained_or_read(name: str) -> None:
     assert found.wrong == []
     assert found.counts["refused"] > 5
     assert found.counts["read"] > 0
-    assert found.memory < reliability.MEMORY
+    assert found.memory - found.begun < reliability.MEMORY
 
 
 def test_inputs_can_be_made_again(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_arms_that_did_not_begin_alike_leave_no_results(study, tmp_path):
 def test_a_stopped_study_goes_on(interrupted, study):
     _, (code, said) = interrupted
     assert code == 130
-    assert "the same command goes on where it was" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     for path in study.rglob("episodes.jsonl"):
         starts = [record.start.id for record in read_episodes(path.parent)]
