@@ -47,4 +47,9 @@ def drive(robot: FakeRobot, url: str, prompt: str, steps: int, execute: int = 8,
 
 
 if __name__ == "__main__":
-    print(drive(FakeRobot(), *(sys.argv[1:] or ["ws://127.0.0.1:8000", "pick up the black bowl"])[:2], steps=24))
+    given = dict(enumerate(sys.argv))
+    address, prompt = given.get(1, "ws://127.0.0.1:8000"), given.get(2, "pick up the black bowl")
+    try:
+        print(drive(FakeRobot(), address, prompt, steps=24))
+    except ConnectionRefusedError:
+        sys.exit(f"nobody answers at {address}: start `la-reconvla serve RUN` first")

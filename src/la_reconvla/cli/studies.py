@@ -58,7 +58,7 @@ def run(
         )
     if name is not None and preset is not None:
         raise UserError(f"two presets, {name} and {preset}: name one")
-    from la_reconvla.report.summary import terminal_summary
+    from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import read_results
@@ -66,7 +66,7 @@ def run(
     changes = vars(study) | vars(policy) | vars(training)
     folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations)
     page = write_report(folder)
-    Console(stderr=True).print(terminal_summary(read_results(folder / layout.RESULTS)))
+    print_summary(read_results(folder / layout.RESULTS), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 

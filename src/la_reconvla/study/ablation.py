@@ -56,6 +56,7 @@ GROWS = (
     *("seeds", "conditions", "episodes", "floor_episodes", "floor_arm"),
     *("also_official", "elsewhere", "elsewhere_episodes"),
 )
+JOINS = ("seeds", "conditions", "elsewhere")  # of these, the lists
 
 
 class Ablation:
@@ -256,6 +257,24 @@ class Ablation:
         return [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
 
 
+def grown(config: StudyConfig, folder: Path) -> StudyConfig:
+    """The study with all that its folder already has: arms, seeds, suites and episodes join it, and none leaves.
+
+    What is kept beyond `config` is printed.
+    """
+    path = folder / layout.STUDY
+    if not path.exists() or not (held := read_begun(path).size):
+        return config
+    lists = {key: (*held[key], *(x for x in getattr(config, key) if x not in held[key])) for key in JOINS}
+    counts = {key: max(held[key], getattr(config, key)) for key in set(GROWS) - set(JOINS) - {"floor_arm"}}
+    whole = replace(config, **lists, **counts, floor_arm=held["floor_arm"])
+    for key in JOINS:
+        if kept := [str(x) for x in getattr(whole, key) if x not in getattr(config, key)]:
+            said = f"{folder} already has the {key} {', '.join(kept)}: they stay in the study"
+            Console(stderr=True).print(said, soft_wrap=True)
+    return whole
+
+
 def ablate(
     preset_name: str,
     out: Path | None,
@@ -274,6 +293,7 @@ def ablate(
     place = None if recorded is None else Recorded(recorded.resolve())
     if recorded is not None:
         config = offline(config, changes, open_demonstrations(recorded))
+    config = grown(config, folder)
     # One device holds one model of billions of weights: each further worker would load it again.
     usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
     Ablation(config, folder, workers or usual, declaration, place).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class Begun:
         commits: git commits of the code that worked on it.
         hardware: processor, memory, accelerator of the machine that began it.
         command: the last command line.
+        size: what may grow, as it was last asked for; empty for a study of before it was kept.
         hypotheses: as declared; None for a study of before there were declarations.
         hypotheses_hash: SHA-256 of that.
     """
@@ -34,6 +35,7 @@ class Begun:
     commits: tuple[str, ...]
     hardware: dict[str, Any]
     command: str = ""
+    size: dict[str, Any] = field(default_factory=dict)
     hypotheses: str | None = None
     hypotheses_hash: str | None = None
 
