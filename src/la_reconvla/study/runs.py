@@ -45,6 +45,8 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
 def require_libero(run: str, config: PolicyConfig) -> None:
     """Raise a `UserError` for a run that learnt from another robot: the simulator has not its arm, nor its cameras."""
     given = config.inputs
+    if config.train_starts and all(start.startswith("toy/") for start in config.train_starts):
+        raise UserError(f"{run} learnt the toy of the preset known-answer: only studies of that preset roll it out")
     if config.bins.space != LIBERO_ACTIONS or given.orientation != "mirrored" or given.cameras != LIBERO_CAMERAS:
         raise UserError(
             f"{run} learnt from another robot than LIBERO's (actions {', '.join(config.bins.space.names)}; cameras "
