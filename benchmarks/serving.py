@@ -121,10 +121,10 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         token = Path(place) / "token"
-        token.write_text(os.urandom(16).hex())
+        token.write_text(os.urandom(16).hex(), encoding="utf-8")
         command = [sys.executable, "-m", "la_reconvla", "serve", given.run, "--port", "0", "--token-file", str(token)]
         server = subprocess.Popen(
-            [*command, "--instruction", TOLD, "--device", "cpu"], stderr=subprocess.PIPE, text=True
+            [*command, "--instruction", TOLD, "--device", "cpu"], stderr=subprocess.PIPE, encoding="utf-8"
         )
         assert server.stderr is not None
         for line in server.stderr:
@@ -133,8 +133,8 @@ def main() -> None:
         else:
             raise SystemExit("the server did not start")
         try:
-            attack(int(found[1]), token.read_text(), given.count, server)
-            latency(int(found[1]), token.read_text(), given.run, given.repeats)
+            attack(int(found[1]), token.read_text(encoding="utf-8"), given.count, server)
+            latency(int(found[1]), token.read_text(encoding="utf-8"), given.run, given.repeats)
         finally:
             server.terminate()
             server.wait(20)

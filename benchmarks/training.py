@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import tyro
 
-from la_reconvla.contracts import ACTION_DIM, Batch
+from la_reconvla.contracts import Batch
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.processes import keep_memory
 from la_reconvla.randomness import generator
@@ -45,6 +45,7 @@ except ModuleNotFoundError:  # another checkout, from before 2026-11-28
     from la_reconvla.training.loop import optimizer_for as optimizers_for  # pyright: ignore
 
 WARMUP = 3
+ACTIONS = 7
 HERE, OTHER, TRIMMED = "here", "other", "trimmed"
 INSTRUCTION = "pick up the black bowl next to the plate and place it on the plate"
 
@@ -99,7 +100,7 @@ class Worker:
 def training(config: Any, arm: str) -> Iterator[dict[str, float]]:
     """An optimizer step of the arm each time, and what it took: seconds, page faults, the loss."""
     b, told = config.backbone, config.arm(arm)
-    bins = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM)
+    bins = ActionBins((-1.0,) * ACTIONS, (1.0,) * ACTIONS)
     facts: Any = {"quality": "fast", "image_size": b.image_size, "data_hash": "", "train_starts": ()}
     policy = PolicyConfig.of(told, seed=0, backbone=b, bins=bins, **facts).build().train()
     kind = {"kind": own} if (own := getattr(config.train, "optimizer", None)) else {}
@@ -132,7 +133,7 @@ def drawn(step: int, size: int, side: int, chunk: int) -> Batch:
     return Batch(
         images=torch.from_numpy(rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)),
         instructions=[INSTRUCTION] * size,
-        actions=torch.from_numpy(rng.uniform(-1, 1, (size, chunk, ACTION_DIM)).astype(np.float32)),
+        actions=torch.from_numpy(rng.uniform(-1, 1, (size, chunk, ACTIONS)).astype(np.float32)),
         valid=torch.ones(size, chunk, dtype=torch.bool),
         gaze=torch.tensor([[0.3, 0.4, 0.5, 0.6]] * size),
     )

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from la_reconvla import Features, MAEDecoder, condition, load_policy, register
-from la_reconvla.contracts import PolicyInput, Proprioception
+from la_reconvla.contracts import PolicyInput
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
+from la_reconvla.robot import Proprioception
 from la_reconvla.sim import toy
 from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.loop import TrainConfig, train

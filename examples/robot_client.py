@@ -21,7 +21,7 @@ class FakeRobot:
         self.moved: list[np.ndarray] = []
 
     def look(self) -> dict:
-        """Pictures are upright, uint8 [H W 3]; the state is position, axis-angle and two finger positions."""
+        """Pictures uint8 [H W 3], as LIBERO's stand ("mirrored"); position, axis-angle and two finger positions."""
         picture = np.random.default_rng(len(self.moved)).integers(0, 256, (240, 320, 3), dtype=np.uint8)
         return {"observation/image": picture, "observation/wrist_image": picture, "observation/state": np.zeros(8)}
 
@@ -37,7 +37,7 @@ def drive(robot: FakeRobot, url: str, prompt: str, steps: int, execute: int = 8,
         queue: deque[np.ndarray] = deque()
         for _ in range(steps):
             if not queue:
-                server.send(pack({**robot.look(), "prompt": prompt, "orientation": "upright"}))
+                server.send(pack({**robot.look(), "prompt": prompt, "orientation": "mirrored"}))
                 answer = server.recv()
                 if isinstance(answer, str):  # text is an error: stop, do not repeat the last action
                     raise RuntimeError(answer)
@@ -47,4 +47,9 @@ def drive(robot: FakeRobot, url: str, prompt: str, steps: int, execute: int = 8,
 
 
 if __name__ == "__main__":
-    print(drive(FakeRobot(), *(sys.argv[1:] or ["ws://127.0.0.1:8000", "pick up the black bowl"])[:2], steps=24))
+    given = dict(enumerate(sys.argv))
+    address, prompt = given.get(1, "ws://127.0.0.1:8000"), given.get(2, "pick up the black bowl")
+    try:
+        print(drive(FakeRobot(), address, prompt, steps=24))
+    except ConnectionRefusedError:
+        sys.exit(f"nobody answers at {address}: start `la-reconvla serve RUN` first")

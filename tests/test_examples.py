@@ -5,19 +5,26 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import make_dataclass
+from pathlib import Path
 
 import huggingface_vlm
 import new_arm
 import numpy as np
 import own_backbone
 import own_policy
+import own_robot
 import pytest
 import torch
 
 from la_reconvla import Reconstruction, kinds, load_policy
 from la_reconvla.analysis.results import Arm
 from la_reconvla.contracts import PolicyInput
+from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.errors import UserError
+from la_reconvla.layout import RESULTS
 from la_reconvla.method.mask import MaskContext
+from la_reconvla.study.results import read_results
+from la_reconvla.study.runs import open_run
 from la_reconvla.training.checkpoint import CONFIG
 from la_reconvla.training.loop import SCHEDULE
 
@@ -102,3 +109,31 @@ def test_the_lowest_patches_are_those_of_numpy():
     mask = new_arm.LowestAttention()(MaskContext((3, 16), torch.Generator(), scores))
     lowest = np.argsort(scores.numpy(), axis=1)[:, :4]
     assert all(set(np.flatnonzero(row)) == set(low) for row, low in zip(mask.numpy(), lowest, strict=True))
+
+
+@pytest.mark.slow
+def test_ones_own_robot_is_imported_trained_on_and_judged(tmp_path: Path):
+    own_robot.main(tmp_path)
+    opened = open_demonstrations(tmp_path / "demos")
+    assert (len(opened.episodes), len(opened.space), opened.state_width) == (6, 7, 7)
+    policy, config = load_policy(tmp_path / "run")
+    assert config.backbone.proprio == 7
+    assert config.inputs.fit == "pad"
+    assert config.inputs.standard is not None
+    assert json.loads((tmp_path / "run" / SCHEDULE).read_text())["held_out"] == {"share": 0.0, "episodes": []}
+    size = config.backbone.image_size
+    pictures = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    acted = policy.act(PolicyInput(pictures, ["reach for the red block"], pictures, torch.zeros(1, 7)))
+    assert acted.shape == (1, config.backbone.chunk, 7)
+    assert set(acted[..., 6].unique().tolist()) <= {-1.0, 1.0}
+    with pytest.raises(UserError, match="another robot"):
+        open_run(str(tmp_path / "run"), "true", "cpu")
+
+    found = read_results(tmp_path / "study" / RESULTS)
+    named = {(c.a, c.b, c.metric) for c in found.comparisons}
+    assert {("C4", "C2", "action_error"), ("C4", "C1", "action_error")} <= named
+    assert {("C4", floor, "action_error") for floor in ("grey_image", "wrong_instruction", "no_image")} <= named
+    assert all(c.tsr is None for c in found.conditions)
+    assert any("no simulator" in limit for limit in found.study.limits)
+    assert "no simulator" in (tmp_path / "study/report.html").read_text(encoding="utf-8")
+    assert [leak.what for leak in found.leakage] == ["scenes of held-out frames"]

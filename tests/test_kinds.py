@@ -144,7 +144,7 @@ def test_another_class_of_the_same_name_is_refused_and_the_same_file_may_run_aga
     first = kinds.register(run(tmp_path / "one" / "twice.py", "twice"))
     again = kinds.register(run(tmp_path / "one" / "twice.py", "twice"))
     assert kinds.REGISTERED["twice.Mine"] is again is not first
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "two" / "twice.py"))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "two" / "twice.py"), raising=False)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     other = run(tmp_path / "two" / "twice.py", "elsewhere")
     other.__module__ = "__main__"  # `python two/twice.py`, which imports one/twice.py
@@ -203,4 +203,6 @@ def test_an_arm_from_outside_is_known_by_its_id_and_no_other_takes_it(monkeypatc
         conditions.add_condition(replace(mine, id="C4"))
     with pytest.raises(UserError, match="folder"):
         conditions.add_condition(replace(mine, id="../mine"))
+    with pytest.raises(UserError, match=r"str of 'other' is no MaskSource: derive it from la_reconvla.method.mask"):
+        conditions.add_condition(replace(mine, id="other", reconstruction=Reconstruction("middle")))  # pyright: ignore
     assert "mine" not in CONDITIONS

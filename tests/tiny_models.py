@@ -41,8 +41,8 @@ from transformers import (
 
 from la_reconvla.backbones.families import family_of
 from la_reconvla.backbones.paligemma import BOS, EOS, IMAGE, PAD, TOKENIZER
-from la_reconvla.contracts import Proprioception
 from la_reconvla.randomness import seeded
+from la_reconvla.robot import Proprioception
 
 WIDTH, SIZE, VOCABULARY = 32, 32, 1100
 TEXT: dict[str, Any] = {

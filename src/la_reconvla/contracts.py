@@ -3,7 +3,7 @@
 Axes, everywhere in the package (all letters: docs/conventions.md)::
 
     b batch   n patches   t text tokens   l layers   h attention heads   d width   k masked patches   q target's width
-    c actions in a chunk   a action dimensions (7)   p proprioception   r pixels of a patch   H W image rows, columns
+    c actions in a chunk   a action dimensions   p proprioception   r pixels of a patch   H W image rows, columns
 """
 
 from __future__ import annotations
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ACTION_DIM = 7  # OSC_POSE: three translations, three rotations, gripper; each in [-1, 1]
-Proprioception = Literal["none", "gripper", "all"]  # nothing, the width between the fingers (m), or all eight:
-PROPRIO_WIDTH: dict[Proprioception, int] = {"none": 0, "gripper": 1, "all": 8}  # position, axis-angle, two fingers
-GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
-
-Quality = Literal["official", "fast"]  # `fast`: no reflections, shadows or multisampling
 AttentionRows = Literal["instruction", "actions"]  # the tokens whose attention over the image patches is asked for
 Channel = Literal["language", "image_self_attention"]  # where an attention map came from; the second is a fallback
 
@@ -61,7 +55,7 @@ class Batch:
 
     Attributes:
         images, instructions, wrist, proprio: see `PolicyInput`.
-        actions: float32 [b c 7] in the environment's units, clean labels.
+        actions: float32 [b c a] in the robot's units, clean labels.
         valid: bool [b c], False where a chunk runs past the end of its episode.
         gaze: float32 [b 4] or None: box of the annotated target as fractions of the picture (left, top, right, bottom),
             in [0, 1], public convention. Only arms that declare annotation receive it.
@@ -69,7 +63,7 @@ class Batch:
 
     images: UInt8[Tensor, "b 3 H W"]
     instructions: list[str]
-    actions: Float[Tensor, "b c 7"]
+    actions: Float[Tensor, "b c a"]
     valid: Bool[Tensor, "b c"]
     wrist: UInt8[Tensor, "b 3 H W"] | None = None
     proprio: Float[Tensor, "b p"] | None = None

@@ -306,3 +306,25 @@ def data_uri(content: bytes, suffix: str) -> str:
     if suffix not in MEDIA_TYPES:
         raise UserError(f"cannot embed a '{suffix}' file; known: {', '.join(MEDIA_TYPES)}")
     return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
+
+
+def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], height: int = 96) -> bytes:
+    """Rows of pictures, uint8 [H W 3] each, under their titles, as PNG; all are drawn `height` pixels high."""
+    font, line, gap = ImageFont.load_default(), 14, 2
+    strips = []
+    for _, pictures in rows:
+        shown = [Image.fromarray(p).resize((max(1, round(height * p.shape[1] / p.shape[0])), height)) for p in pictures]
+        strips.append(shown)
+    width = max(sum(p.width + gap for p in shown) for shown in strips)
+    sheet = Image.new("RGB", (max(width, 400), len(rows) * (height + line + gap)), "white")
+    pen, top = ImageDraw.Draw(sheet), 0
+    for (title, _), shown in zip(rows, strips, strict=True):
+        pen.text((gap, top), title, fill="black", font=font)
+        left = 0
+        for picture in shown:
+            sheet.paste(picture, (left, top + line))
+            left += picture.width + gap
+        top += height + line + gap
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    return stream.getvalue()

@@ -12,7 +12,13 @@ SHOWN = 30  # names that a message lists at most
 
 
 class UserError(Exception):
-    """An error that the user can fix. The message tells how."""
+    """An error that the user can fix. The message tells how.
+
+    Characters that no terminal takes, of names in damaged files, are shown by their number.
+    """
+
+    def __init__(self, *words: str):
+        super().__init__(*(word.encode("utf-8", "backslashreplace").decode() for word in words))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -212,7 +212,17 @@ class MaskedReconstruction(nn.Module):
             raise UserError("give word_mask, bool [b t]: True for the words of the instruction, False for padding")
         wanted = (b, word_mask.shape[1], n)
         shape = f"attention must be [b ... t n] with b, t, n = {b}, {wanted[1]}, {n}: rows of words, columns of patches"
-        _fits(attention, wanted, shape, (0, -2, -1))
+        layers = (
+            "; layers come after the batch, torch.stack(layers, 1)"
+            if attention.dim() == 5 and attention.shape[1] == b
+            else ""
+        )
+        _fits(attention, wanted, shape + layers, (0, -2, -1))
+        if attention.min() < 0 or attention.sum(-1).max() > 1 + TOLERANCE:
+            raise UserError(
+                "the attention is no softmax: its rows have negative weights or add up to more than 1. Pass the "
+                "weights after the softmax, or scores of your own, [b n]"
+            )
         if empty := [number for number, any in enumerate(word_mask.any(1).tolist()) if not any]:
             raise UserError(f"word_mask is empty in samples {empty[:8]}: a mask made of no word would be made of NaN")
         if torch.is_grad_enabled() and not attention.requires_grad and self.mask.needs_attention:

@@ -71,14 +71,28 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: there is no such file, or it is not JSON.
+        UserError: there is no such file, it cannot be read, or it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder's name, or run the step that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says, from a file that may be damaged.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python's parser can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
 
 
 def claim(
@@ -147,16 +161,19 @@ def read_jsonl(path: Path | str) -> list[Any]:
     """All finished records of a JSON lines file, none if there is no file; a torn last line does not count.
 
     Raises:
-        UserError: a line other than the last is not JSON.
+        UserError: it cannot be read, or a line other than the last is not JSON.
     """
     path = Path(path)
     if not path.exists():
         return []
-    *lines, _torn = path.read_bytes().split(b"\n")
+    try:
+        *lines, _torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); remove that line") from None
     return records

@@ -19,7 +19,7 @@ from test_train import SHORT, write_demonstrations
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, untrained
 from la_reconvla import kinds
 from la_reconvla.conditions import C1, C4
-from la_reconvla.contracts import PROPRIO_WIDTH, Features, PolicyInput
+from la_reconvla.contracts import Features, PolicyInput
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
@@ -28,6 +28,7 @@ from la_reconvla.method.mask import MaskContext, RandomMask
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import generator, seeded
+from la_reconvla.robot import proprio_width
 from la_reconvla.study.gathering import shared
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.requirements import pinned_config
@@ -82,7 +83,7 @@ def build(config: Any) -> Any:
 
 def inputs_of(config: Any, b: int = 3, seed: int = 0) -> PolicyInput:
     """All that the configuration asks for, at random."""
-    draw, size, width = generator(seed, "inputs"), config.image_size, PROPRIO_WIDTH[config.proprio]
+    draw, size, width = generator(seed, "inputs"), config.image_size, proprio_width(config.proprio)
     images, wrist = (torch.randint(0, 256, (b, 3, size, size), dtype=torch.uint8, generator=draw) for _ in range(2))
     state = 0.04 * torch.randn(b, width, generator=draw) if width else None
     return PolicyInput(images, INSTRUCTIONS[:b], wrist if config.wrist else None, state)
@@ -403,7 +404,8 @@ def test_a_study_takes_a_backbone_of_a_third_kind():
     """It has no field `weights` and no `source`: nothing is pinned, and nothing is claimed about them."""
     config = StudyConfig(backbone=Tiny())
     assert pinned_config(config) == config
-    evaluations: Any = SimpleNamespace(config=config, places=[], starts=lambda _place=None: [])
+    simulated = SimpleNamespace(recorded=None)
+    evaluations: Any = SimpleNamespace(config=config, domain=simulated, places=[], starts=lambda _place=None: [])
     nothing: Any = SimpleNamespace(episodes=[])
     found = shared(evaluations, (nothing, nothing))
     known = {leak.what: leak.verdict for leak in found}

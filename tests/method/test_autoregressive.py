@@ -39,7 +39,7 @@ SEEING = replace(TINY, wrist=True, proprio="all")
 
 def policy_over(inner: Any, chunk: int = CHUNK) -> Policy:
     with seeded(0, "head"):
-        return Policy(inner, BINS, action_head=TokenHead(inner, BINS.count, chunk)).eval()
+        return Policy(inner, BINS, action_head=TokenHead(inner, BINS, chunk)).eval()
 
 
 def small(config: SmallPaliGemma = TINY, seed: int = 0) -> Policy:
@@ -157,7 +157,7 @@ def test_the_table_begins_as_the_last_rows_of_the_vocabulary_and_enters_as_words
 def test_a_vocabulary_without_rows_to_spare_leaves_the_table_random(monkeypatch):
     inner: Any = replace(TINY, chunk=1).build()
     monkeypatch.setattr(inner, "vocabulary", lambda: (torch.zeros(256, 32), 1.0))
-    assert TokenHead(inner, 256, 2).table.std() > 0.1
+    assert TokenHead(inner, BINS, 2).table.std() > 0.1
 
 
 def test_values_are_centres_and_the_gripper_is_two_valued():

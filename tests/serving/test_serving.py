@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -23,6 +24,8 @@ from helpers import TINY, tiny_policy, untrained
 from la_reconvla.conditions import C1
 from la_reconvla.contracts import Observation, PolicyInput
 from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.robot import ActionSpace, Inputs, Standard
 from la_reconvla.serving import client, wire
 from la_reconvla.serving.server import MAX_ERRORS, MAX_SIDE, Limits, Service, require_safe, run
 from la_reconvla.serving.start import read_token
@@ -108,7 +111,7 @@ def test_a_client_of_openpi_gets_the_actions_of_the_policy(serving):
     policy = tiny_policy(head=None)
     with open_socket(port) as socket:
         facts = openpi_unpack(socket.recv())
-        assert (facts["chunk"], facts["orientation"], facts["recorded"]) == (TINY.chunk, "upright", [TOLD])
+        assert (facts["chunk"], facts["orientation"], facts["recorded"]) == (TINY.chunk, "mirrored", [TOLD])
         for seed, shape in ((0, (32, 32, 3)), (1, (32, 32, 3)), (2, (40, 48, 3))):
             seen = picture(seed, shape)
             socket.send(openpi_pack({"observation/image": seen, "prompt": TOLD, "observation/state": np.zeros(8)}))
@@ -161,7 +164,7 @@ GOOD = {"observation/image": picture(), "prompt": TOLD}
         (openpi_pack({**GOOD, "observation/image": picture()[..., 0]}), "must be a picture"),
         (openpi_pack({**GOOD, "observation/image": picture()[:0]}), "pixels"),
         (openpi_pack({**GOOD, "observation/image": np.zeros((1, MAX_SIDE + 1, 3), np.uint8)}), "pixels"),
-        (openpi_pack({**GOOD, "orientation": "upside_down"}), "upright"),
+        (openpi_pack({**GOOD, "orientation": "upright"}), "must be mirrored"),
         (
             msgpack.packb(
                 {**GOOD, "observation/image": {b"__ndarray__": True, b"data": b"12", b"dtype": "|O", b"shape": [1]}}
@@ -277,6 +280,31 @@ def test_a_server_is_a_policy_to_roll_out(serving, monkeypatch):
     assert client.Remote(url).identity()["server"]["policy"] == "C1"
     with pytest.raises(UserError, match="no policy server answers"):
         client.Remote("ws://127.0.0.1:9").build()
+
+
+def test_a_policy_of_another_robot_is_served():
+    space = ActionSpace(("left", "right", "grip"), ("continuous", "continuous", "binary"))
+    inputs = Inputs(("front", "side"), "upside_down", "pad", Standard((1.0,) * 5, (2.0,) * 5))
+    backbone = replace(TINY, proprio=5, wrist=True)
+    bins = ActionBins((-1.0,) * 3, (1.0,) * 3, space=space)
+    config = untrained(C1, backbone=backbone, bins=bins, inputs=inputs)
+    policy = config.build().eval()
+    with served(Service(TrainedPolicy(policy, config, Trained(None)), [TOLD])) as port:  # pyright: ignore
+        front, side, state = picture(1, (32, 16, 3)), picture(2, (32, 32, 3)), np.arange(5, dtype=np.float32)
+        seen = {"observation/image": front, "observation/wrist_image": side, "observation/state": state}
+        with open_socket(port, None) as socket:
+            facts = openpi_unpack(socket.recv())
+            assert (facts["orientation"], facts["cameras"], facts["state"]) == ("upside_down", ["front", "side"], 5)
+            assert (facts["action_names"], facts["action_kinds"]) == (list(space.names), list(space.kinds))
+            socket.send(openpi_pack({**seen, "prompt": TOLD, "orientation": "upside_down"}))
+            answer = openpi_unpack(socket.recv())["actions"]
+        padded = np.zeros((32, 32, 3), np.uint8)
+        padded[:, 8:24] = front
+        main, second = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None] for p in (padded, side))
+        wanted = policy.act(PolicyInput(main, [TOLD], second, torch.from_numpy((state - 1) / 2)[None]))[0]
+        np.testing.assert_allclose(answer, wanted.numpy(), atol=1e-4)
+        with pytest.raises(UserError, match="upside_down pictures"):
+            client.Remote(f"ws://127.0.0.1:{port}").build()
 
 
 def test_a_port_for_others_needs_a_token(tmp_path):

@@ -34,7 +34,7 @@ def by_name(out: Path | str = ".") -> dict[str, Check]:
 def test_a_failing_check_has_a_repair_and_a_passing_one_has_none(broken_opengl, monkeypatch, tmp_path):
     versions = {"mujoco": "3.4.0"}
     monkeypatch.setattr(machine, "_version", versions.get)  # PyTorch missing, MuJoCo too new
-    monkeypatch.setattr(machine, "_container_memory", lambda: 1e9)
+    monkeypatch.setattr(machine, "free_memory", lambda: 1e9)
     checks = by_name(tmp_path)
     assert {name for name, check in checks.items() if not check.ok} >= {"PyTorch", "MuJoCo", "OpenGL", "memory"}
     for check in checks.values():

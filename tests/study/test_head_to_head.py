@@ -344,7 +344,7 @@ def test_tasks_are_those_that_both_learned_and_starts_those_of_neither(tmp_path:
         return configured(run, train_starts=tuple(f"libero_spatial/{task}/wide/train/0" for task in tasks))
 
     assert shared_tasks({"one": learned(0, 1, 2), "two": learned(2, 1, 5)}, "libero_spatial") == [1, 2]
-    with pytest.raises(UserError, match="one and two have learned no task of libero_spatial in common"):
+    with pytest.raises(UserError, match="one and two share no task of libero_spatial"):
         shared_tasks({"one": learned(0), "two": learned(1)}, "libero_spatial")
 
 

@@ -16,7 +16,7 @@ from la_reconvla.analysis.measures import MapPart, MapPhase
 from la_reconvla.analysis.results import Arm
 from la_reconvla.analysis.summaries import condition_summary
 from la_reconvla.contracts import Batch
-from la_reconvla.method.actions import ActionHead
+from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.study import occlusion as causal
 from la_reconvla.study.parts import PARTS
 
@@ -31,7 +31,7 @@ class Reads(ActionHead):
     """A policy that acts by the brightness of one box, or by nothing."""
 
     def __init__(self, box: np.ndarray | None):
-        super().__init__(4, BINS)
+        super().__init__(4, ActionBins((-1.0,) * 7, (1.0,) * 7, count=BINS))
         self.box = box
 
     def features(self, batch: Batch) -> Any:

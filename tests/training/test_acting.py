@@ -14,11 +14,12 @@ import la_reconvla.training.acting as acting
 from helpers import BINS, INSTRUCTIONS, TINY, random_batch, tiny_policy, untrained
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import C1
-from la_reconvla.contracts import PROPRIO_WIDTH, Observation, PolicyInput
+from la_reconvla.contracts import Observation, PolicyInput
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead
 from la_reconvla.randomness import generator, seeded
+from la_reconvla.robot import proprio_width
 from la_reconvla.training.acting import Actor, graph_of
 from la_reconvla.training.trained_policy import Trained, TrainedPolicy
 from tiny_models import BUILDERS, Given, backbone
@@ -27,7 +28,7 @@ from tiny_models import BUILDERS, Given, backbone
 def inputs(b: int, config: Any = TINY, seed: int = 0) -> tuple:
     """What a policy is given; the instructions differ in length."""
     batch = random_batch(b, seed=seed)
-    width = PROPRIO_WIDTH[config.proprio]
+    width = proprio_width(config.proprio)
     wrist = random_batch(b, seed=seed + 100).images if config.wrist else None
     proprio = torch.rand(b, width, generator=generator(seed, "state")) if width else None
     return batch.images, batch.instructions, wrist, proprio
@@ -73,7 +74,7 @@ def test_all_families_decode_alike(name):
     """What asks a tensor while it is recorded is left to the slow path."""
     inner = backbone(name, Given(chunk=1))
     with seeded(0, "head"):
-        policy = Policy(inner, BINS, action_head=TokenHead(inner, 256, 2)).eval()
+        policy = Policy(inner, BINS, action_head=TokenHead(inner, BINS, 2)).eval()
     torch.nn.init.normal_(policy.action_head.norm.weight, generator=generator(0, "norm"))
     assert agrees(policy, 2).records() == (name in ("paligemma", "paligemma2", "llava_window"))
 

@@ -8,7 +8,6 @@ is judged by what it declared then, even if the file has changed.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.results import Study
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.storage import parse_json
 
 Key = tuple[str, str, str]
 ALPHA = 0.05
@@ -66,7 +66,7 @@ class Declaration:
                 metric that does not exist or is listed twice, or level or margin are no shares.
         """
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:
             raise UserError(f"{where} is not valid JSON ({error}): correct it there") from None
         names = [name for name in cls.__dataclass_fields__ if name != "text"]

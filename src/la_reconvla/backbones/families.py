@@ -28,8 +28,9 @@ from la_reconvla.backbones.cross_attention import MllamaBackbone
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone
 from la_reconvla.backbones.shared import BackboneConfig, Geometry
 from la_reconvla.backbones.vision_only import VisionOnlyBackbone
-from la_reconvla.contracts import Backbone, Proprioception
+from la_reconvla.contracts import Backbone
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import Proprioception
 
 
 class Wrap(Protocol):

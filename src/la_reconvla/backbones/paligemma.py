@@ -31,10 +31,11 @@ from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, average
 from la_reconvla.backbones.stems import StemName, build_stem, check_stem
 from la_reconvla.backbones.text import Tokens, encode
 from la_reconvla.backbones.windows import window_masks
-from la_reconvla.contracts import AttentionRows, Features, PolicyInput, Proprioception
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
 from la_reconvla.method.pixels import signed
+from la_reconvla.robot import Proprioception
 
 TOKENIZER = Path(__file__).with_name("tokenizer.json")
 PAD, EOS, BOS, UNK, IMAGE = range(5)

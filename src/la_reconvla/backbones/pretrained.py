@@ -27,9 +27,10 @@ from la_reconvla.backbones.hub import folder_hash, hub_files, quiet
 from la_reconvla.backbones.paligemma import TOKENIZER
 from la_reconvla.backbones.shared import Geometry
 from la_reconvla.backbones.trained_weights import MODULE_PATHS, Freeze, Lora, inject_adapters, nf4
-from la_reconvla.contracts import AttentionRows, Features, PolicyInput, Proprioception
+from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.variants.autoregressive import Step
+from la_reconvla.robot import Proprioception
 
 KNOWN = json.loads(Path(__file__).with_name("known.json").read_text(encoding="utf-8"))
 """Architectures of public checkpoints: their ``config.json``, so that a plan needs no network."""

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from la_reconvla.backbones.text import Tokens
-from la_reconvla.contracts import PROPRIO_WIDTH, Backbone, PolicyInput, Proprioception
+from la_reconvla.contracts import Backbone, PolicyInput
 from la_reconvla.errors import UserError
+from la_reconvla.robot import Proprioception, proprio_width
 
 
 class BackboneConfig(Protocol):
@@ -22,7 +23,7 @@ class BackboneConfig(Protocol):
 
     Attributes:
         chunk: actions decoded in one pass.
-        proprio: robot state as one extra token.
+        proprio: robot state as one extra token; a number is the width of another robot's whole state.
         wrist: a second camera as a second block of image tokens.
         saliency_layers: how many of the last layers the saliency reads.
         max_tokens: maximum length of an instruction in tokens.
@@ -135,7 +136,7 @@ class Wrapped(nn.Module):
         self.patch_size: int = geometry.patch
         self.grid: tuple[int, int] = geometry.grid
         self.queries = nn.Parameter(torch.randn(config.chunk, width))
-        proprio = PROPRIO_WIDTH[config.proprio]
+        proprio = proprio_width(config.proprio)
         self.state = nn.Linear(proprio, width) if proprio else None
 
     def suffix(
@@ -183,7 +184,7 @@ class Wrapped(nn.Module):
                 )
         if (inputs.wrist is not None) != self.config.wrist:
             raise UserError(f"this backbone was built with wrist={self.config.wrist}")
-        width = PROPRIO_WIDTH[self.config.proprio]
+        width = proprio_width(self.config.proprio)
         if (0 if inputs.proprio is None else inputs.proprio.shape[1]) != width:
             raise UserError(f"this backbone was built with proprio='{self.config.proprio}' ({width} numbers)")
 

@@ -25,11 +25,12 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.randomness import generator
+from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.step_memory import random_batch
 from la_reconvla.training.optimizers import OptimizerName
 
-BINS = ActionBins((-1.0,) * 7, (1.0,) * 7)
+BINS = ActionBins((-1.0,) * len(LIBERO_ACTIONS), (1.0,) * len(LIBERO_ACTIONS))
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from la_reconvla.memory import free_memory
 
 Work = Callable[[], Any]
 
@@ -230,7 +231,7 @@ def _best(work: Work, device: torch.device, rounds: int = 5) -> float:
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on the device, or on the host for one that shares its memory."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(free_memory())
 
 
 def release(device: torch.device) -> None:

@@ -8,7 +8,9 @@ from tyro.conf import Positional
 
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
+from la_reconvla.robot import Orientation
 from la_reconvla.sim.options import EpisodeOptions, FrameOptions, RecordingOptions, RenderOptions, ScenesOptions
+from la_reconvla.study.options import IfGiven
 from la_reconvla.text_table import tell
 
 
@@ -49,6 +51,46 @@ def render(source: Positional[Path], out: Positional[Path], options: Flat[Render
         f"{out}: {found.episodes} episodes; pictures differ from the recorded ones by at most {found.difference:.1f} "
         "of 255 on average over an episode"
     )
+
+
+def import_episodes(
+    episodes: Positional[Path],
+    out: Path,
+    rate: float,
+    orientation: Orientation,
+    cameras: tuple[str, ...] = (),
+    binary: tuple[str, ...] = (),
+    instruction: IfGiven[str] = None,
+) -> None:
+    """Make demonstrations of your own robot's episodes, a folder each (docs/own-robot.md). Stopped, it goes on.
+
+    Args:
+        episodes: folder that holds a folder for each episode.
+        out: folder of the *_demo.hdf5 files.
+        rate: control steps a second.
+        orientation: how the pictures stand: upright, mirrored (left and right exchanged) or upside_down.
+        cameras: names, the main one first; by default all that the first episode has, if one is called main.
+        binary: names of the action's dimensions that have two values only, as a gripper.
+        instruction: of the episodes that have no instruction.txt.
+    """
+    from la_reconvla.data.importing import Import
+    from la_reconvla.data.importing import import_episodes as run
+
+    for line in run(Import(episodes, out, rate, orientation, cameras, binary, instruction)):
+        print(line)
+
+
+def check(demonstrations: Positional[Path], sheet: IfGiven[Path] = None) -> None:
+    """Say what a folder of demonstrations holds, what in it looks wrong, and draw a sheet of its pictures.
+
+    Args:
+        demonstrations: folder with *_demo.hdf5 files.
+        sheet: the PNG; by default contact-sheet.png in that folder.
+    """
+    from la_reconvla.data.checking import check as run
+
+    for line in run(demonstrations, sheet or demonstrations / "contact-sheet.png"):
+        print(line)
 
 
 def boxes(

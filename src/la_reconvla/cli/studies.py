@@ -32,6 +32,8 @@ def run(
     preset: IfGiven[str] = None,
     out: IfGiven[Path] = None,
     hypotheses: IfGiven[Path] = None,
+    demonstrations: IfGiven[Path] = None,
+    offline: bool = False,
     workers: int = 0,
 ) -> None:
     """Collect data, train and evaluate every arm, and report. Rerun the command to resume.
@@ -46,19 +48,25 @@ def run(
         out: study folder; runs/<preset> by default.
         hypotheses: what the study tests, a file like the package's analysis/hypotheses.json; fixed when the study
             begins.
+        demonstrations: a folder of your own, for --offline.
+        offline: train on those and judge on held-out frames of them, without a simulator (docs/own-robot.md).
         workers: processes; 0 takes one per core.
     """
+    if offline != (demonstrations is not None):
+        raise UserError(
+            "give both --demonstrations FOLDER and --offline, or none: in a simulator a study collects its own"
+        )
     if name is not None and preset is not None:
         raise UserError(f"two presets, {name} and {preset}: name one")
-    from la_reconvla.report.summary import terminal_summary
+    from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import read_results
 
     changes = vars(study) | vars(policy) | vars(training)
-    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses)
+    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations)
     page = write_report(folder)
-    Console(stderr=True).print(terminal_summary(read_results(folder / layout.RESULTS)))
+    print_summary(read_results(folder / layout.RESULTS), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 

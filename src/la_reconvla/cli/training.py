@@ -47,6 +47,7 @@ def pretrain(
     patch: int = 16,
     stem: Literal["patch", "conv", "efficientnet-lite0"] = "patch",
     weights: IfGiven[str] = None,
+    wrist: bool = False,
 ) -> None:
     """Pretrain the small backbone on captions and, optionally, on demonstrations. Rerun the command to resume.
 
@@ -63,6 +64,7 @@ def pretrain(
         stem: patch embedding: one linear map per patch, four convolutions, or the first layers of a network trained
             on ImageNet.
         weights: initial weights, a name or file as for --weights of train; random by default.
+        wrist: use the demonstrations' wrist camera too; captions have none.
     """
     from la_reconvla.data.scenes import load_scenes
     from la_reconvla.progress import progress
@@ -73,7 +75,7 @@ def pretrain(
     from la_reconvla.training.start_weights import pinned
 
     size = replace(PretrainConfig().backbone, patch=patch, stem=stem, weights=weights)
-    size = pinned(replace(size, chunk=24 if demonstrations else size.chunk))
+    size = pinned(replace(size, chunk=24 if demonstrations else size.chunk, wrist=wrist))
     config = PretrainConfig(size, OBJECTIVES[objective], **vars(schedule))
     pictures = load_scenes(scenes, "train")
     samples = held_out = None

@@ -40,8 +40,15 @@ TREE: Mapping[str, Branch | Command] = {
         alone="machine",
     ),
     "data": Branch(
-        "Make demonstrations, target boxes and captioned scenes.",
-        {"collect": data.collect, "render": data.render, "boxes": data.boxes, "scenes": data.scenes},
+        "Make demonstrations, in the simulator or from your own robot; target boxes and captioned scenes.",
+        {
+            "collect": data.collect,
+            "render": data.render,
+            "import": data.import_episodes,
+            "check": data.check,
+            "boxes": data.boxes,
+            "scenes": data.scenes,
+        },
     ),
     "train": training.train,
     "eval": policies.evaluate,

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float32
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError
 from la_reconvla.progress import Bar, RemoteTicker
-from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
+from la_reconvla.storage import append_jsonl, atomic_write, parse_json, read_jsonl
 
 BOXES_SUFFIX = ".jsonl"
 
@@ -129,11 +129,11 @@ class Boxes(Filled):
         for number, line in enumerate(self._bytes().splitlines(), start=1):
             where = f"{self.path}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 episode, step = record["episode"], record["step"]
                 box, score = record["box"], record.get("score")
                 values = (math.nan,) * 5 if box is None else (*map(float, box), 1.0 if score is None else float(score))
-            except (ValueError, TypeError, LookupError, AttributeError):
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
                 raise UserError(f"{where} is not {_FORM}: {_MEND}") from None
             if not isinstance(episode, str) or type(step) is not int or len(values) != 5:
                 raise UserError(f"{where} is not {_FORM}: {_MEND}")

@@ -7,17 +7,30 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from la_reconvla.contracts import Quality
-from la_reconvla.data.hdf5_layout import REMEDY, checked_actions, opened
+from la_reconvla.data.hdf5_layout import (
+    FINGERS,
+    REMEDY,
+    STATE,
+    checked_actions,
+    dataset_in,
+    opened,
+    picture_names,
+    picture_size,
+    pictures_in,
+)
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
 
 ROLES = ("target", "destination")
 """Names that denote another instance in each episode."""
+_ROBOMIMIC_HAND = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
+_SHAPES = "the hand is position and axis-angle, or ask for less of the robot's state (--proprio gripper or none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +44,9 @@ class Episode:
         task: index of the task in its suite, None in files that are not ours.
         task_name: name of the task.
         instruction: the words that the robot was given.
-        actions: float32 [T 7], labels.
+        actions: float32 [T a], labels.
         quality: render quality of the pictures.
-        image_size: height and width of the images in pixels.
+        image_size: rows of the main camera's images in pixels, LIBERO's columns too.
         frame_stride: control steps from one picture to the next.
         instance_names: names of the numbers 1, 2, ... of `instances`; empty in files that are not ours.
         target: instance that is moved; this and the rest is None in files that are not ours.
@@ -46,6 +59,11 @@ class Episode:
         success_step: number of steps after which the goal first held.
         noise: standard deviation of the action noise.
         seed: seed of the action noise.
+        space: what the actions are.
+        cameras: names of the cameras, the main one first, then the one that stands beside it.
+        orientation: how pictures stand in memory.
+        state_width: numbers of the robot's state; None for LIBERO's own layout.
+        rate: control steps a second.
         turn: how stored pictures become public ones: (row step, column step).
     """
 
@@ -55,7 +73,7 @@ class Episode:
     task: int | None
     task_name: str
     instruction: str
-    actions: Float32[np.ndarray, "T 7"]
+    actions: Float32[np.ndarray, "T a"]
     quality: Quality
     image_size: int
     frame_stride: int
@@ -70,6 +88,11 @@ class Episode:
     success_step: int | None = None
     noise: float | None = None
     seed: int | None = None
+    space: ActionSpace = LIBERO_ACTIONS
+    cameras: tuple[str, ...] = LIBERO_CAMERAS
+    orientation: Orientation = "mirrored"
+    state_width: int | None = None
+    rate: float = 20.0
     turn: tuple[int, int] = (-1, -1)
 
     @property
@@ -93,17 +116,35 @@ class Episode:
         """Control steps that have a picture."""
         return np.arange(0, len(self.actions), self.frame_stride)
 
-    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Agentview pictures at `frame_steps`, public convention."""
-        return self._turned("obs/agentview_rgb")
+    def frames(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """The main camera's pictures at `frame_steps`, or at some of them; LIBERO's in its public convention."""
+        return self.pictures(self.cameras[0], rows)
 
-    def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
-        """Wrist pictures at `frame_steps`, public convention.
+    def wrist(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """LIBERO's wrist pictures at `frame_steps`, or at some of them, public convention.
 
         Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
-        return self._turned("obs/eye_in_hand_rgb")
+        return self.pictures(LIBERO_CAMERAS[1], rows)
+
+    def pictures(self, camera: str, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
+        """Pictures of a camera at `frame_steps`, or at some of them.
+
+        Raises:
+            UserError: the file has none, or they are not uint8 RGB pictures.
+        """
+        with opened(self.path) as file:
+            return self._turned(pictures_in(self._where, self._stored(file, camera), rows))
+
+    def picture_size(self, camera: str) -> tuple[int, int]:
+        """Rows and columns of a camera's pictures.
+
+        Raises:
+            UserError: as `pictures`.
+        """
+        with opened(self.path) as file:
+            return picture_size(self._where, self._stored(file, camera))
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
@@ -111,7 +152,7 @@ class Episode:
         Raises:
             UserError: the file has none, or one that uses a number without a name.
         """
-        maps = self._turned("instances/map")
+        maps = self._turned(self._array(("instances/map",), len(self.frame_steps)))
         if maps.max() > len(self.instance_names):
             raise UserError(
                 f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
@@ -134,27 +175,38 @@ class Episode:
         shown = wanted if wanted in self.instance_names else owners[0]  # a region is shown by what it belongs to
         return self.instance_names.index(shown) + 1
 
-    def proprio(self) -> Float32[np.ndarray, "T 8"]:
-        """End effector position (m), orientation (axis-angle, rad) and two finger positions (m), at every step.
+    def proprio(self) -> Float32[np.ndarray, "T p"]:
+        """The robot's state at every step.
+
+        LIBERO's is end effector position (m), orientation (axis-angle, rad) and two finger positions (m); another
+        robot's is as it was recorded.
 
         Raises:
             UserError: the file has none, or they are not finite.
         """
-        arrays = [self._array("obs/ee_states"), self._array("obs/gripper_states")]
-        length = len(self.actions)
-        if [a.shape for a in arrays] != [(length, 6), (length, 2)] or any(a.dtype.kind != "f" for a in arrays):
-            given = " and ".join(f"{a.dtype} {a.shape}" for a in arrays)
-            raise UserError(
-                f"{self.path}: the robot states of {self.demo} are {given}, not floats of shapes "
-                f"({length}, 6) and ({length}, 2); {REMEDY}"
+        if self.state_width is not None:
+            return self._floats((f"obs/{STATE}",), self.state_width)
+        with opened(self.path) as file:
+            group = file["data"][self.demo]
+            robomimic = "obs/ee_states" not in group and _ROBOMIMIC_HAND[1] in group
+        if robomimic:
+            position, quaternion = (
+                self._floats((name,), width) for name, width in zip(_ROBOMIMIC_HAND, (3, 4), strict=True)
             )
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
-            values = np.concatenate(arrays, axis=1).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
-        return values
+            hand = np.concatenate([position, _axis_angle(quaternion)], axis=1)
+        else:
+            hand = self._floats(("obs/ee_states",), 6)
+        return np.concatenate([hand, self.fingers()], axis=1)
 
-    def executed(self) -> Float32[np.ndarray, "T 7"]:
+    def fingers(self) -> Float32[np.ndarray, "T 2"]:
+        """Two finger positions (m), at every step.
+
+        Raises:
+            UserError: the file has none, or they are not finite.
+        """
+        return self._floats(FINGERS, 2)
+
+    def executed(self) -> Float32[np.ndarray, "T a"]:
         """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
 
         Raises:
@@ -162,44 +214,71 @@ class Episode:
         """
         with opened(self.path) as file:
             group = file["data"][self.demo]
-            name = "executed_actions" if "executed_actions" in group else "actions"
-            return checked_actions(f"{self.path}: {self.demo}", group[name])
+            names = ("executed_actions", "actions")
+            return checked_actions(self._where, dataset_in(self._where, group, names, len(self.actions)), self.space)
 
     def states(self) -> Float[np.ndarray, "T s"]:
         """Flattened MuJoCo state before each action.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are no numbers of this shape.
         """
-        return self._array("states")
+        return self._simulated("states", self._array(("states",), len(self.actions)), 2)
 
     def first_state(self) -> Float[np.ndarray, " s"]:
         """Flattened MuJoCo state that the episode was reset to.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or it is no row of numbers.
         """
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
                 raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
-            return np.asarray(attributes["init_state"])
+            return self._simulated("init_state", np.asarray(attributes["init_state"]), 1)
 
-    def _array(self, key: str) -> np.ndarray:
+    def _simulated(self, name: str, values: np.ndarray, axes: int) -> np.ndarray:
+        if values.dtype.kind != "f" or values.ndim != axes or not np.isfinite(values).all():
+            raise UserError(
+                f"{self.path}: '{name}' of {self.demo}, a simulator state, is {values.dtype} {values.shape}, not "
+                f"finite floats of {axes} axes; {REMEDY}"
+            )
+        return values
+
+    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
         with opened(self.path) as file:
-            group = file["data"][self.demo]
-            if key not in group:
-                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
-            return np.asarray(group[key][()])
+            return np.asarray(dataset_in(self._where, file["data"][self.demo], names, rows)[()])
 
-    def _turned(self, key: str) -> np.ndarray:
+    def _floats(self, names: tuple[str, ...], width: int) -> Float32[np.ndarray, "T width"]:
+        """Finite numbers, `width` of them at every step."""
+        stored = self._array(names, len(self.actions))
+        if stored.shape[1:] != (width,) or stored.dtype.kind != "f":
+            raise UserError(
+                f"{self.path}: {names[0]} of {self.demo}, a state of the robot, is {stored.dtype} {stored.shape}, not "
+                f"floats of shape ({len(self.actions)}, {width}); {_SHAPES}"
+            )
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
+            values = stored.astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
+        return values
+
+    @property
+    def _where(self) -> str:
+        return f"{self.path}: {self.demo}"
+
+    def _stored(self, file: Any, camera: str) -> Any:
+        """The dataset of a camera's pictures."""
+        return dataset_in(self._where, file["data"][self.demo], picture_names(camera), len(self.frame_steps))
+
+    def _turned(self, stored: np.ndarray) -> np.ndarray:
         rows, columns = self.turn
-        return np.ascontiguousarray(self._array(key)[:, ::rows, ::columns])
+        return np.ascontiguousarray(stored[:, ::rows, ::columns])
 
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes that may be trained on together: one render quality, one picture size, one frame stride."""
+    """Episodes that may be trained on together: of one robot, recorded alike."""
 
     episodes: tuple[Episode, ...]
 
@@ -219,6 +298,26 @@ class Demonstrations:
         return self.episodes[0].frame_stride
 
     @property
+    def space(self) -> ActionSpace:
+        """What all actions are."""
+        return self.episodes[0].space
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the cameras, the main one first."""
+        return self.episodes[0].cameras
+
+    @property
+    def orientation(self) -> Orientation:
+        """How all pictures stand."""
+        return self.episodes[0].orientation
+
+    @property
+    def state_width(self) -> int | None:
+        """Numbers of the robot's state; None for LIBERO's own layout."""
+        return self.episodes[0].state_width
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, each once."""
         return tuple(dict.fromkeys(episode.task_name for episode in self.episodes))
@@ -235,13 +334,16 @@ class Demonstrations:
         All actions and instructions enter, and three pictures of each episode.
         """
         digest = hashlib.sha256(f"{self.quality}/{self.image_size}/{self.frame_stride}".encode())
+        about = self.space, self.cameras, self.orientation
+        if about != (LIBERO_ACTIONS, LIBERO_CAMERAS, "mirrored"):
+            digest.update("\0".join(map(str, about)).encode())
         for episode in self.episodes:
             digest.update(
                 f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
             with opened(episode.path) as file:
-                frames = file["data"][episode.demo]["obs/agentview_rgb"]
+                frames = dataset_in(str(episode.path), file["data"][episode.demo], picture_names(self.cameras[0]))
                 for index in (0, len(frames) // 2, len(frames) - 1):
                     digest.update(frames[index].tobytes())
         return digest.hexdigest()
@@ -264,7 +366,9 @@ class Demonstrations:
             scenes.sort(key=lambda scene: hashlib.sha256(f"{seed}/{scene}".encode()).digest())
             chosen.update(scenes[: min(max(1, round(held_out * len(scenes))), len(scenes) - 1)])
         if not chosen:
-            raise UserError("no episode can be held out: each task has one scene only; collect more episodes")
+            raise UserError(
+                "no episode can be held out: each task has one scene only; collect more, or train on all (--held-out 0)"
+            )
         rest = tuple(e for e in self.episodes if e.scene not in chosen)
         return Demonstrations(rest), Demonstrations(tuple(e for e in self.episodes if e.scene in chosen))
 
@@ -273,12 +377,20 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
     """These episodes as one set.
 
     Raises:
-        UserError: if they differ in render quality, picture size or frame stride; the message begins with `where`.
+        UserError: if they differ in how they were recorded or by which robot; the message begins with `where`.
     """
-    for kind in ("quality", "image_size", "frame_stride"):
+    for kind in ("quality", "image_size", "frame_stride", "space", "cameras", "orientation", "state_width", "rate"):
         if len(files := {getattr(e, kind): e.path.name for e in episodes}) > 1:
             listed = ", ".join(f"{value} in {name}" for value, name in files.items())
             raise UserError(
                 f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
     return Demonstrations(tuple(episodes))
+
+
+def _axis_angle(quaternions: Float32[np.ndarray, "T 4"]) -> Float32[np.ndarray, "T 3"]:
+    """Rotation vectors (rad) of xyzw quaternions, as robosuite makes LIBERO's: angles up to 2 pi."""
+    w = quaternions[:, 3:].clip(-1, 1)
+    sine = np.sqrt(1 - w * w)
+    whole = sine > 1e-8
+    return np.where(whole, quaternions[:, :3] * 2 * np.arccos(w) / np.where(whole, sine, 1), 0)

@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from la_reconvla.contracts import Quality
 from la_reconvla.data.hdf5_layout import episode_groups, opened
 from la_reconvla.data.starts import Start
+from la_reconvla.robot import Quality
 from la_reconvla.storage import atomic_write
 
-_COMPRESSION = {"compression": "gzip", "compression_opts": 1}
+COMPRESSION = {"compression": "gzip", "compression_opts": 1}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def write_file(path: Path, header: FileHeader, recordings: Sequence[Recording]) 
         _write_header(data, header)
         for number, recording in enumerate(recordings):
             _write_episode(data.create_group(f"demo_{number}"), recording)
-        _write_totals(data)
+        write_totals(data)
 
 
 def merge_files(shards: Sequence[Path], path: Path) -> None:
@@ -122,7 +122,7 @@ def merge_files(shards: Sequence[Path], path: Path) -> None:
                 for name in episode_groups(group):
                     source.copy(group[name], data, f"demo_{number}")
                     number += 1
-        _write_totals(data)
+        write_totals(data)
 
 
 def split_file(path: Path, shards: Sequence[Path]) -> None:
@@ -140,7 +140,7 @@ def split_file(path: Path, shards: Sequence[Path]) -> None:
             with opened(path) as source:
                 data.attrs.update(source["data"].attrs)
                 source.copy(source["data"][name], data, "demo_0")
-            _write_totals(data)
+            write_totals(data)
 
 
 def _write_header(data: Any, header: FileHeader) -> None:
@@ -177,7 +177,7 @@ def _write_episode(group: Any, recording: Recording) -> None:
     group["executed_actions"] = recording.executed.astype(np.float64)
     group["robot_states"] = recording.robot_states
     group["rewards"] = group["dones"] = last
-    group.create_dataset("states", data=recording.states, **_COMPRESSION)
+    group.create_dataset("states", data=recording.states, **COMPRESSION)
     observation = group.create_group("obs")
     observation["ee_pos"], observation["ee_ori"] = position, orientation
     observation["ee_states"] = np.concatenate([position, orientation], axis=1)
@@ -223,11 +223,12 @@ def write_pictures(
         numbered: of maps: what the numbers 1, 2, ... stand for.
     """
     upside_down = np.ascontiguousarray(pictures[:, ::-1, ::-1])
-    group.create_dataset(name, data=upside_down, chunks=(1, *pictures.shape[1:]), **_COMPRESSION)
+    group.create_dataset(name, data=upside_down, chunks=(1, *pictures.shape[1:]), **COMPRESSION)
     if numbered is not None:
         group.attrs["names"] = json.dumps(numbered)
 
 
-def _write_totals(data: Any) -> None:
+def write_totals(data: Any) -> None:
+    """Say how many episodes and steps the group ``data`` holds."""
     data.attrs["num_demos"] = len(data)
     data.attrs["total"] = sum(len(data[name]["actions"]) for name in data)

@@ -1,27 +1,32 @@
 """Training samples: numpy and files in, tensors out.
 
-A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Everything
-is held in memory, pictures as uint8 at the policy's size, so that a batch is a few gathers.
+A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Pictures
+are uint8 at the policy's size, so that a batch is a few gathers. All is held in memory; pictures that do not fit are
+read from a file (`picture_store`), and batches are the same bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
-from la_reconvla.contracts import ACTION_DIM, Batch, Proprioception
+from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.demonstrations import Demonstrations, Episode
+from la_reconvla.data.picture_store import fits_in_memory, gathered, stored
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Fit, Inputs, Proprioception, Standard, StateChoice
 
 GREY = 128  # pixel value of an image that shows nothing
+_BLOCK = 256  # pictures that are read and resized together
 
 
 class Samples:
@@ -35,10 +40,13 @@ class Samples:
         wrist: whether batches carry wrist pictures.
         proprio: how much of the robot's own state batches carry, see `proprio_view`.
         gaze: source of the target's boxes; None for arms that need no annotation.
+        inputs: which cameras, and how pictures and state are prepared; by default as the demonstrations are. A state
+            that is standardised is so by these demonstrations unless `inputs` has statistics: give held-out samples
+            the `inputs` of the training ones.
 
     Raises:
-        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, or `gaze` has no box
-            for an episode.
+        UserError: the stride does not fit the recorded one, a recording lacks what is asked for, its pictures stand
+            otherwise than `inputs` say, or `gaze` has no box for an episode.
     """
 
     def __init__(
@@ -51,26 +59,31 @@ class Samples:
         wrist: bool = False,
         proprio: Proprioception = "none",
         gaze: Annotator | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         if image_size < 1 or chunk < 1:
             raise UserError(f"image size and chunk must be at least 1, not {image_size} and {chunk}")
         self.demonstrations, self.image_size, self.chunk = demonstrations, image_size, chunk
+        self.inputs: Inputs = inputs or Inputs(demonstrations.cameras[:2], demonstrations.orientation)
+        self._require_fit(wrist)
         self.stride = demonstrations.frame_stride if stride is None else stride
         episodes = demonstrations.episodes
         steps = [np.arange(0, len(e.actions), self._checked_stride(e)) for e in episodes]
         self._episode = np.repeat(np.arange(len(episodes)), [len(s) for s in steps])
         self._step = np.concatenate(steps)
         self._instructions = np.array([e.instruction for e in episodes], dtype=object)
-        padded = [pad_actions(e.actions, chunk) for e in episodes]
+        padded = [pad_actions(e.actions, chunk, demonstrations.space) for e in episodes]
         first = np.cumsum([0] + [len(actions) for actions in padded[:-1]])
         self._actions = torch.from_numpy(np.concatenate(padded))
         self._valid = torch.from_numpy(
             np.concatenate([np.arange(len(p)) < len(e.actions) for p, e in zip(padded, episodes, strict=True)])
         )
         self._row = torch.from_numpy(first[self._episode] + self._step)
-        self._images = self._pictures("frames")
-        self._wrist = self._pictures("wrist") if wrist else None
         self._proprio = self._states(proprio)
+        shape = (len(self), 3, image_size, image_size)
+        self._whole = fits_in_memory(math.prod(shape) * (2 if wrist else 1))
+        self._images = self._pictures(self.inputs.cameras[0], shape)
+        self._wrist = self._pictures(self.inputs.cameras[-1], shape) if wrist else None
         self._gaze, self.annotation = None, None
         if gaze is not None:
             self._annotate(gaze)
@@ -89,7 +102,10 @@ class Samples:
         return result
 
     def to(self, device: torch.device | str) -> Samples:
-        """The same samples with all that batches are made of on another device, where there is room for it."""
+        """The same samples with all that batches are made of on another device, where there is room for it.
+
+        Pictures that are read from a file stay there.
+        """
         result = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
@@ -101,17 +117,17 @@ class Samples:
         chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self._row.device)
         rows = self._row[chosen][:, None] + torch.arange(self.chunk, device=self._row.device)
         return Batch(
-            images=self._images[chosen],
+            images=self._images[chosen].to(chosen.device),
             instructions=list(self._instructions[self._episode[indices]]),
             actions=self._actions[rows],
             valid=self._valid[rows],
-            wrist=None if self._wrist is None else self._wrist[chosen],
+            wrist=None if self._wrist is None else self._wrist[chosen].to(chosen.device),
             proprio=None if self._proprio is None else self._proprio[chosen],
             gaze=None if self._gaze is None else self._gaze[chosen],
         )
 
-    def quantiles(self, low: float = 0.01, high: float = 0.99) -> tuple[Float[np.ndarray, "7"], Float[np.ndarray, "7"]]:
-        """Quantiles of all actions of the demonstrations, float64 [7] each: the range of the bins."""
+    def quantiles(self, low: float = 0.01, high: float = 0.99) -> tuple[np.ndarray, np.ndarray]:
+        """Quantiles of all actions of the demonstrations, float64 [a] each: the range of the bins."""
         actions = np.concatenate([e.actions for e in self.demonstrations.episodes]).astype(np.float64)
         lower, upper = np.quantile(actions, (low, high), axis=0)
         return lower, upper
@@ -154,30 +170,60 @@ class Samples:
             )
         return self.stride
 
-    def _pictures(self, kind: Literal["frames", "wrist"]) -> UInt8[torch.Tensor, "N 3 H W"]:
-        """Pictures of all samples, resized. Filled in place, so that they are never in memory twice."""
-        size = self.image_size
-        result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
-        done = 0
+    def _require_fit(self, wrist: bool) -> None:
+        inputs, demonstrations = self.inputs, self.demonstrations
+        if len(inputs.cameras) < 1 + wrist:
+            raise UserError(
+                f"a second camera was asked for, and there is only {inputs.cameras[0]}: name two with --cameras, of "
+                f"{', '.join(demonstrations.cameras)}, or leave --wrist out"
+            )
+        for name in inputs.cameras[: 1 + wrist]:
+            if name not in demonstrations.cameras:
+                raise unknown("camera in these demonstrations", name, demonstrations.cameras)
+        if inputs.orientation != demonstrations.orientation:
+            raise UserError(
+                f"the policy takes pictures that are {inputs.orientation}, those of {demonstrations.episodes[0].path} "
+                f"are {demonstrations.orientation}: turn them and import them again (la-reconvla data import), or "
+                "train on them"
+            )
+
+    def _pictures(self, camera: str, shape: tuple[int, int, int, int]) -> Any:
+        """uint8 [N 3 S S], a tensor or `StoredPictures`."""
+        parts = self._resized(camera)
+        if self._whole:
+            return gathered(parts, shape)
+        return stored(parts, shape, self.demonstrations, f"{camera}/{self.stride}/{self.inputs.fit}")
+
+    def _resized(self, camera: str) -> Iterator[UInt8[np.ndarray, "f 3 S S"]]:
+        """Pictures of all samples in order, a block at a time: one episode may be a gigabyte as stored."""
         for episode in self.demonstrations.episodes:
-            stored = episode.frames() if kind == "frames" else episode.wrist()
-            pictures = resize(stored[:: self.stride // episode.frame_stride], size)
-            result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-            done += len(pictures)
-        return result
+            every, count = self.stride // episode.frame_stride, len(episode.frame_steps)
+            for first in range(0, count, _BLOCK * every):
+                shown = episode.pictures(camera, slice(first, first + _BLOCK * every))[::every]
+                yield resize(shown, self.image_size, self.inputs.fit).transpose(0, 3, 1, 2)
 
     def _annotate(self, gaze: Annotator) -> None:
         """Take the boxes; `annotation` then identifies their source, None without boxes."""
+        if self.inputs.fit == "pad":
+            raise UserError("boxes are fractions of pictures that were not padded: take --fit squeeze")
         every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
         self._gaze, self.annotation = torch.from_numpy(np.concatenate(every)), gaze.identity
 
     def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:
-        if kind not in get_args(Proprioception):
-            raise unknown("proprioception", kind, get_args(Proprioception))
+        if not isinstance(kind, int) and kind not in get_args(StateChoice):
+            raise unknown("proprioception", kind, get_args(StateChoice))
         if kind == "none":
             return None
-        every = [e.proprio()[:: self.stride] for e in self.demonstrations.episodes]
-        return torch.from_numpy(proprio_view(np.concatenate(every), kind))
+        width = self.demonstrations.state_width
+        if width != (kind if isinstance(kind, int) else None):
+            has, wants = ("LIBERO's" if one is None else f"{one} numbers" for one in (width, kind))
+            raise UserError(f"the robot's state in these demonstrations is {has}, not {wants}: take --proprio all")
+        read = Episode.fingers if kind == "gripper" else Episode.proprio  # files may have the one without the other
+        states = [read(e) for e in self.demonstrations.episodes]
+        if isinstance(kind, int) and self.inputs.standard is None:
+            self.inputs = replace(self.inputs, standard=Standard.of(np.concatenate(states)))
+        every = np.concatenate([state[:: self.stride] for state in states])
+        return torch.from_numpy(proprio_view(every, kind, self.inputs.standard))
 
 
 def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, " b"]:
@@ -230,27 +276,40 @@ def greyed(batch: Batch) -> Batch:
     return replace(batch, images=torch.full_like(batch.images, GREY), wrist=wrist)
 
 
-def pad_actions(actions: Float32[np.ndarray, "T 7"], chunk: int) -> Float32[np.ndarray, "T+c-1 7"]:
+def pad_actions(
+    actions: Float32[np.ndarray, "T a"], chunk: int, space: ActionSpace = LIBERO_ACTIONS
+) -> Float32[np.ndarray, "T+c-1 a"]:
     """Actions followed by c - 1 of what a robot does that is finished: no motion, the gripper as it was."""
-    rest = np.zeros((chunk - 1, ACTION_DIM), dtype=np.float32)
-    rest[:, -1] = actions[-1, -1]
+    rest = np.zeros((chunk - 1, len(space)), dtype=np.float32)
+    rest[:, space.binary] = actions[-1, space.binary]
     return np.concatenate([actions, rest])
 
 
-def resize(images: UInt8[np.ndarray, "F H W 3"], size: int) -> UInt8[np.ndarray, "F S S 3"]:
+def resize(images: UInt8[np.ndarray, "F H W 3"], size: int, fit: Fit = "squeeze") -> UInt8[np.ndarray, "F S S 3"]:
     """Pictures at another size, antialiased (Lanczos); the same pictures if the size is right.
 
-    Training and rollouts must use this same function.
+    Training and rollouts must use this same function. `fit` says what becomes of those that are not square.
     """
+    rows, columns = images.shape[1:3]
+    if fit == "pad" and rows != columns:
+        missing = [max(rows, columns) - length for length in (rows, columns)]
+        images = np.pad(images, ((0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)))
     if images.shape[1:3] == (size, size):
         return images
     return np.stack([np.asarray(Image.fromarray(i).resize((size, size), Image.Resampling.LANCZOS)) for i in images])
 
 
-def proprio_view(proprio: Float32[np.ndarray, "... 8"], kind: Proprioception) -> Float32[np.ndarray, "... p"]:
-    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1."""
+def proprio_view(
+    proprio: Float32[np.ndarray, "... _"], kind: Proprioception, standard: Standard | None = None
+) -> Float32[np.ndarray, "... p"]:
+    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1.
+
+    The fingers are the last two of what is known of it.
+    """
+    if standard is not None:
+        return standard(proprio)
     if kind == "gripper":
-        return proprio[..., 6:7] - proprio[..., 7:8]
+        return proprio[..., -2:-1] - proprio[..., -1:]
     return proprio
 
 

@@ -40,7 +40,7 @@ class Policy(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.bins = bins
-        self.action_head = ActionHead(backbone.width, bins.count) if action_head is None else action_head
+        self.action_head = ActionHead(backbone.width, bins) if action_head is None else action_head
         self.reconstruction_head = reconstruction_head
         self.register_buffer("saliency_state", saliency_state)
 
@@ -62,8 +62,8 @@ class Policy(nn.Module):
         return self._named(backbone(batch.inputs, attention=attention, hidden=hidden, **more), batch.inputs)
 
     @torch.no_grad()
-    def act(self, inputs: PolicyInput) -> Float[Tensor, "b c 7"]:
-        """One chunk of actions per sample, in the environment's units: no decoder, no attention rows."""
+    def act(self, inputs: PolicyInput) -> Float[Tensor, "b c a"]:
+        """One chunk of actions per sample, in the robot's units: no decoder, no attention rows."""
         return self.action_head.act(self.backbone, self.bins, inputs)
 
     @torch.no_grad()

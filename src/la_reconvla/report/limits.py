@@ -32,7 +32,8 @@ def limits(results: Results) -> list[str]:
     said.extend(_other_channels(results))
     said.extend(_weak_arms(results))
     said.append("Attention maps are not causes: a map on the object does not prove that the action depends on it.")
-    said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
+    if results.study.suite != "recorded":
+        said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
     said.append(
         "Only comparisons of the declared family are corrected for their number; other intervals are not corrected."
     )

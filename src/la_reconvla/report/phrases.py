@@ -21,8 +21,8 @@ EFFECTS_SAID = (
 
 
 def leading(results: Results) -> Hypothesis | None:
-    """The hypothesis of the first line: whether C4 beats C2 or, where that was not declared, the first that was."""
-    return results.hypothesis(HEADLINE) or next(iter(results.hypotheses), None)
+    """The hypothesis of the first line: whether C4 beats C2 or, where that was not declared, the first one tested."""
+    return results.hypothesis(HEADLINE) or next((h for h in results.hypotheses if h.comparisons), None)
 
 
 def headline(results: Results) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from la_reconvla.contracts import ACTION_DIM, Observation
+from la_reconvla.contracts import Observation
 from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
+from la_reconvla.robot import LIBERO_INPUTS
 from la_reconvla.serving import wire
-from la_reconvla.sim.env import Env
+from la_reconvla.sim.env import ACTION_DIM, Env
 from la_reconvla.sim.rollout import EnvSettings
 
 TOKEN = "LA_RECONVLA_TOKEN"  # environment variable with the server's token
@@ -121,9 +122,10 @@ class RemotePolicy:
         self.specification = specification
         self._connection = Connection(specification.url)
         self._instruction = ""
-        said = self._connection.metadata.get(wire.ORIENTATION, "upright")
-        if said != "upright":
-            raise UserError(f"{specification.url} wants {said} pictures; the simulator gives upright ones")
+        given = LIBERO_INPUTS.orientation
+        said = self._connection.metadata.get(wire.ORIENTATION, given)
+        if said != given:
+            raise UserError(f"{specification.url} wants {said} pictures; the simulator gives {given} ones")
 
     def reset(self, start: Start, env: Env) -> None:
         """Only the wrong-instruction floor looks at `start`, to know what not to say."""

@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from la_reconvla.contracts import PROPRIO_WIDTH, Observation
+from la_reconvla.contracts import Observation
 from la_reconvla.errors import UserError
+from la_reconvla.robot import proprio_width
 from la_reconvla.serving import wire
 from la_reconvla.training.acting import Actor
 from la_reconvla.training.trained_policy import TrainedPolicy
 
-ORIENTATION = "upright"
 MAX_SIDE = 2048  # pixels of a picture
 MAX_PROMPT = 1000  # characters
 MAX_MESSAGE = 2 * MAX_SIDE * MAX_SIDE * 3 + 100_000  # bytes: two pictures and what is around them
@@ -66,18 +66,22 @@ class Service:
         self._policy = policy
         policy.actor = Actor(policy.policy, patience=0)
         config = policy.config
-        self.width = PROPRIO_WIDTH[config.backbone.proprio] and PROPRIO_WIDTH["all"]
+        kind = config.backbone.proprio
+        self.width = proprio_width("all" if kind == "gripper" else kind)  # clients send the whole state
         self.served = 0
         size = config.backbone.image_size
         self.metadata: dict[str, Any] = {
             "program": f"la-reconvla {version('la-reconvla')}",
             "policy": config.condition,
             "seed": config.seed,
-            "orientation": ORIENTATION,
+            "orientation": config.inputs.orientation,
+            "cameras": list(config.inputs.cameras[: 1 + config.backbone.wrist]),
             "image_size": size,
             "wrist": config.backbone.wrist,
             "state": self.width,
             "chunk": config.backbone.chunk,
+            "action_names": list(config.bins.space.names),
+            "action_kinds": list(config.bins.space.kinds),
             "action_low": list(config.bins.low),
             "action_high": list(config.bins.high),
         }
@@ -110,9 +114,10 @@ class Service:
         told = message.get(wire.PROMPT)
         if not isinstance(told, str) or not told.strip() or len(told) > MAX_PROMPT:
             raise UserError(f"'{wire.PROMPT}' must be an instruction of 1 to {MAX_PROMPT} characters")
-        orientation = message.get(wire.ORIENTATION, ORIENTATION)
-        if orientation != ORIENTATION:
-            raise UserError(f"pictures must be {ORIENTATION}, not {str(orientation)[:40]!r}: turn them before sending")
+        wanted = self.metadata["orientation"]
+        orientation = message.get(wire.ORIENTATION, wanted)
+        if orientation != wanted:
+            raise UserError(f"pictures must be {wanted}, not {str(orientation)[:40]!r}: turn them before sending")
         wrist = _picture(message, wire.WRIST) if self.metadata["wrist"] else None
         return Observation(_picture(message, wire.IMAGE), told, wrist, self._state(message) if self.width else None)
 

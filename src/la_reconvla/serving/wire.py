@@ -3,7 +3,8 @@
 A client sends one map per step; names are those of openpi's LIBERO example:
 
 ====================== ==================================================================
-observation/image      uint8 [H W 3], the scene, upright (LIBERO's raw frames turned by 180 degrees)
+observation/image      uint8 [H W 3], the main camera, standing as the server's metadata say; LIBERO's: "mirrored",
+                       raw frames turned by 180 degrees
 observation/wrist_image uint8 [H W 3], if the policy has a second camera
 observation/state      float [p], if the policy is shown the robot's state
 prompt                 str, the instruction

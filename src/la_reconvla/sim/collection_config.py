@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from la_reconvla import kinds
-from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import Quality
 from la_reconvla.sim.options import CollectOptions
 from la_reconvla.sim.policies import Specification
 

@@ -10,6 +10,10 @@ from jaxtyping import Bool, Float
 
 from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
+from la_reconvla.robot import LIBERO_ACTIONS
+
+ACTION_DIM = len(LIBERO_ACTIONS)
+GRIPPER_OPEN, GRIPPER_CLOSED = -1.0, 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from la_reconvla.contracts import GRIPPER_CLOSED, GRIPPER_OPEN, Observation
+from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
-from la_reconvla.sim.env import Env
+from la_reconvla.sim.env import GRIPPER_CLOSED, GRIPPER_OPEN, Env
 from la_reconvla.sim.grasps import BELOW, DEPTH, LIFT, LIFT_OUT, OppositeSides, distinct, rank_grasps
 from la_reconvla.sim.hand_geometry import PrivilegedEnv, anchor, higher, highest_reach, shoulder_of
 

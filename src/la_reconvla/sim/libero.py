@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from la_reconvla.contracts import ACTION_DIM, GRIPPER_OPEN, Observation, Quality
+from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import Quality
 from la_reconvla.sim.compiled_model import compile_once
-from la_reconvla.sim.env import Outcome, Pose
+from la_reconvla.sim.env import ACTION_DIM, GRIPPER_OPEN, Outcome, Pose
 from la_reconvla.sim.prepare import cannot_start, prepare_simulator
 from la_reconvla.sim.tasks import Task, load_task
 

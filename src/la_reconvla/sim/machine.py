@@ -15,12 +15,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from la_reconvla.errors import UserError
+from la_reconvla.memory import free_memory
 from la_reconvla.sim.prepare import INSTALL_OPENGL, CannotStart, check_mujoco, choose_opengl, prepare_simulator
 from la_reconvla.sim.tasks import INSTALL_SIM, REINSTALL_SIM, load_suite, official_states, resources
 
@@ -136,7 +136,7 @@ def start_task() -> None:
 
 def default_workers() -> int:
     """As many simulators as there are cores and as fit in the free memory, at least one."""
-    return max(1, min(_usable_cores(), int(psutil.virtual_memory().available / PROCESS_MEMORY)))
+    return max(1, min(_usable_cores(), int(free_memory() / PROCESS_MEMORY)))
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
@@ -219,7 +219,7 @@ def _simulator() -> Check:
 
 
 def _memory() -> Check:
-    free = min(psutil.virtual_memory().available, _container_memory())
+    free = free_memory()
     found = f"{free / GB:.1f} GB free, enough for {int(free // PROCESS_MEMORY)} simulator processes"
     return _check("memory", free >= MIN_MEMORY, found, "ps aux --sort=-rss | head  # and end what is not needed")
 
@@ -310,12 +310,3 @@ def _child_error(code: str, seconds: int, **variables: str) -> CannotStart | Non
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _container_memory() -> float:
-    """Bytes that the container's limit still allows; infinite without one. psutil sees the host's memory only."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_bytes()) - int((folder / "memory.current").read_bytes())
-    except (OSError, ValueError):
-        return float("inf")

@@ -8,8 +8,8 @@ from typing import Annotated, TypeVar
 
 from tyro.conf import arg
 
-from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind
+from la_reconvla.robot import Quality
 
 T = TypeVar("T")
 IfGiven = Annotated[T | None, arg(help_behavior_hint="(optional)")]

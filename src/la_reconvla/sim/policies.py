@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from la_reconvla.contracts import ACTION_DIM, Observation
+from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
-from la_reconvla.sim.env import Env, RolloutPolicy
+from la_reconvla.sim.env import ACTION_DIM, Env, RolloutPolicy
 from la_reconvla.sim.tasks import base_of
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from la_reconvla.contracts import ACTION_DIM
 from la_reconvla.data.hdf5_writer import Recording
 from la_reconvla.data.starts import Start
-from la_reconvla.sim.env import Env, RolloutPolicy
+from la_reconvla.sim.env import ACTION_DIM, Env, RolloutPolicy
 
 LEAD = 120  # a learner acts for at most so many control steps before the expert takes over
 

@@ -24,7 +24,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from la_reconvla import layout
-from la_reconvla.contracts import Quality
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_layout import SHARDS, opened
@@ -34,6 +33,7 @@ from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
+from la_reconvla.robot import Quality
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.machine import default_workers, require_simulator
 from la_reconvla.sim.options import RenderOptions

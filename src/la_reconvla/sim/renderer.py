@@ -19,7 +19,7 @@ import mujoco
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from la_reconvla.contracts import Quality
+from la_reconvla.robot import Quality
 from la_reconvla.sim.prepare import cannot_start
 
 # LIBERO draws group 1, the visual geoms, and not group 0, the collision geoms.

@@ -31,11 +31,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.spatial.transform import Rotation
 
-from la_reconvla.contracts import Observation, Quality
+from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
+from la_reconvla.robot import Quality
 from la_reconvla.sim.env import Env, Pose, RolloutPolicy
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification

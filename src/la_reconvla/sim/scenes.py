@@ -22,13 +22,13 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from la_reconvla import kinds
-from la_reconvla.contracts import Quality
 from la_reconvla.data.scenes import SCENES_SUFFIX, Scenes
 from la_reconvla.data.starts import Split
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.randomness import derive
+from la_reconvla.robot import Quality
 from la_reconvla.sim.options import ScenesOptions
 from la_reconvla.storage import claim, locked, require_free_space
 

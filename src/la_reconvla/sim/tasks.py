@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from la_reconvla.data.instructions import language_of
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, install_command, unknown
 from la_reconvla.sim.user_folders import config_file
@@ -324,7 +325,7 @@ def _read(suite: str, index: int) -> Task:
         goal = tuple(tuple(predicate) for predicate in sections[":goal"][0][1:])
         objects, fixtures = _instances(sections[":objects"]), _instances(sections[":fixtures"])
         regions = tuple(_region(entry) for entry in sections.get(":regions", []))
-        instruction = _language(text)
+        instruction = language_of(text)
         init = tuple(tuple(predicate) for predicate in sections[":init"])
     except Exception as error:  # the parser raises bare Exceptions
         raise UserError(f"the task file {bddl} cannot be read ({error!r}): {REINSTALL_SIM}") from error
@@ -346,12 +347,6 @@ def _read(suite: str, index: int) -> Task:
         max_steps=MAX_STEPS[base],
         init=init,
     )
-
-
-def _language(text: str) -> str:
-    """The instruction as LIBERO's parser gives it: lower case, single spaces."""
-    line = text.lower().split("(:language", 1)[1].split(")", 1)[0]
-    return " ".join(line.split())
 
 
 def _instances(section: list[str]) -> tuple[str, ...]:

@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from la_reconvla.contracts import ACTION_DIM, Observation
+from la_reconvla.contracts import Observation
 from la_reconvla.data.hdf5_layout import DEMO_SUFFIX
 from la_reconvla.data.hdf5_writer import FileHeader, Recording, write_file
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.randomness import derive
-from la_reconvla.sim.env import Env, Outcome, Pose
+from la_reconvla.sim.env import ACTION_DIM, Env, Outcome, Pose
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import Task
 

@@ -17,11 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from la_reconvla.contracts import GRIPPER_OPEN
 from la_reconvla.data.starts import Split, object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim import tasks
-from la_reconvla.sim.env import Pose
+from la_reconvla.sim.env import GRIPPER_OPEN, Pose
 from la_reconvla.sim.grasps import Grasp, rank_grasps
 from la_reconvla.sim.libero import AGENTVIEW, SETTLING_STEPS, LiberoEnv
 from la_reconvla.sim.tasks import Task, official_states

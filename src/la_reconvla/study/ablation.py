@@ -27,11 +27,13 @@ from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.progress import followed_by, progress
+from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
-from la_reconvla.study.cells import Cell, cells, official_starts, samples_of
-from la_reconvla.study.domains import domain
+from la_reconvla.study.begun import read_begun
+from la_reconvla.study.cells import Cell, cells, official_starts, offline, samples_of
+from la_reconvla.study.domains import Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
@@ -45,7 +47,7 @@ from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
 from la_reconvla.study.timelines import timelines
 from la_reconvla.study.train_cells import measure_cells, train_cells
-from la_reconvla.training.checkpoint import load_policy
+from la_reconvla.training.checkpoint import PolicyConfig, load_policy
 from la_reconvla.training.loop import pick_device, pick_precision
 from la_reconvla.training.trackers import require_service
 
@@ -55,6 +57,7 @@ GROWS = (
     *("seeds", "conditions", "episodes", "floor_episodes", "floor_arm"),
     *("also_official", "elsewhere", "elsewhere_episodes"),
 )
+JOINS = ("seeds", "conditions", "elsewhere")  # of these, the lists
 
 
 class Ablation:
@@ -65,13 +68,21 @@ class Ablation:
         folder: where; a study of another configuration there is refused.
         workers: processes, one simulator or one training each.
         declaration: what it judges; None for what it declared when it began, the package's own if it begins now.
+        place: where it takes place; None for where its suite does.
     """
 
-    def __init__(self, config: StudyConfig, folder: Path, workers: int, declaration: Declaration | None = None):
+    def __init__(
+        self,
+        config: StudyConfig,
+        folder: Path,
+        workers: int,
+        declaration: Declaration | None = None,
+        place: Domain | None = None,
+    ):
         self.config, self.folder, self.workers = config, folder, max(1, workers)
         self.declaration = declaration
         self.arms = [config.arm(id) for id in config.conditions]
-        self.domain = domain(config.suite)
+        self.domain = place or domain(config.suite)
         self.tasks = self.domain.tasks(config)
         self.places = list(official_starts(config))
         self.cells = cells(config, folder)
@@ -82,7 +93,7 @@ class Ablation:
     @property
     def demonstrations(self) -> Path:
         """Folder of the demonstrations."""
-        return self.folder / layout.DEMONSTRATIONS
+        return self.domain.recorded or self.folder / layout.DEMONSTRATIONS
 
     def run(self) -> Results:
         """Everything, from the simulator to ``results.json`` and its pictures.
@@ -97,11 +108,13 @@ class Ablation:
         c = self.config
         told = self.domain.wording(c)
         told |= {words for place in self.places for words in wording(place.suite, place.tasks, "official")}
-        require_room(c, (text for _, text in told))
+        space = LIBERO_ACTIONS if self.domain.recorded is None else self._opened.space
+        require_room(c, (text for _, text in told), space)
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            self.console.print(power_table(self._power, len(c.seeds)))
+            about_rollouts = power_table(self._power, len(c.seeds))
+            self.console.print(about_rollouts if self.domain.recorded is None else gathering.OFFLINE)
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
             self._timed(training, self._train)
@@ -130,7 +143,7 @@ class Ablation:
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
         identity = {"schema": layout.SCHEMA, "config": config, "versions": versions(), "precision": precision}
         if path.exists():
-            layout.require_schema(read_json(path), str(path))
+            read_begun(path)  # damage is named before anything is compared
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)
@@ -197,6 +210,8 @@ class Ablation:
 
     def _evaluate(self) -> None:
         for name, evaluations, starts in self._evaluations.runs():
+            if self.domain.recorded is not None:
+                continue
             with progress(name, pending(evaluations, starts), "episodes", console=self.console) as bar:
                 evaluate(evaluations, starts, self._evaluations.settings, self.workers, bar.advance)
 
@@ -215,7 +230,8 @@ class Ablation:
         blind_cells = [cell for cell in self.cells if cell.condition is NO_IMAGE]
         blind = gathering.evidence(blind_cells, self._evaluations, on_target)
         references = self.folder / layout.REFERENCES
-        samples, shown = samples_of(self._divided[1], self.config), self._shown()
+        inputs = PolicyConfig.load(self.cells[0].folder).inputs
+        samples, shown = samples_of(self._divided[1], self.config, inputs), self._shown()
         found = build(
             gathering.study_description(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
             arms,
@@ -236,21 +252,51 @@ class Ablation:
                 )
             ),
         )
-        return replace(found, power=self._power)
+        return replace(found, power=self._power) if self.domain.recorded is None else found
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""
         return [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
 
 
+def grown(config: StudyConfig, folder: Path) -> StudyConfig:
+    """The study with all that its folder already has: arms, seeds, suites and episodes join it, and none leaves.
+
+    What is kept beyond `config` is printed.
+    """
+    path = folder / layout.STUDY
+    if not path.exists() or not (held := read_begun(path).size):
+        return config
+    lists = {key: (*held[key], *(x for x in getattr(config, key) if x not in held[key])) for key in JOINS}
+    counts = {key: max(held[key], getattr(config, key)) for key in set(GROWS) - set(JOINS) - {"floor_arm"}}
+    whole = replace(config, **lists, **counts, floor_arm=held["floor_arm"])
+    for key in JOINS:
+        if kept := [str(x) for x in getattr(whole, key) if x not in getattr(config, key)]:
+            said = f"{folder} already has the {key} {', '.join(kept)}: they stay in the study"
+            Console(stderr=True).print(said, soft_wrap=True)
+    return whole
+
+
 def ablate(
-    preset_name: str, out: Path | None, workers: int, changes: Mapping[str, Any], hypotheses: Path | None = None
+    preset_name: str,
+    out: Path | None,
+    workers: int,
+    changes: Mapping[str, Any],
+    hypotheses: Path | None = None,
+    recorded: Path | None = None,
 ) -> Path:
-    """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder."""
-    folder = out or layout.RUNS / preset_name
+    """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder.
+
+    On `recorded` demonstrations nothing is rolled out.
+    """
+    folder = out or layout.RUNS / (preset_name if recorded is None else f"{preset_name}-offline")
     declaration = Declaration.read(hypotheses) if hypotheses else None
     config = pinned_config(preset(preset_name).changed(**changes))
+    place = None if recorded is None else Recorded(recorded.resolve())
+    if recorded is not None:
+        config = offline(config, changes, open_demonstrations(recorded))
+    config = grown(config, folder)
     # One device holds one model of billions of weights: each further worker would load it again.
     usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
-    Ablation(config, folder, workers or usual, declaration).run()
+    Ablation(config, folder, workers or usual, declaration, place).run()
     return folder

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
 
 from la_reconvla import layout
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.samples import Samples
+from la_reconvla.errors import UserError
+from la_reconvla.robot import Inputs
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import tasks_of
 
@@ -29,10 +34,33 @@ def cells(config: StudyConfig, study: Path) -> list[Cell]:
     return [Cell(arm, seed, layout.cell(study, arm.id, seed)) for seed in config.seeds for arm in arms]
 
 
-def samples_of(demonstrations: Demonstrations, config: StudyConfig) -> Samples:
-    """Demonstrations as the study's backbone takes them."""
+def samples_of(demonstrations: Demonstrations, config: StudyConfig, inputs: Inputs | None = None) -> Samples:
+    """Demonstrations as the study's backbone takes them.
+
+    Args:
+        demonstrations: of the robot that `fitted` was given.
+        config: the study.
+        inputs: those of the training samples, where these are others.
+    """
     b = config.backbone
-    return Samples(demonstrations, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio)
+    own = Inputs((config.cameras or demonstrations.cameras)[:2], demonstrations.orientation, config.fit)
+    return Samples(demonstrations, b.image_size, b.chunk, wrist=b.wrist, proprio=b.proprio, inputs=inputs or own)
+
+
+def fitted(config: StudyConfig, demonstrations: Demonstrations) -> StudyConfig:
+    """The study as the robot of these demonstrations needs it: width of its state, one camera or two.
+
+    Raises:
+        UserError: if cameras or state that were asked for are not there.
+    """
+    own, width = config.backbone, demonstrations.state_width
+    if len(config.cameras) > 2:
+        raise UserError("a policy takes a main camera and one beside it: name two with --cameras")
+    if width is not None and own.proprio == "gripper":
+        raise UserError("only LIBERO's state says how wide the gripper is: take --proprio all or none")
+    changes: dict[str, Any] = {"proprio": width} if width is not None and own.proprio == "all" else {}
+    changes |= {"wrist": True} if len(config.cameras) == 2 else {}
+    return replace(config, backbone=replace(own, **changes)) if changes else config  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -63,3 +91,36 @@ def official_starts(config: StudyConfig) -> Iterator[OfficialStarts]:
         if suite != config.suite:
             tasks = tasks_of(suite, ((config.suite, index) for index in config.tasks))
             yield OfficialStarts(suite, tasks, config.elsewhere_episodes, f"{layout.ELSEWHERE}/{suite}", False)
+
+
+ROLLED_OUT = ("suite", "tasks", "placement", "demos", "episodes", "also_official", "elsewhere", "elsewhere_episodes")
+
+
+def offline(config: StudyConfig, changes: Mapping[str, Any], demonstrations: Demonstrations) -> StudyConfig:
+    """The study on recorded demonstrations, as `fitted`, with nothing to roll out.
+
+    Raises:
+        UserError: as `fitted`, or if `changes` are about rollouts or nothing is held out.
+    """
+    if given := [name for name in ROLLED_OUT if changes.get(name) is not None]:
+        raise UserError(f"{', '.join(given)}: an offline study rolls nothing out, leave that out")
+    demonstrations.divide(config.held_out)  # something is held out
+    say_small(config, demonstrations)
+    nothing: dict[str, Any] = {"also_official": 0, "elsewhere": (), "episodes": 1, "floor_episodes": 1}
+    recorded: dict[str, Any] = {"suite": "recorded", "tasks": (0,), "placement": "official"}
+    made = {"quality": demonstrations.quality, "frame_stride": demonstrations.frame_stride}
+    return fitted(replace(config, **nothing, **recorded, **made, demos=len(demonstrations.episodes)), demonstrations)
+
+
+def say_small(config: StudyConfig, demonstrations: Demonstrations) -> None:
+    """A line on the standard error if recorded pictures are smaller than the policy's, and so are made larger."""
+    cameras = (config.cameras or demonstrations.cameras)[: 1 + config.backbone.wrist]
+    small = {name: min(demonstrations.episodes[0].picture_size(name)) for name in cameras}
+    small = {name: side for name, side in small.items() if side < config.backbone.image_size}
+    if small:
+        listed = ", ".join(f"{name} has {side}" for name, side in small.items())
+        Console(stderr=True).print(
+            f"the policy's pictures have {config.backbone.image_size} pixels a side, {listed}: they are made larger, "
+            "and show no more than before",
+            soft_wrap=True,
+        )

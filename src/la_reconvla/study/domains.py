@@ -1,13 +1,17 @@
-"""Where a study takes place: LIBERO, or the toy whose answer is known. A domain is a value, found by its suite."""
+"""Where a study takes place: LIBERO, the toy whose answer is known, or nowhere but in one's own demonstrations.
+
+A domain is a value; the first two are found by their suite.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from la_reconvla.analysis.declaration import DECLARED, Declaration
+from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_layout import DEMO_SUFFIX
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
@@ -29,6 +33,11 @@ class Domain(Protocol):
     @property
     def expert(self) -> Specification:
         """A policy that knows the answer."""
+        ...
+
+    @property
+    def recorded(self) -> Path | None:
+        """Demonstrations that are there already, with no simulator behind them; None where they are collected."""
         ...
 
     @property
@@ -70,7 +79,7 @@ class Domain(Protocol):
 class Libero:
     """LIBERO's simulator and the scripted expert."""
 
-    films = True
+    films, recorded = True, None
 
     @property
     def expert(self) -> Specification:
@@ -135,7 +144,7 @@ class Toy:
 
     boards: int = 16
     errors: float = 0.7
-    films = False
+    films, recorded = False, None
 
     @property
     def expert(self) -> Specification:
@@ -178,6 +187,52 @@ class Toy:
         return toy.ToySettings()
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """One's own demonstrations: policies are judged on held-out frames of them, as nothing can be rolled out.
+
+    Attributes:
+        recorded: folder of ``*_demo.hdf5`` files.
+    """
+
+    recorded: Path
+    films = False
+
+    @property
+    def expert(self) -> Specification:
+        """There is none; nothing is rolled out."""
+        return Scripted()
+
+    @property
+    def declared(self) -> Declaration:
+        """What action errors can say."""
+        return Declaration.read(Path(__file__).with_name("offline.json"))
+
+    def require(self) -> None:
+        """Needs nothing."""
+
+    def tasks(self, config: StudyConfig) -> list[Task]:
+        """One for each instruction."""
+        told = dict.fromkeys(e.instruction for e in open_demonstrations(self.recorded).episodes)
+        return [replace(toy.TASK, suite=RECORDED, index=n, instruction=text) for n, text in enumerate(told)]
+
+    def wording(self, config: StudyConfig) -> set[tuple[int, str]]:
+        """What was demonstrated; all of one task, as episodes do not say more."""
+        return {(0, task.instruction) for task in self.tasks(config)}
+
+    def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
+        """They are there."""
+
+    def starts(self, config: StudyConfig, episodes: int, trained_on: frozenset[str], cache: Path) -> list[Start]:
+        """There are none."""
+        return []
+
+    def settings(self, config: StudyConfig) -> EnvSettings:
+        """There is no environment."""
+        raise AssertionError("nothing is rolled out")
+
+
+RECORDED = "recorded"  # the suite of such a study
 LIBERO = Libero()
 DOMAINS: dict[str, Domain] = {toy.SUITE: Toy()}
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from la_reconvla import kinds, layout
 from la_reconvla.backbones.shared import BackboneConfig
-from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import Start
 from la_reconvla.drawing import overlay, write_video
 from la_reconvla.episodes import EpisodeRecord, Label, append_episodes, read_episodes
+from la_reconvla.robot import Quality
 from la_reconvla.sim.policies import Specification
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.wide_scenes import SCHEME

@@ -149,7 +149,9 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         settings = replace(SHOWN, allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
         label = Label("remote", None, None if view == "true" else view)
         folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
-        return Subject(Remote(run, view, execute=options.execute), label, settings, folder, default_workers())
+        remote = Remote(run, view, execute=options.execute)
+        remote.identity()  # somebody answers there, before anything is made
+        return Subject(remote, label, settings, folder, default_workers())
     trained, config, policy = open_run(run, view, options.device)
     settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
     return Subject(

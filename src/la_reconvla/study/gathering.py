@@ -24,11 +24,13 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.samples import spread_indices
 from la_reconvla.episodes import EpisodeRecord, View
 from la_reconvla.method.mask import masked_count
+from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.tasks import Task, change_of
-from la_reconvla.storage import read_json, read_jsonl
+from la_reconvla.storage import read_jsonl
+from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, samples_of
 from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
-from la_reconvla.study.heldout import UNIT, read_held_out, watched
+from la_reconvla.study.heldout import OTHER_UNIT, UNIT, read_held_out, watched
 from la_reconvla.study.leakage import shown_by, shown_in
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.held_out import WATCHED
@@ -38,6 +40,10 @@ from la_reconvla.training.trackers import METRICS
 UNDECLARED = (
     "This study began without a written declaration: its hypotheses were not declared before the run. It is judged by "
     "those of the version that wrote these results."
+)
+OFFLINE = (
+    "There is no simulator in this study and nothing was rolled out: policies are judged on held-out frames of the "
+    "demonstrations. A lower action error does not say that a robot succeeds more often."
 )
 Divided = tuple[Demonstrations, Demonstrations]
 
@@ -57,7 +63,7 @@ def evidence(cells: Sequence[Cell], evaluations: Evaluations, on_target: np.ndar
 
 
 def _frames(cells: Sequence[Cell], view: View) -> list[FrameRecord]:
-    return [record for cell in cells for record in read_held_out(cell.folder).views[view]]
+    return [record for cell in cells for record in read_held_out(cell.folder).views.get(view, ())]
 
 
 def _training_facts(folder: Path) -> dict[str, Any]:
@@ -78,9 +84,9 @@ def _training_facts(folder: Path) -> dict[str, Any]:
 
 def watched_coverage(held_out: Demonstrations, config: StudyConfig) -> np.ndarray:
     """Share of each patch on the target in the held-out samples that trainings are watched on, float32 [m n]."""
-    samples = samples_of(held_out, config)
-    if not samples.demonstrations.episodes[0].instance_names:
+    if not held_out.episodes[0].instance_names:
         return np.zeros((0, 0), dtype=np.float32)
+    samples = samples_of(held_out, config)
     chosen = spread_indices(len(samples), WATCHED)
     return samples.instance_patches(chosen, ("target",), config.backbone.grid)[:, 0]
 
@@ -128,6 +134,8 @@ def other_starts(evaluations: Evaluations) -> list[OtherStartsEvidence]:
 def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
     """What training shares with all that is evaluated; `divided` are training and held-out demonstrations."""
     backbone, (training, others) = evaluations.config.backbone, divided
+    if evaluations.domain.recorded is not None:
+        return [leakage.held_out(training.episodes, others.episodes)]
     trained, home = shown_in(training.episodes), shown_by(evaluations.starts())
     away = [(f"{place.suite}, official", shown_by(evaluations.starts(place))) for place in evaluations.places]
     found = [*leakage.audit(trained, home), leakage.held_out(training.episodes, others.episodes)]
@@ -151,21 +159,21 @@ def study_description(
     pairing: tuple[Pairing, ...],
 ) -> Study:
     """What the study is, and where and when it ran."""
-    c, begun = evaluations.config, read_json(evaluations.folder / layout.STUDY)
+    c, begun = evaluations.config, read_begun(evaluations.folder / layout.STUDY)
     training, held_out = divided
     rows, columns = c.backbone.grid
     return Study(
         preset=c.preset,
-        command=begun["command"],
-        commit=", ".join(begun["commits"]),
+        command=begun.command,
+        commit=", ".join(begun.commits),
         data_hash=evaluations.demonstrations.hash,
-        started=begun["started"],
+        started=begun.started,
         finished=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         suite=c.suite,
         placement=c.placement,
         tasks={str(task.index): task.instruction for task in tasks},
-        versions=begun["versions"],
-        hardware=begun["hardware"],
+        versions=begun.versions,
+        hardware=begun.hardware,
         settings={
             "demonstrations": len(training.episodes),
             "held-out demonstrations": len(held_out.episodes),
@@ -177,10 +185,14 @@ def study_description(
             **({} if all(a.annotation_free for a in arms) else {"boxes": annotator(c.gaze).label}),
             "config": kinds.to_json(c),
         },
-        action_error_unit=UNIT,
+        action_error_unit=UNIT if evaluations.demonstrations.space == LIBERO_ACTIONS else OTHER_UNIT,
         pairing=pairing,
-        hypotheses=begun.get("hypotheses", ""),
-        hypotheses_hash=begun.get("hypotheses_hash", ""),
-        limits=(*(() if "hypotheses" in begun else (UNDECLARED,)), *(() if c.judged else (NOT_JUDGED,))),
+        hypotheses=begun.hypotheses or "",
+        hypotheses_hash=begun.hypotheses_hash or "",
+        limits=(
+            *((OFFLINE,) if evaluations.domain.recorded is not None else ()),
+            *(() if begun.hypotheses is not None else (UNDECLARED,)),
+            *(() if c.judged else (NOT_JUDGED,)),
+        ),
         judged=c.judged,
     )

@@ -26,6 +26,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN, SaliencySource
 from la_reconvla.randomness import derive
+from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import read_json, write_json
 from la_reconvla.study import occlusion as causal
 from la_reconvla.study.parts import PARTS, part_boxes, part_masks, part_patches, phases
@@ -36,9 +37,12 @@ from la_reconvla.training.held_out import LOOKS
 HIDING = 96  # frames on which things are hidden: each takes some dozen passes
 INSTRUCTIONS = 8  # at most so many are told of one picture
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
+OTHER_UNIT = (
+    "mean absolute error of the continuous dimensions over a chunk; in each the range of the training actions (1st to "
+    "99th percentile) counts 2, as LIBERO's [-1, 1] does"
+)
 VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
 MapOverlaps = dict[MapPart, dict[MapKind, FrameOverlap]]
-MOTION = 6  # the gripper is two-valued; a late or early grasp would drown everything else
 
 
 def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int, str], str]) -> Batch:
@@ -53,9 +57,13 @@ def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int
 
 @torch.no_grad()
 def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, " b"]:
-    """See `UNIT`; steps past the end of an episode do not count."""
-    acted = policy.act(batch.inputs)
-    error = (acted - batch.actions).abs()[..., :MOTION].mean(-1)
+    """See `UNIT` and `OTHER_UNIT`; steps past the end of an episode do not count."""
+    acted, space = policy.act(batch.inputs), policy.bins.space
+    error = (acted - batch.actions).abs()
+    if space != LIBERO_ACTIONS:  # numbers of different units do not add up
+        low, high = (torch.tensor(edges, device=error.device) for edges in (policy.bins.low, policy.bins.high))
+        error = error / ((high - low) / 2)
+    error = error[..., space.motions].mean(-1)
     return ((error * batch.valid).sum(1) / batch.valid.sum(1)).cpu().numpy()
 
 
@@ -92,7 +100,7 @@ def measure_run(
         run: folder of a finished run.
         samples: held-out samples at the policy's image size and chunk.
         indices: which of them.
-        swaps: see `la_reconvla.sim.policies.swapped`.
+        swaps: see `la_reconvla.sim.policies.swapped`; without any the view of a wrong instruction is left out.
         batch_size: samples a forward pass.
         device: where the policy runs.
         source: what the arm's mask follows.
@@ -111,11 +119,16 @@ def measure_run(
             f"{run} was trained on '{config.quality}' frames, the held-out ones are "
             f"'{samples.demonstrations.quality}': evaluate on data of the same render quality"
         )
+    if samples.inputs != config.inputs:
+        raise UserError(
+            f"{run} takes {config.inputs}, the held-out samples have {samples.inputs}: make them with the run's"
+        )
     table = {(task, true): wrong for task, true, wrong in swaps}
     hiding = set(indices[spread_indices(len(indices), HIDING)].tolist())
     masked = bool(samples.demonstrations.episodes[0].instance_names)
     phase = {episode.name: phases(episode) for episode in samples.demonstrations.episodes if masked}
-    records: Records = {view: [] for view in VIEWS}
+    views = VIEWS if table else VIEWS[:2]
+    records: Records = {view: [] for view in views}
     for part in np.array_split(indices, max(1, -(-len(indices) // batch_size))):
         batch = to_device(samples.batch(part), torch.device(device), config.blind)
         found = _errors(policy, config.seed, samples, part, batch, table)
@@ -134,7 +147,7 @@ def measure_run(
                 )
                 for record, index, (mean, own, overlaps) in zip(found["true"], part, maps, strict=True)
             ]
-        for view in VIEWS:
+        for view in views:
             records[view] += found[view]
     return records
 
@@ -150,13 +163,14 @@ def _errors(
     """Records of a batch under every view, with nothing but the action error."""
     origins = [samples.origin(int(index)) for index in part]
     tasks = [episode.task or 0 for episode, _ in origins]
-    errors = {view: action_errors(policy, view_of(batch, view, tasks, table)) for view in VIEWS}
+    views = VIEWS if table else VIEWS[:2]
+    errors = {view: action_errors(policy, view_of(batch, view, tasks, table)) for view in views}
     return {
         view: [
             FrameRecord(seed, task, episode.scene, episode.name, step, float(error))
             for (episode, step), task, error in zip(origins, tasks, errors[view], strict=True)
         ]
-        for view in VIEWS
+        for view in views
     }
 
 

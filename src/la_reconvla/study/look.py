@@ -13,19 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from la_reconvla import drawing
 from la_reconvla.analysis.attention_overlap import instruction_difference
 from la_reconvla.backbones.families import Opened
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import CONDITIONS, Condition
-from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, Batch, Channel, Features, PolicyInput
+from la_reconvla.contracts import Batch, Channel, Features, PolicyInput
+from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.attention_heads import per_head
+from la_reconvla.robot import proprio_width
 from la_reconvla.storage import atomic_write, read_json
 from la_reconvla.study.timelines import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
@@ -89,25 +90,10 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
         return opened.build(), opened, None
 
 
-def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture as a backbone takes it; one that is not square is squeezed.
-
-    Raises:
-        UserError: if it is missing or no picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            return resize(np.asarray(picture.convert("RGB"))[None], size)[0]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: give a picture with --image") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}): give a PNG or JPEG") from error
-
-
 def _inputs(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> PolicyInput:
     device = next(backbone.parameters()).device
     picture = torch.from_numpy(image.transpose(2, 0, 1)[None].copy()).to(device)
-    width = PROPRIO_WIDTH[given.proprio]
+    width = proprio_width(given.proprio)
     return PolicyInput(
         picture,
         [instruction],
@@ -156,11 +142,10 @@ def look(
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"the map is a PNG: give --out a name that ends in .png, not {out.name}")
-    if not image.exists():
-        raise UserError(f"{image} does not exist: give a picture with --image")
+    shown = read_picture(image)
     backbone, given, painter = open_backbone(source, layers)
     backbone.to(pick_device(device))
-    picture = read_image(image, backbone.grid[0] * backbone.patch_size)
+    picture = resize(shown[None], backbone.grid[0] * backbone.patch_size)[0]
     texts = [instruction] if against is None else [instruction, against]
     looks = [look_at(backbone, given, picture, text) for text in texts]
     if per_head:
@@ -184,7 +169,7 @@ def look(
 def _reconstructed(policy: Policy, arm: Condition, chunk: int, inputs: PolicyInput) -> bytes:
     """Image, attention, mask and reconstruction of one picture, as PNG."""
     device = inputs.images.device
-    unknown = torch.zeros(1, chunk, ACTION_DIM, device=device)
+    unknown = torch.zeros(1, chunk, len(policy.bins.space), device=device)
     batch = Batch(**vars(inputs), actions=unknown, valid=torch.zeros(1, chunk, dtype=torch.bool, device=device))
     found = draw(policy.to(device), arm, batch, seed=0)
     assert found.mask is not None  # as it follows attention

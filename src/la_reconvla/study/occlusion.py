@@ -27,7 +27,7 @@ TRIES = 64
 
 
 @torch.no_grad()
-def distribution(policy: Policy, batch: Batch) -> Float[Tensor, "b c 7 v"] | None:
+def distribution(policy: Policy, batch: Batch) -> Float[Tensor, "b c a v"] | None:
     """Probability of each bin of each action of a chunk; None if it is not known at once (decoding token by token)."""
     if not isinstance(policy.action_head, ActionHead):
         return None
@@ -36,7 +36,7 @@ def distribution(policy: Policy, batch: Batch) -> Float[Tensor, "b c 7 v"] | Non
 
 
 def moved(
-    before: Float[Tensor, "b c 7 v"], after: Float[Tensor, "b c 7 v"], valid: Float[Tensor, "b c"]
+    before: Float[Tensor, "b c a v"], after: Float[Tensor, "b c a v"], valid: Float[Tensor, "b c"]
 ) -> Float[np.ndarray, " b"]:
     """Total variation between two distributions over bins, the mean over dimensions and steps that exist; in [0, 1]."""
     distance = 0.5 * (before - after).abs().sum(-1).mean(-1)

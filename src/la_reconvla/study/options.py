@@ -12,9 +12,9 @@ from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import arg
 
-from la_reconvla.contracts import Proprioception
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
+from la_reconvla.robot import Fit, StateChoice
 from la_reconvla.training.options import ServiceName
 
 T = TypeVar("T")
@@ -35,8 +35,10 @@ class PolicyChanges:
         dtype: dtype of a pretrained backbone's weights.
         chunk: actions decoded and executed per forward pass; 1 is the published setting.
         decoding: parallel (a chunk in one forward pass) or autoregressive (token by token, as RT-2 and OpenVLA).
-        proprio: robot state as input: none (published), the gripper's width, or all.
-        wrist: use the wrist camera too.
+        proprio: robot state as input: none (published), the gripper's width (LIBERO's), or all.
+        cameras: the main camera, and with a second name another one beside it; by default the data's first.
+        fit: of images that are not square: squeeze them, or pad them with black.
+        wrist: use the data's second camera too, LIBERO's wrist camera.
         max_tokens: maximum length of an instruction in tokens.
         norm_pixels: reconstruct pixels normalised per patch.
         latents: a VAE (id on the hub or folder) whose latents diffusion heads reconstruct instead of pixels.
@@ -49,7 +51,9 @@ class PolicyChanges:
     dtype: PerPreset[Literal["fp32", "bf16", "fp16"]] = None
     chunk: PerPreset[int] = None
     decoding: PerPreset[Literal["parallel", "autoregressive"]] = None
-    proprio: PerPreset[Proprioception] = None
+    proprio: PerPreset[StateChoice] = None
+    cameras: PerPreset[tuple[str, ...]] = None
+    fit: PerPreset[Fit] = None
     wrist: PerPreset[bool] = None
     max_tokens: PerPreset[int] = None
     norm_pixels: PerPreset[bool] = None
@@ -62,6 +66,7 @@ class TrainingChanges:
 
     Attributes:
         steps: optimizer steps.
+        held_out: share of each instruction's episodes to keep for held-out frames; 0 trains one policy on all.
         shift: augmentation: shift training images at random by up to this many pixels.
         gaze: target boxes, for arms that use them: masks (the simulator's), or a file written by data boxes.
         device: where policies train and act: auto, cpu, cuda or mps.
@@ -69,6 +74,7 @@ class TrainingChanges:
     """
 
     steps: PerPreset[int] = None
+    held_out: PerPreset[float] = None
     shift: PerPreset[int] = None
     gaze: PerPreset[str] = None
     device: PerPreset[str] = None

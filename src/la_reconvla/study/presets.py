@@ -11,13 +11,13 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.backbones.trained_weights import Freeze, Lora
 from la_reconvla.conditions import ARMS, GRID, NO_IMAGE, Condition, condition
-from la_reconvla.contracts import Quality
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.variants.autoregressive import DecodingName
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
+from la_reconvla.robot import Fit, Quality
 from la_reconvla.training.loop import TrainConfig
 
 # What small diffusion heads draw: 48 numbers per patch, about as many as the published latents have. Noise in all of a
@@ -48,6 +48,8 @@ class StudyConfig:
         quality: render quality of everything.
         frame_stride: control steps between recorded frames.
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
+        cameras: names of the main camera and of one beside it, see `la_reconvla.robot.Inputs`; () for the data's.
+        fit: what becomes of pictures that are not square.
         decoding: of actions: all in one pass, or token by token.
         decoder: size of the MAE decoder in every arm that has one.
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
@@ -80,6 +82,8 @@ class StudyConfig:
     quality: Quality = "fast"
     frame_stride: int = 2
     backbone: BackboneConfig = field(default_factory=SmallPaliGemma)
+    cameras: tuple[str, ...] = ()
+    fit: Fit = "squeeze"
     decoder: MAEDecoder = field(default_factory=MAEDecoder)
     decoding: DecodingName = "parallel"
     denoiser: Denoiser = field(default_factory=Denoiser)
@@ -96,9 +100,9 @@ class StudyConfig:
     judged: bool = True
 
     def __post_init__(self):
-        for name in ("tasks", "seeds", "conditions", "elsewhere"):
+        for name in ("tasks", "seeds", "conditions", "elsewhere", "cameras"):
             values = getattr(self, name)
-            if not values and name != "elsewhere":
+            if not values and name not in ("elsewhere", "cameras"):
                 raise UserError(f"a study needs at least one of its {name}")
             if len(set(values)) < len(values):
                 raise UserError(f"{name} are listed twice: {', '.join(map(str, values))}")

@@ -13,12 +13,12 @@ from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import ACTION_DIM
 from la_reconvla.data.boxes import annotator
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.checkpoint import dry_run
 from la_reconvla.training.start_weights import StartWeights, pinned
@@ -26,7 +26,7 @@ from la_reconvla.training.start_weights import StartWeights, pinned
 
 def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
     """Raise a `UserError` if the hypotheses are not those that the study began with."""
-    if "hypotheses" not in begun:
+    if begun.get("hypotheses") is None:
         if given is not None:
             raise UserError(
                 f"{path.parent} began without a declaration, and one made now would not be made before the run: leave "
@@ -55,12 +55,12 @@ def pinned_config(config: StudyConfig) -> StudyConfig:
     return replace(config, backbone=pinned(own)) if isinstance(own, SmallPaliGemma) else config
 
 
-def require_room(config: StudyConfig, instructions: Iterable[str]) -> None:
+def require_room(config: StudyConfig, instructions: Iterable[str], space: ActionSpace = LIBERO_ACTIONS) -> None:
     """Raise a `UserError` if an instruction does not fit the context, while nothing is written yet.
 
     Also if the backbone cannot decode as it should.
     """
-    bins, decoding = ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM), DECODINGS[config.decoding]
+    bins, decoding = ActionBins((-1.0,) * len(space), (1.0,) * len(space), space=space), DECODINGS[config.decoding]
     backbone = decoding.given(config.backbone)
     if isinstance(backbone, Pretrained):
         built: Any = replace(backbone, dtype="fp32", quantize=None).skeleton(backbone.tokenizer())

@@ -9,6 +9,7 @@ from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.study.starts import tasks_of
 from la_reconvla.text_table import tell
@@ -30,14 +31,28 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
         device: where it acts: auto, cpu, cuda or mps.
 
     Raises:
-        UserError: if it is no finished run, or the device is not there.
+        UserError: if it is no finished run or one of another robot, or the device is not there.
     """
     found = find_run(run)
     policy, config = load_policy(found)
+    require_libero(run, config)
     if not config.train_starts:
         said = f"the training data of {run} do not name their initial states, so no start can be excluded"
         tell(said, Console(stderr=True))
     return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
+
+
+def require_libero(run: str, config: PolicyConfig) -> None:
+    """Raise a `UserError` for a run that learnt from another robot: the simulator has not its arm, nor its cameras."""
+    given = config.inputs
+    if config.train_starts and all(start.startswith("toy/") for start in config.train_starts):
+        raise UserError(f"{run} learnt the toy of the preset known-answer: only studies of that preset roll it out")
+    if config.bins.space != LIBERO_ACTIONS or given.orientation != "mirrored" or given.cameras != LIBERO_CAMERAS:
+        raise UserError(
+            f"{run} learnt from another robot than LIBERO's (actions {', '.join(config.bins.space.names)}; cameras "
+            f"{', '.join(given.cameras)}, {given.orientation}): it cannot be rolled out in this simulator. Judge it on "
+            "frames that it never saw: la-reconvla study run PRESET --offline --demonstrations FOLDER"
+        )
 
 
 def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]:

@@ -23,12 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from la_reconvla.backbones.pretrained import DTYPES, Pretrained
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C4, Condition
-from la_reconvla.contracts import ACTION_DIM, PROPRIO_WIDTH, Batch
+from la_reconvla.contracts import Batch
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEReconstructor
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
+from la_reconvla.robot import LIBERO_ACTIONS, proprio_width
 
 LANGUAGE = "pick up the black bowl next to the plate"
 
@@ -108,7 +109,7 @@ def skeleton(backbone: Pretrained, condition: Condition) -> Policy:
             warnings.simplefilter("ignore")
             inner.inner.model.gradient_checkpointing_enable({"use_reentrant": True})
     with torch.device("meta"):
-        policy = Policy(inner, ActionBins((-1.0,) * ACTION_DIM, (1.0,) * ACTION_DIM))
+        policy = Policy(inner, ActionBins((-1.0,) * len(LIBERO_ACTIONS), (1.0,) * len(LIBERO_ACTIONS)))
         if condition.reconstruction is not None:
             policy.reconstruction_head = condition.reconstruction.reconstruction_head.build(
                 inner.width, inner.grid, inner.patch_size
@@ -153,11 +154,11 @@ def _fake(policy: nn.Module) -> None:
 
 def random_batch(backbone: BackboneConfig, size: int) -> Batch:
     """A batch of the shapes that `backbone` takes, with an instruction of LIBERO's length."""
-    pixels, width = (size, 3, backbone.image_size, backbone.image_size), PROPRIO_WIDTH[backbone.proprio]
+    pixels, width = (size, 3, backbone.image_size, backbone.image_size), proprio_width(backbone.proprio)
     return Batch(
         images=torch.zeros(pixels, dtype=torch.uint8),
         instructions=[LANGUAGE] * size,
-        actions=torch.zeros(size, backbone.chunk, ACTION_DIM),
+        actions=torch.zeros(size, backbone.chunk, len(LIBERO_ACTIONS)),
         valid=torch.ones(size, backbone.chunk, dtype=torch.bool),
         wrist=torch.zeros(pixels, dtype=torch.uint8) if backbone.wrist else None,
         proprio=torch.zeros(size, width) if width else None,

@@ -24,7 +24,7 @@ from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.storage import locked, read_json
-from la_reconvla.study.cells import Cell, samples_of
+from la_reconvla.study.cells import Cell, fitted, samples_of, say_small
 from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
@@ -120,11 +120,12 @@ def _receive(*shared: Any) -> None:
 
 
 @functools.cache
-def _read() -> tuple[Samples, Samples, ActionBins]:
+def _read() -> tuple[Samples, Samples | None, ActionBins]:
     """Samples and bins, once in each process, with the first cell, so that a damaged picture is that cell's error."""
     config, training, held_out, _ = _inherited
     samples = samples_of(training, config)
-    return samples, samples_of(held_out, config), bins_of(StartWeights.of(config.backbone), samples, config.spread)
+    shown = None if held_out is None else samples_of(held_out, config, samples.inputs)
+    return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread)
 
 
 def _train_cell(cell: Cell) -> None:
@@ -146,11 +147,22 @@ def _train_cell(cell: Cell) -> None:
 def _measure_cell(cell: Cell) -> None:
     config, held_out, swaps, device = _inherited
     torch.set_num_threads(config.train.threads)
-    samples, own = samples_of(held_out, config), cell.condition.saliency or MEAN
+    samples = samples_of(held_out, config, PolicyConfig.load(cell.folder).inputs)
+    own = cell.condition.saliency or MEAN
     indices = spread_indices(len(samples), config.frames)
     records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
     found = HeldOut(file_hash(cell.folder / WEIGHTS), {view: tuple(r) for view, r in records.items()})
     write_held_out(cell.folder, found)
+
+
+def _require_unfinished(run: Path, steps: int) -> None:
+    """Raise a `UserError` if a finished run is to go on: its learning rate ended with its last step."""
+    done = read_json(run / SCHEDULE)["steps"] if (run / WEIGHTS).exists() and (run / SCHEDULE).exists() else steps
+    if done != steps:
+        raise UserError(
+            f"{run} is finished, after {done} steps, at the end of its learning rate's schedule, and cannot go on to "
+            f"{steps}: train in another folder with --steps {steps}, or leave --steps {done}"
+        )
 
 
 def train_one(
@@ -161,10 +173,13 @@ def train_one(
     arm = config.arm(condition_id)
     pick_device(config.train.device)
     require_service(config.train.track)
+    _require_unfinished(out, config.train.steps)
     opened = open_demonstrations(demonstrations)
-    require_room(config, (episode.instruction for episode in opened.episodes))
+    config = fitted(config, opened)
+    say_small(config, opened)
+    require_room(config, (episode.instruction for episode in opened.episodes), opened.space)
     require_heads(config, [arm])
-    training, held_out = opened.divide(config.held_out)
+    training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _read.cache_clear()
         _receive(config, training, held_out, bar)

@@ -13,6 +13,7 @@ Mistral's, Mllama).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,11 +28,11 @@ from transformers import DynamicCache
 
 from la_reconvla.backbones.pretrained import PretrainedBackbone
 from la_reconvla.backbones.windows import window_masks
-from la_reconvla.contracts import ACTION_DIM, PolicyInput
+from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead, bin_values
 
-TOLERANCE = 1e-4  # largest difference to `Policy.act` in the environment's units
+TOLERANCE = 1e-4  # largest difference to `Policy.act` in the robot's units
 KEPT = 8  # recordings at once
 
 
@@ -46,11 +47,11 @@ class Actor:
 
     def __init__(self, policy: Policy, patience: int = 0):
         self.policy, self.patience = policy, patience
-        self.passes = policy.action_head.chunk * ACTION_DIM if isinstance(policy.action_head, TokenHead) else 1
+        self.passes = math.prod(policy.action_head.shape) if isinstance(policy.action_head, TokenHead) else 1
         self._known: OrderedDict[Any, Callable[..., Tensor] | int | None] = OrderedDict()
 
     @torch.inference_mode()
-    def __call__(self, inputs: PolicyInput) -> Float[Tensor, "b c 7"]:
+    def __call__(self, inputs: PolicyInput) -> Float[Tensor, "b c a"]:
         """As `Policy.act`.
 
         Raises:
@@ -141,7 +142,7 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
         if backbone.compute is not None:
             raise NotImplementedError("a mixture of precisions")
         backbone = backbone.inner
-    follows = action_head.chunk * ACTION_DIM - 1
+    follows = math.prod(action_head.shape) - 1
     model = backbone.language
 
     def start(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -178,7 +179,7 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
         for _ in range(follows):
             state = then(*state)
             tokens.append(state[0])
-        return bin_values(policy.bins, torch.stack(tokens, dim=1).unflatten(1, (-1, ACTION_DIM)))
+        return bin_values(policy.bins, torch.stack(tokens, dim=1).unflatten(1, action_head.shape))
 
     return act
 

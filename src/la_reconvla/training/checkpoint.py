@@ -22,7 +22,7 @@ from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, w
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C1, Condition
-from la_reconvla.contracts import PROPRIO_WIDTH, PolicyInput, Quality
+from la_reconvla.contracts import PolicyInput
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
@@ -34,6 +34,7 @@ from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.learned import unlearned
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
+from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
 from la_reconvla.storage import claim, read_json
 from la_reconvla.training.run_folders import CONFIG, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
@@ -41,7 +42,10 @@ from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, nam
 
 MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
-SAVED = (ActionBins, SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents)
+SAVED = (
+    *(ActionBins, ActionSpace, Inputs, Standard),
+    *(SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents),
+)
 """This package's own classes that a configuration is made of; others are registered, `la_reconvla.kinds.register`."""
 
 
@@ -62,6 +66,7 @@ class PolicyConfig:
         train_starts: ids of the initial states that were trained on.
         saliency_state_shape: shape of what the arm's saliency source learns from training frames, () for nothing.
         decoding: how actions come out, a key of `la_reconvla.method.variants.autoregressive.DECODINGS`.
+        inputs: what it is given of the robot's data, and how that is prepared.
     """
 
     condition: str
@@ -76,6 +81,7 @@ class PolicyConfig:
     train_starts: tuple[str, ...]
     saliency_state_shape: tuple[int, ...] = ()
     decoding: DecodingName = "parallel"
+    inputs: Inputs = LIBERO_INPUTS
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
@@ -98,11 +104,12 @@ class PolicyConfig:
         shown = samples.demonstrations
         return cls.of(
             condition,
-            bins=bins or ActionBins.from_quantiles(*samples.quantiles()),
+            bins=bins or ActionBins.from_quantiles(*samples.quantiles(), shown.space),
             quality=shown.quality,
             image_size=shown.image_size,
             data_hash=shown.hash,
             train_starts=shown.starts,
+            inputs=samples.inputs,
             **fields,
         )
 
@@ -136,7 +143,8 @@ class PolicyConfig:
         """
         policy = self.build()
         if (start := StartWeights.of(self.backbone)) is not None:
-            start.load_into(policy.backbone, policy.action_head)
+            acts = start.bins is not None and start.bins.space == self.bins.space
+            start.load_into(policy.backbone, policy.action_head if acts else None)  # else fresh: other actions
             if isinstance(policy.action_head, TokenHead):
                 policy.action_head.adopt(policy.backbone)
         elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:
@@ -295,10 +303,26 @@ def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
     """
     folder = find_run(run)
     config = PolicyConfig.load(folder)
-    policy = config.build()
     tensors, _ = load_tensors(folder / WEIGHTS)
+    policy = _rebuilt(config, folder / CONFIG)
     restore(policy, tensors, folder / WEIGHTS)
     return policy.eval(), config
+
+
+def _rebuilt(config: PolicyConfig, path: Path) -> Policy:
+    """The policy that a file describes.
+
+    Raises:
+        UserError: there is none such: a number in it is of another kind, or so large that no memory holds the policy.
+    """
+    try:
+        return config.build()
+    except UserError:
+        raise
+    except Exception as error:  # torch and transformers have classes of their own for a number that cannot be
+        raise UserError(
+            f"{path} describes no policy that can be built ({type(error).__name__}: {error}): restore or train it again"
+        ) from error
 
 
 def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
@@ -368,7 +392,7 @@ def dry_run(policy: Policy, given: BackboneConfig, instructions: Iterable[str]) 
     images = torch.zeros(len(distinct), 3, rows * patch, columns * patch, dtype=torch.uint8)
     device = next(policy.parameters()).device
     wrist = images if given.wrist else None
-    width = PROPRIO_WIDTH[given.proprio]
+    width = proprio_width(given.proprio)
     proprio = torch.zeros(len(distinct), width, device=device) if width else None
     training = policy.training
     policy.eval()  # checkpointing, which only training does, and a cache of keys exclude each other

@@ -29,9 +29,8 @@ from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.held_out import held_out_loss, save_looks
 from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
-from la_reconvla.training.options import ServiceName
 from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
-from la_reconvla.training.trackers import JsonLines, Service, TensorBoard, Tracker, require_service
+from la_reconvla.training.trackers import JsonLines, Service, ServiceName, TensorBoard, Tracker, require_service
 
 SCHEDULE, STATE = "train.json", "state/latest.safetensors"
 SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
@@ -180,7 +179,11 @@ def train(
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
         arm["annotation"] = samples.annotation
-    claim(folder / SCHEDULE, {**config.identity, **arm}, functools.partial(_with_defaults, config, condition))
+    names = [] if held_out is None else [e.name for e in held_out.demonstrations.episodes]
+    share = round(len(names) / (len(names) + len(samples.demonstrations.episodes)), 4)
+    kept_back = {"share": share, "episodes": names}
+    defaults = functools.partial(_with_defaults, config, condition)
+    claim(folder / SCHEDULE, {**config.identity, **arm}, defaults, held_out=kept_back)
     if (folder / WEIGHTS).exists():
         drop_state(folder)  # a kill may have come between the two
         return folder

@@ -20,6 +20,7 @@ from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins, ActionHead
+from la_reconvla.robot import ActionSpace
 from la_reconvla.training.tensors import file_hash, load_tensors, named_as
 
 T = TypeVar("T")
@@ -147,7 +148,8 @@ def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
 
 
 def bins_of(start: StartWeights | None, samples: Samples, spread: float = ActionBins.spread) -> ActionBins:
-    """The bins to train with: those of the start weights' actions, else between quantiles of the samples' actions.
+    """The bins to train with: those of the start weights' actions if the samples' are of their kind, else between
+    quantiles of the samples' actions.
 
     An action head means something over the bins that it was trained with only, so a training that starts from one keeps
     them.
@@ -157,14 +159,15 @@ def bins_of(start: StartWeights | None, samples: Samples, spread: float = Action
         samples: training samples.
         spread: standard deviation of the soft labels, in bins.
     """
-    if start is not None and start.bins is not None:
+    space = samples.demonstrations.space
+    if start is not None and start.bins is not None and start.bins.space == space:
         return replace(start.bins, spread=spread)
-    return ActionBins.from_quantiles(*samples.quantiles(), spread=spread)
+    return ActionBins.from_quantiles(*samples.quantiles(), space, spread=spread)
 
 
 def _value(raw: Mapping[str, Any], kind: type[T]) -> T:
     """What a file holds; the packaged ones are older than the names of classes in files."""
-    return kinds.from_json(kinds.named(raw, kind), (kind,))
+    return kinds.from_json(kinds.named(raw, kind), (kind, ActionSpace))
 
 
 def _file(name: str) -> Path:

@@ -85,7 +85,7 @@ class TrainedPolicy:
         """What it is to do from now on."""
         self._instruction = instruction
 
-    def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
+    def act(self, observation: Observation | None) -> Float[np.ndarray, "c a"]:
         """One chunk from one forward pass."""
         return self.actor(self._inputs(observation))[0].cpu().numpy()
 
@@ -98,15 +98,16 @@ class TrainedPolicy:
             raise ValueError("a trained policy needs an observation")
 
         size, kind = self.config.backbone.image_size, self.config.backbone.proprio
+        given = self.config.inputs
         device = self.specification.device
 
         def tensor(image: np.ndarray) -> torch.Tensor:
-            pixels = torch.from_numpy(resize(image[None], size)).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(resize(image[None], size, given.fit)).permute(0, 3, 1, 2)
             grey = self.config.blind or self.specification.view == "grey_image"
             return (torch.full_like(pixels, GREY) if grey else pixels).to(device)
 
         proprio = None
         if kind != "none" and observation.proprio is not None:
-            proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind)).to(device)
+            proprio = torch.from_numpy(proprio_view(observation.proprio[None], kind, given.standard)).to(device)
         wrist = None if observation.wrist is None or not self.config.backbone.wrist else tensor(observation.wrist)
         return PolicyInput(tensor(observation.image), [self._instruction], wrist, proprio)

@@ -1,12 +1,12 @@
-"""Actions as tokens, one after the other (RT-2, arXiv 2307.15818; OpenVLA, arXiv 2406.09246): a chunk is 7 c words.
+"""Actions as tokens, one after the other (RT-2, arXiv 2307.15818; OpenVLA, arXiv 2406.09246): a chunk is a c words.
 
 The bins are the last entries of the vocabulary, as in both papers; here they have a table of their own, which starts
 from those rows, so that a frozen or quantised vocabulary needs no gradient. It is input embedding and output weight
 alike, and decoding chooses among its entries only, greedily::
 
-    [ prefix ] [ query ] [ a_1 ] [ a_2 ] ... [ a_7c-1 ]        training: all positions at once, the true tokens as input
+    [ prefix ] [ query ] [ a_1 ] [ a_2 ] ... [ a_ac-1 ]        training: all positions at once, the true tokens as input
                   |        |       |             |
-                 a_1      a_2     a_3           a_7c           acting: each token is the input of the next position
+                 a_1      a_2     a_3           a_ac           acting: each token is the input of the next position
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from la_reconvla.contracts import ACTION_DIM, AttentionRows, Backbone, Features, PolicyInput
+from la_reconvla.contracts import AttentionRows, Backbone, Features, PolicyInput
 from la_reconvla.errors import UserError
-from la_reconvla.method.actions import GRIPPER, ActionBins, ActionHead
+from la_reconvla.method.actions import ActionBins, ActionHead
 
 Step = Callable[[Tensor], Tensor]
 """Puts one more token, an embedding [b d], behind a sequence and returns its final hidden state [b d]."""
@@ -67,19 +67,19 @@ class TokenHead(nn.Module):
 
     Args:
         backbone: whose vocabulary the table starts from.
-        count: bins.
+        bins: how actions become tokens.
         chunk: actions in a chunk.
 
     Raises:
         UserError: if the backbone cannot decode token by token.
     """
 
-    def __init__(self, backbone: Backbone, count: int, chunk: int):
+    def __init__(self, backbone: Backbone, bins: ActionBins, chunk: int):
         super().__init__()
-        self.count, self.chunk, width = count, chunk, backbone.width
+        self.count, self.shape, width = bins.count, (chunk, len(bins.space)), backbone.width
         self.from_instruction = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
-        self.table = nn.Parameter(torch.randn(count, width) / math.sqrt(width))
+        self.table = nn.Parameter(torch.randn(self.count, width) / math.sqrt(width))
         self.adopt(backbone)
 
     @torch.no_grad()
@@ -95,8 +95,8 @@ class TokenHead(nn.Module):
         if len(rows) > self.count:
             self.table.copy_(rows[-self.count :])
 
-    def teacher_forcing(self, bins: ActionBins, actions: Float[Tensor, "b c 7"]) -> Float[Tensor, "b s d"]:
-        """The embeddings of all tokens of the true chunk but the last, s = 7 c - 1.
+    def teacher_forcing(self, bins: ActionBins, actions: Float[Tensor, "b c a"]) -> Float[Tensor, "b s d"]:
+        """The embeddings of all tokens of the true chunk but the last, s = a c - 1.
 
         Steps past the end of an episode are tokens too, those of their padding; the loss leaves them out.
         """
@@ -108,35 +108,33 @@ class TokenHead(nn.Module):
 
     def forward(
         self, action_states: Float[Tensor, "b s d"], instruction_state: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b c 7 v"]:
-        """Logits in float32 of all tokens, from the states at the query and at every token but the last; s = 7 c."""
-        return self.next(action_states, instruction_state[:, None]).unflatten(1, (self.chunk, ACTION_DIM))
+    ) -> Float[Tensor, "b c a v"]:
+        """Logits in float32 of all tokens, from the states at the query and at every token but the last; s = a c."""
+        return self.next(action_states, instruction_state[:, None]).unflatten(1, self.shape)
 
     def next(self, states: Float[Tensor, "... d"], instruction_state: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         """Logits in float32 of the token that follows each state."""
         return (self.norm(states + self.from_instruction(instruction_state)) @ self.table.T).float()
 
-    def act(self, backbone: Any, bins: ActionBins, inputs: PolicyInput) -> Float[Tensor, "b c 7"]:
+    def act(self, backbone: Any, bins: ActionBins, inputs: PolicyInput) -> Float[Tensor, "b c a"]:
         """Greedy decoding. The prefix is computed once."""
         return bin_values(bins, self.decode(backbone, inputs))
 
-    def decode(self, backbone: Any, inputs: PolicyInput) -> Int64[Tensor, "b c 7"]:
+    def decode(self, backbone: Any, inputs: PolicyInput) -> Int64[Tensor, "b c a"]:
         """The likeliest token at each position, given those before it."""
         features, step = backbone.begin(inputs)
         state, tokens = features.action_states[:, -1], []
         while True:
             tokens.append(self.next(state, features.instruction_state).argmax(-1))
-            if len(tokens) == self.chunk * ACTION_DIM:
-                return torch.stack(tokens, dim=1).unflatten(1, (self.chunk, ACTION_DIM))
+            if len(tokens) == math.prod(self.shape):
+                return torch.stack(tokens, dim=1).unflatten(1, self.shape)
             state = step(self.embed(tokens[-1]))
 
 
-def bin_values(bins: ActionBins, tokens: Int64[Tensor, "... 7"]) -> Float[Tensor, "... 7"]:
-    """Centre of each bin in the environment's units; the gripper is exactly -1 (open) or 1 (closed)."""
-    dimensions = torch.arange(ACTION_DIM, device=tokens.device)
-    values = bins.centers(tokens.device)[dimensions, tokens]
-    gripper = torch.where(tokens[..., GRIPPER] >= bins.count // 2, 1.0, -1.0)
-    return torch.cat([values[..., :GRIPPER], gripper[..., None]], dim=-1)
+def bin_values(bins: ActionBins, tokens: Int64[Tensor, "... a"]) -> Float[Tensor, "... a"]:
+    """Centre of each bin in the robot's units; binary dimensions are exactly -1 or 1."""
+    dimensions = torch.arange(len(bins.space), device=tokens.device)
+    return bins.either(bins.centers(tokens.device)[dimensions, tokens], tokens >= bins.count // 2)
 
 
 class Decoding(Protocol):
@@ -165,12 +163,12 @@ class Parallel:
 
     def action_head(self, backbone: Backbone, bins: ActionBins, chunk: int) -> ActionHead:
         """See `Decoding`."""
-        return ActionHead(backbone.width, bins.count)
+        return ActionHead(backbone.width, bins)
 
 
 @dataclass(frozen=True)
 class Autoregressive:
-    """One query, behind which 7 c tokens follow, each given the ones before it."""
+    """One query, behind which a c tokens follow, each given the ones before it."""
 
     def given(self, config: Any) -> Any:
         """With one query."""
@@ -178,7 +176,7 @@ class Autoregressive:
 
     def action_head(self, backbone: Backbone, bins: ActionBins, chunk: int) -> TokenHead:
         """See `Decoding`."""
-        return TokenHead(backbone, bins.count, chunk)
+        return TokenHead(backbone, bins, chunk)
 
 
 DecodingName = Literal["parallel", "autoregressive"]
