@@ -85,10 +85,9 @@ def shapes(draw, rng, size):
 
 
 def types(draw, rng, size):
-    value = rng.choice(
-        [None, 1, "x", [1], {"a": 1}, np.zeros((size, size, 3)), np.full((size, size, 3), np.nan, np.float32)]
-    )
-    return pack({**honest(draw, size), rng.choice(["observation/image", "prompt"]): rng.choice([value, None])})
+    picture = rng.choice([None, 1, "x", [1], {"a": 1}, np.zeros((size, size, 3)), np.full((size, size, 3), np.nan)])
+    other = rng.choice([{"observation/image": picture}, {"prompt": rng.choice([None, 1, [1], {"a": 1}])}])
+    return pack({**honest(draw, size), **other})
 
 
 def objects(draw, rng, size):

@@ -203,6 +203,4 @@ def test_an_arm_from_outside_is_known_by_its_id_and_no_other_takes_it(monkeypatc
         conditions.add_condition(replace(mine, id="C4"))
     with pytest.raises(UserError, match="folder"):
         conditions.add_condition(replace(mine, id="../mine"))
-    with pytest.raises(UserError, match=r"str of 'other' is no MaskSource: derive it from la_reconvla.method.mask"):
-        conditions.add_condition(replace(mine, id="other", reconstruction=Reconstruction("middle")))  # pyright: ignore
     assert "mine" not in CONDITIONS

@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.method.mask import AttentionMask, MaskSource, RandomMask
+from la_reconvla.method.mask import AttentionMask, RandomMask
 from la_reconvla.method.reconstruction import Reconstruction, ReconstructorConfig
 from la_reconvla.method.saliency import SaliencySource
 from la_reconvla.method.variants.action_rows import ActionRows
@@ -141,18 +141,10 @@ def add_condition(arm: Condition) -> Condition:
     """Make an arm of yours known by its id, to studies, declarations and reports. Returns `arm`.
 
     Raises:
-        UserError: if the id is another arm's already, or cannot be the name of a folder, or its mask or saliency is no
-            source.
+        UserError: if the id is another arm's already, or cannot be the name of a folder.
     """
     if not re.fullmatch(r"\w[\w.-]*", arm.id):
         raise UserError(f"'{arm.id}' cannot name a folder: letters, digits, '.', '_' and '-' can")
-    extra = arm.reconstruction
-    for part, kind in ((extra and extra.mask, MaskSource), (extra and extra.saliency, SaliencySource)):
-        if part is not None and not isinstance(part, kind):
-            raise UserError(
-                f"{type(part).__name__} of '{arm.id}' is no {kind.__name__}: derive it from "
-                f"{kind.__module__}.{kind.__name__}, as a frozen dataclass"
-            )
     if CONDITIONS.setdefault(arm.id, arm) != arm:
         raise UserError(f"there is another arm '{arm.id}' already ({CONDITIONS[arm.id].name}): choose another id")
     return arm

@@ -18,6 +18,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_INPUTS
 from la_reconvla.serving import wire
 from la_reconvla.sim.env import ACTION_DIM, Env
+from la_reconvla.sim.policies import told
 from la_reconvla.sim.rollout import EnvSettings
 
 TOKEN = "LA_RECONVLA_TOKEN"  # environment variable with the server's token
@@ -129,10 +130,7 @@ class RemotePolicy:
 
     def reset(self, start: Start, env: Env) -> None:
         """Only the wrong-instruction floor looks at `start`, to know what not to say."""
-        self._instruction = start.instruction
-        if self.specification.view == "wrong_instruction":
-            swaps = {(task, true): wrong for task, true, wrong in self.specification.swaps}
-            self._instruction = swaps[start.task, start.instruction]
+        self._instruction = told(start, self.specification.view, self.specification.swaps)
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
         """One chunk, clipped to the environment's range as LIBERO's controller does.
