@@ -44,7 +44,7 @@ def _windows_in_qwen():
 def policy_of(name: str, decoding: str) -> Policy:
     inner = backbone(name, Given(chunk=1 if decoding == "autoregressive" else 2))
     with seeded(0, "head"):
-        policy = Policy(inner, BINS, action_head=TokenHead(inner, 256, 2)) if decoding == "autoregressive" else None
+        policy = Policy(inner, BINS, action_head=TokenHead(inner, BINS, 2)) if decoding == "autoregressive" else None
         policy = (policy or Policy(inner, BINS)).eval()
     torch.nn.init.normal_(policy.action_head.norm.weight, generator=generator(0, "norm"))
     return policy
