@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from la_reconvla import layout
-from la_reconvla.analysis.frames import HeldOut
+from la_reconvla.analysis.frames import FrameRecord, HeldOut
 from la_reconvla.data.boxes import Boxes, annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.saliency import MEAN
@@ -156,7 +157,7 @@ def _measure_cell(cell: Cell) -> None:
     own = cell.condition.saliency or MEAN
     indices = spread_indices(len(samples), config.frames)
     records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own, boxes=boxes)
-    views = {view: tuple(each) for view, each in records.items()}
+    views: dict[View, tuple[FrameRecord, ...]] = {view: tuple(each) for view, each in records.items()}
     found = HeldOut(file_hash(cell.folder / WEIGHTS), views, None if boxes is None else boxes.identity)
     write_held_out(cell.folder, found)
 
