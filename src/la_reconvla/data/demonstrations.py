@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,7 +121,36 @@ class Episode:
         Raises:
             UserError: the file has none.
         """
-        return self._turned(picture_key(camera))
+        return np.stack(list(self.stream(camera)))
+
+    def stream(self, camera: str, every: int = 1) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """One picture of a camera after the other, each `every`-th of those at `frame_steps`.
+
+        Raises:
+            UserError: the file has none.
+        """
+        return self.pictures_at(camera, range(0, len(self.frame_steps), every))
+
+    def pictures_at(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The pictures of a camera with these numbers, ascending, counted from 0.
+
+        Raises:
+            UserError: the file has none.
+        """
+        rows, columns = self.turn
+        return (np.ascontiguousarray(picture[::rows, ::columns]) for picture in self.stored(camera, numbers))
+
+    def stored(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The same, as they are stored.
+
+        Raises:
+            UserError: the file has none.
+        """
+        with opened(self.path) as file:
+            if (key := picture_key(camera)) not in (group := file["data"][self.demo]):
+                raise self.lacks(key)
+            for number in numbers:
+                yield group[key][number]
 
     def picture_size(self, camera: str) -> tuple[int, int]:
         """Rows and columns of a camera's pictures.
@@ -131,7 +160,7 @@ class Episode:
         """
         with opened(self.path) as file:
             if (key := picture_key(camera)) not in (group := file["data"][self.demo]):
-                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
+                raise self.lacks(key)
             return group[key].shape[1:3]
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
@@ -140,7 +169,8 @@ class Episode:
         Raises:
             UserError: the file has none, or one that uses a number without a name.
         """
-        maps = self._turned("instances/map")
+        rows, columns = self.turn
+        maps = np.ascontiguousarray(self._array("instances/map")[:, ::rows, ::columns])
         if maps.max() > len(self.instance_names):
             raise UserError(
                 f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
@@ -215,19 +245,19 @@ class Episode:
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
-                raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
+                raise self.lacks("init_state")
             return np.asarray(attributes["init_state"])
+
+    def lacks(self, key: str) -> UserError:
+        """What is raised where the episode was recorded without something."""
+        return UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
 
     def _array(self, key: str) -> np.ndarray:
         with opened(self.path) as file:
             group = file["data"][self.demo]
             if key not in group:
-                raise UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
+                raise self.lacks(key)
             return np.asarray(group[key][()])
-
-    def _turned(self, key: str) -> np.ndarray:
-        rows, columns = self.turn
-        return np.ascontiguousarray(self._array(key)[:, ::rows, ::columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,10 +326,9 @@ class Demonstrations:
                 f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
-            with opened(episode.path) as file:
-                frames = file["data"][episode.demo][picture_key(self.cameras[0])]
-                for index in (0, len(frames) // 2, len(frames) - 1):
-                    digest.update(frames[index].tobytes())
+            count = len(episode.frame_steps)
+            for picture in episode.stored(self.cameras[0], (0, count // 2, count - 1)):
+                digest.update(picture.tobytes())
         return digest.hexdigest()
 
     def divide(self, held_out: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:

@@ -179,15 +179,15 @@ class Samples:
             )
 
     def _pictures(self, camera: str) -> UInt8[torch.Tensor, "N 3 H W"]:
-        """Pictures of all samples, resized. Filled in place, so that they are never in memory twice."""
+        """Pictures of all samples, resized. Filled in place one by one, so that they are never in memory twice."""
         size = self.image_size
         result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
         done = 0
         for episode in self.demonstrations.episodes:
-            stored = episode.pictures(camera)
-            pictures = resize(stored[:: self.stride // episode.frame_stride], size, self.inputs.fit)
-            result[done : done + len(pictures)] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-            done += len(pictures)
+            for picture in episode.stream(camera, self.stride // episode.frame_stride):
+                resized = resize(picture[None], size, self.inputs.fit)
+                result[done] = torch.from_numpy(resized[0]).permute(2, 0, 1)
+                done += 1
         return result
 
     def _annotate(self, gaze: Annotator) -> None:
