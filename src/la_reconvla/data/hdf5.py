@@ -1,4 +1,7 @@
-"""Reads LIBERO's demonstration files and ours, and refuses damaged ones; the layout: `la_reconvla.data.hdf5_layout`."""
+"""Opens folders of demonstrations; reads LIBERO's files and ours, and refuses damaged ones.
+
+The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reconvla.data.lerobot`.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,8 @@ from la_reconvla.data.hdf5_layout import (
     opened,
     picture_key,
 )
+from la_reconvla.data.lerobot import read_folder
+from la_reconvla.data.lerobot_layout import INFO, is_lerobot
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
@@ -37,7 +42,7 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
     """All demonstrations in a folder, ordered by task and episode.
 
     Args:
-        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's.
+        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset.
         tasks: names of the tasks wanted, or (our files only) their indices; all by default.
 
     Raises:
@@ -45,7 +50,10 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
             files of different render quality, picture size or frame stride.
     """
     folder = Path(folder)
-    episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
+    if is_lerobot(folder):
+        episodes: list[Episode] = read_folder(folder)
+    else:
+        episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
     episodes = episodes if tasks is None else _of_tasks(episodes, tasks)
     return same_kind(episodes, str(folder))
 
@@ -266,10 +274,11 @@ def _find_files(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.glob(f"*{DEMO_SUFFIX}") if not p.name.startswith(TEMPORARY))
     if files:
         return files
-    if (folder / "meta" / "info.json").exists():
-        raise UserError(f"{folder} is a LeRobotDataset; this reader takes LIBERO's HDF5 files (*{DEMO_SUFFIX})")
     others = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-    raise UserError(f"{folder}: no *{DEMO_SUFFIX} file there, found {others}; give the folder that holds them")
+    raise UserError(
+        f"{folder}: no *{DEMO_SUFFIX} file there and no {INFO} of a LeRobotDataset, found {others}; give the "
+        "folder that holds them"
+    )
 
 
 def _of_tasks(episodes: Sequence[Episode], tasks: Sequence[str | int]) -> list[Episode]:

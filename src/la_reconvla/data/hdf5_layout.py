@@ -33,7 +33,8 @@ where the expert took over.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def _require_file(path: Path) -> None:
 def picture_key(camera: str) -> str:
     """Where an episode keeps a camera's pictures."""
     return f"obs/{camera}_rgb"
+
+
+def file_names(instructions: Iterable[str]) -> dict[str, str]:
+    """A task's name, which is that of its file too, for each instruction."""
+    result: dict[str, str] = {}
+    for text in dict.fromkeys(instructions):
+        name = re.sub(r"\W+", "_", text.lower()).strip("_")[:80] or "task"
+        result[text] = name if name not in result.values() else f"{name}_{len(result)}"
+    return result
 
 
 def episode_groups(data: Any) -> list[str]:

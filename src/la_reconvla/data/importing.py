@@ -239,7 +239,7 @@ def _pictures(folder: Path, camera: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]
 def _write(out: Path, sources: list[Source], cameras: tuple[str, ...], about: dict[str, Any]) -> int:
     """All files; how many there are."""
     of_file: dict[str, list[Path]] = {}
-    tasks = _task_names(sources)
+    tasks = names.file_names(source.instruction for source in sources)
     with progress("Importing", total=len(sources), unit="episodes") as bar:
         for number, source in enumerate(sources):
             task = tasks[source.instruction]
@@ -254,15 +254,6 @@ def _write(out: Path, sources: list[Source], cameras: tuple[str, ...], about: di
             merge_files(shards, path)
     shutil.rmtree(out / names.SHARDS, ignore_errors=True)
     return len(of_file)
-
-
-def _task_names(sources: list[Source]) -> dict[str, str]:
-    """A file's name for each instruction."""
-    result: dict[str, str] = {}
-    for text in dict.fromkeys(source.instruction for source in sources):
-        name = re.sub(r"\W+", "_", text.lower()).strip("_")[:80] or "task"
-        result[text] = name if name not in result.values() else f"{name}_{len(result)}"
-    return result
 
 
 def _write_shard(path: Path, source: Source, cameras: tuple[str, ...], about: dict[str, Any]) -> None:
