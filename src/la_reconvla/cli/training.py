@@ -23,7 +23,7 @@ def train(
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
     Args:
-        demonstrations: folder with *_demo.hdf5 files.
+        demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
         out: run folder; a killed run goes on in it.
         policy: what is trained, where it is not to be as the preset says.
         training: how it is trained, where that is not to be as the preset says.

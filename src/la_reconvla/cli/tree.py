@@ -45,6 +45,7 @@ TREE: Mapping[str, Branch | Command] = {
             "collect": data.collect,
             "import": data.import_episodes,
             "check": data.check,
+            "convert": data.convert,
             "boxes": data.boxes,
             "scenes": data.scenes,
         },

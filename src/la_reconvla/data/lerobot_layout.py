@@ -25,7 +25,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from la_reconvla.errors import UserError, install_command
 
@@ -36,6 +36,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_A_CHUNK = 1000
 ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
+PictureKind = Literal["png", "av1", "h264"]  # how pictures are written: exactly, or as a video
 AGAIN = "download or convert the dataset again"
 # What pyarrow, PyAV, Pillow and numpy raise where a damaged file gives another place, size or kind of something.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
