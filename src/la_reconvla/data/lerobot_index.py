@@ -154,8 +154,8 @@ def _require_videos(places: Sequence[tuple[Path, Any]], listed: Sequence[dict[st
     for (_, videos), one in zip(places, listed, strict=True):
         for path, since in videos.values():
             until[path] = max(until.get(path, 0), since + (one["length"] - 1) / rate)
-    av = needed("av") if until else None
     for path, last in until.items():
+        av = needed("av")
         try:
             with reading(path), av.open(str(path)) as container:
                 stream = container.streams.video[0]

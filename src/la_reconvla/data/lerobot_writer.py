@@ -226,7 +226,8 @@ class _Rows:
     """The files of rows; an episode is a row group, so that it is read alone."""
 
     def __init__(self, writer: LeRobotWriter) -> None:
-        self.writer, self.open = writer, None
+        self.writer = writer
+        self.open: Any = None
         self.files = _Files(DATA_PATH, writer.contents.data_mb)
 
     def add(
@@ -261,7 +262,8 @@ class _Video:
 
     def __init__(self, writer: LeRobotWriter, key: str, size: tuple[int, int]) -> None:
         self.writer, self.key, self.size = writer, key, size
-        self.files, self.open, self.count = _Files(VIDEO_PATH, writer.contents.video_mb), None, 0
+        self.files, self.count = _Files(VIDEO_PATH, writer.contents.video_mb), 0
+        self.open: Any = None
         self.av = needed("av")
         os.environ.setdefault("SVT_LOG", "1")  # errors only: it writes a page about each file otherwise
 
