@@ -219,6 +219,7 @@ VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
         ("meta/info.json", lambda p: p.write_text("{"), "not valid JSON"),
         ("meta/info.json", lambda p: edited(p, lambda i: i.update(codebase_version="v2.0")), "version is v2.0"),
         ("meta/info.json", lambda p: edited(p, lambda i: i.update(fps=0)), "fps"),
+        ("meta/info.json", lambda p: edited(p, lambda i: i["features"]["action"].update(shape=7)), "shape 7"),
         ("meta/info.json", lambda p: edited(p, lambda i: i.update(total_episodes=9)), "not complete"),
         ("meta/info.json", lambda p: edited(p, lambda i: i["features"].pop("action")), "no column 'action'"),
         ("meta/info.json", lambda p: edited(p, lambda i: i["features"]["action"].update(shape=[6])), "not 6 numbers"),
@@ -261,6 +262,12 @@ def test_a_damaged_picture_is_refused_when_it_is_read(images: Path) -> None:
     opened.episodes[0].frames()
     with pytest.raises(UserError, match=r"file-000.parquet: truncated or damaged"):
         opened.episodes[1].frames()
+
+
+def test_without_the_extra_the_command_that_installs_it_is_named(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(UserError, match=r"pip install .*\[datasets\]"):
+        open_demonstrations(GOLDEN / "images")
 
 
 def test_what_the_format_does_not_have_is_said() -> None:

@@ -208,8 +208,12 @@ def _info(folder: Path) -> dict[str, Any]:
     for name, kind in wanted.items():
         if not isinstance(info.get(name), kind):
             raise UserError(f"{path}: '{name}' is {info.get(name)!r}; {AGAIN}")
-    if not info["fps"] > 0 or not all(isinstance(f, dict) and f.get("shape") for f in info["features"].values()):
-        raise UserError(f"{path}: fps is not above 0, or a feature has no shape; {AGAIN}")
+    if not 0 < info["fps"] < float("inf"):
+        raise UserError(f"{path}: fps is {info['fps']}, not above 0; {AGAIN}")
+    for name, feature in info["features"].items():
+        shape = feature.get("shape") if isinstance(feature, dict) else None
+        if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+            raise UserError(f"{path}: the feature '{name}' has the shape {shape}, not numbers from 1; {AGAIN}")
     return info
 
 
@@ -229,8 +233,8 @@ def _ours(folder: Path) -> dict[str, Any]:
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
-    about = feature.get("info") or feature.get("video_info") or {}
-    return bool(about.get("is_depth_map") or about.get("video.is_depth_map"))
+    about = feature.get("info") or feature.get("video_info")
+    return isinstance(about, dict) and any(about.get(name) for name in ("is_depth_map", "video.is_depth_map"))
 
 
 def _size(folder: Path, key: str, feature: dict[str, Any]) -> tuple[int, int]:
