@@ -25,6 +25,9 @@ from la_reconvla.errors import UserError
 TEMPORARY = ".tmp-"
 """Prefix of unfinished files. A killed process leaves them behind; nothing reads them, `locked` removes them."""
 
+LOCK = ".lock"
+"""Name of the file by which `locked` holds a folder."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
@@ -187,7 +190,7 @@ def locked(folder: Path | str) -> Iterator[None]:
     folder = Path(folder)
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / LOCK).open("w")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

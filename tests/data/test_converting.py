@@ -258,6 +258,10 @@ def test_what_cannot_be_is_refused_before_anything_is_written(own: Path, tmp_pat
     (tmp_path / "taken").mkdir()
     with pytest.raises(UserError, match="there already"):
         convert(own, tmp_path / "taken")
+    (tmp_path / "mine.part/kept").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine.part is in the way"):
+        convert(own, tmp_path / "mine")
+    assert (tmp_path / "mine.part/kept").exists()
     with pytest.raises(UserError, match="leave --pictures out"):
         convert(GOLDEN / "images", there, "av1")
     with pytest.raises(UserError, match="holds other demonstrations"):

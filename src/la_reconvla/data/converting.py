@@ -21,7 +21,7 @@ from la_reconvla.data.lerobot_layout import ACTION, INFO, STATE, PictureKind, is
 from la_reconvla.data.lerobot_writer import ENCODERS, OWN, Contents, LeRobotWriter
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
-from la_reconvla.storage import claim, explain_disk_errors, locked, read_json
+from la_reconvla.storage import LOCK, claim, explain_disk_errors, locked, read_json
 
 CLAIM = "convert.json"
 LIBERO_STATE = ("x", "y", "z", "rx", "ry", "rz", "finger 1", "finger 2")
@@ -75,6 +75,8 @@ def _to_lerobot(source: Path, target: Path, pictures: PictureKind) -> list[str]:
         "libero_state": states is not None and opened.state_width is None,
     }
     part = target.with_name(f"{target.name}.part")
+    if part.exists() and not (part / LOCK).exists():
+        raise UserError(f"{part} is in the way: move it, or choose another folder than {target}")
     with locked(part), explain_disk_errors(target):
         for left in (path for path in part.iterdir() if path.is_dir()):  # by a process that was killed
             shutil.rmtree(left)
@@ -85,7 +87,7 @@ def _to_lerobot(source: Path, target: Path, pictures: PictureKind) -> list[str]:
                 writer.add(episode.instruction, episode.actions, state, _held(episode))
                 bar.advance(note=episode.name)
         writer.finish(ours)
-        (part / ".lock").unlink()
+        (part / LOCK).unlink()
         part.replace(target)
     return [*lines, *_lost_to_lerobot(opened, pictures), _written(target, opened)]
 
@@ -223,4 +225,5 @@ def _lost_to_hdf5(source: Path, opened: Demonstrations) -> list[str]:
 
 def _written(target: Path, opened: Demonstrations) -> str:
     steps = sum(len(episode.actions) for episode in opened.episodes)
-    return f"{target}: {len(opened.episodes)} episodes, {steps} steps, {len(opened.tasks)} instructions"
+    told = {episode.instruction for episode in opened.episodes}
+    return f"{target}: {len(opened.episodes)} episodes, {steps} steps, {len(told)} instructions"
