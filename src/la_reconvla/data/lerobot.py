@@ -27,7 +27,7 @@ from la_reconvla.storage import read_json
 FAR = 32  # pictures of a video; what lies further ahead is sought, not decoded through
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LeRobotEpisode(Episode):
     """An episode of a LeRobotDataset.
 
@@ -37,9 +37,9 @@ class LeRobotEpisode(Episode):
         sizes: rows and columns of their pictures.
     """
 
-    row: Row = None  # pyright: ignore[reportAssignmentType] (a field after fields with defaults)
-    keys: tuple[str, ...] = ()
-    sizes: tuple[tuple[int, int], ...] = ()
+    row: Row
+    keys: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
 
     def stored(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """See `Episode`.
