@@ -76,7 +76,7 @@ class Args:
     Attributes:
         cases: names of the cases.
         rounds: steps of each way; the first round is not counted.
-        batch: samples a step.
+        batch: samples per step.
         threads: of PyTorch.
         memory: only measure one case and way (``case:way``) in this process; used by the benchmark itself.
     """
@@ -239,7 +239,7 @@ def measure(case: str, args: Args) -> dict[str, Any]:
     }
     for way in WAYS:
         command = [sys.executable, __file__, "--memory", f"{case}:{way}", "--batch", str(args.batch)]
-        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        out = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
         found[way] |= json.loads(out.splitlines()[-1])
     return {"ways": found, "saliency_apart": apart, "saliency_highest": seen}
 

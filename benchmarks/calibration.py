@@ -30,7 +30,7 @@ from la_reconvla.text_table import TextTable
 STUDIES = 2000  # simulated ones a row: a share of 5 % is known to 0.5 points (one standard error), one of 95 % too
 REPLICATES = 1000
 INTERVALS: tuple[Literal["wilson", "clopper_pearson"], ...] = ("wilson", "clopper_pearson")
-DESIGNS = ((1, 20), (1, 33), (3, 20), (3, 50), (5, 20), (5, 50))  # seeds, episodes a task
+DESIGNS = ((1, 20), (1, 33), (3, 20), (3, 50), (5, 20), (5, 50))  # seeds, episodes per task
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def tables(studies: int = STUDIES) -> Iterator[TextTable]:
     )
     yield TextTable(
         "Twenty points planted, from 40 to 60 %",
-        ("seeds", "episodes an arm", "power promised", "found"),
+        ("seeds", "episodes per arm", "power promised", "found"),
         [
             (
                 str(s),

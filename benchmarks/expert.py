@@ -4,7 +4,7 @@
     python benchmarks/expert.py --tasks 0 1 2 --placement wide --states 0-29 --out wide.jsonl
     python benchmarks/expert.py --tasks 0 1 2 --placement wide --states 0-29 --replay --out replay.jsonl
 
-One line an episode goes to the file of `--out`; run again, the same command does only what is missing there. With
+One line per episode goes to the file of `--out`; run again, the same command does only what is missing there. With
 `--replay` a start is answered with the actions that the expert took from a training start of the same task and target,
 in turn one of `DEMONSTRATIONS`: what it still solves needs neither image nor words.
 """

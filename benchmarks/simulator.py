@@ -3,7 +3,7 @@
 Compared in one process, a block of each in turn, so that whatever else the machine does falls on all alike:
 
     plain     LIBERO's own OffScreenRenderEnv.step, two cameras drawn in every step
-    official  LiberoEnv, chunks of 8 steps, one camera drawn once a chunk, drawn as LIBERO does
+    official  LiberoEnv, chunks of 8 steps, one camera drawn once per chunk, drawn as LIBERO does
     fast      the same without reflections, shadows and multisampling
 
 Prints a table and, as the last line, the same numbers as JSON. An episode is a reset with its settling steps and 110

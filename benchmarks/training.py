@@ -1,8 +1,8 @@
 """How fast do the arms train on this machine? Run: python benchmarks/training.py --sizes small --rounds 20
 
-All arms of a preset take turns, one step each, in an order that changes, so that what else the machine does falls on
-all alike. Prints a table and a line of JSON a row: samples a second by the clock, median and 5th to 95th percentile;
-milliseconds of CPU a step, which other programs disturb less; how long a step is beside one of the first arm, and
+All arms of a preset take turns, one step each, in a changing order, so that other load falls on all alike. Prints a
+table and a line of JSON per row: samples per second by the clock, median and 5th to 95th percentile; milliseconds of
+CPU per step, which other programs disturb less; how long a step is beside one of the first arm, and
 beside one of the same arm here. Beside this package (here) there is, if asked for,
 
 - another checkout of it, with ``--other PATH``; its losses must be equal to 1e-4;
@@ -81,7 +81,7 @@ class Worker:
             [sys.executable, __file__, "--serve", json.dumps(asdict(self))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env={**os.environ, **own},
         )
 

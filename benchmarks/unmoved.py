@@ -56,7 +56,7 @@ def decided(folder: Path) -> dict[str, Any]:
             tensors, _ = load_tensors(path)
             found |= {f"{name}/{key}": [list(t.shape), _hash(t)] for key, t in sorted(tensors.items())}
         elif path.name in ("results.json", "held_out.json"):
-            found |= dict(numbers(json.loads(path.read_text()), name))
+            found |= dict(numbers(json.loads(path.read_text(encoding="utf-8")), name))
         elif path.name == "episodes.jsonl":
             records = sorted(read_episodes(path.parent), key=lambda record: record.start.id)
             found |= dict(numbers([record.to_json() for record in records], name))
@@ -108,10 +108,10 @@ def main() -> None:
             subprocess.run([sys.executable, "-c", command, *arguments], check=True)
         found = decided(Path(folder))
     if options.out:
-        options.out.write_text(json.dumps(found, indent=0, sort_keys=True))
+        options.out.write_text(json.dumps(found, indent=0, sort_keys=True), encoding="utf-8")
     print(f"{len(found)} things were decided")
     if options.against:
-        before = json.loads(options.against.read_text())
+        before = json.loads(options.against.read_text(encoding="utf-8"))
         lines = list(differing(before, json.loads(json.dumps(found)), options.renamed))
         print(*(line[:2000] for line in lines[:40]), f"{len(lines)} differ", sep="\n")
         raise SystemExit(bool(lines))

@@ -92,7 +92,7 @@ def test_nothing_of_a_masked_token_is_read_and_the_visible_ones_learn():
 @pytest.mark.parametrize("shape", [(B, T, N), (B, 2, T, N), (B, 3, 2, T, N)], ids=len)
 def test_layers_and_heads_may_be_any_number(shape):
     tokens, images, _, words = given()
-    attention = torch.rand(shape).requires_grad_()
+    attention = torch.rand(shape).softmax(-1).requires_grad_()
     scores = module()(tokens, images, attention, words).scores
     per_token = attention.detach().numpy().reshape(B, -1, T, N).mean(1)
     expected = [per_token[i][words[i].numpy()].mean(0) for i in range(B)]
@@ -203,6 +203,9 @@ def test_unit_pictures_under_another_coding_are_warned_of(pixels):
         (lambda t, i, a, w: (t, i, a.mT, w), "columns of patches"),
         (lambda t, i, a, w: (t, i, a[:, 0, 0, :-1], w), "scores"),
         (lambda t, i, a, w: (t, i), "RandomMask"),
+        (lambda t, i, a, w: (t, i, torch.stack([a, a, a]), w), r"torch\.stack\(layers, 1\)"),
+        (lambda t, i, a, w: (t, i, a.log(), w), "after the softmax"),
+        (lambda t, i, a, w: (t, i, a * 5, w), "after the softmax"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_repair(change, says):

@@ -73,6 +73,61 @@ def test_what_is_looked_for_would_be_found(line: str) -> None:
     assert any(re.search(pattern, line) for pattern in FORBIDDEN.values())
 
 
+def opened_by_locale(source: str) -> list[int]:
+    """Lines of Python code on which text is read or written without saying in which encoding."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name | ast.Attribute):
+            continue
+        method = isinstance(call.func, ast.Attribute)
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+        owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+        given = {word.arg: word.value for word in call.keywords}
+        if name == "open" and owner not in ("os", "Image", "webbrowser"):
+            place = 0 if method and owner not in ("io", "gzip") else 1
+            mode = given.get("mode", call.args[place] if len(call.args) > place else None)
+            text = not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+        else:
+            decoded = [given.get(word) for word in ("text", "universal_newlines")]
+            text = name in ("read_text", "write_text") or any(isinstance(v, ast.Constant) and v.value for v in decoded)
+        if text and "encoding" not in given:
+            found.append(call.lineno)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["src", "scripts", "benchmarks", "examples"])
+def test_text_is_utf8_whatever_the_locale(folder: str) -> None:
+    sources = sorted((ROOT / folder).rglob("*.py"))
+    assert sources
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sources
+        for line in opened_by_locale(path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "say encoding='utf-8', or use bytes"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("path.read_text()", True),
+        ("path.write_text('x')", True),
+        ("open(path)", True),
+        ("open(path, 'w')", True),
+        ("path.open('a')", True),
+        ("subprocess.run(x, text=True)", True),
+        ("path.read_text(encoding='utf-8')", False),
+        ("open(path, 'rb')", False),
+        ("path.open('wb')", False),
+        ("os.open(path, 0)", False),
+        ("encode(text=words)", False),
+        ("subprocess.run(x, encoding='utf-8')", False),
+    ],
+)
+def test_what_goes_by_the_locale_would_be_found(line: str, found: bool) -> None:
+    assert bool(opened_by_locale(line)) is found
+
+
 EXTRAS = sorted({extra for path in SOURCES for extra in re.findall(r'install_command\("(\w+)"', path.read_text())})
 
 

@@ -35,6 +35,7 @@ from la_reconvla.storage import (
     require_free_space,
     write_json,
 )
+from la_reconvla.typed_json import parse
 
 RECORDS = st.lists(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.booleans()), max_size=6)
 
@@ -298,3 +299,33 @@ def test_a_log_has_one_line_with_separators() -> None:
     with progress("Training", total=2, unit="steps", console=Console(file=text, width=40)) as bar:
         bar.advance(2, note="C4")
     assert re.fullmatch(r"Training: 2/2, 0 s left, [\d.]+ steps/s; C4\n", text.getvalue())
+
+
+def test_a_log_leaves_out_a_note_that_does_not_fit() -> None:
+    text = io.StringIO()
+    with progress("Training", total=2, unit="steps", console=Console(file=text, width=40)) as bar:
+        bar.advance(2, note="x" * 60)
+    assert re.fullmatch(r"Training: 2/2, 0 s left, [\d.]+ steps/s\n", text.getvalue())
+
+
+def test_json_that_no_parser_can_follow_is_refused(tmp_path: Path) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    (tmp_path / "a.json").write_text(deep)
+    (tmp_path / "a.jsonl").write_text(f"1\n{deep}\n")
+    with pytest.raises(UserError, match="nested too deeply"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        read_jsonl(tmp_path / "a.jsonl")
+    for read in (read_json, read_jsonl):
+        with pytest.raises(UserError, match="cannot be read"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 400])
+def test_numbers_that_json_does_not_have_are_refused(number: str) -> None:
+    with pytest.raises(UserError, match="x is no finite number"):
+        parse(float, json.loads(number), "x")
+
+
+def test_a_message_can_always_be_printed() -> None:
+    assert str(UserError("no task \ud800 é")).encode() == "no task \\ud800 é".encode()

@@ -157,7 +157,7 @@ def condition(id: str) -> Condition:
         UserError: if there is none, with near misses.
     """
     if id not in CONDITIONS:
-        raise unknown("condition", id, CONDITIONS)
+        raise UserError(f"{unknown('condition', id, CONDITIONS)} An arm of your own comes by --import MODULE")
     return CONDITIONS[id]
 
 

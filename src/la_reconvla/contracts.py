@@ -24,7 +24,7 @@ Channel = Literal["language", "image_self_attention"]  # where an attention map 
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What the cameras and joints say now. Images are upright in LIBERO's public convention (turned by 180 degrees)."""
+    """Current cameras and joints. Images are upright in LIBERO's public convention (turned by 180 degrees)."""
 
     image: UInt8[np.ndarray, "H W 3"]
     instruction: str
@@ -139,7 +139,7 @@ class Backbone(Protocol):
 class Reconstructor(Protocol):
     """A training-only reconstruction head: it predicts what is under the mask, or without one a picture of its own.
 
-    `target` is what it predicts of pictures, patch by patch, `target_width` how many numbers a patch.
+    `target` is what it predicts of pictures, patch by patch, `target_width` how many numbers per patch.
     """
 
     @property

@@ -38,7 +38,7 @@ def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, " n"]
 
     Args:
         image: uint8 picture.
-        saliency: one score a patch, row by row; only their proportions matter.
+        saliency: one score per patch, row by row; only their proportions matter.
         grid: rows and columns of patches.
 
     Returns:
@@ -86,7 +86,7 @@ def edged(
 
 
 def small_png(image: UInt8[np.ndarray, "H W 3"], side: int, colours: int = 96) -> bytes:
-    """`image` as a PNG of few colours and at most `side` pixels a side: hundreds of them fit into one page."""
+    """`image` as a PNG of few colours and at most `side` pixels per side: hundreds of them fit into one page."""
     picture = Image.fromarray(image)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -134,7 +134,7 @@ def head_grid(
 ) -> bytes:
     """Attention maps of every head on one image, as PNG; rows are layers, columns their mean and then each head.
 
-    Each map has its scale: heads differ in how much they look at the image at all, which the titles say.
+    Each map has its scale: heads differ in how much they attend to the image at all; the titles give it.
 
     Args:
         image: the frame.
@@ -158,7 +158,7 @@ def crop_strip(
     predictions: UInt8[np.ndarray, "f H W 3"],
     instructions: Sequence[str],
 ) -> bytes:
-    """What the policy saw, the crop that the head had to draw, and what it drew, one frame a row, as PNG."""
+    """What the policy saw, the crop that the head had to draw, and what it drew, one frame per row, as PNG."""
     titles = "original", "crop", "drawn from noise"
     rows = [list(zip(titles, shown, strict=True)) for shown in zip(images, crops, predictions, strict=True)]
     return _strip(rows, instructions)
@@ -263,7 +263,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
             for picture in pictures:
                 writer.send(picture)
             writer.close()
-        except OSError as error:  # ffmpeg has died; a broken pipe does not say of what
+        except OSError as error:  # ffmpeg has died; a broken pipe does not tell why
             raise UserError(f"{path}: the video could not be written ({error}); is the disk full?") from error
         if imageio_ffmpeg.count_frames_and_secs(str(temporary))[0] != len(pictures):
             raise UserError(f"{path}: the video was cut short; is the disk full?")

@@ -1,4 +1,4 @@
-"""Errors whose message says what is wrong and what to do. The command line prints them without a traceback."""
+"""Errors whose message tells what is wrong and what to do. The command line prints them without a traceback."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ SHOWN = 30  # names that a message lists at most
 
 
 class UserError(Exception):
-    """Something that the user can put right. The message says how."""
+    """An error that the user can fix. The message tells how.
+
+    Characters that no terminal takes, of names in damaged files, are shown by their number.
+    """
+
+    def __init__(self, *words: str):
+        super().__init__(*(word.encode("utf-8", "backslashreplace").decode() for word in words))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """`UserError` for an unknown name: the nearest names, or, where none is near, what there is.
 
     Args:
-        kind: what the name stands for, for example ``condition``.
+        kind: what the name denotes, for example ``condition``.
         name: what was given.
         known: all names that would have been accepted.
     """

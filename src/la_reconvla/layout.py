@@ -1,6 +1,6 @@
 """Names of the files and folders that studies and evaluations leave behind, and the version of what is in them.
 
-What they hold: ``docs/conventions.md``. Names that one file alone writes and reads stand there.
+What they hold: ``docs/conventions.md``. Names that a single module writes and reads are in that module.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class MaskedReconstruction(nn.Module):
         Args:
             patch_tokens: your model's states of the image patches, row by row, *after* they have met the words
                 (`language_reaches_patches` tells); any floating dtype.
-            images: [b 3 H W], RGB, coded as `pixels` says.
+            images: [b 3 H W], RGB, coded as in `pixels`.
             attention: weights that t text tokens pay to the n patches, float [b ... t n] with layers and heads between
                 in any number; or your own scores, float [b n]. A random mask needs neither. The batch comes first:
                 stack layers by torch.stack(layers, 1), since [l b h t n] is not told apart where l = b. Take layers
@@ -166,7 +166,7 @@ class MaskedReconstruction(nn.Module):
         if self.pixels == "uint8":
             if images.dtype != torch.uint8 or high == 1:
                 raise UserError(
-                    f"images are {images.dtype} in [{low:.3g}, {high:.3g}], not uint8 in [0, 255]: say how they are "
+                    f"images are {images.dtype} in [{low:.3g}, {high:.3g}], not uint8 in [0, 255]: tell how they are "
                     f"coded, MaskedReconstruction(..., pixels='unit'), or {', '.join(list(CONVENTIONS)[1:])}"
                 )
             return images
@@ -182,7 +182,7 @@ class MaskedReconstruction(nn.Module):
         if self.pixels != "unit" and low >= 0 and high <= 1:
             self._warn(
                 f"images in [0, 1] look like 'unit' and are read as '{self.pixels}', which makes dark pixels grey: "
-                "say pixels='unit', unless your pictures are that bright"
+                "pass pixels='unit', unless your pictures are that bright"
             )
         return (unit * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -212,7 +212,17 @@ class MaskedReconstruction(nn.Module):
             raise UserError("give word_mask, bool [b t]: True for the words of the instruction, False for padding")
         wanted = (b, word_mask.shape[1], n)
         shape = f"attention must be [b ... t n] with b, t, n = {b}, {wanted[1]}, {n}: rows of words, columns of patches"
-        _fits(attention, wanted, shape, (0, -2, -1))
+        layers = (
+            "; layers come after the batch, torch.stack(layers, 1)"
+            if attention.dim() == 5 and attention.shape[1] == b
+            else ""
+        )
+        _fits(attention, wanted, shape + layers, (0, -2, -1))
+        if attention.min() < 0 or attention.sum(-1).max() > 1 + TOLERANCE:
+            raise UserError(
+                "the attention is no softmax: its rows have negative weights or add up to more than 1. Pass the "
+                "weights after the softmax, or scores of your own, [b n]"
+            )
         if empty := [number for number, any in enumerate(word_mask.any(1).tolist()) if not any]:
             raise UserError(f"word_mask is empty in samples {empty[:8]}: a mask made of no word would be made of NaN")
         if torch.is_grad_enabled() and not attention.requires_grad and self.mask.needs_attention:
@@ -224,7 +234,7 @@ class MaskedReconstruction(nn.Module):
         return saliency(attention.reshape(b, -1, 1, *wanted[1:]), word_mask)
 
     def _warn(self, reason: str) -> None:
-        """Have `forward` say it, once."""
+        """Make `forward` warn once."""
         if reason not in self._warned:
             self._warned.add(reason)
             self._warnings.append(reason)

@@ -52,7 +52,7 @@ def worker_pool(
 
 @contextlib.contextmanager
 def explain_death(kind: str) -> Iterator[None]:
-    """Around what waits for workers; `kind` says what they do.
+    """Explains the death of a worker; `kind` names their work.
 
     Raises:
         UserError: a worker was ended from outside.
@@ -85,8 +85,8 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees, where the C library is glibc; with another, nothing happens.
 
     A training step on a CPU makes and drops the same large tensors again and again. By default glibc hands them back to
-    the system, which then empties and maps each page anew: 2300 page faults a step of `quick`, now 30, and 6 to 9 % of
-    the time.
+    the system, which then empties and maps each page anew: 2300 page faults per step of `quick`, now 30, and 6 to
+    9 % of the time.
     """
     with contextlib.suppress(OSError, AttributeError):  # no such library, or one without this function
         library = ctypes.CDLL(None)

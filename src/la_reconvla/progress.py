@@ -27,6 +27,7 @@ from rich.text import Text
 
 LINE_EVERY = 20.0  # seconds between lines where there is no terminal
 BAR = 10  # columns: the numbers matter more
+LINE = 80  # columns of a line where there is no terminal; the note is left out where it does not fit
 LONGEST_NOTE = 60  # characters; a message must stay below the 512 bytes that POSIX writes to a pipe in one piece
 _END = b""
 _after: float | None = None  # seconds of what follows, see `followed_by`
@@ -83,8 +84,9 @@ class Bar:
             now = time.monotonic()
             if not self._console.is_terminal and (now - self._line_at >= LINE_EVERY or self._done >= self._total):
                 self._line_at = now
-                said = "; ".join(filter(None, (self.pace(), self._note)))
-                self._console.print(f"{self._title}: {self._done:g}/{self._total:g}, {said}", soft_wrap=True)
+                said = f"{self._title}: {self._done:g}/{self._total:g}, {self.pace()}"
+                noted = f"{said}; {self._note}" if self._note else said
+                self._console.print(noted if len(noted) <= LINE else said, soft_wrap=True, highlight=False)
 
     def pace(self, room: float = math.inf) -> str:
         """Remaining time and rate from the work done since this bar began, in words; the note too if `room` is given.

@@ -70,14 +70,28 @@ def read_json(path: Path | str) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: there is no such file, or it is not JSON.
+        UserError: there is no such file, it cannot be read, or it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; check the folder's name, or run the step that writes it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says, from a file that may be damaged.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than Python's parser can follow.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
 
 
 def claim(
@@ -87,16 +101,16 @@ def claim(
     /,
     **once: Any,
 ) -> dict[str, Any]:
-    """Make a folder this run's by writing what it is, or see that what stands there says the same.
+    """Claim a folder for this run by writing its identity, or check that the file there has the same.
 
     Args:
-        path: the file that says what the folder holds.
+        path: the file that describes the folder.
         identity: what decides the results; names and values, also nested.
         with_defaults: gives the file the defaults of names that are newer, see `la_reconvla.kinds.with_defaults`.
         **once: what is written beside it the first time and compared never.
 
     Returns:
-        What stands in the file.
+        The content of the file.
 
     Raises:
         UserError: if the folder holds a run of another configuration; the differing names are listed.
@@ -146,16 +160,19 @@ def read_jsonl(path: Path | str) -> list[Any]:
     """All finished records of a JSON lines file, none if there is no file; a torn last line does not count.
 
     Raises:
-        UserError: a line other than the last is not JSON.
+        UserError: it cannot be read, or a line other than the last is not JSON.
     """
     path = Path(path)
     if not path.exists():
         return []
-    *lines, _torn = path.read_bytes().split(b"\n")
+    try:
+        *lines, _torn = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk") from error
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); remove that line") from None
     return records
@@ -190,7 +207,7 @@ def locked(folder: Path | str) -> Iterator[None]:
     folder = Path(folder)
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
+        file = (folder / LOCK).open("wb")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -201,6 +218,23 @@ def locked(folder: Path | str) -> Iterator[None]:
         for path in folder.rglob(".tmp*"):  # safetensors writes to temporary files of its own, without our dash
             path.unlink(missing_ok=True)
         yield
+
+
+def why_unreadable(error: Exception, remedy: str) -> str:
+    """What is wrong with a file, and what helps: a whole one that cannot be read now need not be downloaded again.
+
+    Args:
+        error: what reading it raised.
+        remedy: what helps where it is damaged.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM):
+        return "you may not read it; ask its owner, or change the permissions (chmod) of the file and its folders"
+    if isinstance(error, MemoryError):
+        return f"what it says that it holds does not fit in memory ({error}); free some, or {remedy}"
+    if number in errno.errorcode:
+        return f"cannot be read ({error}); see to the disk or the connection to it, the file itself may be whole"
+    return f"truncated or damaged ({error}); {remedy}"
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -34,7 +35,18 @@ def parse(kind: Any, value: Any, where: str) -> Any:
         return tuple(parse(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(_expect(value, where, list)))
     if origin in (dict, Mapping):
         return {key: parse(arguments[1], v, f"{where}.{key}") for key, v in _expect(value, where, dict).items()}
-    return float(_expect(value, where, int, float)) if kind is float else _expect(value, where, kind)
+    return _number(value, where) if kind is float else _expect(value, where, kind)
+
+
+def _number(value: Any, where: str) -> float:
+    """A finite float: JSON has no other, although Python's parser takes NaN and 1e999."""
+    try:
+        number = float(_expect(value, where, int, float))
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise UserError(f"{where} is no finite number; write the file again with the step that makes it")
+    return number
 
 
 def _parse_fields(kind: type[T], value: dict[str, Any], where: str) -> T:

@@ -196,5 +196,5 @@ def test_the_mean_over_maps_is_the_mean_of_their_scores() -> None:
     assert found.visible is True
     assert found.patches == 2
     assert found.aos == pytest.approx(np.mean([one.aos.item() for one in both]))
-    with pytest.raises(UserError, match="two of them"):
+    with pytest.raises(UserError, match="at least two instructions"):
         grounding.averaged([])

@@ -63,7 +63,7 @@ def test_the_packages_own_declaration() -> None:
         (changed(family=[["C4", "C22", "tsr"]]), "unknown condition 'C22'"),
         (changed(family=[["C4", "C2", "success"]]), "unknown metric 'success'"),
         (changed(family=[["C4", "C2"]]), "two arms and a metric"),
-        (changed(family=[["C4", "C2", "tsr"]] * 2), "stands there twice"),
+        (changed(family=[["C4", "C2", "tsr"]] * 2), "is listed twice"),
     ],
 )
 def test_what_is_no_declaration_is_refused(tmp_path: Path, text: str, said: str) -> None:

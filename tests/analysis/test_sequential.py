@@ -59,9 +59,9 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_plan_has_bounds() -> None:
-    with pytest.raises(UserError, match="plan less"):
+    with pytest.raises(UserError, match="plan fewer"):
         sequential_decision([True], [False], 501)
-    with pytest.raises(UserError, match="plan less"):
+    with pytest.raises(UserError, match="plan fewer"):
         sequential_decision([True], [False], 10, alpha=0.01)
     with pytest.raises(UserError, match="may not grow"):
         sequential_decision([True] * 3, [False] * 3, 2)

@@ -405,7 +405,8 @@ def test_a_study_takes_a_backbone_of_a_third_kind():
     """It has no field `weights` and no `source`: nothing is pinned, and nothing is claimed about them."""
     config = StudyConfig(backbone=Tiny())
     assert pinned_config(config) == config
-    evaluations: Any = SimpleNamespace(config=config, places=[], starts=lambda _place=None: [])
+    simulated = SimpleNamespace(recorded=None)
+    evaluations: Any = SimpleNamespace(config=config, domain=simulated, places=[], starts=lambda _place=None: [])
     nothing: Any = SimpleNamespace(episodes=[])
     found = shared(evaluations, (nothing, nothing))
     known = {leak.what: leak.verdict for leak in found}

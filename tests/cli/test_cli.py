@@ -30,6 +30,7 @@ from la_reconvla.episodes import Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.sim.collection_config import CollectConfig
+from la_reconvla.sim.prepare import INSTALL_OPENGL, CannotStart
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.options import (
     CompareOptions,
@@ -56,6 +57,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
     "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers "
     "seed correct allow-any-mujoco",
+    "data render": "image-size quality frame-stride wrist maps workers allow-any-mujoco",
     "data import": "out rate orientation cameras binary instruction",
     "data check": "sheet",
     "data convert": "pictures",
@@ -63,17 +65,18 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
     "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
-    "allow-any-mujoco",
+    "allow-any-mujoco max-steps instruction execute",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses demonstrations offline workers {POLICY}",
-    "study report": "out figures",
+    "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
+    "serve": "port host token-file instruction device clients",
     "share folder": "out merged",
     "share hub": "repo merged private",
-    "pretrain": "scenes out demonstrations hold-out objective patch stem weights steps batch-size demonstration-batch "
-    "words-weight learning-rate optimizer device seed threads",
+    "pretrain": "scenes out demonstrations hold-out objective patch stem weights wrist steps batch-size "
+    "demonstration-batch words-weight learning-rate optimizer device seed threads",
     "words": "scenes out weights seed",
 }
 CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -154,6 +157,19 @@ def test_help_names_every_option_and_says_what_it_is(
     assert {name for name, _ in options} == set(COMMANDS[command].split())
     for name, explained in options:
         assert re.match(r"[a-z]\w*", explained, re.IGNORECASE), f"{command} --{name} has no help"
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_no_line_of_a_help_is_wider_than_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", *command.split(), "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not re.search(r"\w+s options|``", shown)
 
 
 def test_the_first_help_lists_what_a_beginner_needs(run) -> None:
@@ -465,6 +481,10 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("eval expert --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("eval random --tasks 10 --placement official", "unknown task 10"),
         ("eval random --episodes 0 --placement official", "episodes must be at least 1"),
+        ("eval random --execute 3", "for ws://"),
+        ("eval ws://127.0.0.1:9 --tasks 0 --episodes 1", "no policy server answers there"),
+        ("serve nowhere", "there is no folder nowhere"),
+        ("serve base --host 0.0.0.0", "moves the robot"),
         ("study report nowhere", "nowhere/results.json: no such file"),
         ("study report nowhere elsewhere", "nowhere/results.json: no such file"),
         ("study report nowhere --out page.html", "name a second study"),
@@ -559,9 +579,64 @@ def test_a_run_is_evaluated_on_what_it_learned_or_on_a_whole_other_suite(
 def test_only_what_looks_has_floors(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, who: str) -> None:
     monkeypatch.chdir(tmp_path)
     code, said = run("eval", who, "--view", "grey_image")
-    assert f"{who} does not look: --view grey_image is for a trained policy" in said
+    assert f"{who} uses no image: --view grey_image is for a trained policy" in said
     assert code == 2
     assert not everything(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--max-steps", "0"), "max_steps must be at least 1"),
+        (("--instruction", " "), "--instruction is empty"),
+        (("--instruction", "lift it", "--floors"), "leave it out for --floors"),
+        (("--instruction", "lift it", "--view", "wrong_instruction"), "leave it out for --floors"),
+        (("--instruction", "lift " * 500), "tokens, the context holds"),
+    ],
+)
+def test_a_limit_or_an_instruction_that_cannot_be_is_refused(
+    run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
+) -> None:
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.require_simulator", no_long_work)
+    before = everything(tmp_path)
+    code, said = run("eval", finished, *words, "--out", tmp_path / "out")
+    assert code == 2
+    assert expected in said
+    assert everything(tmp_path) == before
+
+
+def test_who_reads_no_words_is_told_none(run) -> None:
+    assert "expert reads no words" in run("eval", "expert", "--instruction", "lift it")[1]
+
+
+def test_a_limit_and_an_instruction_have_a_folder_of_their_own_and_reach_the_policy(
+    run, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, str | None, int | None]] = []
+
+    def note(evaluations, starts, settings, workers, advance) -> None:
+        asked.extend((e.folder, e.instruction, settings.max_steps) for e in evaluations)
+        raise UserError("enough")
+
+    for name, fake in (("require_simulator", lambda **_: None), ("evaluation_starts", lambda *_, **__: [])):
+        monkeypatch.setattr(f"la_reconvla.study.evaluate_one.{name}", fake)
+    monkeypatch.setattr("la_reconvla.study.evaluate_one.evaluate", note)
+    for words in (
+        (),
+        ("--max-steps", "50"),
+        ("--instruction", "lift: it"),
+        ("--instruction", "go", "--max-steps", "9"),
+    ):
+        assert run("eval", finished, *words) == (2, "error: enough")
+    assert [(given, limit) for _, given, limit in asked] == [(None, None), (None, 50), ("lift: it", None), ("go", 9)]
+    assert len({folder for folder, _, _ in asked}) == 4
+
+
+def test_the_table_of_episodes_stands_alone(run, tmp_path: Path) -> None:
+    code, said = run("study", "report", tmp_path, "--csv", tmp_path / "x.csv", "--figures", tmp_path / "figures")
+    assert (code, "leave the other words out" in said) == (2, True)
+    code, said = run("study", "report", tmp_path, "--csv", tmp_path / "x.csv")
+    assert (code, "holds no episodes" in said) == (2, True)
 
 
 # ---------------------------------------------------------------- refused before anything is written
@@ -606,11 +681,12 @@ def test_an_instruction_longer_than_the_context_is_not_evaluated(
 def test_without_opengl_nothing_begins(
     run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("la_reconvla.sim.machine._drawing_error", lambda library: f"{library} is broken")
+    broken = CannotStart("it is broken", INSTALL_OPENGL)
+    monkeypatch.setattr("la_reconvla.sim.machine._drawing_error", lambda library: broken)
     before = everything(tmp_path)
     code, said = run(*command.replace("RUN", str(finished)).split(), "--out", tmp_path / "out")
     assert said.startswith("error: ")
-    assert "is broken); repair it with: " in said
+    assert "is broken; repair it with: " in said
     assert code == 2
     assert everything(tmp_path) == before
 
@@ -657,7 +733,7 @@ def test_a_floor_on_training_starts_says_how_many_were_trained_on(run, finished:
     assert starts == {"libero_spatial/0/wide/train/0", "libero_spatial/0/wide/train/1"}
     assert {record.label.floor for record in records} == {"wrong_instruction"}
     known = len(starts & set(json.loads((finished / "config.json").read_text())["train_starts"]))
-    assert f"{known} of these 2 starts had been trained on" in said
+    assert f"{known} of these 2 starts were used in training" in said
     policy = json.loads((folder / "evaluation.json").read_text())["policy"]
     assert policy["view"] == "wrong_instruction"
     told = {true: wrong for _, true, wrong in policy["swaps"]}
@@ -693,7 +769,7 @@ def test_an_interrupted_training_goes_on(run, demonstrations: Path, tmp_path: Pa
     child.send_signal(signal.SIGINT)
     _, said = child.communicate()
     assert child.returncode == 130
-    assert "the same command goes on where it was" in " ".join(said.split())
+    assert "run the same command again to resume" in " ".join(said.split())
     assert "Traceback" not in said
     assert not (tmp_path / "run" / WEIGHTS).exists()
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from la_reconvla.data.demonstrations import Demonstrations
+from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.hdf5 import open_demonstrations, read_file
 from la_reconvla.data.hdf5_writer import FileHeader, Recording, merge_files, write_file
 from la_reconvla.data.starts import Start
@@ -228,9 +228,7 @@ def test_merging_keeps_every_bit(tmp_path: Path) -> None:
     [
         (lambda d: d.__delitem__("actions"), "demo_0 has no actions"),
         (lambda d: d.__delitem__("obs"), "no obs/agentview_rgb"),
-        (lambda d: _replace(d, "actions", np.zeros((4, 7))), "4 actions need 4 rows of"),
-        (lambda d: _replace(d, "states", np.zeros((4, 11))), "5 rows of 'states'.*found 4"),
-        (lambda d: _replace(d, "obs/joint_states", np.zeros((2, 7))), "obs/joint_states"),
+        (lambda d: _replace(d, "actions", np.zeros((4, 7))), "need 4 rows of 'obs/agentview_rgb'"),
         (lambda d: _replace(d, "actions", np.full((5, 7), np.nan)), "NaN"),
         (lambda d: _replace(d, "actions", np.full((5, 7), np.inf)), "infinity"),
         (lambda d: _replace(d, "actions", np.full((5, 7), 1.5)), r"reach 1\.5, outside"),
@@ -238,8 +236,6 @@ def test_merging_keeps_every_bit(tmp_path: Path) -> None:
         (lambda d: _replace(d, "actions", np.zeros((0, 7))), r"not numbers of shape \(T, 7\)"),
         (lambda d: _replace(d, "obs/agentview_rgb", np.zeros((5, 16, 16, 3))), "not uint8"),
         (lambda d: _replace(d, "obs/agentview_rgb", np.zeros((5, 16, 16), np.uint8)), "not uint8 of shape"),
-        (lambda d: _replace(d, "obs/eye_in_hand_rgb", np.full((5, 16, 16, 3), np.nan)), "eye_in_hand_rgb.*not uint8"),
-        (lambda d: _replace(d, "obs/eye_in_hand_rgb", np.zeros((5, 16, 16), np.uint8)), "eye_in_hand_rgb.*not uint8"),
         (lambda d: d.parent.attrs.update({"task_index": "three"}), "'task_index' is 'three', not of the kind int"),
         (lambda d: d.parent.attrs.update({"task_index": 1.5}), "'task_index'.*not of the kind int"),
         (lambda d: d.parent.attrs.update({"frame_stride": 0}), "frame stride is 0"),
@@ -247,8 +243,8 @@ def test_merging_keeps_every_bit(tmp_path: Path) -> None:
         (lambda d: d.attrs.update({"noise": np.nan}), "'noise'.*not of the kind float"),
         (lambda d: d.attrs.update({"instruction": 7}), "'instruction'.*not of the kind str"),
         (lambda d: d.attrs.update({"split": "trian"}), "unknown split 'trian': did you mean train"),
-        (lambda d: d.create_group("instances"), "damaged"),
-        (lambda d: _annotate(d, np.zeros((4, 16, 16), np.uint8), '["a"]'), "5 rows of 'instances/map'"),
+        (lambda d: d.create_group("instances"), "no 'instances/map'"),
+        (lambda d: _annotate(d, np.zeros((4, 16, 16), np.uint8), '["a"]'), "need 5 rows of 'instances/map'"),
         (lambda d: _annotate(d, np.zeros((5, 16, 16)), '["a"]'), "instance maps are float64"),
         (
             lambda d: _annotate(d, np.zeros((5, 8, 8), np.uint8), '["a"]'),
@@ -296,12 +292,35 @@ def test_nan_robot_states_are_named(tmp_path: Path) -> None:
         read_file(tmp_path / "a_demo.hdf5")[0].proprio()
 
 
-def test_robot_states_of_another_shape_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "read", "message"),
+    [
+        ("states", np.zeros((4, 11)), Episode.states, "need 5 rows of 'states', found .4, 11"),
+        ("obs/ee_states", np.zeros((5, 3)), Episode.proprio, r"ee_states.*float64 \(5, 3\), not floats"),
+        ("obs/ee_states", np.zeros((5, 7)), Episode.proprio, r"\(5, 7\), not floats of shape \(5, 6\).*gripper"),
+        ("obs/gripper_states", np.zeros((5, 2), int), Episode.fingers, "int64"),
+        ("obs/eye_in_hand_rgb", np.full((5, 16, 16, 3), np.nan), Episode.wrist, "eye_in_hand_rgb.*not uint8"),
+        ("obs/eye_in_hand_rgb", np.zeros((5, 16, 16), np.uint8), Episode.wrist, "eye_in_hand_rgb.*not uint8"),
+        ("obs/eye_in_hand_rgb", np.zeros((5, 16, 12, 4), np.uint8), Episode.wrist, "not uint8 of shape"),
+    ],
+)
+def test_what_only_some_ask_for_is_named_when_they_do(tmp_path: Path, name, value, read, message: str) -> None:
     make_official(tmp_path / "a_demo.hdf5")
     with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
-        _replace(file["data/demo_0"], "obs/ee_states", np.zeros((5, 3)))
-    with pytest.raises(UserError, match=r"float64 \(5, 3\) and float64 \(5, 2\), not floats"):
-        read_file(tmp_path / "a_demo.hdf5")[0].proprio()
+        _replace(file["data/demo_0"], name, value)
+    episode = read_file(tmp_path / "a_demo.hdf5")[0]
+    assert episode.frames().shape == (5, 16, 16, 3)
+    with pytest.raises(UserError, match=message):
+        read(episode)
+
+
+@pytest.mark.parametrize("value", [3.0, "x", [np.nan, 0.0], [1, 2]])
+def test_a_start_that_is_no_state_is_named(tmp_path: Path, value: Any) -> None:
+    make_official(tmp_path / "a_demo.hdf5")
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        file["data/demo_0"].attrs["init_state"] = value
+    with pytest.raises(UserError, match="demo_0: 'init_state', a simulator state"):
+        read_file(tmp_path / "a_demo.hdf5")[0].first_state()
 
 
 def test_a_number_without_a_name_is_named(tmp_path: Path) -> None:
@@ -433,7 +452,7 @@ def test_folders_that_hold_no_demonstrations(tmp_path: Path) -> None:
         open_demonstrations(tmp_path)
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "info.json").write_text("{}")
-    with pytest.raises(UserError, match="LeRobotDataset"):
+    with pytest.raises(UserError, match=r"info\.json: the version is None"):
         open_demonstrations(tmp_path)
 
 

@@ -158,7 +158,7 @@ def edited(folder: Path, edit: str) -> None:
         ("nan", "actions.csv: .*not finite numbers"),
         ("text", "actions.csv is no table of numbers"),
         ("picture missing", "e1: 12 actions and 11 pictures of 'wrist'"),
-        ("picture damaged", r"wrist/3.png is no picture .*: export it again"),
+        ("picture damaged", r"wrist/3.png is no picture .*: give a PNG"),
         ("picture of another size", r"picture 3 of 'wrist' is \(5, 5\)"),
         ("no camera", "e1: no pictures of the camera 'wrist'"),
         ("no words", "instruction.txt: no instruction; write it there"),

@@ -87,8 +87,8 @@ def test_single_pictures_of_a_video_are_found(videos: Path, numbers: tuple[int, 
     monkeypatch.setattr("la_reconvla.data.lerobot.FAR", 3)  # so that it seeks
     episode = open_demonstrations(videos).episodes[1]
     every = episode.frames()
-    np.testing.assert_array_equal(np.stack(list(episode.pictures_at("image", numbers))), every[list(numbers)])
-    np.testing.assert_array_equal(np.stack(list(episode.stream("image", 5))), every[::5])
+    np.testing.assert_array_equal(np.stack(list(episode.stream("image", numbers))), every[list(numbers)])
+    np.testing.assert_array_equal(np.stack(list(episode.stream("image"))), every)
 
 
 def test_what_it_is() -> None:
@@ -260,7 +260,7 @@ def test_a_damaged_picture_is_refused_when_it_is_read(images: Path) -> None:
     rewritten(images / DATA, spoil)
     opened = open_demonstrations(images)
     opened.episodes[0].frames()
-    with pytest.raises(UserError, match=r"file-000.parquet: truncated or damaged"):
+    with pytest.raises(UserError, match=r"file-000.parquet: .* at step 6 is no picture that can be read"):
         opened.episodes[1].frames()
 
 

@@ -212,6 +212,8 @@ def test_a_policy_acts_on_what_it_was_trained_on(tmp_path: Path) -> None:
 
 def test_a_policy_of_another_robot_is_not_rolled_out_in_libero() -> None:
     require_libero("run", untrained(C1))
+    with pytest.raises(UserError, match="the toy of the preset known-answer"):
+        require_libero("run", replace(untrained(C1), train_starts=("toy/0/wide/train/3",)))
     for inputs in (Inputs(("front",)), Inputs(orientation="upright")):
         with pytest.raises(UserError, match=r"another robot .* --offline --demonstrations"):
             require_libero("run", untrained(C1, inputs=inputs))

@@ -399,7 +399,7 @@ def test_fewer_than_there_are_is_refused(tmp_path: Path) -> None:
     collect(toy_config(tmp_path / "out"), ToySetup())
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[a-z]*")}
     for setup in (ToySetup(), ToySetup(unfit="nothing is to be recorded")):
-        with pytest.raises(UserError, match="already holds 4 demonstrations a task, 3 are fewer: ask for 4 or more"):
+        with pytest.raises(UserError, match="already holds 4 demonstrations per task, 3 are fewer: ask for 4 or more"):
             collect(toy_config(tmp_path / "out", demos=3), setup)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("[a-z]*")} == before
     assert len(open_demonstrations(tmp_path / "out").episodes) == 8
@@ -409,7 +409,7 @@ def test_fewer_than_there_are_is_refused(tmp_path: Path) -> None:
 def test_an_interrupted_one_may_end_with_fewer_if_none_of_them_is_lost(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="worker process died"):
         collect(toy_config(tmp_path / "out", workers=1), ToySetup(crash=3))
-    with pytest.raises(UserError, match="already has begun 3 demonstrations a task, 2 are fewer"):
+    with pytest.raises(UserError, match="already has begun 3 demonstrations per task, 2 are fewer"):
         collect(toy_config(tmp_path / "out", demos=2), ToySetup())
     collect(toy_config(tmp_path / "out", demos=3), ToySetup())
     collect(toy_config(tmp_path / "new", demos=3), ToySetup())

@@ -346,10 +346,32 @@ def test_episodes_of_another_policy_or_setting_are_never_counted(tmp_path, fake_
         (replace(one, policy=Uniform(1)), EnvSettings()),
         (replace(one, label=Label("C4", 0)), EnvSettings()),
         (one, EnvSettings(quality="fast")),
+        (one, EnvSettings(max_steps=5)),
+        (replace(one, instruction="put it down"), EnvSettings()),
     ):
         with pytest.raises(UserError, match="another configuration"):
             evaluation.evaluate([other], starts, settings, 1)
     assert (tmp_path / layout.EPISODES).read_bytes() == before
+
+
+def test_an_instruction_of_ones_own_is_said_in_place_of_the_tasks(tmp_path, fake_rollouts):
+    told = evaluation.Evaluation(tmp_path / "told", Label("random", None), Uniform(0), instruction="put it down")
+    first = start(0)
+    evaluation.evaluate([told], [first], EnvSettings(max_steps=7), 1)
+    (record,) = read_episodes(told.folder)
+    assert (record.start.id, record.start.target) == (first.id, first.target)  # what counts is the task's
+    assert record.start.instruction == "put it down" != first.instruction
+    held = read_json(told.folder / layout.EVALUATION)
+    assert (held["instruction"], held["settings"]["max_steps"]) == ("put it down", 7)
+    with pytest.raises(UserError, match="instruction: put it down, now None"):
+        evaluation.evaluate([replace(told, instruction=None)], [first], EnvSettings(max_steps=7), 1)
+
+
+@pytest.mark.sim
+def test_a_step_limit_ends_an_episode():
+    with EnvSettings(max_steps=3).build() as env:
+        record = rollout.run_episode(env, Uniform(0).build(), official_start(load_task("libero_spatial", 0), 0))
+    assert (record.steps, record.success) == (3, False)
 
 
 def test_an_evaluation_of_before_a_choice_goes_on(tmp_path, fake_rollouts):
@@ -358,7 +380,7 @@ def test_an_evaluation_of_before_a_choice_goes_on(tmp_path, fake_rollouts):
     evaluation.evaluate([one], starts[:1], EnvSettings(), 1)
     held = read_json(path := tmp_path / layout.EVALUATION)
     assert (held["label"]["kind"], held["settings"]["kind"]) == ("Label", "EnvSettings")
-    del held["label"]["floor"], held["settings"]["quality"]
+    del held["label"]["floor"], held["settings"]["quality"], held["settings"]["max_steps"], held["instruction"]
     write_json(path, held)
     evaluation.evaluate([one], starts, EnvSettings(), 1)
     assert len(read_episodes(tmp_path)) == 2

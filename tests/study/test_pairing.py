@@ -57,7 +57,5 @@ def test_an_arm_that_differs_is_named_with_what_to_do(tmp_path: Path, arm: str, 
 def test_a_log_that_does_not_say_what_it_began_with_is_refused(tmp_path: Path) -> None:
     runs = study(tmp_path)
     (runs[0][2] / "metrics.jsonl").write_text('{"step": 20, "batches": "s0"}\n')
-    with pytest.raises(
-        UserError, match=r"does not say what the run began with \(backbone, action_head\): delete .*C1/seed0"
-    ):
+    with pytest.raises(UserError, match=r"lacks what the run began with \(backbone, action_head\): delete .*C1/seed0"):
         pairings(runs, tmp_path)

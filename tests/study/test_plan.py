@@ -193,7 +193,16 @@ def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "argv", words)
     cli.main()
     shown = capsys.readouterr().out
-    for part in ("weights", "gradients", "optimizer", "activations", "attention rows", "peak", "time a step", "fits: "):
+    for part in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "attention rows",
+        "peak",
+        "time per step",
+        "fits: ",
+    ):
         assert part in shown
 
 

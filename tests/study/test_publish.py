@@ -22,6 +22,7 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.trained_weights import Lora
 from la_reconvla.episodes import append_episodes
 from la_reconvla.errors import UserError
+from la_reconvla.storage import write_json
 from la_reconvla.study import publish
 from la_reconvla.study.heldout import write_held_out
 from la_reconvla.study.publish import CARD, LIMITS, export, push
@@ -98,6 +99,8 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
     assert "none: it has not been evaluated in closed loop" in unseen.text
     for index, success in enumerate((True, True, False, False)):
         append_episodes(copied / "libero_spatial-wide", [episode(0, 0, index, success)])
+    append_episodes(copied / "short", [episode(0, 0, 0, True)])
+    write_json(copied / "short/evaluation.json", {"settings": {"max_steps": 9}, "instruction": "lift it"})
     one, two, grey = (FrameRecord(0, 0, "", "", 0, error) for error in (0.25, 0.35, 0.5))
     write_held_out(copied, HeldOut("", {"true": (one, two), "grey_image": (grey,)}))
     card = ModelCard.load(export(copied, tmp_path / "second") / CARD)
@@ -110,6 +113,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
         config.data_hash,
         f"{len(config.train_starts)} initial states",
         "success, libero_spatial-wide: 2 of 4 episodes, 50.0 % (95 % interval 15.0 to 85.0)",
+        "success, short, at most 9 steps, told 'lift it': 1 of 1 episodes",
         "action error on held-out frames, true view: 0.300",
         "action error on held-out frames, grey image: 0.500",
         f"training loss of the actions at the end: {loss:.3f}",

@@ -22,7 +22,7 @@ from la_reconvla.episodes import append_episodes, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
 from la_reconvla.storage import read_json, read_jsonl, write_json
-from la_reconvla.study.ablation import Ablation
+from la_reconvla.study.ablation import Ablation, grown
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results
 from la_reconvla.training.loop import TrainConfig
@@ -148,7 +148,7 @@ def test_arms_that_did_not_begin_alike_leave_no_results(study, tmp_path):
 def test_a_stopped_study_goes_on(interrupted, study):
     _, (code, said) = interrupted
     assert code == 130
-    assert "the same command goes on where it was" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     for path in study.rglob("episodes.jsonl"):
         starts = [record.start.id for record in read_episodes(path.parent)]
@@ -232,6 +232,19 @@ def test_a_study_of_before_a_choice_goes_on(tmp_path):
     other = replace(study.config, train=replace(study.config.train, shift=3))
     with pytest.raises(UserError, match=r"config.train.shift: 0, now 3"):
         Ablation(other, tmp_path, workers=1)._claim("later")
+
+
+def test_asking_for_less_takes_nothing_away(tmp_path, capsys):
+    """Arms, seeds and episodes of a folder stay in its study; what is new joins."""
+    first = replace(preset("known-answer"), conditions=("C1", "C2", "C4"), seeds=(0, 1), episodes=9, elsewhere=())
+    Ablation(first, tmp_path, workers=1)._claim("now")
+    less = replace(first, conditions=("C4", "G1"), seeds=(1, 2), episodes=3)
+    whole = grown(less, tmp_path)
+    assert (whole.conditions, whole.seeds, whole.episodes) == (("C1", "C2", "C4", "G1"), (0, 1, 2), 9)
+    assert whole.floor_arm == first.floor_arm
+    assert "already has the conditions C1, C2" in " ".join(capsys.readouterr().err.split())
+    assert grown(first, tmp_path) == first
+    assert grown(less, tmp_path / "none") == less
 
 
 def test_presets_need_the_image():

@@ -132,6 +132,21 @@ def test_a_shorter_chunk_takes_the_first_queries_and_a_longer_one_is_refused(bas
         policy_from(base, chunk=3)
 
 
+def test_a_base_may_see_the_wrist_camera_which_captions_do_not_have(tmp_path):
+    """It acts by it, and a policy with a wrist camera starts from it."""
+    config = replace(CONFIG, steps=2, backbone=replace(CONFIG.backbone, wrist=True))
+    data = base_samples([write_demonstrations(tmp_path / "demos", wrist=True)], config.backbone)
+    weights = pretrain(training_scenes(), config, tmp_path / "run", None, *data)
+    policy, read = load_policy(weights.parent)
+    assert read.backbone.wrist
+    batch = data[0].batch([0, 1])
+    acted, other = policy.act(batch.inputs), policy.act(replace(batch.inputs, wrist=255 - batch.wrist))
+    assert not torch.equal(acted, other)
+    started = policy_from(weights, wrist=True).eval()
+    started.bins = read.bins
+    torch.testing.assert_close(started.act(batch.inputs), acted, atol=2e-2, rtol=0)
+
+
 @pytest.mark.slow
 def test_the_log_names_both_losses_and_what_is_minimised(data, tmp_path):
     pretrain(training_scenes(), CONFIG, tmp_path, None, *data)

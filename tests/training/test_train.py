@@ -63,11 +63,11 @@ SHORT = TrainConfig(steps=4, batch_size=4, warmup=2, log_every=1, save_every=2, 
 KILLED = dataclasses.replace(SHORT, steps=60, log_every=3, save_every=7, check_every=30)
 
 
-def write_demonstrations(folder: Path, episodes: int = 4, pictures: int = 0) -> Path:
+def write_demonstrations(folder: Path, episodes: int = 4, pictures: int = 0, wrist: bool = False) -> Path:
     """Random demonstrations; `pictures` changes the frames and nothing else."""
     recordings = []
     for index in range(episodes):
-        recording = make_recording(index, size=TINY.image_size, wrist=False)
+        recording = make_recording(index, size=TINY.image_size, wrist=wrist)
         frames = np.random.default_rng((pictures, index)).integers(0, 256, recording.frames.shape, dtype=np.uint8)
         recordings.append(dataclasses.replace(recording, frames=frames))
     folder.mkdir(parents=True, exist_ok=True)

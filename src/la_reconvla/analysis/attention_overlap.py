@@ -21,7 +21,7 @@ from la_reconvla.method.mask import masked_count
 
 @dataclass(frozen=True, eq=False)
 class Grounding:
-    """One value a frame; NaN where the instance is not visible.
+    """One value per frame; NaN where the instance is not visible.
 
     Attributes:
         visible: whether any patch shows the instance.
@@ -33,7 +33,7 @@ class Grounding:
         aos_g_chance: expected `aos_g` of g patches chosen at random.
         mass: share of the saliency on the instance's patches.
         mass_over_area: `mass` over the instance's share of the patches; 1 is indifference.
-        pointing: whether the highest patch lies on the instance.
+        pointing: whether the highest patch is on the instance.
         auroc: probability that a patch on the instance outranks one off it; 0.5 is indifference.
         average_precision: area under the curve of precision over recall; a constant map has g / n.
         entropy: sharpness of the whole map, entropy over that of a constant one; 1 is flat. It knows no instance.
@@ -54,7 +54,7 @@ class Grounding:
     entropy: Float[np.ndarray, " b"]
 
     def frames(self) -> list[FrameOverlap]:
-        """One value a frame."""
+        """One value per frame."""
         columns = {f.name: [_known(v) for v in getattr(self, f.name).tolist()] for f in fields(self)}
         return [FrameOverlap(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
@@ -235,13 +235,13 @@ def centre_prior(count: int, grid: tuple[int, int]) -> Float[np.ndarray, "b n"]:
 
 
 def averaged(maps: list[Grounding]) -> list[FrameOverlap]:
-    """One value a frame, each the mean over several maps of one frame and instance: what a map drawn from them scores.
+    """One value per frame: the mean over several maps of one frame and instance, the expected score of one of them.
 
     Raises:
         UserError: if there is no map.
     """
     if not maps:
-        raise UserError("the mean over no maps is asked for: a control by other instructions needs two of them")
+        raise UserError("no maps to average: a control by other instructions needs at least two instructions")
     columns = {f.name: np.mean([getattr(one, f.name) for one in maps], axis=0) for f in fields(Grounding)}
     columns |= {name: getattr(maps[0], name) for name in ("visible", "patches")}
     return Grounding(**columns).frames()

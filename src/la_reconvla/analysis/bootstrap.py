@@ -4,7 +4,7 @@ Intervals come from a bootstrap that resamples seeds, tasks and the starts of a 
 a network and episodes of one task share a scene. Every seed meets the same tasks and starts, so these are drawn once
 for all seeds: twenty starts under three seeds are not sixty independent starts.
 
-A bootstrap of three to five seeds is too narrow where training itself varies: three values say little about their
+A bootstrap of three to five seeds is too narrow where training itself varies: three values tell little about their
 spread, and resampling them repeats it too small. Therefore every interval that speaks of training again is the hull
 of the bootstrap's and of Student's t interval over the seeds' means, and every p the larger of the two. How often all
 of them hold in simulated studies: ``docs/results/calibration.md``.
@@ -43,7 +43,7 @@ def hierarchical_bootstrap(
     and used for every seed that is drawn. Its intervals are on the wide side where starts hardly matter.
 
     Args:
-        values: one finite value an episode, any unit. Within each (seed, task) the starts stand in equal order: the
+        values: one finite value per episode, any unit. Within each (seed, task) the starts are in equal order: the
             k-th episode of a task is the same start under every seed.
         seeds: training seed of each episode (labels of any hashable type).
         tasks: task of each episode.
@@ -139,7 +139,7 @@ def many_means(
 
 
 def student_interval(of_seeds: Float[np.ndarray, " s"], level: float = LEVEL) -> Interval | None:
-    """Student's t interval of the mean of one number a seed; None with fewer than two."""
+    """Student's t interval of the mean of one number per seed; None with fewer than two."""
     found = over_seeds(np.asarray(of_seeds, dtype=float), range(len(of_seeds))) if len(of_seeds) > 1 else None
     if found is None:
         return None

@@ -86,7 +86,7 @@ class Hypothesis:
 
     Attributes:
         id: its name.
-        verdict: what the data say.
+        verdict: what the data show.
         comparisons: those that it was judged by, in their order; empty if nothing was compared.
         note: what was weighed beside their numbers, in words; empty if nothing was.
         claim: what was declared.

@@ -43,7 +43,7 @@ def rollouts_needed(p1: float, p2: float, power: float = 0.8, alpha: float = 0.0
 
 
 def equivalence(tost: Interval, margin: float) -> Equivalence:
-    """Two one-sided tests: "equivalent" if the 90 % interval lies strictly inside +-`margin`, "different" if outside.
+    """Two one-sided tests: "equivalent" if the 90 % interval is strictly inside +-`margin`, "different" if outside.
 
     Raises:
         UserError: if `margin` is not positive.
@@ -65,7 +65,7 @@ def verdict(
 ) -> Verdict:
     """Judge "the difference is above (below) `threshold`" by an interval, and by a corrected p-value where given.
 
-    A hypothesis is decided, either way, only if the whole interval lies on one side of the threshold and `p`, if given,
+    A hypothesis is decided, either way, only if the whole interval is on one side of the threshold and `p`, if given,
     is below `alpha`. Everything else is inconclusive.
     """
     low, high = (interval.low, interval.high) if direction == "above" else (-interval.high, -interval.low)

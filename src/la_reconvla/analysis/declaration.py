@@ -2,13 +2,12 @@
 
 The package's own file is ``hypotheses.json`` beside this one; ``study run --hypotheses FILE`` declares something else.
 The text and its SHA-256 are written to ``study.json`` when a study begins and to ``results.json`` when it ends; a study
-is judged by what it declared then, whatever the file says by now.
+is judged by what it declared then, even if the file has changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.results import Study
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.storage import parse_json
 
 Key = tuple[str, str, str]
 ALPHA = 0.05
@@ -63,10 +63,10 @@ class Declaration:
 
         Raises:
             UserError: it is not JSON, a field is missing, unknown or of another kind, a comparison names an arm or a
-                metric that does not exist or stands twice, or level or margin are no shares.
+                metric that does not exist or is listed twice, or level or margin are no shares.
         """
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError as error:
             raise UserError(f"{where} is not valid JSON ({error}): correct it there") from None
         names = [name for name in cls.__dataclass_fields__ if name != "text"]
@@ -129,7 +129,7 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
         if metric not in METRICS:
             raise UserError(f"{where}: {unknown('metric', metric, METRICS)}")
     if len(keys := tuple((a, b, metric) for a, b, metric in value)) > len(set(keys)):
-        raise UserError(f"{where}: a comparison stands there twice")
+        raise UserError(f"{where}: a comparison is listed twice")
     return keys
 
 

@@ -21,7 +21,7 @@ from la_reconvla.backbones.packaged import PACKAGED
 from la_reconvla.data.captions import NOUNS, REQUESTS
 from la_reconvla.data.demonstrations import Episode
 
-SAME = 0.001  # metres: states whose things all stand within this of each other, seen from above, are one state
+SAME = 0.001  # metres: states whose objects are all within this of each other, seen from above, are one state
 Layout = tuple[str, int]
 
 
@@ -34,8 +34,8 @@ class Shown:
         scenes: wide scenes, which occur with two instructions each.
         instructions: as they are told.
         kinds: of movable objects.
-        targets: for each layout (suite before LIBERO-PRO's change, task) where the targets stand, x and y (m) [m 2].
-        states: for each layout where all movable things stand, x and y (m) [m o 2].
+        targets: for each layout (suite before LIBERO-PRO's change, task) positions of the targets, x and y (m) [m 2].
+        states: for each layout positions of all movable objects, x and y (m) [m o 2].
         tasks: ``suite/task``; of a suite that LIBERO-PRO changed those before the change.
     """
 
@@ -99,12 +99,12 @@ def audit(training: Shown, evaluation: Shown, where: str = "") -> list[Leak]:
 
 
 def _states(training: Shown, evaluation: Shown, place: str) -> Leak:
-    """Initial states by name and by where things stand, with the nearest training state's target."""
+    """Initial states by name and by object positions, with the nearest training state's target."""
     shared, apart, count = len(training.ids & evaluation.ids), [], 0
     for layout, states in evaluation.states.items():
         known = training.states.get(layout)
         if known is not None and known.shape[1:] == states.shape[1:]:
-            # of every evaluation state, how far its things stand from those of the nearest training state
+            # of every evaluation state, how far its objects are from those of the nearest training state
             farthest = np.linalg.norm(states[:, None] - known[None], axis=-1).max(-1).min(1)
             count += int((farthest <= SAME).sum())
         if layout in training.targets and layout in evaluation.targets:
@@ -115,7 +115,7 @@ def _states(training: Shown, evaluation: Shown, place: str) -> Leak:
         least, middle = min(apart), float(np.median(apart))
         note = f"target to that of the nearest training state: {least:.1f} mm at least, {middle:.1f} mm median"
     if count:
-        note += f"; {count} stand within {1000 * SAME:.0f} mm of a training state in all their things"
+        note += f"; {count} are within {1000 * SAME:.0f} mm of a training state in all objects"
     found = max(shared, count)
     verdict = "leak" if found else "none" if training.ids else "unknown"
     return Leak(f"initial states{place}", len(training.ids), len(evaluation.ids), found, verdict, note)
@@ -146,7 +146,7 @@ def pretraining(
         weights: start weights of the small backbone: a packaged name, another file, or None for random ones.
         source: a pretrained backbone's name, None for the small one.
         evaluation: what is evaluated on.
-        acted: what the start weights say of the demonstrations that they learnt from
+        acted: what the start weights record of their demonstrations
             (`la_reconvla.training.start_weights.StartWeights`); None for none.
         where: name of the evaluation, added to what is compared.
     """

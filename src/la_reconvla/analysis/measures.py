@@ -99,7 +99,7 @@ OVERLAPS = tuple(f.name for f in fields(OverlapValues))
 class GroundingMeans(OverlapValues):
     """Means over frames that show the instance, `patches` of each on average; other frames are `excluded`.
 
-    `channel` says whose attention it was: ``language``, or the fallback that the backbone named; None if not recorded.
+    `channel` is the source of the attention: ``language``, or the backbone's fallback; None if not recorded.
     """
 
     frames: int
@@ -113,7 +113,7 @@ class MapRow:
     """Overlap of one kind of map with one thing in one phase of the episodes.
 
     Attributes:
-        part: what the map should lie on; the distractor is what it should not.
+        part: what the map should cover; the distractor is what it should not.
         phase: ``reach`` until the target is held, ``carry`` until it is over the destination, ``place`` after that.
         map: the policy's own, or a control: uniform random, centre prior, the mean of the policy's maps over all
             instructions, or its maps under shuffled instructions.
@@ -225,8 +225,8 @@ class Power:
     Attributes:
         points: difference of success rates, as a share (0.05 is five points).
         rate: of the worse arm, as a share.
-        needed: episodes an arm to find it with a power of 80 % at 5 %, arms independent.
-        planned: episodes an arm in this study.
+        needed: episodes per arm to find it with a power of 80 % at 5 %, arms independent.
+        planned: episodes per arm in this study.
         power: probability that the study's own test finds it with those, by simulation.
     """
 

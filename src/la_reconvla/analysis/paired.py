@@ -63,7 +63,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Differences:
-    """`Difference` of many studies of one design, one number a study.
+    """`Difference` of many studies of one design, one number per study.
 
     Attributes:
         estimate: mean of a - b.
@@ -130,7 +130,7 @@ def paired_successes(
     collapse to a point when all pairs agree.
 
     Args:
-        a: success of the first policy, one an episode; order of starts as in `hierarchical_bootstrap`.
+        a: success of the first policy, one per episode; order of starts as in `hierarchical_bootstrap`.
         b: success of the second policy in the same episodes.
         seeds: training seed of each episode.
         tasks: task of each episode.

@@ -2,7 +2,7 @@
 
 Two numbers, because they answer two questions:
 
-- how many episodes an arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
+- how many episodes per arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
 - how likely **this study's own test** finds a difference with the episodes that are planned, by simulating the study
   many times and testing each as the real one is (`la_reconvla.analysis.paired.many_paired_successes`). It knows
   what the first does not: that few seeds are few, that arms are paired, and that the test is exact.
@@ -65,9 +65,9 @@ def paired_power(
         points: what the better arm has more, a share.
         seeds: training seeds of each arm.
         tasks: number of tasks.
-        episodes: evaluation episodes for each task and trained policy.
+        episodes: evaluation episodes per task and trained policy.
         between_seeds: standard deviation of an arm's rate between its seeds, a share.
-        agreement: correlation of the two arms' outcomes on one start beyond what their rates say. Arms that solve the
+        agreement: correlation of the two arms' outcomes on one start beyond what their rates imply. Arms that solve the
             same starts agree more, and the power is higher.
         alpha: level, two-sided, without correction for the other comparisons of a family.
         studies: how many are simulated.
@@ -77,11 +77,11 @@ def paired_power(
         UserError: the two rates are no shares, a number is below 1, or the correlation is not in [0, 1].
     """
     if not (0 <= rate <= 1 and 0 <= rate + points <= 1):
-        raise UserError(f"rates must lie between 0 and 1, got {rate} and {rate + points}")
+        raise UserError(f"rates must be between 0 and 1, got {rate} and {rate + points}")
     if min(seeds, tasks, episodes) < 1:
         raise UserError(f"a study needs a seed, a task and an episode, got {seeds}, {tasks} and {episodes}")
     if not 0 <= agreement <= 1 or between_seeds < 0:
-        raise UserError(f"agreement must lie between 0 and 1 and seeds vary by 0 or more: {agreement}, {between_seeds}")
+        raise UserError(f"agreement must be between 0 and 1 and seeds vary by 0 or more: {agreement}, {between_seeds}")
     rng = np.random.default_rng(rng_seed)
     labels = design(seeds, tasks, episodes)
     found = 0
@@ -127,6 +127,6 @@ def power_table(rows: Sequence[Power], seeds: int) -> TextTable:
     few = " (with one seed no difference between arms is decided)" if seeds == 1 else ""
     return TextTable(
         f"What this study can tell apart{few}",
-        ("points apart", "episodes an arm for 80 %, arms independent", "planned", "power of this study"),
+        ("points apart", "episodes per arm for 80 % power, independent arms", "planned", "power of this study"),
         [(f"{100 * r.points:.0f}", str(r.needed), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
     )

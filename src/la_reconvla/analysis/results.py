@@ -159,7 +159,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ConditionResult(Arm):
-    """An arm, its cells, and what they say together.
+    """An arm, its cells, and their summary.
 
     Attributes:
         cells: one for each seed.

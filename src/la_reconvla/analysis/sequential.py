@@ -6,7 +6,7 @@ looking after every pair. It comes with the package ``sequentialized-barnard-tes
 licence, CC BY-NC 4.0, allows no commercial use. Its decision tables are read from that package; only tables that it
 ships are used.
 
-What it says is about **two policies** on new starts. Its level is one-sided, 5 % for each of them: equal ones are told
+The result is about **two policies** on new starts. Its level is one-sided, 5 % for each of them: equal ones are told
 apart in up to 10 % of the comparisons, either way. How much trainings vary it does not know. It takes the two outcomes
 of a pair for independent; on shared starts they agree more than that, which makes it cautious.
 """
@@ -42,7 +42,7 @@ class Sequential:
 def sequential_decision(
     successes_a: Iterable[bool], successes_b: Iterable[bool], n_max: int, alpha: float = ALPHA, rng_seed: int = 0
 ) -> Sequential:
-    """Go through pairs in their order until they decide; what lies behind is not looked at.
+    """Go through pairs in their order until they decide; later pairs are not read.
 
     Args:
         successes_a: of the first policy, in the order that was fixed before the first rollout.
@@ -59,7 +59,9 @@ def sequential_decision(
     test.reset()
     pairs = list(zip(successes_a, successes_b, strict=False))
     if len(pairs) > n_max:
-        raise UserError(f"{len(pairs)} pairs were given and {n_max} planned: a plan may not grow while one looks")
+        raise UserError(
+            f"{len(pairs)} pairs were given, {n_max} are planned: the plan may not grow during the comparison"
+        )
     for count, (a, b) in enumerate(pairs, start=1):
         decision = test.step(bool(a), bool(b)).decision
         if decision != package.Decision.FailToDecide:
@@ -90,7 +92,7 @@ def step_test(n_max: int, alpha: float = ALPHA) -> tuple[Any, Any]:
     horizon = next((h for h in HORIZONS if 0 < n_max <= h), None)
     if horizon is None or alpha != ALPHA:
         raise UserError(
-            f"tables are there for up to {HORIZONS[-1]} pairs at level {ALPHA}, not for {n_max} at {alpha}: plan less"
+            f"tables exist for up to {HORIZONS[-1]} pairs at level {ALPHA}, not for {n_max} at {alpha}: plan fewer"
         )
     # A longer horizon than is planned only spends less of the level.
     test = package.MirroredStepTest(package.Hypothesis.P0MoreThanP1, horizon, ALPHA, random_seed=0)

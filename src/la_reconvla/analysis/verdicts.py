@@ -79,7 +79,7 @@ def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
     if c.a_mean is None or c.b_mean is None or c.a_mean == c.b_mean:
         return found
     needed = decisions.rollouts_needed(c.a_mean, c.b_mean)
-    more = f"To tell such rates apart, about {needed} independent episodes an arm are needed; there were {c.n}."
+    more = f"To tell such rates apart, about {needed} independent episodes per arm are needed; there were {c.n}."
     return Judgement("inconclusive", (c,), _joined(found.note, more))
 
 
@@ -121,13 +121,13 @@ def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgem
 
 
 def _tells_nothing(c: Comparison, margin: float) -> str:
-    """Why a tie of successes says nothing; empty if it may say something."""
+    """Why a tie of successes means nothing; empty if it may mean something."""
     assert c.agreement is not None
     if c.agreement.neither == c.n:
         return "Neither policy ever succeeded, so success cannot tell them apart."
     rates = [(c.agreement.both + only) / c.n for only in (c.agreement.only_a, c.agreement.only_b)]
     if max(rates) < margin or min(rates) > 1 - margin:
-        return f"Both are at the floor or ceiling, where {100 * margin:.0f} points say nothing."
+        return f"Both are at the floor or ceiling, where {100 * margin:.0f} points mean nothing."
     return ""
 
 

@@ -1,1 +1,1 @@
-"""Vision-language models behind one protocol, one file a family."""
+"""Vision-language models behind one protocol, one file per family."""

@@ -1,8 +1,8 @@
 """Causal vision-language models: SmolVLM and Idefics3, LLaVA, Qwen2.5-VL.
 
-In a causal model a token sees only what stands before it. An image before its instruction never hears of it: patch
+In a causal model a token attends only to what precedes it. An image before its instruction does not depend on it: patch
 states carry no language, and to reconstruct from them would train nothing that the words could change. An instruction
-before its image never sees it: its rows over the image are zero, and there is no map. So the instruction stands on
+before its image never sees it: its rows over the image are zero, and there is no map. So the instruction appears on
 both sides::
 
     [ bos ] [ instruction ] [ padding ] [ image n ] [ wrist n ] [ instruction ] [ padding ] | [ state ] [ queries c ]
@@ -224,7 +224,7 @@ class Qwen2VLBackbone(CausalBackbone):
         return vision(patches, grid_thw=sizes).pooler_output.view(b, -1, self.width)
 
     def positions(self, present: Bool[Tensor, "b s"], images: list[slice]) -> Int64[Tensor, "3 b s"]:
-        """Text counts up in all three; an image stands still in time and spreads over rows and columns."""
+        """Text counts up in all three; an image is constant in time and spreads over rows and columns."""
         rows, columns = self.grid
         steps = present.long().expand(3, -1, -1).clone()
         for place in images:

@@ -90,7 +90,7 @@ def architecture_of(source: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)  # without it the library asks
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"config.json of {source} says nothing that transformers understands ({reason})") from error
+        raise UserError(f"config.json of {source} is not understood by transformers ({reason})") from error
 
 
 def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:
@@ -151,7 +151,7 @@ class Opened:
         proprio: robot state as one extra token.
         wrist: a second camera as a second block of image tokens.
         saliency_layers: how many of the last layers the saliency reads.
-        max_tokens: longest instruction in tokens.
+        max_tokens: maximum length of an instruction in tokens.
     """
 
     source: str

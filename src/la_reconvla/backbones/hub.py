@@ -58,7 +58,7 @@ def folder_hash(folder: Path) -> str:
 
 @functools.lru_cache
 def _hash_of(stamps: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 over names and bytes; once a process, as size and time of change are part of the key."""
+    """SHA-256 over names and bytes; once per process, as size and time of change are part of the key."""
     digest = hashlib.sha256()
     for name, _, _ in stamps:
         digest.update(Path(name).name.encode())

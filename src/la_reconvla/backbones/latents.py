@@ -30,9 +30,9 @@ class Latents:
     Attributes:
         source: folder, or id on the hub.
         revision: commit or branch on the hub.
-        fold: latent pixels a side of each patch.
+        fold: latent pixels per side of each patch.
         channels: numbers a latent pixel; filled in by `of`.
-        factor: pixels of the picture a side of each latent pixel; filled in by `of`.
+        factor: pixels of the picture per side of each latent pixel; filled in by `of`.
         weights: hash of the VAE's weights; filled in by `of`, so that a run names the very target that it was given.
     """
 
@@ -69,7 +69,7 @@ class Latents:
 class LatentCodec:
     """Pictures to `fold` x `fold` x `channels` latents a patch, and back. The VAE is loaded with its first use.
 
-    A picture is resized so that each patch has `fold` latent pixels a side.
+    A picture is resized so that each patch has `fold` latent pixels per side.
     """
 
     config: Latents
@@ -113,7 +113,7 @@ class LatentCodec:
 
 @functools.lru_cache(maxsize=2)
 def _vae(config: Latents, device: torch.device) -> Any:
-    """The frozen VAE; one a process and device, however many heads use it."""
+    """The frozen VAE; one per process and device, however many heads use it."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     folder = hub_files(config.source, config.revision, FILES, give="--latents ")

@@ -57,7 +57,7 @@ class SmallPaliGemma:
         proprio: robot state as one extra token; off by default, as published.
         wrist: a second camera as a second block of image tokens; off by default, as published.
         saliency_layers: how many of the last layers the saliency reads.
-        max_tokens: longest instruction in tokens.
+        max_tokens: maximum length of an instruction in tokens.
         weights: what training starts from: a name in `la_reconvla.backbones.packaged`, a file written by
             ``la-reconvla pretrain``, or None for random ones.
         weights_hash: hash of that file; filled in by `la_reconvla.training.start_weights.pinned`.

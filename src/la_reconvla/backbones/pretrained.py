@@ -51,7 +51,7 @@ class Pretrained:
         proprio: robot state as one extra token; off by default, as published.
         wrist: a second camera as a second block of image tokens; off by default, as published.
         saliency_layers: how many of the last layers the saliency reads.
-        max_tokens: longest instruction in tokens.
+        max_tokens: maximum length of an instruction in tokens.
         freeze: where nothing trains.
         lora: adapters where something does; None trains it in full.
         quantize: ``nf4`` keeps the linear layers in 4 bits (QLoRA, arXiv 2305.14314); needs a GPU and `lora`.
@@ -185,7 +185,7 @@ class Pretrained:
         layers: Any = core.get_submodule(paths.layers)
         for token, number in paths.tokens:
             if tokenizer.token_to_id(token) != number:
-                raise UserError(f"the tokenizer of {self.source} has no {token} with number {number}: take its own one")
+                raise UserError(f"the tokenizer of {self.source} has no {token} number {number}: use the model's own")
         free = self.freeze.free(len(layers))
         if self.lora is None:
             core.requires_grad_(False)
@@ -267,7 +267,7 @@ class PretrainedBackbone(nn.Module):
         return replace(features, **floats)
 
     def merge(self) -> None:
-        """Add the adapters to the weights that they stand beside, for good."""
+        """Merge the adapters into their weights, for good."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         for name, module in list(self.inner.named_modules()):

@@ -26,7 +26,7 @@ class BackboneConfig(Protocol):
         proprio: robot state as one extra token; a number is the width of another robot's whole state.
         wrist: a second camera as a second block of image tokens.
         saliency_layers: how many of the last layers the saliency reads.
-        max_tokens: longest instruction in tokens.
+        max_tokens: maximum length of an instruction in tokens.
     """
 
     @property
@@ -55,7 +55,7 @@ class BackboneConfig(Protocol):
 
 
 class Geometry(NamedTuple):
-    """The square picture that a model takes, and the part of it that one image token of its language model stands for.
+    """The square picture that a model takes, and the part of it that one image token of its language model covers.
 
     Attributes:
         image_size: side in pixels.
@@ -95,7 +95,7 @@ class Normalisation:
         return (pixels - mean) / std
 
 
-HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # SigLIP and what stands on it
+HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # SigLIP and the models built on it
 CLIP = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP, Qwen-VL, Llama
 
 

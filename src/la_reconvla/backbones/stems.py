@@ -1,4 +1,4 @@
-"""Vision stems: what turns pixels into the tokens that a vision tower reads, one token a patch.
+"""Vision stems: what turns pixels into the tokens that a vision tower reads, one token per patch.
 
 The stem of the published PaliGemma is one linear map of a patch, which tells edges and colours apart only as far as one
 layer can. A few strided convolutions in its place learn faster and see small things better from little data (Xiao et

@@ -50,7 +50,7 @@ def encode(
     Raises:
         UserError: if an instruction is empty or longer than `max_tokens`.
     """
-    texts = list(dict.fromkeys(instructions))  # a batch says few different things
+    texts = list(dict.fromkeys(instructions))  # a batch has few different instructions
     encodings = [_encoding(tokenizer, text) for text in texts]
     for text, encoding in zip(texts, encodings, strict=True):
         if not encoding.ids or not text.strip():
@@ -79,5 +79,5 @@ def encode(
 
 @functools.lru_cache(maxsize=4096)
 def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
-    """A training says the same few instructions in every step: each is encoded once."""
+    """A training uses the same few instructions in every step: each is encoded once."""
     return tokenizer.encode(text, add_special_tokens=False)

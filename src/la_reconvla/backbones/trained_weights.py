@@ -52,8 +52,8 @@ class Freeze:
     Attributes:
         vision: the vision tower and the projector.
         embeddings: the table of token embeddings.
-        lower: so many of the lowest layers of the language model.
-        last: all of its layers but the last so many; None for no such limit, 0 for the whole language model.
+        lower: this many of the lowest layers of the language model.
+        last: all of its layers but this many of the last; None for no such limit, 0 for the whole language model.
     """
 
     vision: bool = True

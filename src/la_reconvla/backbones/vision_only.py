@@ -2,7 +2,7 @@
 
 Such a model has no attention from words to the image. What it has is the attention that its image tokens pay to one
 another, which finds salient things and cannot know which of them the instruction names: the map is the same under every
-instruction. Therefore `Features.channel` says ``image_self_attention`` instead of ``language``, and logs, results and
+instruction. Therefore `Features.channel` is ``image_self_attention`` instead of ``language``, and logs, results and
 report repeat it.
 
 The words enter through two small attention layers behind the tower, with weights of their own: the patches listen to

@@ -21,7 +21,7 @@ FAST = ", fast"  # at the end of a row's name
 
 
 class NotRecordedError(Exception):
-    """The fast path is none here; says why."""
+    """There is no fast path here; the message tells why."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class ControlRow(TimedRow):
 
 @dataclass(frozen=True, kw_only=True)
 class NotRecordedRow(BenchRow):
-    """An arm that has no fast path here; `reason` says why."""
+    """An arm that has no fast path here; `reason` tells why."""
 
     section: Section = "control"
     unit: str = "not recorded"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import shlex
 import sys
@@ -52,6 +53,7 @@ from la_reconvla.progress import progress
 from la_reconvla.report import charts
 from la_reconvla.storage import atomic_write, write_json
 from la_reconvla.study import provenance
+from la_reconvla.text_table import tell
 from la_reconvla.training.loop import pick_device, pick_precision
 
 
@@ -74,7 +76,7 @@ class Bench:
     def timed(self, size: Size, section: str, works: Mapping[str, Work]) -> dict[str, list[float]]:
         """Seconds of all, in turn; see `timing.interleaved`."""
         s = self.settings
-        with progress(f"{size.id}: {section}", len(works) * (s.repeats + 1), "runs") as bar:
+        with progress(section.capitalize(), len(works) * (s.repeats + 1), "runs") as bar:
             return interleaved(
                 works, s.repeats, s.seconds, wait=self.compute.wait, ticked=lambda name: bar.advance(note=name)
             )
@@ -212,7 +214,7 @@ class Bench:
 
         env, expert, seconds = EnvSettings(quality="fast").build(), Scripted().build(), []
         task = load_task("libero_spatial", 0)
-        with progress("simulator", self.settings.episodes + 1, "episodes") as bar:
+        with progress("Simulator", self.settings.episodes + 1, "episodes") as bar:
             for number in range(self.settings.episodes + 1):
                 seconds.append(run_episode(env, expert, official_start(task, number)).seconds)
                 bar.advance()
@@ -222,13 +224,17 @@ class Bench:
     def run(self) -> None:
         """All sections of all backbones."""
         wanted = set(self.settings.only) - {"limit"} | ({"control"} if "limit" in self.settings.only else set())
+        simulated = "data" in wanted and self.settings.episodes and importlib.util.find_spec("libero") is not None
+        sections, told = [section for section in SECTIONS if section in wanted], Console(stderr=True)
+        total, number = len(self.settings.backbones) * len(sections) + bool(simulated), itertools.count(1)
         for name in self.settings.backbones:
             size = Size.of(name, self.compute.dtype)
-            for section in SECTIONS:
-                if section in wanted:
-                    getattr(self, section)(size)
-                    release(self.compute.device)
-        if "data" in wanted and self.settings.episodes and importlib.util.find_spec("libero") is not None:
+            for section in sections:
+                told.print(f"{next(number)} of {total}  {section} of {size.id}")
+                getattr(self, section)(size)
+                release(self.compute.device)
+        if simulated:
+            told.print(f"{next(number)} of {total}  simulator")
             self.simulator()
 
 
@@ -269,7 +275,7 @@ def shares(
 
 
 def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
-    """Measure, print tables and then one line of JSON, and write them to `out` if it is given.
+    """Measure, print tables, write them to `out` if it is given; one line of JSON ends what no terminal shows.
 
     Returns:
         The JSON document.
@@ -297,11 +303,10 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         "rows": [row.to_json() for row in run.rows],
     }
     console = Console()
-    console.width = max(console.width, 120)
     for table in shown:
-        console.print(table.rich())
+        console.print(table)
     for sentence in document["claims"]:
-        console.print(sentence, soft_wrap=True, highlight=False)
+        tell(sentence, console)
     if out is not None:
         write_json(out / "bench.json", document)
         with atomic_write(out / "bench.md") as temporary:
@@ -310,5 +315,6 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         if bars:
             with atomic_write(out / "bench.svg") as temporary:
                 temporary.write_bytes(charts.time_chart(bars))
-    print(json.dumps(document, default=str))
+    if not console.is_terminal:  # for programs; people have the tables
+        print(json.dumps(document, default=str))
     return document

@@ -20,13 +20,13 @@ class Settings:
     Attributes:
         backbones: presets (their sizes), ids on the hub, or folders with a config.json; weights are random.
         device: auto, cpu, cuda or mps.
-        dtype: of the arithmetic; auto takes what the device does well.
-        threads: of the CPU.
-        repeats: rounds at most, in each of which every arm runs once.
-        seconds: a section of one backbone begins no further round after so many.
-        only: sections; data includes the simulator where it is installed.
-        demonstrations: folder with *_demo.hdf5 files for the loader; noise is written and read without one.
-        episodes: of the simulator; 0 leaves it out.
+        dtype: dtype of the computation; auto takes the one that suits the device.
+        threads: CPU threads.
+        repeats: maximum of rounds; every arm runs once per round.
+        seconds: a section of one backbone starts no further round after this time.
+        only: sections to run; data includes the simulator if it is installed.
+        demonstrations: folder with *_demo.hdf5 files for the loader; random noise by default.
+        episodes: episodes of the simulator; 0 skips it.
     """
 
     backbones: Annotated[tuple[str, ...], tyro.conf.arg(name="backbone")] = ("quick", "small")

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from la_reconvla.memory import free_memory
 
 Work = Callable[[], Any]
 
@@ -179,8 +180,8 @@ class Roof:
     """What the machine does at best, measured.
 
     Attributes:
-        rate: operations a second in a large matrix product.
-        bandwidth: bytes a second in a large copy, read and written ones together.
+        rate: operations per second in a large matrix product.
+        bandwidth: bytes per second in a large copy, read and written ones together.
     """
 
     rate: float
@@ -190,7 +191,7 @@ class Roof:
         """Seconds that these products need at least: the larger of their operations' and their bytes' time, summed.
 
         One product waits for the one before it, hence the sum; decoding token by token gives a sum over tokens.
-        Weights small enough to stay in a cache come faster than `bandwidth` says, so that a time may be below.
+        Weights small enough to stay in a cache arrive faster than `bandwidth`, so a time may be below the bound.
         """
         return sum(max(count / self.rate, moved / self.bandwidth) for count, moved in products)
 
@@ -230,7 +231,7 @@ def _best(work: Work, device: torch.device, rounds: int = 5) -> float:
 
 def free_bytes(device: torch.device) -> int:
     """Bytes that are free on the device, or on the host for one that shares its memory."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(free_memory())
 
 
 def release(device: torch.device) -> None:

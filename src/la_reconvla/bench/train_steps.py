@@ -95,7 +95,7 @@ class OneBatchTraining:
             return "no head"
         size = f"{head.config.label} {head.config.depth} x {head.config.width}"
         if isinstance(head.config, Denoiser):
-            return f"{size}, r = {head.config.repeats}, {head.codec.width} numbers a token"
+            return f"{size}, r = {head.config.repeats}, {head.codec.width} numbers per token"
         return size
 
     def gradient(self) -> None:
@@ -135,12 +135,12 @@ class OneBatchTraining:
 
 
 MEMORY = {
-    "cuda": "MB: weights, moments and the peak of a step (max_memory_allocated)",
-    "cpu": "MB: weights, moments, gradients and what is saved for the backward pass",
+    "cuda": "weights, moments and the peak of a step (max_memory_allocated)",
+    "cpu": "weights, moments, gradients and what is saved for the backward pass",
 }
 ARMS = ("C1", "C2", "C4", "A1", "R1", "C4-input")
 FEW = 4  # samples of a step of the published diffusion head, which takes half a minute on one core with `small`
-PUBLISHED_HEADS = (MAEDecoder(), Denoiser(target=COARSE))  # 48 numbers a token in the place of a latent's 64
+PUBLISHED_HEADS = (MAEDecoder(), Denoiser(target=COARSE))  # 48 numbers per token in the place of a latent's 64
 GROUPS = {
     "preset's heads": tuple(TrainStep(CONDITIONS[arm]) for arm in ARMS),
     "published heads": (TrainStep(C1, FEW), TrainStep(C2, FEW, PUBLISHED_HEADS), TrainStep(D2, FEW, PUBLISHED_HEADS)),

@@ -7,6 +7,8 @@ the functions, so that ``check`` works where half of the machine is broken, and 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 
 import tyro
@@ -14,14 +16,16 @@ from rich.console import Console
 from rich.text import Text
 
 from la_reconvla import __version__
-from la_reconvla.cli.options import CONFIG, REGISTRY
+from la_reconvla.cli.options import CONFIG, REGISTRY, wrapped_help
 from la_reconvla.cli.tree import PROGRAM, find, help_of
 from la_reconvla.cli.words import refuse_unknown_suites, refuse_values_of_flags, with_imports
 from la_reconvla.errors import UserError
 
 
 def main() -> None:
-    """Entry point: a `UserError` is one line, Ctrl-C says how to go on."""
+    """Entry point: a `UserError` is one line; Ctrl-C prints how to resume."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the standard library does it for stderr
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the locale is not UTF-8
     console, words = Console(stderr=True), sys.argv[1:]
     try:
         if words == ["--version"]:
@@ -37,7 +41,8 @@ def main() -> None:
             sys.exit(0 if asked else 2)
         refuse_values_of_flags(rest)
         try:
-            tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
+            with wrapped_help() if {"-h", "--help"} & set(rest) else contextlib.nullcontext():
+                tyro.cli(command, prog=f"{PROGRAM} {name}", args=rest, config=CONFIG, registry=REGISTRY)
         except SystemExit as end:
             if end.code == 2:  # it has said which word is missing or wrong
                 refuse_unknown_suites(rest)
@@ -46,5 +51,5 @@ def main() -> None:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on where it was")
+        console.print("stopped; run the same command again to resume")
         sys.exit(130)

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from la_reconvla.study.options import IfGiven
+from la_reconvla.text_table import tell
 
 
 def look(
@@ -19,39 +20,37 @@ def look(
     layers: IfGiven[int] = None,
     device: str = "auto",
 ) -> None:
-    """Draw where an instruction looks in a picture, and print whose attention that is and its numbers.
+    """Draw which patches of an image an instruction attends to, and print the numbers.
 
     A run of C4 and its like shows what it masks there and how it reconstructs it, too.
 
     Args:
-        backbone: a model on the hub (its id) or in a folder, or the folder of a run.
-        image: the picture; one that is not square is squeezed.
-        instruction: what the robot is told.
-        out: the PNG.
-        against: another instruction, for comparison.
+        backbone: a model's id on the hub, a model's folder, or a run folder.
+        image: the image; one that is not square is resized to a square.
+        instruction: the robot's instruction.
+        out: PNG to write.
+        against: a second instruction, for comparison.
         per_head: one row per layer, one column per head.
-        layers: how many of the last layers are read; 3 by default, a run in its own.
+        layers: how many of the last layers are read; 3 by default. A run always uses its own.
         device: auto, cpu, cuda or mps.
     """
     from la_reconvla.study.look import look as run
 
-    print("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
+    tell("\n".join(run(backbone, image, instruction, out, against, per_head, layers, device)))
 
 
 def words(scenes: Path, out: Path, weights: tuple[str, ...] = ("base",), seed: int = 0) -> None:
-    """Measure on held-out scenes whether the attention of words finds what they mean, beside its controls.
+    """Measure on held-out scenes whether the attention of words finds what they name, with controls.
 
     Args:
-        scenes: folder that the command data scenes wrote.
+        scenes: folder written by data scenes.
         out: folder for words.json, words.md and words.png.
-        weights: base, words-7x7 or files of pretrain; the first is measured in detail.
-        seed: of the questions, and of the random weights beside them.
+        weights: base, words-7x7 or files written by pretrain; the first is measured in detail.
+        seed: random seed of the questions and of the random-weights control.
     """
     from la_reconvla.data.scenes import load_scenes
     from la_reconvla.study.words import measure_words
 
-    console = Console()
-    console.width = max(console.width, 120)  # eleven columns
     for table in measure_words(weights, load_scenes(scenes, "train"), load_scenes(scenes, "test"), out, seed):
-        console.print(table.rich())
+        Console().print(table)
     print(out / "words.md")

@@ -9,13 +9,14 @@ from rich.console import Console
 from la_reconvla.bench.settings import Settings
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.study.options import IfGiven, ModelOptions, PlanOptions, StepOptions
+from la_reconvla.text_table import tell
 
 
 def machine(out: Path = Path(".")) -> None:
     """Check this machine: OpenGL, MuJoCo, memory, disk. Each failing check names the command that repairs it.
 
     Args:
-        out: folder that runs will be written to; its disk is checked.
+        out: folder for runs; its disk is checked.
     """
     from la_reconvla.sim.machine import check_machine, print_checks
 
@@ -26,49 +27,51 @@ def machine(out: Path = Path(".")) -> None:
 
 
 def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
-    """Say what training a pretrained backbone needs, whether it fits, and what makes it fit.
+    """Estimate memory and time of training a pretrained backbone; suggest what makes it fit.
 
     Only the backbone's config.json is read: no weights are downloaded.
 
     Args:
-        step: how it is trained, and on what.
+        step: the training step and the device.
         model: what is trained.
     """
-    console, told = Console(), Console(stderr=True)
-    told.print(
+    tell(
         f"Planning one training step of {model.backbone} on {step.device}: only its config.json is read, and the step "
-        "is traced, not run. This takes up to a few minutes."
+        "is traced, not run. This takes up to a few minutes.",
+        Console(stderr=True),
     )
     from la_reconvla.study.plan import plan_one, table, verdict
 
     planned = plan_one(PlanOptions(**vars(step), **vars(model)))
-    console.print(table(planned))
-    console.print(verdict(planned), soft_wrap=True)
+    Console().print(table(planned))
+    tell(verdict(planned))
 
 
 def power(
     seeds: int = 3, tasks: int = 3, episodes: int = 20, between_seeds: float = 0.0, agreement: float = 0.0
 ) -> None:
-    """Say how many episodes differences need, and how likely a study of this size finds them, before it runs.
+    """Estimate how many episodes a difference needs, and the power of a study of this size.
 
     Args:
         seeds: training seeds of each arm.
         tasks: number of tasks.
-        episodes: evaluation episodes for each task and trained policy.
+        episodes: evaluation episodes per task and trained policy.
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
     """
     from la_reconvla.analysis.power import planned, power_table
 
     rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
-    Console().print(power_table(rows, seeds).rich())
+    Console().print(power_table(rows, seeds))
 
 
 def speed(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:
-    """Measure how fast arms act, train and draw, and what limits them; tables, and as the last line JSON.
+    """Measure how fast arms act, train and draw, and what limits them.
+
+    Prints tables. Where standard output is no terminal, the last line is JSON.
 
     Args:
-        settings: what is measured and for how long.
+        settings: what is measured, and for how long.
         out: folder for bench.json, bench.md and bench.svg.
     """
     from la_reconvla.bench.run import bench

@@ -10,28 +10,48 @@ from la_reconvla.cli.options import Flat, Group
 from la_reconvla.data.lerobot_layout import PictureKind
 from la_reconvla.errors import UserError
 from la_reconvla.robot import Orientation
-from la_reconvla.sim.options import EpisodeOptions, FrameOptions, RecordingOptions, ScenesOptions
+from la_reconvla.sim.options import EpisodeOptions, FrameOptions, RecordingOptions, RenderOptions, ScenesOptions
 from la_reconvla.study.options import IfGiven
+from la_reconvla.text_table import tell
 
 
-def collect(recording: Flat[RecordingOptions], episodes: Group[EpisodeOptions], frames: Group[FrameOptions]) -> None:
-    """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Stopped, it goes on by the same command.
+def collect(recording: Flat[RecordingOptions], episode: Group[EpisodeOptions], frame: Group[FrameOptions]) -> None:
+    """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Rerun the command to resume.
 
     Args:
-        recording: where it goes, and how it is made.
-        episodes: which episodes are recorded.
-        frames: what is recorded of each step.
+        recording: output folder and processes.
+        episode: which episodes are recorded.
+        frame: what is recorded of each step.
     """
     from la_reconvla.sim.collect import collect as run
     from la_reconvla.sim.collection_config import CollectConfig
 
     learner = None
-    if episodes.correct is not None:
+    if episode.correct is not None:
         from la_reconvla.training.checkpoint import find_run
         from la_reconvla.training.trained_policy import Trained
 
-        learner = Trained(find_run(episodes.correct))
-    print(run(CollectConfig(**vars(recording), **vars(episodes), **vars(frames), learner=learner)))
+        learner = Trained(find_run(episode.correct))
+    tell(str(run(CollectConfig(**vars(recording), **vars(episode), **vars(frame), learner=learner))))
+
+
+def render(source: Positional[Path], out: Positional[Path], options: Flat[RenderOptions]) -> None:
+    """Draw recordings again from their states: another size, the wrist camera, instance maps. Rerun to resume.
+
+    Works on LIBERO's own demonstrations, which so get boxes of the target, and on those of data collect.
+
+    Args:
+        source: folder with *_demo.hdf5 files.
+        out: folder to write to.
+        options: what to draw.
+    """
+    from la_reconvla.sim.render import render as run
+
+    found = run(source, out, options)
+    tell(
+        f"{out}: {found.episodes} episodes; pictures differ from the recorded ones by at most {found.difference:.1f} "
+        "of 255 on average over an episode"
+    )
 
 
 def import_episodes(
@@ -96,15 +116,15 @@ def boxes(
     every: int = 1,
     device: str = "auto",
 ) -> None:
-    """Write where the target is in every frame, for arms that are told. Stopped, it goes on by the same command.
+    """Write the target's box in every frame, for arms that use it. Rerun the command to resume.
 
     Args:
         demonstrations: folder with *_demo.hdf5 files.
-        out: the file of boxes, *.jsonl.
-        source: masks, the simulator's own instance maps, or a zero-shot detector: an id on the hub or a folder.
-        threshold: lowest score of a detector's box that counts.
-        every: show a detector only every so many recorded frames.
-        device: of a detector: auto, cpu, cuda or mps.
+        out: file of boxes to write, *.jsonl.
+        source: masks (the simulator's instance maps), or a zero-shot detector as an id on the hub or a folder.
+        threshold: minimum score of a detector's box.
+        every: run the detector on every n-th recorded frame only.
+        device: where the detector runs: auto, cpu, cuda or mps.
     """
     from la_reconvla.data.boxes import BOXES_SUFFIX, Masks, boxes_summary, write_boxes
     from la_reconvla.data.detector import Detector
@@ -120,11 +140,11 @@ def boxes(
         annotator = Detector(source, threshold=threshold, every=every, device=str(pick_device(device)))
     with progress("Annotating", total=len(opened.episodes), unit="episodes") as bar:
         write_boxes(opened, annotator, out, bar)
-    print(boxes_summary(opened, out))
+    tell(boxes_summary(opened, out))
 
 
 def scenes(options: Flat[ScenesOptions]) -> None:
-    """Render LIBERO's arenas and objects in random arrangements, to learn words from. Stopped, it goes on."""
+    """Render LIBERO's arenas with random objects, as data for captions. Rerun the command to resume."""
     from la_reconvla.sim.scenes import ScenesConfig, render
 
-    print(f"{options.out}: {render(ScenesConfig(**vars(options)))} scenes")
+    tell(f"{options.out}: {render(ScenesConfig(**vars(options)))} scenes")

@@ -21,33 +21,33 @@ from la_reconvla.training.run_folders import folder_here
 def evaluate(
     run: Positional[str],
     rollouts: Flat[RolloutOptions],
-    starts: Group[StartOptions],
-    floors: Group[FloorOptions],
+    start: Group[StartOptions],
+    floor: Group[FloorOptions],
     machine: Group[MachineOptions],
 ) -> None:
-    """Roll a policy out in closed loop on starts that, by default, it was not trained on.
+    """Evaluate a policy in closed loop, by default on starts that it was not trained on.
 
     Args:
-        run: a run folder, expert or random, or user/name on the Hugging Face hub.
-        rollouts: how much is rolled out, and where to.
-        starts: on which starts it is rolled out.
-        floors: what it is measured against.
-        machine: what rolls out.
+        run: a run folder, expert, random, user/name on the Hugging Face hub, or a policy server, ws://host:port.
+        rollouts: how many episodes, and where results go.
+        start: initial states of the rollouts.
+        floor: the floors that success is compared with.
+        machine: processes and device.
     """
-    if run not in UNTRAINED:
+    if run not in UNTRAINED and "://" not in run:
         folder_here(run)  # before what takes seconds to import
     from la_reconvla.study.evaluate_one import evaluate_one
 
-    evaluate_one(run, EvaluateOptions(**vars(rollouts), **vars(starts), **vars(floors), **vars(machine)))
+    evaluate_one(run, EvaluateOptions(**vars(rollouts), **vars(start), **vars(floor), **vars(machine)))
 
 
 def folder(run: Positional[Path], out: Path, merged: bool = False) -> None:
-    """Write a policy and its card to a folder that others can load.
+    """Write a policy and its model card to a folder.
 
     Args:
         run: run folder.
         out: folder to write to.
-        merged: add the adapters to the backbone's weights and write those too; by default only what was trained goes.
+        merged: merge the adapters into the backbone's weights and write all of them; by default only trained weights.
     """
     found = _found(run)
     from la_reconvla.study.publish import export
@@ -56,12 +56,12 @@ def folder(run: Positional[Path], out: Path, merged: bool = False) -> None:
 
 
 def hub(run: Positional[Path], repo: str, merged: bool = False, private: bool = False) -> None:
-    """Upload a policy and its card to the Hugging Face hub.
+    """Upload a policy and its model card to the Hugging Face hub.
 
     Args:
         run: run folder.
         repo: user/name.
-        merged: with the backbone's weights, adapters added; by default only what was trained goes.
+        merged: upload the backbone's weights with the adapters merged; by default only trained weights.
         private: make a new repository private.
     """
     found = _found(run)

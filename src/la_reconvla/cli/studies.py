@@ -36,18 +36,18 @@ def run(
     offline: bool = False,
     workers: int = 0,
 ) -> None:
-    """Collect, train every condition, evaluate in closed loop, judge and report. Stopped, it goes on cell by cell.
+    """Collect data, train and evaluate every arm, and report. Rerun the command to resume.
 
     Args:
-        study: what is compared, where it is not to be as the preset says.
-        policy: what is trained in every arm, where it is not to be as the preset says.
-        training: how every arm is trained, where that is not to be as the preset says.
-        name: the preset: smoke, quick, small, paper or known-answer; quick by default. The options below replace
-            numbers, for all arms alike.
-        preset: the same as an option.
+        study: what is compared, where it differs from the preset.
+        policy: what is trained in every arm, where it differs from the preset.
+        training: how every arm is trained, where it differs from the preset.
+        name: the preset: smoke, quick, small, paper or known-answer; quick by default. The options below override its
+            values, for all arms alike.
+        preset: the preset, as an option.
         out: study folder; runs/<preset> by default.
-        hypotheses: what the study judges, a file like the package's analysis/hypotheses.json; kept with the study
-            when it begins, and not to be changed after that.
+        hypotheses: what the study tests, a file like the package's analysis/hypotheses.json; fixed when the study
+            begins.
         demonstrations: a folder of your own, for --offline.
         offline: train on those and judge on held-out frames of them, without a simulator (docs/own-robot.md).
         workers: processes; 0 takes one per core.
@@ -58,7 +58,7 @@ def run(
         )
     if name is not None and preset is not None:
         raise UserError(f"two presets, {name} and {preset}: name one")
-    from la_reconvla.report.summary import terminal_summary
+    from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import read_results
@@ -66,7 +66,7 @@ def run(
     changes = vars(study) | vars(policy) | vars(training)
     folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations)
     page = write_report(folder)
-    Console(stderr=True).print(terminal_summary(read_results(folder / layout.RESULTS)))
+    print_summary(read_results(folder / layout.RESULTS), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 
@@ -74,26 +74,26 @@ def compare(
     run: Positional[str],
     other: Positional[str],
     rollouts: Flat[PairOptions],
-    starts: Group[StartOptions],
+    start: Group[StartOptions],
     machine: Group[MachineOptions],
 ) -> None:
-    """Roll two trained policies out on the same starts and stop as soon as it is decided which is better.
+    """Evaluate two policies on the same starts and stop as soon as one is shown to be better.
 
-    Stopped before, it goes on by the same command and decides the same. Needs a package for a test made for looking
-    after every pair (in the checkout: pip install -e '.[sequential]'), whose licence, CC BY-NC 4.0, allows no
-    commercial use. Its level is 5 %, one-sided, for either policy. It speaks of these two policies, not of training
-    again. Finished studies are compared by study report.
+    Rerun the command to resume; the decision is the same. The sequential test needs an extra package (in the checkout:
+    pip install -e '.[sequential]'), whose licence, CC BY-NC 4.0, forbids commercial use. Its level is 5 %, one-sided,
+    for either policy. The result holds for these two policies, not for training them again. To compare finished
+    studies, use study report.
 
     Args:
         run: a run folder.
-        other: another, of the same image size and render quality.
-        rollouts: how much is rolled out, and where to.
-        starts: on which starts, of which neither policy was trained on any.
-        machine: what rolls out.
+        other: a second run folder, with the same image size and render quality.
+        rollouts: how many episodes, and where results go.
+        start: initial states of the rollouts; neither policy was trained on any of them.
+        machine: processes and device.
     """
     from la_reconvla.study.head_to_head import compare as run_both
 
-    print(run_both((run, other), CompareOptions(**vars(rollouts), **vars(starts), **vars(machine))))
+    print(run_both((run, other), CompareOptions(**vars(rollouts), **vars(start), **vars(machine))))
 
 
 def report(
@@ -101,15 +101,24 @@ def report(
     other: Positional[IfGiven[Path]] = None,
     out: IfGiven[Path] = None,
     figures: IfGiven[Path] = None,
+    csv: IfGiven[Path] = None,
 ) -> None:
-    """Draw report.html again from a study's results.json, or compare two studies on one page.
+    """Redraw report.html from a study's results.json, compare two studies on one page, or write a table of episodes.
 
     Args:
         study: study folder.
-        other: another study, to compare the first one with.
-        out: the page of the comparison; comparison.html in the first study's folder by default.
-        figures: folder for the study's charts as SVG files, for a light and a dark page.
+        other: a second study, to compare with the first.
+        out: page of the comparison; comparison.html in the first study's folder by default.
+        figures: folder for the study's charts as SVG files, light and dark.
+        csv: .csv file for all its episodes, one per row, and nothing else; also of a folder that eval wrote.
     """
+    if csv is not None:
+        if any(given is not None for given in (other, out, figures)):
+            raise UserError("--csv writes the episodes of one study and nothing else: leave the other words out")
+        from la_reconvla.report.episode_table import write_episode_table
+
+        print(write_episode_table(study, csv))
+        return
     from la_reconvla.report.compare import write_comparison
     from la_reconvla.report.write import write_figures, write_report
 

@@ -24,12 +24,12 @@ def train(
 
     Args:
         demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
-        out: run folder; a killed run goes on in it.
-        policy: what is trained, where it is not to be as the preset says.
-        training: how it is trained, where that is not to be as the preset says.
+        out: run folder; an interrupted run resumes in it.
+        policy: what is trained, where it differs from the preset.
+        training: how it is trained, where it differs from the preset.
         condition: arm, for example C1 or C4.
-        seed: of weights, batches and masks.
-        preset: where backbone, decoder and schedule come from; the options below replace single numbers.
+        seed: random seed of weights, batches and masks.
+        preset: source of backbone, decoder and schedule; the options below override single values.
     """
     from la_reconvla.study.train_cells import train_one
 
@@ -47,22 +47,24 @@ def pretrain(
     patch: int = 16,
     stem: Literal["patch", "conv", "efficientnet-lite0"] = "patch",
     weights: IfGiven[str] = None,
+    wrist: bool = False,
 ) -> None:
-    """Teach the small backbone words from captions, and hands from demonstrations. Stopped, it goes on.
+    """Pretrain the small backbone on captions and, optionally, on demonstrations. Rerun the command to resume.
 
     Args:
-        scenes: folder that the command data scenes wrote.
-        out: folder of weights and curves; its backbone.safetensors is what --weights takes. With demonstrations it is
-            also a run that eval takes.
-        schedule: for how long, and how.
-        demonstrations: folders that data collect wrote, of tasks that no study is to test; none for words alone.
-        hold_out: tasks, as suite/task, whose instructions must not be demonstrated: such episodes are left out. By
-            default those that the presets test, and some more of Object and Goal.
-        objective: what is minimised over pictures and sentences.
-        patch: side of a patch in pixels; pictures have 112.
-        stem: how pixels become patches: one linear map per patch, four convolutions, or the first part of a network
-            trained on ImageNet.
-        weights: what to go on from: a name or file as the option --weights of train takes it; random ones by default.
+        scenes: folder written by data scenes.
+        out: folder for weights and curves; pass its backbone.safetensors to --weights. With demonstrations it is also
+            a run for eval.
+        schedule: length and optimizer of the training.
+        demonstrations: folders written by data collect, of tasks that no study tests; none for captions only.
+        hold_out: tasks, as suite/task; episodes with their instructions are left out. By default those that the
+            presets test, and some more of Object and Goal.
+        objective: loss on pictures and captions.
+        patch: side of a patch in pixels; images are 112 pixels wide.
+        stem: patch embedding: one linear map per patch, four convolutions, or the first layers of a network trained
+            on ImageNet.
+        weights: initial weights, a name or file as for --weights of train; random by default.
+        wrist: use the demonstrations' wrist camera too; captions have none.
     """
     from la_reconvla.data.scenes import load_scenes
     from la_reconvla.progress import progress
@@ -73,7 +75,7 @@ def pretrain(
     from la_reconvla.training.start_weights import pinned
 
     size = replace(PretrainConfig().backbone, patch=patch, stem=stem, weights=weights)
-    size = pinned(replace(size, chunk=24 if demonstrations else size.chunk))
+    size = pinned(replace(size, chunk=24 if demonstrations else size.chunk, wrist=wrist))
     config = PretrainConfig(size, OBJECTIVES[objective], **vars(schedule))
     pictures = load_scenes(scenes, "train")
     samples = held_out = None

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from la_reconvla.cli import attention, check, data, policies, studies, training
+from la_reconvla.cli import attention, check, data, policies, serve, studies, training
 from la_reconvla.errors import UserError, nearest
 
 PROGRAM = "la-reconvla"
@@ -35,14 +35,15 @@ class Branch:
 
 TREE: Mapping[str, Branch | Command] = {
     "check": Branch(
-        "Is the machine fit, does a training fit it, does a study suffice, how fast is it?",
+        "Check the machine; plan memory, statistical power and speed.",
         {"machine": check.machine, "plan": check.plan, "power": check.power, "speed": check.speed},
         alone="machine",
     ),
     "data": Branch(
-        "Demonstrations, of the simulator or your own robot; boxes around their targets, scenes to learn words from.",
+        "Make demonstrations, in the simulator or from your own robot; target boxes and captioned scenes.",
         {
             "collect": data.collect,
+            "render": data.render,
             "import": data.import_episodes,
             "check": data.check,
             "convert": data.convert,
@@ -53,11 +54,14 @@ TREE: Mapping[str, Branch | Command] = {
     "train": training.train,
     "eval": policies.evaluate,
     "study": Branch(
-        "Train and evaluate several arms, report what came out, compare and film policies.",
+        "Train and evaluate several arms, draw reports, compare and film policies.",
         {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
     ),
     "look": attention.look,
-    "share": Branch("Give a policy to others.", {"folder": policies.folder, "hub": policies.hub}),
+    "serve": serve.serve,
+    "share": Branch(
+        "Export a policy to a folder or the Hugging Face hub.", {"folder": policies.folder, "hub": policies.hub}
+    ),
     "pretrain": training.pretrain,
     "words": attention.words,
 }
@@ -155,14 +159,14 @@ def help_of(word: str = "") -> RenderableType:
         for second, command in entry.commands.items():
             table.add_row(second, _sentence(command))
     else:
-        about, path = "Does a policy act better when it reconstructs what its words look at?", PROGRAM
+        about, path = "Does a policy act better when it reconstructs what its instruction attends to?", PROGRAM
         for first, one in TREE.items():
             if first not in HIDDEN:
                 inner = f" [dim]({', '.join(one.commands)})[/]" if isinstance(one, Branch) else ""
                 table.add_row(first, (one.about if isinstance(one, Branch) else _sentence(one)) + inner)
-    alone = f"`{path}` alone is `{path} {entry.alone}`. " if isinstance(entry, Branch) and entry.alone else ""
+    alone = f"`{path}` alone is `{path} {entry.alone}`.\n" if isinstance(entry, Branch) and entry.alone else ""
     more = f"{alone}`{path} COMMAND --help` lists the options of a command."
-    own = "" if word else "\n`--import MODULE` at any command imports yours, which registers classes of your own."
+    own = "" if word else "\n`--import MODULE`, with any command, imports a module that registers your classes."
     first_steps = "" if word else f"\nFirst `{PROGRAM} check`, then `{PROGRAM} study run quick`."
     return Group(f"usage: {path} COMMAND [OPTIONS]", "", about, "", table, "", more + own + first_steps)
 

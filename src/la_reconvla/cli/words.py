@@ -20,7 +20,7 @@ def with_imports(words: Sequence[str]) -> list[str]:
     """Import the modules that ``--import MODULE`` names, anywhere among the words, and return the other words.
 
     They register classes (`la_reconvla.register`), so that configurations may name them. Only what the user types is
-    imported, never what a file says. Modules of the working folder are found too, after those that are installed.
+    imported, never names from a file. Modules of the working folder are found too, after those that are installed.
 
     Raises:
         UserError: if a name is missing, or is no module that can be imported.

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float32
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError
 from la_reconvla.progress import Bar, RemoteTicker
-from la_reconvla.storage import append_jsonl, atomic_write, read_jsonl
+from la_reconvla.storage import append_jsonl, atomic_write, parse_json, read_jsonl
 
 BOXES_SUFFIX = ".jsonl"
 
@@ -83,7 +83,7 @@ class Masks(Filled):
 
 @dataclass(frozen=True)
 class Boxes(Filled):
-    """A file of boxes, for example of `write_boxes`: JSON lines, one a frame::
+    """A file of boxes, for example of `write_boxes`: JSON lines, one per frame::
 
         {"episode": "<file name>/<demo>", "step": 12, "box": [left, top, right, bottom], "score": 0.83}
 
@@ -107,10 +107,10 @@ class Boxes(Filled):
         _ = self._episodes
 
     def unfilled(self, episode: Episode) -> Float32[np.ndarray, "F 5"]:
-        """What the file says of this episode.
+        """The boxes of this episode in the file.
 
         Raises:
-            UserError: it says nothing of it, or what it says cannot be; with the line and what to do.
+            UserError: it has none, or an invalid one; with the line and what to do.
         """
         if episode.name not in self._episodes:
             raise UserError(f"{self.path} has no line of {episode.name}: {_AGAIN}")
@@ -129,11 +129,11 @@ class Boxes(Filled):
         for number, line in enumerate(self._bytes().splitlines(), start=1):
             where = f"{self.path}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 episode, step = record["episode"], record["step"]
                 box, score = record["box"], record.get("score")
                 values = (math.nan,) * 5 if box is None else (*map(float, box), 1.0 if score is None else float(score))
-            except (ValueError, TypeError, LookupError, AttributeError):
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
                 raise UserError(f"{where} is not {_FORM}: {_MEND}") from None
             if not isinstance(episode, str) or type(step) is not int or len(values) != 5:
                 raise UserError(f"{where} is not {_FORM}: {_MEND}")
@@ -182,10 +182,10 @@ def annotator(name: str) -> Annotator:
 
 
 def write_boxes(demonstrations: Demonstrations, annotator: Annotator, path: Path, ticker: Bar | RemoteTicker) -> None:
-    """Write the boxes of `annotator` as the file that `Boxes` reads: one line a frame, null where there is no box.
+    """Write the boxes of `annotator` as the file that `Boxes` reads: one line per frame, null where there is no box.
 
-    The file appears when it is complete. Until then a file beside it holds one line an episode; the same call goes on
-    from there. `ticker` advances once an episode, also for those that were there.
+    The file appears when it is complete. Until then a file beside it holds one line per episode; the same call goes on
+    from there. `ticker` advances once per episode, also for those that were there.
 
     Raises:
         UserError: `annotator` cannot annotate an episode, or the disk is full.

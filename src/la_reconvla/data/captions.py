@@ -91,7 +91,7 @@ HELD_OUT_WORDINGS = (
 
 
 class Relation(Protocol):
-    """Where an expression says that a thing is."""
+    """The place that an expression names."""
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -210,7 +210,7 @@ class Expression:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never says this."""
+        """Whether training never uses this wording."""
         return len(self.others) == 1 and held_out_pair(self.target_kind, self.others[0])
 
     def meant(self, scenes: Scenes, chosen: np.ndarray) -> Float[np.ndarray, "m o"]:
@@ -347,7 +347,7 @@ class Captioner:
         Args:
             rng: where choices come from.
             index: the scene.
-            relations: False names things and says nothing of where they are.
+            relations: False names objects without their places.
             held_out: speak only of held-out pairs instead of never.
             wordings: the sentences to choose from.
         """

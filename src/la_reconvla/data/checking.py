@@ -92,7 +92,7 @@ def _warnings(opened: Demonstrations) -> list[str]:
 
 def _moves(episode: Episode) -> bool:
     count = len(episode.frame_steps)
-    first, last = episode.pictures_at(episode.cameras[0], (0, count - 1))
+    first, last = episode.stream(episode.cameras[0], (0, count - 1))
     return count < 2 or bool((first != last).any())
 
 
@@ -103,6 +103,6 @@ def _sheet(opened: Demonstrations) -> bytes:
         episode = opened.episodes[index]
         for camera in opened.cameras:
             if _size(opened, camera) is not None:
-                chosen = list(episode.pictures_at(camera, spread_indices(len(episode.frame_steps), FRAMES).tolist()))
+                chosen = list(episode.stream(camera, spread_indices(len(episode.frame_steps), FRAMES).tolist()))
                 rows.append((f"{episode.name}, {camera}: {episode.instruction}", chosen))
     return contact_sheet(rows)

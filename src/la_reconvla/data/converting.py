@@ -17,14 +17,13 @@ from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.foreign_writer import Foreign, write_foreign
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.lerobot import LeRobotEpisode
-from la_reconvla.data.lerobot_layout import ACTION, INFO, STATE, PictureKind, is_lerobot, needed
+from la_reconvla.data.lerobot_layout import ACTION, INFO, LIBERO_STATE, STATE, PictureKind, is_lerobot, needed
 from la_reconvla.data.lerobot_writer import ENCODERS, OWN, Contents, LeRobotWriter
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.storage import LOCK, claim, explain_disk_errors, locked, read_json
 
 CLAIM = "convert.json"
-LIBERO_STATE = ("x", "y", "z", "rx", "ry", "rz", "finger 1", "finger 2")
 
 
 def convert(source: Path, target: Path, pictures: PictureKind = "png") -> list[str]:
@@ -168,9 +167,10 @@ def _lost_to_lerobot(opened: Demonstrations, pictures: PictureKind) -> list[str]
         lines.append(f"pictures: compressed with loss ({pictures})")
     with names.opened(first.path) as file:
         group = file["data"][first.demo]
-        kept = {names.STATE, "ee_states", "gripper_states", *(f"{camera}_rgb" for camera in opened.cameras)}
+        kept = {f"obs/{names.STATE}", names.HAND, *names.ROBOMIMIC_HAND, *names.FINGERS}
+        kept.update(name for camera in opened.cameras for name in names.picture_names(camera))
         left = [name for name in group if name not in ("actions", "obs")]
-        left += [f"obs/{name}" for name in group["obs"] if name not in kept]
+        left += [f"obs/{name}" for name in group["obs"] if f"obs/{name}" not in kept]
     if first.start_id is not None:
         left.append("starts, targets and seeds (attributes)")
     return [*lines, f"not kept: {', '.join(left)}"] if left else lines

@@ -7,17 +7,32 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from la_reconvla.data.hdf5_layout import REMEDY, STATE, checked_actions, opened, picture_key
+from la_reconvla.data.hdf5_layout import (
+    FINGERS,
+    HAND,
+    REMEDY,
+    ROBOMIMIC_HAND,
+    STATE,
+    checked_actions,
+    dataset_in,
+    lacks,
+    opened,
+    picture_names,
+    picture_size,
+    pictures_in,
+)
+from la_reconvla.data.robot_states import axis_angle, checked_simulator, checked_state
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
 
 ROLES = ("target", "destination")
-"""Names that stand for another instance in each episode."""
+"""Names that denote another instance in each episode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,15 +42,15 @@ class Episode:
     Attributes:
         path: its file.
         demo: its group in the file, for example ``demo_0``.
-        suite: LIBERO suite, None if the file does not say.
+        suite: LIBERO suite, None if not recorded.
         task: index of the task in its suite, None in files that are not ours.
         task_name: name of the task.
         instruction: the words that the robot was given.
         actions: float32 [T a], labels.
         quality: render quality of the pictures.
-        image_size: rows of the main camera's pictures, LIBERO's columns too.
+        image_size: rows of the main camera's images in pixels, LIBERO's columns too.
         frame_stride: control steps from one picture to the next.
-        instance_names: what the numbers 1, 2, ... of `instances` stand for; empty in files that are not ours.
+        instance_names: names of the numbers 1, 2, ... of `instances`; empty in files that are not ours.
         target: instance that is moved; this and the rest is None in files that are not ours.
         destination: where it is moved to.
         start_id: `la_reconvla.data.starts.Start.id` of the start.
@@ -88,6 +103,11 @@ class Episode:
         return f"{self.path.name}/{self.demo}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All that its pictures and numbers are read from."""
+        return (self.path,)
+
+    @property
     def scene(self) -> str:
         """Names the scene: episodes that share one show (nearly) the same pictures and belong on one side of a split.
 
@@ -111,7 +131,7 @@ class Episode:
         """LIBERO's wrist pictures at `frame_steps`, public convention.
 
         Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
         return self.pictures(LIBERO_CAMERAS[1])
 
@@ -119,49 +139,41 @@ class Episode:
         """Pictures of a camera at `frame_steps`.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are not uint8 RGB pictures.
         """
         return np.stack(list(self.stream(camera)))
 
-    def stream(self, camera: str, every: int = 1) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """One picture of a camera after the other, each `every`-th of those at `frame_steps`.
+    def stream(self, camera: str, numbers: Iterable[int] | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The same, one picture after the other, so that one is in memory at a time.
+
+        Args:
+            camera: its name.
+            numbers: which of those at `frame_steps`, ascending, counted from 0; all by default.
 
         Raises:
-            UserError: the file has none.
-        """
-        return self.pictures_at(camera, range(0, len(self.frame_steps), every))
-
-    def pictures_at(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """The pictures of a camera with these numbers, ascending, counted from 0.
-
-        Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
         rows, columns = self.turn
-        return (np.ascontiguousarray(picture[::rows, ::columns]) for picture in self.stored(camera, numbers))
+        chosen = range(len(self.frame_steps)) if numbers is None else numbers
+        return (np.ascontiguousarray(picture[::rows, ::columns]) for picture in self.stored(camera, chosen))
 
     def stored(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """The same, as they are stored.
+        """The same, as they are stored; the one place that reads pictures.
 
         Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
         with opened(self.path) as file:
-            if (key := picture_key(camera)) not in (group := file["data"][self.demo]):
-                raise self.lacks(key)
-            for number in numbers:
-                yield group[key][number]
+            yield from pictures_in(self._where, self._stored(file, camera), numbers)
 
     def picture_size(self, camera: str) -> tuple[int, int]:
         """Rows and columns of a camera's pictures.
 
         Raises:
-            UserError: the file has none.
+            UserError: as `pictures`.
         """
         with opened(self.path) as file:
-            if (key := picture_key(camera)) not in (group := file["data"][self.demo]):
-                raise self.lacks(key)
-            return group[key].shape[1:3]
+            return picture_size(self._where, self._stored(file, camera))
 
     def instances(self) -> UInt8[np.ndarray, "F H W"]:
         """Instance maps at `frame_steps`, turned as the pictures: 0 = none, i + 1 = ``instance_names[i]``.
@@ -170,7 +182,7 @@ class Episode:
             UserError: the file has none, or one that uses a number without a name.
         """
         rows, columns = self.turn
-        maps = np.ascontiguousarray(self._array("instances/map")[:, ::rows, ::columns])
+        maps = np.ascontiguousarray(self._array(("instances/map",), len(self.frame_steps))[:, ::rows, ::columns])
         if maps.max() > len(self.instance_names):
             raise UserError(
                 f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
@@ -182,11 +194,11 @@ class Episode:
         """The number of an instance in `instances`; ``target`` and ``destination`` are those of the episode.
 
         Raises:
-            UserError: the file has no such instance, or does not say which one that is.
+            UserError: the file has no such instance, or does not record which one that is.
         """
         wanted = getattr(self, name) if name in ROLES else name
         if wanted is None:
-            raise UserError(f"{self.path}: {self.demo} does not say what its {name} is; collect with this package")
+            raise UserError(f"{self.path}: {self.demo} does not record its {name}; collect with this package")
         owners = [owner for owner in self.instance_names if name in ROLES and wanted.startswith(f"{owner}_")]
         if wanted not in self.instance_names and not owners:
             raise unknown(f"instance in {self.name}", wanted, self.instance_names)
@@ -202,20 +214,27 @@ class Episode:
         Raises:
             UserError: the file has none, or they are not finite.
         """
-        length = len(self.actions)
-        keys = {"ee_states": 6, "gripper_states": 2} if self.state_width is None else {STATE: self.state_width}
-        arrays, wanted = [self._array(f"obs/{key}") for key in keys], [(length, width) for width in keys.values()]
-        if [a.shape for a in arrays] != wanted or any(a.dtype.kind != "f" for a in arrays):
-            given = " and ".join(f"{a.dtype} {a.shape}" for a in arrays)
-            raise UserError(
-                f"{self.path}: the robot states of {self.demo} are {given}, not floats of shapes "
-                f"{' and '.join(map(str, wanted))}; {REMEDY}"
+        if self.state_width is not None:
+            return self._floats((f"obs/{STATE}",), self.state_width)
+        with opened(self.path) as file:
+            group = file["data"][self.demo]
+            robomimic = HAND not in group and ROBOMIMIC_HAND[1] in group
+        if robomimic:
+            position, quaternion = (
+                self._floats((name,), width) for name, width in zip(ROBOMIMIC_HAND, (3, 4), strict=True)
             )
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
-            values = np.concatenate(arrays, axis=1).astype(np.float32)
-        if not np.isfinite(values).all():
-            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
-        return values
+            hand = np.concatenate([position, axis_angle(quaternion)], axis=1)
+        else:
+            hand = self._floats((HAND,), 6)
+        return np.concatenate([hand, self.fingers()], axis=1)
+
+    def fingers(self) -> Float32[np.ndarray, "T 2"]:
+        """Two finger positions (m), at every step.
+
+        Raises:
+            UserError: the file has none, or they are not finite.
+        """
+        return self._floats(FINGERS, 2)
 
     def executed(self) -> Float32[np.ndarray, "T a"]:
         """What really moved the robot: the labels plus noise; the labels themselves in files that are not ours.
@@ -225,39 +244,45 @@ class Episode:
         """
         with opened(self.path) as file:
             group = file["data"][self.demo]
-            name = "executed_actions" if "executed_actions" in group else "actions"
-            return checked_actions(f"{self.path}: {self.demo}", group[name], self.space)
+            names = ("executed_actions", "actions")
+            return checked_actions(self._where, dataset_in(self._where, group, names, len(self.actions)), self.space)
 
     def states(self) -> Float[np.ndarray, "T s"]:
         """Flattened MuJoCo state before each action.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or they are no numbers of this shape.
         """
-        return self._array("states")
+        return checked_simulator(self._where, "states", self._array(("states",), len(self.actions)), 2)
 
     def first_state(self) -> Float[np.ndarray, " s"]:
         """Flattened MuJoCo state that the episode was reset to.
 
         Raises:
-            UserError: the file has none.
+            UserError: the file has none, or it is no row of numbers.
         """
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
-                raise self.lacks("init_state")
-            return np.asarray(attributes["init_state"])
+                raise lacks(self._where, "init_state")
+            return checked_simulator(self._where, "init_state", np.asarray(attributes["init_state"]), 1)
 
-    def lacks(self, key: str) -> UserError:
-        """What is raised where the episode was recorded without something."""
-        return UserError(f"{self.path}: {self.demo} has no '{key}'; it was recorded without")
-
-    def _array(self, key: str) -> np.ndarray:
+    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
         with opened(self.path) as file:
-            group = file["data"][self.demo]
-            if key not in group:
-                raise self.lacks(key)
-            return np.asarray(group[key][()])
+            return np.asarray(dataset_in(self._where, file["data"][self.demo], names, rows)[()])
+
+    def _floats(self, names: tuple[str, ...], width: int) -> Float32[np.ndarray, "T width"]:
+        """Finite numbers, `width` of them at every step."""
+        length = len(self.actions)
+        return checked_state(self._where, names[0], self._array(names, length), (length, width))
+
+    @property
+    def _where(self) -> str:
+        return f"{self.path}: {self.demo}"
+
+    def _stored(self, file: Any, camera: str) -> Any:
+        """The dataset of a camera's pictures."""
+        return dataset_in(self._where, file["data"][self.demo], picture_names(camera), len(self.frame_steps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,12 +333,12 @@ class Demonstrations:
 
     @property
     def starts(self) -> tuple[str, ...]:
-        """Ids of the starts used, each once; evaluation uses others. Files that are not ours do not say."""
+        """Ids of the starts used, each once; evaluation uses others. Files of other programs have none."""
         return tuple(dict.fromkeys(e.start_id for e in self.episodes if e.start_id is not None))
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the content: equal for equal episodes in equal order, wherever the files lie and however compressed.
+        """Names the content: equal for equal episodes in equal order, whatever their folder and compression.
 
         All actions and instructions enter, and three pictures of each episode.
         """
@@ -342,7 +367,7 @@ class Demonstrations:
             UserError: `held_out` is not a share, or no task has two scenes.
         """
         if not 0 < held_out < 1:
-            raise UserError(f"the held-out share must lie between 0 and 1, not {held_out}")
+            raise UserError(f"the held-out share must be between 0 and 1, not {held_out}")
         chosen: set[str] = set()
         for task in self.tasks:
             scenes = list(dict.fromkeys(e.scene for e in self.episodes if e.task_name == task))

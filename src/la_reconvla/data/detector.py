@@ -65,7 +65,7 @@ class Detector(Filled):
         source: id on the hub, or a folder.
         revision: commit on the hub; None for the newest.
         threshold: a box with a lower score does not count.
-        every: only every so many recorded frames are looked at.
+        every: detect in every n-th recorded frame only.
         device: of the model, as torch names it.
     """
 

@@ -99,7 +99,7 @@ def _write_pictures(demo: Any, episode: Foreign, camera: str, wanted: int) -> No
         if written is None:
             shape = picture.shape
             written = demo.create_dataset(
-                names.picture_key(camera), (wanted, *shape), np.uint8, chunks=(1, *shape), **COMPRESSION
+                names.picture_names(camera)[0], (wanted, *shape), np.uint8, chunks=(1, *shape), **COMPRESSION
             )
         elif picture.shape != written.shape[1:]:
             raise UserError(

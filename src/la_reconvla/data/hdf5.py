@@ -6,14 +6,14 @@ The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reco
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import h5py
 import numpy as np
 
+from la_reconvla.data import foreign, instructions
 from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
 from la_reconvla.data.hdf5_layout import (
     ACTION_KINDS,
@@ -26,16 +26,18 @@ from la_reconvla.data.hdf5_layout import (
     SHARDS,
     STATE,
     checked_actions,
+    dataset_in,
     episode_groups,
     opened,
-    picture_key,
+    picture_names,
+    picture_size,
 )
 from la_reconvla.data.lerobot import read_folder
 from la_reconvla.data.lerobot_layout import INFO, is_lerobot
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
-from la_reconvla.storage import TEMPORARY
+from la_reconvla.storage import TEMPORARY, parse_json
 
 
 def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = None) -> Demonstrations:
@@ -61,9 +63,11 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
 def read_file(path: Path | str) -> list[Episode]:
     """Check a demonstration file and read what its episodes are, without their pictures.
 
+    Whatever else lies beside what every user reads is checked when it is read, and left alone if it is not.
+
     Raises:
-        UserError: the file is missing, truncated, not HDF5 or not of this layout; keys are missing; lengths disagree;
-            actions are not finite or outside [-1, 1]; pictures or instance maps are not uint8; attributes
+        UserError: the file is missing, locked, truncated, not HDF5 or not of this layout; keys are missing; lengths
+            disagree; actions are not finite or outside [-1, 1]; pictures or instance maps are not uint8; attributes
             are of the wrong kind.
     """
     path = Path(path)
@@ -83,31 +87,30 @@ def read_file(path: Path | str) -> list[Episode]:
 
 def _read_header(path: Path, data: Any) -> dict[str, Any]:
     """What the episodes of a file share, as fields of `Episode` (`instruction` as the fallback)."""
-    attributes, where = dict(data.attrs), str(path)
+    attributes, where = data.attrs, str(path)
     cameras = _texts(where, attributes, CAMERAS) if CAMERAS in attributes else LIBERO_CAMERAS
     if not cameras:
         raise UserError(f"{where}: the list of '{CAMERAS}' is empty; {REMEDY}")
     parent = Path(_attribute(where, attributes, "bddl_file_name", str) or "").parent.name
-    name = path.name.removesuffix(".hdf5").removesuffix("_demo")
-    try:
-        language = json.loads(attributes.get("problem_info", "{}")).get("language_instruction")
-    except (ValueError, AttributeError):
-        raise UserError(f"{path}: the attribute 'problem_info' is not valid JSON; {REMEDY}") from None
+    name = path.name.removesuffix(path.suffix).removesuffix("_demo")
+    task_name = _attribute(where, attributes, "task_name", str) or name
+    known = None if parent and "problem_info" in attributes else instructions.installed(task_name)
+    suite, asked = known or (None, instructions.spoken(task_name))
     return {
-        "suite": _attribute(where, attributes, "suite", str) or parent or None,
+        "suite": _attribute(where, attributes, "suite", str) or parent or suite,
         "task": _attribute(where, attributes, "task_index", int),
-        "task_name": _attribute(where, attributes, "task_name", str) or name,
-        "instruction": " ".join(language) if isinstance(language, list) else language,
-        "quality": _one_of(path, "quality", attributes.get("quality", "official"), Quality),
+        "task_name": task_name,
+        "instruction": _language(where, attributes) or asked,
+        "quality": _one_of(where, attributes, "quality", Quality) or "official",
         "frame_stride": _frame_stride(where, attributes),
         "space": _space(where, attributes),
         "cameras": cameras,
-        **_standing(path, attributes),
+        "orientation": _one_of(where, attributes, ORIENTATION, Orientation) or "mirrored",
         **({} if (rate := _attribute(where, attributes, RATE, float)) is None else {"rate": rate}),
     }
 
 
-def _space(where: str, attributes: dict[str, Any]) -> ActionSpace:
+def _space(where: str, attributes: Mapping[str, Any]) -> ActionSpace:
     """What the file says that its actions are; LIBERO's if it says nothing."""
     if ACTION_NAMES not in attributes:
         return LIBERO_ACTIONS
@@ -119,33 +122,47 @@ def _space(where: str, attributes: dict[str, Any]) -> ActionSpace:
         raise UserError(f"{where}: {error}; {REMEDY}") from None
 
 
-def _texts(where: str, attributes: Any, name: str) -> tuple[str, ...]:
+def _texts(where: str, attributes: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The attribute, a JSON list of texts."""
     try:
-        found = json.loads(attributes[name])
-    except (KeyError, ValueError, TypeError):
+        found = parse_json(_attribute(where, attributes, name, str) or "")
+    except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise UserError(f"{where}: there is no list of '{name}' (JSON, of texts); {REMEDY}")
     return tuple(_text(where, name, one) for one in found)
 
 
-def _standing(path: Path, attributes: dict[str, Any]) -> dict[str, Any]:
-    """How pictures stand, and how those stored are turned to that; only LIBERO's are turned."""
+def _language(where: str, attributes: Mapping[str, Any]) -> str | None:
+    """The instruction in LIBERO's attribute 'problem_info'; None where there is none."""
+    text = _attribute(where, attributes, "problem_info", str)
+    try:
+        problem = parse_json(text or "{}")
+        language = problem.get("language_instruction")
+        words = " ".join(language) if isinstance(language, list) else language
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{where}: the attribute 'problem_info' is not valid JSON; {REMEDY}") from None
+    if words is not None and not isinstance(words, str):
+        raise UserError(f"{where}: the instruction in 'problem_info' is {words!r}, not text; {REMEDY}")
+    return words
+
+
+def _turn(where: str, attributes: Mapping[str, Any], pictures: str) -> tuple[int, int]:
+    """How stored `pictures` become those in memory. Another robot's, whose file names an orientation, stay as they are.
+
+    Public pictures are MuJoCo's turned by 180 degrees. "opengl" stores MuJoCo's, "opencv" flips its rows.
+    """
     if ORIENTATION in attributes:
-        return {"orientation": _one_of(path, ORIENTATION, attributes[ORIENTATION], Orientation), "turn": (1, 1)}
-    return {"turn": _turn(path, attributes.get("macros_image_convention", "opengl"))}
-
-
-def _turn(path: Path, convention: Any) -> tuple[int, int]:
-    """Public pictures are MuJoCo's turned by 180 degrees. "opengl" stores MuJoCo's, "opencv" flips its rows."""
+        return (1, 1)
     known = {"opengl": (-1, -1), "opencv": (1, -1)}
-    if str(convention) not in known:
-        raise UserError(f"{path}: {unknown('image convention', str(convention), known)}")
-    return known[str(convention)]
+    usual = "opengl" if pictures.endswith("_rgb") else "opencv"  # robomimic flips what it writes
+    convention = _attribute(where, attributes, "macros_image_convention", str) or usual
+    if convention not in known:
+        raise UserError(f"{where}: {unknown('image convention', convention, known)}")
+    return known[convention]
 
 
-def _frame_stride(where: str, attributes: dict[str, Any]) -> int:
+def _frame_stride(where: str, attributes: Mapping[str, Any]) -> int:
     stride = _attribute(where, attributes, "frame_stride", int)
     if stride is not None and stride < 1:
         raise UserError(f"{where}: the frame stride is {stride}, it must be at least 1; {REMEDY}")
@@ -153,99 +170,84 @@ def _frame_stride(where: str, attributes: dict[str, Any]) -> int:
 
 
 def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> Episode:
-    main = picture_key(shared["cameras"][0])
-    if missing := [key for key in ("actions", main) if key not in group]:
-        raise UserError(f"{path}: {demo} has no {' and no '.join(missing)}; {REMEDY}")
-    attributes, where = dict(group.attrs), f"{path}: {demo}"
+    where = f"{path}: {demo}"
+    there, main = isinstance(group, h5py.Group), picture_names(shared["cameras"][0])
+    missing = [names[0] for names in (("actions",), main) if not there or not any(n in group for n in names)]
+    if missing:
+        raise UserError(f"{where} has no {' and no '.join(missing)}; {REMEDY}")
+    attributes = group.attrs
     read = functools.partial(_attribute, where, attributes)
     instruction = read("instruction", str) or shared["instruction"]
-    if not instruction:
-        raise UserError(f"{where} has no instruction, and 'problem_info' has none either; {REMEDY}")
-    actions = checked_actions(where, group["actions"], shared["space"])
-    _check_lengths(where, group, len(actions), shared["frame_stride"])
-    size = int(group[main].shape[1])
-    names = _instance_names(where, group["instances"], size) if "instances" in group else ()
+    if not instruction or not instruction.strip():
+        raise UserError(
+            f"{where} has no instruction, and neither 'problem_info' nor the file's name says one: name the file after "
+            f"what is asked for, for example pick_up_the_black_bowl{DEMO_SUFFIX}"
+        )
+    actions = checked_actions(where, dataset_in(where, group, ("actions",)), shared["space"])
+    pictures = dataset_in(where, group, main, -(-len(actions) // shared["frame_stride"]))
+    size = picture_size(where, pictures)
+    names = _instance_names(where, group, len(pictures), size) if "instances" in group else ()
     return Episode(
-        **{**shared, "instruction": _text(where, "instruction", str(instruction))},
+        **{**shared, "instruction": instruction},
         path=path,
         demo=demo,
         actions=actions,
-        image_size=size,
-        state_width=_state_width(where, group),
+        image_size=size[0],
+        state_width=_state_width(where, group, len(actions)),
         instance_names=names,
         target=read("target", str),
         destination=read("destination", str),
         start_id=read("start_id", str),
-        placement=_one_of(path, "placement", attributes["placement"], PlacementKind)
-        if "placement" in attributes
-        else None,
-        split=_one_of(path, "split", attributes["split"], Split) if "split" in attributes else None,
+        placement=_one_of(where, attributes, "placement", PlacementKind),
+        split=_one_of(where, attributes, "split", Split),
         start_index=read("start_index", int),
         start_seed=read("start_seed", int),
         success_step=read("success_step", int),
         noise=read("noise", float),
         seed=read("seed", int),
+        turn=_turn(where, group.parent.attrs, pictures.name),
     )
 
 
-def _state_width(where: str, group: Any) -> int | None:
-    """Numbers of another robot's state; None where there is none of that kind."""
-    if (state := group["obs"].get(STATE)) is None:
+def _state_width(where: str, group: Any, rows: int) -> int | None:
+    """Numbers of another robot's state; None where there is none of that kind, and in LIBERO's own files."""
+    name = f"obs/{STATE}"
+    if name not in group or not any(mark in group.parent.attrs for mark in (CAMERAS, ORIENTATION, ACTION_NAMES)):
         return None
+    state = dataset_in(where, group, (name,), rows)
     if state.ndim != 2 or state.shape[1] == 0 or state.dtype.kind != "f":
         raise UserError(f"{where}: the state is {state.dtype} {state.shape}, not floats of shape (T, p); {REMEDY}")
     return int(state.shape[1])
 
 
-def _instance_names(where: str, group: Any, size: int) -> tuple[str, ...]:
-    """Check the instance maps, whose pictures have `size` rows and columns, and read what their numbers stand for."""
-    maps = group["map"]
-    if maps.dtype != np.uint8 or maps.shape[1:] != (size, size):
+def _instance_names(where: str, group: Any, rows: int, size: tuple[int, int]) -> tuple[str, ...]:
+    """Check the instance maps, which are `rows` of the pictures' `size`, and read what their numbers stand for."""
+    maps = dataset_in(where, group, ("instances/map",), rows)
+    if maps.dtype != np.uint8 or maps.shape[1:] != size:
         raise UserError(
             f"{where}: the instance maps are {maps.dtype} {maps.shape}, not uint8 of the pictures' size "
-            f"(F, {size}, {size}); {REMEDY}"
+            f"(F, {size[0]}, {size[1]}); {REMEDY}"
         )
-    return _texts(f"{where}: instances", group.attrs, "names")
-
-
-def _check_lengths(where: str, group: Any, length: int, stride: int) -> None:
-    """Check every array against the number of actions."""
-    pictures = -(-length // stride)
-    expected = {f"obs/{name}": pictures for name in group["obs"] if name.endswith("_rgb")}
-    expected |= {f"obs/{name}": length for name in group["obs"] if not name.endswith(("_rgb", "_depth"))}
-    expected |= {
-        name: length for name in ("states", "robot_states", "rewards", "dones", "executed_actions") if name in group
-    }
-    expected |= {"instances/map": pictures} if "instances" in group else {}
-    for key, wanted in expected.items():
-        if len(group[key]) != wanted:
-            raise UserError(
-                f"{where}: {length} actions need {wanted} rows of '{key}' (frame stride {stride}), "
-                f"found {len(group[key])}; {REMEDY}"
-            )
-    for name in (name for name in group["obs"] if name.endswith("_rgb")):
-        pictures = group["obs"][name]
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or 0 in pictures.shape:
-            raise UserError(
-                f"{where}: {name} is {pictures.dtype} {pictures.shape}, not uint8 of shape (F, H, W, 3); "
-                "store RGB pictures with values 0 to 255"
-            )
+    return _texts(f"{where}: instances", group["instances"].attrs, "names")
 
 
 # ---------------------------------------------------------------- attributes
 
 
-def _one_of(path: Path, kind: str, value: Any, literal: Any) -> Any:
-    if str(value) not in get_args(literal):
-        raise UserError(f"{path}: {unknown(kind, str(value), get_args(literal))}")
-    return str(value)
+def _one_of(where: str, attributes: Mapping[str, Any], name: str, literal: Any) -> Any:
+    value = _attribute(where, attributes, name, str)
+    if value is not None and value not in get_args(literal):
+        raise UserError(f"{where}: {unknown(name, value, get_args(literal))}")
+    return value
 
 
-def _attribute(where: str, attributes: dict[str, Any], name: str, kind: type[int] | type[float] | type[str]) -> Any:
-    """The attribute as a `kind`, None if it is not there."""
+def _attribute(where: str, attributes: Mapping[str, Any], name: str, kind: type[int] | type[float] | type[str]) -> Any:
+    """The attribute as a `kind`, None if it is not there. Text may be bytes, as some programs write it."""
     value = attributes.get(name)
     if value is None:
         return None
+    if kind is str and isinstance(value, bytes):
+        value = value.decode(errors="surrogateescape")
     accepted = {int: (int, np.integer), float: (int, float, np.number), str: (str,)}[kind]
     if not isinstance(value, accepted) or (kind is float and not np.isfinite(value)):
         raise UserError(f"{where}: the attribute '{name}' is {value!r}, not of the kind {kind.__name__}; {REMEDY}")
@@ -265,19 +267,27 @@ def _text(where: str, name: str, value: str) -> str:
 
 
 def _find_files(folder: Path) -> list[Path]:
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`")
-    if (folder / SHARDS).is_dir():
+    try:
+        if folder.is_file():
+            return [folder]
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`")
+        names = sorted(path.name for path in folder.iterdir())  # a glob of a folder that may not be read finds nothing
+    except PermissionError as error:
+        raise UserError(
+            f"{folder}: you may not read it; ask its owner, or change the permissions (chmod) of the folder"
+        ) from error
+    if SHARDS in names and (folder / SHARDS).is_dir():
         raise UserError(f"{folder}: this collection is not finished; run the command that makes it again")
-    files = sorted(p for p in folder.glob(f"*{DEMO_SUFFIX}") if not p.name.startswith(TEMPORARY))
-    if files:
+    if files := [folder / n for n in names if n.endswith(DEMO_SUFFIX) and not n.startswith(TEMPORARY)]:
         return files
-    others = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    if (known := foreign.explained(folder)) is not None:
+        raise UserError(known)
+    others = ", ".join(names[:5]) or "nothing"
+    named = any(name.endswith((".hdf5", ".h5")) for name in names)
+    way_out = f"rename what you want read to *{DEMO_SUFFIX}, or give one file" if named else "give the folder of them"
     raise UserError(
-        f"{folder}: no *{DEMO_SUFFIX} file there and no {INFO} of a LeRobotDataset, found {others}; give the "
-        "folder that holds them"
+        f"{folder}: no *{DEMO_SUFFIX} file there and no {INFO} of a LeRobotDataset, found {others}; {way_out}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The layout of a demonstration file: LIBERO's own HDF5 layout, one file a task, ``<task name>_demo.hdf5``.
+"""The layout of a demonstration file: LIBERO's own HDF5 layout, one file per task, ``<task name>_demo.hdf5``.
 
 ::
 
@@ -26,6 +26,11 @@ steps: in effect the same scene. So picture t and action t belong together in bo
 **Another robot's file** (``data import``) says so in attributes of ``data``, see `ACTION_NAMES` and `CAMERAS`. Pictures
 of a camera are in ``obs/<name>_rgb``, of any size and never turned, and its state is in ``obs/state``.
 
+**Others' files.** Attributes may be missing, as in what OpenVLA's script regenerates: the instruction then comes from
+LIBERO's task file or the file's name (`instructions`). Numbers of demos may have gaps. What nobody asks for is not
+checked, whatever else lies in ``obs``. robomimic's names are known (``agentview_image``, ``robot0_eef_pos``, ...); its
+pictures have their rows flipped ("opencv"). Pictures may be PNG or JPEG, one variable-length row of uint8 a frame.
+
 **Corrections** (``data collect --correct``): ``init_state`` is the start, from which a policy acted; ``states[0]`` is
 where the expert took over.
 """
@@ -33,6 +38,7 @@ where the expert took over.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -40,10 +46,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
+from la_reconvla.data.image_files import read_picture
 from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
+from la_reconvla.storage import why_unreadable
 
 DEMO_SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
@@ -55,6 +63,11 @@ STATE = "state"
 ACTION_NAMES, ACTION_KINDS = "action_names", "action_kinds"
 """Attributes of a file, JSON lists: the names of the action's dimensions and their kinds; without them LIBERO's."""
 REMEDY = "collect or download the file again"
+# Names of one thing in the order in which they are looked for: LIBERO's, then robomimic's.
+_ROBOMIMIC_PICTURES = {"agentview": ("obs/agentview_image",), "eye_in_hand": ("obs/robot0_eye_in_hand_image",)}
+HAND = "obs/ee_states"
+ROBOMIMIC_HAND = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
+FINGERS = ("obs/gripper_states", "obs/robot0_gripper_qpos")
 # What HDF5, h5py and numpy raise where a damaged file gives another place, size or kind of something.
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
 _TOLERANCE = 1e-4  # of the action range; labels stored in half precision may overshoot 1
@@ -67,13 +80,12 @@ def opened(path: Path) -> Iterator[Any]:
     Raises:
         UserError: it is missing, a folder, damaged or no HDF5 file.
     """
-    _require_file(path)
     try:
+        _require_file(path)
         with h5py.File(path, "r") as file:
             yield file
     except _DAMAGE as error:
-        reason = "not an HDF5 file" if "signature not found" in str(error) else f"truncated or damaged ({error})"
-        raise UserError(f"{path}: {reason}; {REMEDY}") from error
+        raise UserError(f"{path}: {_reason(error)}") from error
 
 
 def _require_file(path: Path) -> None:
@@ -83,9 +95,21 @@ def _require_file(path: Path) -> None:
         raise UserError(f"{path} is a folder; give a file in it, or open the folder as a whole")
 
 
-def picture_key(camera: str) -> str:
-    """Where an episode keeps a camera's pictures."""
-    return f"obs/{camera}_rgb"
+def picture_names(camera: str) -> tuple[str, ...]:
+    """Where an episode may keep a camera's pictures: first where this package writes them."""
+    return f"obs/{camera}_rgb", *_ROBOMIMIC_PICTURES.get(camera, ())
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and what helps."""
+    if "unable to lock file" in str(error) or isinstance(error, BlockingIOError):
+        return (
+            "another program holds it open for writing; end that, or, on a disk that knows no locks, set "
+            "HDF5_USE_FILE_LOCKING=FALSE"
+        )
+    if "signature not found" in str(error):
+        return f"not an HDF5 file; {REMEDY}"
+    return why_unreadable(error, REMEDY)
 
 
 def file_names(instructions: Iterable[str]) -> dict[str, str]:
@@ -126,3 +150,100 @@ def checked_actions(where: str, dataset: Any, space: ActionSpace) -> Float32[np.
     if space != LIBERO_ACTIONS and not (np.abs(two := actions[:, space.binary]) == 1).all():
         raise UserError(f"{where}: a binary action is {two[np.abs(two) != 1][0]:.3g}, not -1 or 1: write those two")
     return actions
+
+
+def lacks(where: str, name: str) -> UserError:
+    """What is raised where an episode does not have what is asked for."""
+    return UserError(f"{where} has no '{name}'; it was recorded without")
+
+
+def dataset_in(where: str, group: Any, names: tuple[str, ...], rows: int | None = None) -> Any:
+    """The first dataset of these `names` that a group has, its values not read yet.
+
+    Args:
+        where: begins the message of an error.
+        group: of the episode.
+        names: of one thing, for example `FINGERS`.
+        rows: how many it must have; None for any number.
+
+    Raises:
+        UserError: there is none, it is no dataset, parts of it are missing, it has other `rows`, or it is packed in a
+            way that takes a plugin.
+    """
+    name = next((name for name in names if name in group), None)
+    if name is None:
+        raise lacks(where, names[0])
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise UserError(f"{where}: '{name}' is no dataset; {REMEDY}")
+    if rows is not None and (dataset.ndim == 0 or len(dataset) != rows):
+        raise UserError(
+            f"{where}: its actions and frame stride need {rows} rows of '{name}', found {dataset.shape}; {REMEDY}"
+        )
+    _require_filters(f"{where}: '{name}'", dataset)
+    _require_stored(f"{where}: '{name}'", dataset)
+    return dataset
+
+
+def _require_filters(where: str, dataset: Any) -> None:
+    """Raise a `UserError` for what h5py alone cannot unpack; where the plugins are installed, they are loaded."""
+    plan = dataset.id.get_create_plist()
+    filters = {plan.get_filter(i)[0]: plan.get_filter(i)[3] for i in range(plan.get_nfilters())}
+    if all(map(h5py.h5z.filter_avail, filters)):
+        return
+    with contextlib.suppress(ImportError):
+        import hdf5plugin  # noqa: F401  # pyright: ignore[reportMissingImports]  (importing it is what loads them)
+    if lacking := [code for code in filters if not h5py.h5z.filter_avail(code)]:
+        named = ", ".join(filters[code].decode(errors="replace") or f"filter {code}" for code in lacking)
+        raise UserError(f"{where} is packed by {named}, which h5py cannot unpack: pip install hdf5plugin")
+
+
+def _require_stored(where: str, dataset: Any) -> None:
+    """Raise a `UserError` where values were never written: HDF5 would read them as zeros, and a picture as black."""
+    if not dataset.size or dataset.is_virtual or dataset.external:
+        return
+    if dataset.chunks:
+        wanted = math.prod(-(-size // part) for size, part in zip(dataset.shape, dataset.chunks, strict=True))
+        whole = dataset.id.get_num_chunks() >= wanted
+    else:
+        whole = dataset.id.get_storage_size() > 0
+    if not whole:
+        raise UserError(f"{where} is not complete, parts of it were never written; {REMEDY}")
+
+
+def picture_size(where: str, dataset: Any) -> tuple[int, int]:
+    """Rows and columns of a dataset of pictures; of encoded ones the first is read.
+
+    Raises:
+        UserError: they are not uint8 RGB pictures.
+    """
+    if _encoded(dataset):
+        return _decoded(where, dataset[0]).shape[:2]
+    if dataset.dtype != np.uint8 or dataset.ndim != 4 or dataset.shape[3] != 3 or 0 in dataset.shape:
+        raise UserError(
+            f"{where}: {dataset.name.rpartition('/')[2]} is {dataset.dtype} {dataset.shape}, not uint8 of shape "
+            "(F, H, W, 3); store RGB pictures with values 0 to 255"
+        )
+    return dataset.shape[1:3]
+
+
+def pictures_in(where: str, dataset: Any, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures of a dataset, as stored, one after the other.
+
+    Raises:
+        UserError: as `picture_size`, or encoded ones differ in size.
+    """
+    size, encoded = picture_size(where, dataset), _encoded(dataset)
+    for number in numbers:
+        picture = _decoded(where, dataset[number]) if encoded else dataset[number]
+        if picture.shape != (*size, 3):
+            raise UserError(f"{where}: the pictures of {dataset.name} differ in size; store all at one size")
+        yield picture
+
+
+def _encoded(dataset: Any) -> bool:
+    return dataset.ndim == 1 and h5py.check_vlen_dtype(dataset.dtype) == np.uint8
+
+
+def _decoded(where: str, row: Any) -> UInt8[np.ndarray, "H W 3"]:
+    return read_picture(np.asarray(row, np.uint8).tobytes(), f"{where}: a picture")

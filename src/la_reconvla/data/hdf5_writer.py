@@ -28,13 +28,13 @@ class FileHeader:
         suite: LIBERO suite.
         task: index of the task in its suite.
         name: name of the task; the file is called ``<name>_demo.hdf5``.
-        language: the task's instruction, for readers that know one instruction a file.
+        language: the task's instruction, for readers that know one instruction per file.
         bddl_file: path of the task's description below LIBERO's ``bddl_files``.
         bddl_content: the description itself.
         env_args: how to build the simulator, as LIBERO's ``env_args`` (JSON).
         problem: LIBERO's name of the problem class, for example ``libero_tabletop_manipulation``.
         quality: render quality of the pictures.
-        image_size: rows and columns of the pictures.
+        image_size: height and width of the images in pixels.
         frame_stride: control steps from one picture to the next.
     """
 
@@ -66,7 +66,7 @@ class Recording:
         frames: agentview pictures at steps 0, s, 2s, ...
         wrist: wrist pictures at the same steps, or None.
         instances: instance maps at the same steps, or None.
-        instance_names: what the numbers 1, 2, ... of `instances` stand for.
+        instance_names: names of the numbers 1, 2, ... of `instances`.
         model_xml: the compiled scene.
         success_step: number of steps after which the goal first held.
         noise: standard deviation of the action noise.
@@ -183,12 +183,11 @@ def _write_episode(group: Any, recording: Recording) -> None:
     observation["ee_states"] = np.concatenate([position, orientation], axis=1)
     observation["gripper_states"] = fingers
     observation["joint_states"] = recording.joints
-    _write_pictures(observation, "agentview_rgb", recording.frames)
+    write_pictures(observation, "agentview_rgb", recording.frames)
     if recording.wrist is not None:
-        _write_pictures(observation, "eye_in_hand_rgb", recording.wrist)
+        write_pictures(observation, "eye_in_hand_rgb", recording.wrist)
     if recording.instances is not None:
-        _write_pictures(group.create_group("instances"), "map", recording.instances)
-        group["instances"].attrs["names"] = json.dumps(recording.instance_names)
+        write_pictures(group.create_group("instances"), "map", recording.instances, recording.instance_names)
     start = recording.start
     group.attrs.update(
         {
@@ -210,10 +209,23 @@ def _write_episode(group: Any, recording: Recording) -> None:
     )
 
 
-def _write_pictures(group: Any, name: str, pictures: UInt8[np.ndarray, "F H W ..."]) -> None:
-    """One chunk a picture, so that reading one decompresses one."""
+def write_pictures(
+    group: Any, name: str, pictures: UInt8[np.ndarray, "F H W ..."], numbered: Sequence[str] | None = None
+) -> None:
+    """Write upright pictures or maps as a dataset of `group`, upside down, as LIBERO stores them.
+
+    One chunk per picture, so that reading one decompresses one.
+
+    Args:
+        group: an HDF5 group.
+        name: of the dataset.
+        pictures: uint8.
+        numbered: of maps: what the numbers 1, 2, ... stand for.
+    """
     upside_down = np.ascontiguousarray(pictures[:, ::-1, ::-1])
     group.create_dataset(name, data=upside_down, chunks=(1, *pictures.shape[1:]), **COMPRESSION)
+    if numbered is not None:
+        group.attrs["names"] = json.dumps(numbered)
 
 
 def write_totals(data: Any) -> None:

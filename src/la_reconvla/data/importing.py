@@ -23,10 +23,10 @@ from typing import Any
 import imageio_ffmpeg
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, UnidentifiedImageError
 
 from la_reconvla.data import hdf5_layout as names
 from la_reconvla.data.foreign_writer import Foreign, Pictures, write_foreign
+from la_reconvla.data.image_files import read_picture
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import ActionKind, ActionSpace, Orientation
 from la_reconvla.storage import claim, locked
@@ -229,8 +229,4 @@ def _pictures(folder: Path, camera: str) -> Pictures:
         raise UserError(f"{folder}: no pictures of the camera '{camera}': a folder {camera}/ or {video.name}")
     paths = sorted((p for p in inside.iterdir() if p.suffix.lower() in PICTURES), key=_number)
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                yield np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{path} is no picture that can be read ({error}): export it again as PNG") from error
+        yield read_picture(path)

@@ -5,7 +5,6 @@ All but the pictures is checked before anything is returned; those are decoded w
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,25 @@ from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import STATE, file_names, picture_key
+from la_reconvla.data.hdf5_layout import file_names, lacks, picture_names
+from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.lerobot_index import Row, read_rows, read_tasks
-from la_reconvla.data.lerobot_layout import ACTION, AGAIN, BEFORE, IMAGES, INFO, OURS, VERSION, needed, reading
-from la_reconvla.data.lerobot_layout import STATE as STATE_COLUMN
+from la_reconvla.data.lerobot_layout import (
+    ACTION,
+    AGAIN,
+    BEFORE,
+    IMAGES,
+    INFO,
+    LIBERO_STATE,
+    OURS,
+    STATE,
+    VERSION,
+    needed,
+    reading,
+)
+from la_reconvla.data.robot_states import checked_state
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import ActionSpace, Orientation, Quality
 from la_reconvla.storage import read_json
@@ -65,6 +76,26 @@ class LeRobotEpisode(Episode):
         """See `Episode`."""
         return self.sizes[self._place(camera)]
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """See `Episode`."""
+        return (self.row.data, *(path for path, _ in self.row.videos.values()))
+
+    def proprio(self) -> Float32[np.ndarray, "T p"]:
+        """See `Episode`.
+
+        Raises:
+            UserError: the dataset has no state, or it is not finite.
+        """
+        if self.row.state is None:
+            raise lacks(self._where, STATE)
+        width = len(LIBERO_STATE) if self.state_width is None else self.state_width
+        return checked_state(self._where, STATE, self.row.state, (len(self.actions), width), AGAIN)
+
+    def fingers(self) -> Float32[np.ndarray, "T 2"]:
+        """See `Episode`; those of LIBERO's state are its last two numbers."""
+        return self.proprio()[:, -2:]
+
     def executed(self) -> Float32[np.ndarray, "T a"]:
         """The labels: the format has nothing else."""
         return self.actions
@@ -75,18 +106,15 @@ class LeRobotEpisode(Episode):
         Raises:
             UserError: always; the format has no simulator states.
         """
-        raise self.lacks("init_state")
+        raise lacks(self._where, "init_state")
 
     def _place(self, camera: str) -> int:
         if camera not in self.cameras:
-            raise self.lacks(picture_key(camera))
+            raise lacks(self._where, picture_names(camera)[0])
         return self.cameras.index(camera)
 
-    def _array(self, key: str) -> np.ndarray:
-        parts = {f"obs/{STATE}": slice(None), "obs/ee_states": slice(0, 6), "obs/gripper_states": slice(6, None)}
-        if key not in parts or self.row.state is None:
-            raise self.lacks(STATE_COLUMN if key in parts else key)
-        return self.row.state[:, parts[key]]
+    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
+        raise lacks(self._where, names[0])
 
     def _images(self, key: str, steps: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Pictures that lie in the rows, as PNG or JPEG."""
@@ -103,8 +131,7 @@ class LeRobotEpisode(Episode):
                     if cell is None:
                         raise ValueError(f"{self.demo} has no picture {step} of {key}")
                     if at == step:
-                        with Image.open(io.BytesIO(cell["bytes"].as_py())) as file:
-                            picture = np.asarray(file.convert("RGB"))
+                        picture = read_picture(cell["bytes"].as_py(), f"{self.row.data}: {key} at step {step}")
                 yield picture  # pyright: ignore[reportReturnType]
 
     def _frames(self, key: str, steps: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -165,7 +192,11 @@ def read_folder(folder: Path) -> list[Episode]:
     space, actions = _actions(folder, features[ACTION], [row.actions for row in rows], ours.get("action_kinds"))
     words = [tasks[row.task] if row.task in tasks else _no_task(folder, row) for row in rows]
     names = file_names(words)
-    width = None if rows[0].state is None or ours.get("libero_state") else rows[0].state.shape[1]
+    width = None if rows[0].state is None else rows[0].state.shape[1]
+    if width is not None and ours.get("libero_state"):
+        if width != len(LIBERO_STATE):
+            raise UserError(f"{folder / OURS}: the state has {width} numbers, LIBERO's 8: take libero_state out")
+        width = None
     sizes = tuple(_size(folder, key, features[key]) for key in keys)
     shared: dict[str, Any] = {
         "path": folder,

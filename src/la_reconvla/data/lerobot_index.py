@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from la_reconvla.data.lerobot_layout import (
     reading,
 )
 from la_reconvla.errors import UserError
+from la_reconvla.storage import parse_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def read_tasks(folder: Path, info: dict[str, Any]) -> dict[int, str]:
     path = folder / (TASKS if info["codebase_version"] != BEFORE else "meta/tasks.jsonl")
     with reading(path):
         if path.suffix == ".jsonl":
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             found = {int(line["task_index"]): line["task"] for line in lines}
         else:
             table = needed("pyarrow.parquet").read_table(path).to_pydict()
@@ -119,7 +119,7 @@ def _listed_before(folder: Path, info: dict[str, Any]) -> list[dict[str, Any]]:
     """The same of version 2.1, with the places in the form of version 3.0."""
     path = folder / "meta/episodes.jsonl"
     with reading(path):
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         numbers = [(int(line["episode_index"]), int(line["length"])) for line in lines]
         chunks = int(info.get("chunks_size", 1000))
         return [{"episode_index": i, "length": n, "episode_chunk": i // chunks} for i, n in numbers]

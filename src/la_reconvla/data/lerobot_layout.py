@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from la_reconvla.errors import UserError, install_command
+from la_reconvla.storage import why_unreadable
 
 VERSION, BEFORE = "v3.0", "v2.1"
 INFO, TASKS, STATS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/stats.json", "meta/episodes"
@@ -36,15 +38,17 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_A_CHUNK = 1000
 ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
+LIBERO_STATE = ("x", "y", "z", "rx", "ry", "rz", "finger 1", "finger 2")
+"""Names of the numbers of LIBERO's state, where `OURS` says ``libero_state``."""
 PictureKind = Literal["png", "av1", "h264"]  # how pictures are written: exactly, or as a video
 AGAIN = "download or convert the dataset again"
-# What pyarrow, PyAV, Pillow and numpy raise where a damaged file gives another place, size or kind of something.
+# What pyarrow, PyAV and numpy raise where a damaged file gives another place, size or kind of something.
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 
 
 def is_lerobot(folder: Path) -> bool:
-    """Whether a folder is a LeRobotDataset, of any version."""
-    return (folder / INFO).is_file()
+    """Whether a folder is a LeRobotDataset, of any version; one that may not be read counts as none."""
+    return os.path.isfile(folder / INFO)
 
 
 def needed(module: str) -> Any:
@@ -67,9 +71,9 @@ def reading(path: Path) -> Iterator[None]:
     Raises:
         UserError: it is missing, truncated or damaged.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, and the dataset needs it; {AGAIN}")
     try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, and the dataset needs it; {AGAIN}")
         yield
     except _DAMAGE as error:
-        raise UserError(f"{path}: truncated or damaged ({error}); {AGAIN}") from error
+        raise UserError(f"{path}: {why_unreadable(error, AGAIN)}") from error

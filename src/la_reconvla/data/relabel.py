@@ -1,6 +1,6 @@
 """Other words for a demonstration that are as true: hindsight instructions.
 
-A task says one of many sentences that hold. A policy that hears a dozen sentences in all learns a table of places to go
+A task has one of many true sentences. A policy trained on a dozen sentences learns a lookup table of places to go
 to, and a thirteenth means nothing to it. So some demonstrations are told another sentence, which by the geometry of
 `la_reconvla.data.captions` holds of their target and of nothing else there; held-out pairs are left out. DIAL (arXiv
 2211.11736) does this with a captioning model.
@@ -30,7 +30,7 @@ from la_reconvla.data.starts import object_kind
 
 SAID = (
     *REQUESTS,
-    "pick up the {0} and place it on the {1}",  # LIBERO's own, which demonstrations say anyhow
+    "pick up the {0} and place it on the {1}",  # LIBERO's own, which demonstrations have anyway
 )
 
 
@@ -38,7 +38,7 @@ class Relabeller:
     """Draws sentences for the targets of some scenes; those that hold of a target alone are known once.
 
     Args:
-        instances: o names of what stands in any of the scenes.
+        instances: o names of the objects in any of the scenes.
         positions: float [m o 2], x and y in the world (m), NaN for what is not in a scene.
         targets: the instance that is moved in each scene.
         destinations: where it is put; a sentence is drawn only where this has a name.

@@ -1,15 +1,17 @@
 """Training samples: numpy and files in, tensors out.
 
-A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Everything
-is held in memory, pictures as uint8 at the policy's size, so that a batch is a few gathers.
+A sample is one picture of one episode at control step t, with the actions of steps t, t + 1, ..., t + c - 1. Pictures
+are uint8 at the policy's size, so that a batch is a few gathers. All is held in memory; pictures that do not fit are
+read from a file (`picture_store`), and batches are the same bit for bit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from PIL import Image
 from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.demonstrations import Demonstrations, Episode
+from la_reconvla.data.picture_store import fits_in_memory, gathered, stored
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Fit, Inputs, Proprioception, Standard, StateChoice
 
@@ -31,11 +34,11 @@ class Samples:
     Args:
         demonstrations: where they come from.
         image_size: side of the policy's square pictures; stored ones are resized with antialiasing.
-        chunk: actions a sample, c.
+        chunk: actions per sample, c.
         stride: control steps between samples of an episode; a multiple of the recorded frame stride (the default).
         wrist: whether batches carry wrist pictures.
         proprio: how much of the robot's own state batches carry, see `proprio_view`.
-        gaze: who says where the target is; None for every arm that needs no annotation.
+        gaze: source of the target's boxes; None for arms that need no annotation.
         inputs: which cameras, and how pictures and state are prepared; by default as the demonstrations are. A state
             that is standardised is so by these demonstrations unless `inputs` has statistics: give held-out samples
             the `inputs` of the training ones.
@@ -75,9 +78,11 @@ class Samples:
             np.concatenate([np.arange(len(p)) < len(e.actions) for p, e in zip(padded, episodes, strict=True)])
         )
         self._row = torch.from_numpy(first[self._episode] + self._step)
-        self._images = self._pictures(self.inputs.cameras[0])
-        self._wrist = self._pictures(self.inputs.cameras[-1]) if wrist else None
         self._proprio = self._states(proprio)
+        shape = (len(self), 3, image_size, image_size)
+        self._whole = fits_in_memory(math.prod(shape) * (2 if wrist else 1))
+        self._images = self._pictures(self.inputs.cameras[0], shape)
+        self._wrist = self._pictures(self.inputs.cameras[-1], shape) if wrist else None
         self._gaze, self.annotation = None, None
         if gaze is not None:
             self._annotate(gaze)
@@ -96,7 +101,10 @@ class Samples:
         return result
 
     def to(self, device: torch.device | str) -> Samples:
-        """The same samples with all that batches are made of on another device, where there is room for it."""
+        """The same samples with all that batches are made of on another device, where there is room for it.
+
+        Pictures that are read from a file stay there.
+        """
         result = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
@@ -108,11 +116,11 @@ class Samples:
         chosen = torch.from_numpy(np.asarray(indices, dtype=np.int64)).to(self._row.device)
         rows = self._row[chosen][:, None] + torch.arange(self.chunk, device=self._row.device)
         return Batch(
-            images=self._images[chosen],
+            images=self._images[chosen].to(chosen.device),
             instructions=list(self._instructions[self._episode[indices]]),
             actions=self._actions[rows],
             valid=self._valid[rows],
-            wrist=None if self._wrist is None else self._wrist[chosen],
+            wrist=None if self._wrist is None else self._wrist[chosen].to(chosen.device),
             proprio=None if self._proprio is None else self._proprio[chosen],
             gaze=None if self._gaze is None else self._gaze[chosen],
         )
@@ -178,20 +186,22 @@ class Samples:
                 "train on them"
             )
 
-    def _pictures(self, camera: str) -> UInt8[torch.Tensor, "N 3 H W"]:
-        """Pictures of all samples, resized. Filled in place one by one, so that they are never in memory twice."""
-        size = self.image_size
-        result = torch.empty((len(self), 3, size, size), dtype=torch.uint8)
-        done = 0
+    def _pictures(self, camera: str, shape: tuple[int, int, int, int]) -> Any:
+        """uint8 [N 3 S S], a tensor or `StoredPictures`."""
+        pictures = self._resized(camera)
+        if self._whole:
+            return gathered(pictures, shape)
+        return stored(pictures, shape, self.demonstrations, f"{camera}/{self.stride}/{self.inputs.fit}")
+
+    def _resized(self, camera: str) -> Iterator[UInt8[np.ndarray, "3 S S"]]:
+        """Pictures of all samples in order, one at a time: those of one episode may be a gigabyte as stored."""
         for episode in self.demonstrations.episodes:
-            for picture in episode.stream(camera, self.stride // episode.frame_stride):
-                resized = resize(picture[None], size, self.inputs.fit)
-                result[done] = torch.from_numpy(resized[0]).permute(2, 0, 1)
-                done += 1
-        return result
+            every = self.stride // episode.frame_stride
+            for picture in episode.stream(camera, range(0, len(episode.frame_steps), every)):
+                yield resize(picture[None], self.image_size, self.inputs.fit)[0].transpose(2, 0, 1)
 
     def _annotate(self, gaze: Annotator) -> None:
-        """Take the boxes; `annotation` then says what decided them, None where there are none."""
+        """Take the boxes; `annotation` then identifies their source, None without boxes."""
         if self.inputs.fit == "pad":
             raise UserError("boxes are fractions of pictures that were not padded: take --fit squeeze")
         every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
@@ -206,11 +216,12 @@ class Samples:
         if width != (kind if isinstance(kind, int) else None):
             has, wants = ("LIBERO's" if one is None else f"{one} numbers" for one in (width, kind))
             raise UserError(f"the robot's state in these demonstrations is {has}, not {wants}: take --proprio all")
-        states = np.concatenate([e.proprio() for e in self.demonstrations.episodes])
+        gripper = kind == "gripper"  # files may have the one without the other
+        states = [e.fingers() if gripper else e.proprio() for e in self.demonstrations.episodes]
         if isinstance(kind, int) and self.inputs.standard is None:
-            self.inputs = replace(self.inputs, standard=Standard.of(states))
-        every = [e.proprio()[:: self.stride] for e in self.demonstrations.episodes]
-        return torch.from_numpy(proprio_view(np.concatenate(every), kind, self.inputs.standard))
+            self.inputs = replace(self.inputs, standard=Standard.of(np.concatenate(states)))
+        every = np.concatenate([state[:: self.stride] for state in states])
+        return torch.from_numpy(proprio_view(every, kind, self.inputs.standard))
 
 
 def batch_indices(seed: int, step: int, batch_size: int, n: int) -> Int64[np.ndarray, " b"]:
@@ -238,8 +249,8 @@ def spread_indices(length: int, count: int) -> Int64[np.ndarray, " m"]:
 def shifted(batch: Batch, pixels: int, generator: torch.Generator) -> Batch:
     """The batch with every picture moved by up to `pixels` along both axes, its edge repeated: DrQ (arXiv 2004.13649).
 
-    What the hand must do depends on where things are from each other, not on where they stand in the picture; a few
-    dozen demonstrations do not say so themselves. Both cameras of a sample move alike, and so does the box of `gaze`;
+    What the hand must do depends on relative positions of objects, not on their place in the image; a few
+    dozen demonstrations do not teach that. Both cameras of a sample move together, and so does the box of `gaze`;
     what of it leaves the picture is cut off, all of it in the worst case: a box without area at the edge.
     """
     b, _, height, width = batch.images.shape
@@ -287,13 +298,16 @@ def resize(images: UInt8[np.ndarray, "F H W 3"], size: int, fit: Fit = "squeeze"
 
 
 def proprio_view(
-    proprio: Float32[np.ndarray, "... s"], kind: Proprioception, standard: Standard | None = None
+    proprio: Float32[np.ndarray, "... _"], kind: Proprioception, standard: Standard | None = None
 ) -> Float32[np.ndarray, "... p"]:
-    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1."""
+    """What the policy is shown of the robot's own state: ``gripper`` is the width between the fingers (m), p = 1.
+
+    The fingers are the last two of what is known of it.
+    """
     if standard is not None:
         return standard(proprio)
     if kind == "gripper":
-        return proprio[..., 6:7] - proprio[..., 7:8]
+        return proprio[..., -2:-1] - proprio[..., -1:]
     return proprio
 
 

@@ -1,6 +1,6 @@
 """Rendered scenes on disk: a picture, and what the generator knows of it. Written by `la_reconvla.sim.scenes`.
 
-One safetensors file a shard. Its metadata names the columns, so that a file can be read without the simulator.
+One safetensors file per shard. Its metadata names the columns, so that a file can be read without the simulator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from la_reconvla.data.starts import Split
 from la_reconvla.errors import UserError
-from la_reconvla.storage import atomic_write
+from la_reconvla.storage import atomic_write, parse_json
 
 SCENES_SUFFIX = ".safetensors"
 NAMES = ("arenas", "instances")  # kept in the metadata, as JSON
@@ -70,10 +70,22 @@ class Scenes:
             with safe_open(path, framework="np") as file:
                 arrays: dict[str, Any] = {f.name: file.get_tensor(f.name) for f in fields(cls) if f.name not in NAMES}
                 metadata = file.metadata() or {}
-                arenas, instances = (tuple(json.loads(metadata[name])) for name in NAMES)
-                return cls(arenas, instances, **arrays)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+                arenas, instances = (tuple(parse_json(metadata[name])) for name in NAMES)
+                scenes = cls(arenas, instances, **arrays)
+                scenes._require_shapes()
+                return scenes
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{path} is no file of scenes ({error}): delete it and render it again") from error
+
+    def _require_shapes(self) -> None:
+        """Raise a `ValueError` if arrays disagree with each other or with the names."""
+        m, o = len(self.arenas), len(self.instances)
+        expected = {"maps": self.images.shape[:3], "positions": (m, o, 2), "pixels": (m, o)}
+        shapes = {name: getattr(self, name).shape for name in expected}
+        if shapes != expected or self.images.ndim != 4 or len(self.images) != m or self.images.shape[3] != 3:
+            raise ValueError(f"{m} scenes of {o} instances have pictures {self.images.shape} and {shapes}")
+        if self.images.dtype != np.uint8 or self.maps.dtype != np.uint8 or self.maps.max(initial=0) > o:
+            raise ValueError(f"its pictures are {self.images.dtype}, or a map uses a number without a name")
 
     @classmethod
     def join(cls, groups: Iterable[Scenes]) -> Scenes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from la_reconvla.contracts import Backbone, PolicyInput
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 
-REACH = 6  # standard deviations; what lies beyond is 2e-9 of a label
+REACH = 6  # standard deviations; beyond are 2e-9 of the labels
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ActionBins:
         return cls(tuple(lo for lo, _ in pairs), tuple(hi for _, hi in pairs), space=space, **options)
 
     def centers(self, device: torch.device | str = "cpu") -> Float[Tensor, "a v"]:
-        """Value that each bin stands for, float32 [a count]."""
+        """Value of each bin, float32 [a count]."""
         low, high = (torch.tensor(edges, device=device)[:, None] for edges in (self.low, self.high))
         middle = (torch.arange(self.count, device=device) + 0.5) / self.count
         return low + (high - low) * middle

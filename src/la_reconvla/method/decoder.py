@@ -68,7 +68,7 @@ class MAEReconstructor(nn.Module):
         """Decoder states at all positions. Where `mask` is True nothing of `patches` is read; without one all is.
 
         With `masked_only` at the masked positions alone, [b k w]. The last block answers only there: it still reads all
-        positions, but nobody reads what it says of the others.
+        positions, but its output there is not used.
         """
         tokens = self.enter(patches)
         if mask is not None:

@@ -63,7 +63,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def act(self, inputs: PolicyInput) -> Float[Tensor, "b c a"]:
-        """One chunk of actions a sample, in the robot's units: no decoder, no attention rows."""
+        """One chunk of actions per sample, in the robot's units: no decoder, no attention rows."""
         return self.action_head.act(self.backbone, self.bins, inputs)
 
     @torch.no_grad()

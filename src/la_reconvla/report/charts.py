@@ -107,7 +107,7 @@ def success_chart(results: Results) -> bytes | None:
 
 
 def task_chart(results: Results) -> bytes | None:
-    """Success by task: a bar an arm over all seeds, a point a seed; None if nothing was rolled out."""
+    """Success by task: a bar per arm over all seeds, a point per seed; None if nothing was rolled out."""
     arms = [c for c in results.conditions if any(cell.tsr for cell in c.cells)]
     tasks = sorted({task for c in arms for cell in c.cells if cell.tsr for task in cell.tsr.per_task})
     if not tasks:
@@ -139,7 +139,7 @@ def task_chart(results: Results) -> bytes | None:
 
 
 def watched_chart(results: Results) -> bytes | None:
-    """Overlap, drift and entropy of the maps while training went on, a line a cell; None if nothing was watched."""
+    """Overlap, drift and entropy of the maps while training went on, a line per cell; None if nothing was watched."""
     panels = {"aos": "AOS", "drift": "drift since the check before", "entropy": "entropy (1 is flat)"}
     watched = [(c.id, cell.watched) for c in results.conditions for cell in c.cells if cell.watched]
     drawn = {
@@ -296,7 +296,7 @@ def stage_chart(results: Results) -> bytes | None:
 
 
 def curves_chart(results: Results, runs: Sequence[Run]) -> bytes | None:
-    """Action and reconstruction loss over training steps, one line a cell; None if there is nothing to draw.
+    """Action and reconstruction loss over training steps, one line per cell; None if there is nothing to draw.
 
     Reads ``step``, ``action_loss``, ``held_out_action_loss`` (dashed) and ``reconstruction_loss`` of each record.
     """

@@ -2,7 +2,7 @@
 
 Where both studies' records are on disk and an arm met the same starts with the same seeds in both, their difference is
 paired (`la_reconvla.analysis.comparing.comparison`). Everywhere else it is taken from the two intervals alone, and the
-page says so.
+page notes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_VALUE = "–"
 
 @dataclass(frozen=True)
 class Line:
-    """One arm and metric in both studies, in words; `paired` says how the difference was taken."""
+    """One arm and metric in both studies, in words; `paired` tells how the difference was computed."""
 
     arm: str
     metric: str
@@ -91,7 +91,7 @@ def _ids(results: Results) -> set[str]:
 
 
 def settings(results: Results) -> dict[str, Any]:
-    """Everything that a study says of how it was made, one flat name each."""
+    """The settings and provenance of a study, under flat names."""
     s = results.study
     kept = ("preset", "commit", "data_hash", "suite", "placement", "tasks", "versions", "hardware", "settings")
     return dict(_flat({name: getattr(s, name) for name in kept}))
@@ -106,7 +106,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Name and both values of what is not equal; what one study does not say is "not recorded"."""
+    """Name and both values of what differs; a value missing in one study is "not recorded"."""
     for name in dict.fromkeys((*first, *second)):
         pair = [str(side[name]) if name in side else "not recorded" for side in (first, second)]
         if pair[0] != pair[1]:

@@ -65,7 +65,7 @@ def _maps_of(results: Results, part: MapPart) -> TextTable:
     title = f"Maps and their controls: {PARTS[part]}"
     header = ("arm", "phase", *MAPS.values(), "entropy", "frames")
     note = (
-        "A map of a policy says something only where it beats all four controls, none of which can follow the "
+        "A policy's map is informative only where it beats all four controls, none of which can follow the "
         "instruction; on the object not asked for it should be no better than they are."
     )
     return TextTable(title, header, rows, note)
@@ -80,7 +80,7 @@ def _metrics_of(results: Results, part: MapPart) -> TextTable:
     ]
     note = (
         "All metrics over whole episodes: mass is the share of attention on the thing, mass / area that share over the "
-        "thing's share of the picture, pointing how often the highest patch lies on it; entropy is 1 for a flat map."
+        "thing's share of the picture, pointing how often the highest patch is on it; entropy is 1 for a flat map."
     )
     return TextTable(f"All metrics of the maps: {PARTS[part]}", ("arm", "map", *METRICS.values()), rows, note)
 
@@ -158,7 +158,7 @@ def power_table(results: Results) -> TextTable:
         )
         for row in results.power
     ]
-    header = ("a difference of", "episodes an arm needed", "episodes an arm here", "chance of finding it here")
+    header = ("a difference of", "episodes per arm needed", "episodes per arm here", "chance of finding it here")
     note = (
         "Needed is what independent arms take to find the difference with a chance of 80 %; the chance here is that of "
         "this study's own test with its seeds and starts, by simulation."

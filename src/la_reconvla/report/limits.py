@@ -1,4 +1,4 @@
-"""What a study does not show, as far as its own numbers tell: the last section of the report."""
+"""What a study does not show, as far as its numbers tell: the last section of the report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def limits(results: Results) -> list[str]:
         )
     elif seeds < FEW_SEEDS:
         said.append(
-            f"Each arm was trained {seeds} times: so few say little about how much training varies, and the "
-            "intervals of arms are as wide as that makes them."
+            f"Each arm was trained {seeds} times: that is too few to know how much training varies, and the "
+            "intervals of arms are correspondingly wide."
         )
     if results.study.placement == "wide":
         said.append(
@@ -35,7 +35,7 @@ def limits(results: Results) -> list[str]:
     if results.study.suite != "recorded":
         said.append("Everything happened in simulation, with rendered images and a simulator's contact physics.")
     said.append(
-        "Only comparisons of the declared family are corrected for their number; intervals elsewhere stand alone."
+        "Only comparisons of the declared family are corrected for their number; other intervals are not corrected."
     )
     if arm := next((c for c in results.conditions if c.id == "R1"), None):
         said.append(reconvla(results, arm))
@@ -57,12 +57,12 @@ def reconvla(results: Results, arm: ConditionResult) -> str:
     return (
         f"R1 has ReconVLA's region and kind of head on this study's backbone and budget: it draws {drawn} "
         f"({head.get('repeats', '?')} noise levels per sample, lambda {arm.weight}{size}). The published model has 7 "
-        "billion parameters, draws latents with 4 noise levels, lambda 1.0 and 64 M parameters, and was pretrained to."
+        "billion parameters, draws latents with 4 noise levels, lambda 1.0 and 64 M parameters, and was pretrained too."
     )
 
 
 def _few_scenes(results: Results) -> list[str]:
-    """Held-out frames of so few scenes that their intervals say little."""
+    """Held-out frames of so few scenes that their intervals mean little."""
     measured = [m.n for c in results.conditions for m in (c.action_error, c.aos, c.aid) if m is not None and m.n]
     measured += [c.scenes for c in results.comparisons if c.scenes]
     if not measured or min(measured) >= FEW_SCENES:
@@ -87,9 +87,9 @@ def _weak_arms(results: Results) -> list[str]:
     """Arms that were not shown to succeed more often than each floor they were compared with."""
     against = results.against_floors("tsr")
     if not against:
-        return ["Success stands beside no floor: what a policy reaches without the image was not measured."]
+        return ["Success was compared with no floor: what a policy reaches without the image was not measured."]
     weak = [c for c in against if c.low <= 0]
     if not weak:
         return []
     pairs = "; ".join(f"{c.a} and {drawing.readable(c.b)}" for c in weak)
-    return [f"Success was not shown to be above these floors, so it says little about use of the image there: {pairs}."]
+    return [f"Success was not shown to be above these floors, so it does not show use of the image there: {pairs}."]

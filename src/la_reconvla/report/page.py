@@ -49,7 +49,7 @@ class Shelf:
         """A file of the study's folder.
 
         Raises:
-            UserError: it lies outside of that, or is of a type that a page cannot show.
+            UserError: it is outside of that folder, or of a type that a page cannot show.
         """
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder):
@@ -60,7 +60,7 @@ class Shelf:
             return Embedded(None, f"{name} is missing from the study's folder.")
         uri_size = 4 * path.stat().st_size // 3
         if uri_size > self.left:
-            return Embedded(None, f"{name} is left out to keep this page small; it lies in the study's folder.")
+            return Embedded(None, f"{name} is left out to keep this page small; it is in the study's folder.")
         self.left -= uri_size
         return Embedded(data_uri(path.read_bytes(), path.suffix))
 

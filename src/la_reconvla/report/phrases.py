@@ -21,12 +21,12 @@ EFFECTS_SAID = (
 
 
 def leading(results: Results) -> Hypothesis | None:
-    """The hypothesis of the first line: whether C4 beats C2 or, where that was not declared, the first that was."""
-    return results.hypothesis(HEADLINE) or next(iter(results.hypotheses), None)
+    """The hypothesis of the first line: whether C4 beats C2 or, where that was not declared, the first one tested."""
+    return results.hypothesis(HEADLINE) or next((h for h in results.hypotheses if h.comparisons), None)
 
 
 def headline(results: Results) -> str:
-    """The first line: what was found, for somebody who knows nothing of the study."""
+    """The first line: what was found, for a reader who does not know the study."""
     if not results.study.judged:
         return NOT_JUDGED
     found, judged = results.comparison("C4", "C2", "tsr"), leading(results)
@@ -40,7 +40,7 @@ def headline(results: Results) -> str:
         )
     table, n = found.agreement, found.n
     ours, theirs = table.both + table.only_a, table.both + table.only_b
-    ending = " That is not enough to say which is better." if word == "Inconclusive" else ""
+    ending = " That does not decide which is better." if word == "Inconclusive" else ""
     return (
         f"{word}: the robot policy that learned to reconstruct what its instruction looks at (C4) succeeded in {ours} "
         f"of {n} episodes ({percent(ours / n)}), the one that learned to reconstruct random patches (C2) in {theirs} "
@@ -98,5 +98,5 @@ def effect_size(c: Comparison) -> str:
 
 
 def scenes(n: int) -> str:
-    """A number of scenes; results of an earlier version do not say it."""
+    """A number of scenes; results of an earlier version lack it."""
     return str(n) if n else "?"

@@ -6,7 +6,7 @@ import itertools
 import shlex
 from collections.abc import Iterable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
@@ -67,14 +67,21 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
 
 
 def terminal_summary(results: Results) -> RenderableType:
-    """What a terminal of 80 columns shows of a study: verdict, how far episodes got, checks, what would decide more."""
+    """What a terminal of 80 columns shows of a study: verdict, how far episodes got, checks."""
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
     lines = [*map(Text, undeclared(results)), Text(f"Checks: {checks(results)}.")]
-    if not judged or judged.verdict not in ("supported", "refuted"):
-        lines += [Text(line, no_wrap=True, overflow="ignore") for line in more(results)]  # to be copied
     table = counts_table(results)
-    return Group(Panel(headline(results), border_style=colour), *([table.rich()] if table.rows else []), *lines)
+    return Group(Panel(headline(results), border_style=colour), *([table] if table.rows else []), *lines)
+
+
+def print_summary(results: Results, console: Console) -> None:
+    """`terminal_summary` and, where nothing is decided, the command that would decide more: whole, to be copied."""
+    console.print(terminal_summary(results))
+    judged = leading(results)
+    if not judged or judged.verdict not in ("supported", "refuted"):
+        for line in more(results):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def undeclared(results: Results) -> list[str]:

@@ -94,7 +94,7 @@ def loss_table(results: Results) -> TextTable:
     ]
     header = ("arms", "suite", "success at home", "points lost", "difference of losses", "p", "episodes", "note")
     note = (
-        "A loss is success at home minus success on the other suite; a negative difference says that the first arm "
+        "A loss is success at home minus success on the other suite; a negative difference means that the first arm "
         "lost less. p is not corrected here; H4 corrects those it judges for the number of suites."
     )
     return TextTable("Losses on other suites", header, rows, note)
@@ -120,7 +120,7 @@ def _not_arm(e: OtherStarts) -> str:
 
 
 def error_table(results: Results) -> TextTable:
-    """Held-out action error of every arm and its difference to each floor; n scenes stand behind each interval."""
+    """Held-out action error of every arm and its difference to each floor; n counts the scenes of each interval."""
     floors = ("grey_image", "wrong_instruction", "no_image")
     rows = [
         (c.id, _interval(c.action_error), *(_difference(results.comparison(c.id, f, "action_error")) for f in floors))

@@ -170,13 +170,13 @@ class Card:
 
 
 def card(results: Results, hypothesis: Hypothesis) -> Card:
-    """What a verdict rests on; where nothing but numbers was weighed, the sentence says what their intervals say."""
+    """The reasons of a verdict; where only numbers were weighed, what their intervals mean."""
     judged_by = results.judged_by(hypothesis)
     return Card(hypothesis, judged_by, hypothesis.note or _plainly(hypothesis, judged_by))
 
 
 def _plainly(hypothesis: Hypothesis, quoted: list[Comparison]) -> str:
-    """What intervals alone say, for a reader who knows no statistics."""
+    """What intervals alone mean, for a reader without statistics."""
     one = len(quoted) == 1
     where = "The interval lies" if one else f"{'Both' if len(quoted) == 2 else f'All {len(quoted)}'} intervals lie"
     if hypothesis.verdict != "inconclusive":
@@ -220,7 +220,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Slider:
-    """Arms that show one episode at the same steps; `labels` says each step in words."""
+    """Arms that show one episode at the same steps; `labels` describes each step."""
 
     first: Timeline
     labels: list[str]
@@ -292,7 +292,7 @@ def heads(results: Results) -> str:
     }
     one, other = sizes["mae"], sizes["diffusion"]
     said = "The heads differ in their target too: the MAE decoder predicts all pixels of a patch, "
-    said += "the diffusion head what the limits below say; so a difference between heads may be one between targets."
+    said += "the diffusion head what the limits below state; so a difference between heads may be one between targets."
     if not (one and other and one.head_parameters and other.head_parameters and one.head_operations):
         return said
     parameters = other.head_parameters / one.head_parameters

@@ -52,7 +52,7 @@ SPARE = 1.2  # scenes prepared for each one needed
 
 
 def collect(config: CollectConfig, setup: RecordingSetup | None = None) -> Summary:
-    """Record demonstrations, go on where an interrupted run stopped, or add to a finished collection.
+    """Record demonstrations, resume an interrupted collection, or add to a finished one.
 
     Args:
         config: what to record.
@@ -135,7 +135,7 @@ def _run(
             failure = _result(future, f"scene {number} of task {status.task}")
             status.solved[number] = failure is None
             failed = sum(len(s.solved) - s.successes for s in statuses)
-            left_out = f", {failed} scenes left out: the expert failed there" if failed else ""
+            left_out = f", {failed} scenes failed" if failed else ""
             bar.advance(0 if failure else config.scene_episodes, f"task {status.task}{left_out}")
             if status.hopeless():
                 raise UserError(

@@ -12,7 +12,7 @@ from la_reconvla.robot import Quality
 from la_reconvla.sim.options import CollectOptions
 from la_reconvla.sim.policies import Specification
 
-TRAINING_STATES = 30  # of LIBERO's 50 official states a task; the last 20 stay for tests
+TRAINING_STATES = 30  # of LIBERO's 50 official states per task; the last 20 stay for tests
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class CollectConfig(CollectOptions):
                 f"wide placements show each scene with two targets: ask for an even number, not {self.demos}"
             )
         if not (0 <= self.noise < 1 and 0 <= self.noise_memory < 1):
-            raise UserError(f"noise and noise_memory must lie in [0, 1), not {self.noise} and {self.noise_memory}")
+            raise UserError(f"noise and noise_memory must be in [0, 1), not {self.noise} and {self.noise_memory}")
         if not 0 <= self.mistakes <= 1 or (self.mistakes and self.learner):
             raise UserError(
-                f"mistakes must lie in [0, 1], not {self.mistakes}, and be 0 where a policy is corrected: it makes them"
+                f"mistakes must be in [0, 1], not {self.mistakes}, and be 0 where a policy is corrected: it makes them"
             )
         if self.workers < 0:
             raise UserError(f"workers must not be negative: {self.workers}")

@@ -64,7 +64,7 @@ class Summary:
     """What a collection holds.
 
     Attributes:
-        tasks: one entry a task.
+        tasks: one entry per task.
         minutes: time of the last run; runs that were interrupted before are not counted.
         megabytes: size of the demonstration files.
     """
@@ -119,7 +119,7 @@ def _refuse_fewer(config: CollectConfig) -> None:
         held, verb = scenes * config.scene_episodes, "has begun"
     if config.demos < held:
         raise UserError(
-            f"{config.out} already {verb} {held} demonstrations a task, {config.demos} are fewer: "
+            f"{config.out} already {verb} {held} demonstrations per task, {config.demos} are fewer: "
             f"ask for {held} or more, or choose another folder"
         )
 
@@ -219,7 +219,7 @@ def shard_path(out: Path, task: int, attempt: int) -> Path:
 
 @dataclass(eq=False)
 class TaskStatus:
-    """How far one task is. A scene's number is a key of `solved` when it was tried; its value says how it went.
+    """Progress of one task. `solved` maps the number of each scene that was tried to its success.
 
     `partial` are those of which some episodes are there.
     """
@@ -259,7 +259,7 @@ class TaskStatus:
 
 
 def read_status(config: CollectConfig, task: int) -> TaskStatus:
-    """What the folder says about a task."""
+    """What the folder holds of a task."""
     folder = shard_path(config.out, task, 0).parent
     status, size = TaskStatus(task, config.demos // config.scene_episodes), config.scene_episodes
     done = {int(path.stem) for path in folder.glob("*.hdf5")}

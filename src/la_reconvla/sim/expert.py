@@ -15,7 +15,7 @@ Demonstrations should be unimodal: among grasps that are equally free of obstacl
 `PREFERRED_ANGLE`, and deviates from it only as far as obstacles or the arm's reach force it to.
 
 The controller is robosuite's OSC_POSE: an action of 1 asks for 0.05 m or 0.5 rad, but the goal is set anew from
-the current pose at each of the 20 steps a second, so the hand really moves about 0.015 m a step.
+the current pose at each of the 20 steps per second, so the hand really moves about 0.015 m per step.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Grasp:
     """Where to take a thing.
 
     Attributes:
-        angle: world direction in which the fingers lie; for a bowl, from its axis to the rim point (rad).
+        angle: world direction of the fingers; for a bowl, from its axis to the rim point (rad).
         cost: what `rank_grasps` ordered by; obstacles dominate it.
         shortfall: sum over the hand's sample points of what lacks to `SAFE_GAP` (m); 0 where all is free.
         strain: how far the arm leaves its comfortable range of reach, at the thing or at its destination (m).
@@ -158,7 +158,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
     transport = _Transport(env, target, destination)
     grasps = transport.rim_grasps() if object_kind(target).endswith(BOWLS) else transport.side_grasps()
     if not grasps:
-        raise UserError(f"no two sides of {target} fit between the fingers, as it lies now: the expert cannot take it")
+        raise UserError(f"no two sides of {target} fit between the fingers in this pose: the expert cannot grasp it")
     return sorted(grasps, key=lambda g: g.cost)
 
 

@@ -2,7 +2,7 @@
 
 The physics is LIBERO's, bit for bit (`tests/sim/test_sim_env.py` compares with its `ControlEnv`). What differs is what
 is *not* done: no camera is drawn in a control step, no robosuite observable is computed, and the success predicate is
-evaluated once a step.
+evaluated once per step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import Quality
 from la_reconvla.sim.compiled_model import compile_once
 from la_reconvla.sim.env import ACTION_DIM, GRIPPER_OPEN, Outcome, Pose
-from la_reconvla.sim.prepare import prepare_simulator
+from la_reconvla.sim.prepare import cannot_start, prepare_simulator
 from la_reconvla.sim.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 AGENTVIEW, WRIST = "agentview", "robot0_eye_in_hand"
 SETTLING_STEPS = 10  # LIBERO drops its objects from 7-11 cm
 RESET_ATTEMPTS = 10
-# Bodies of the robot carry these prefixes; as names they stand for all bodies that do.
+# Bodies of the robot carry these prefixes; as names they denote all bodies that do.
 ROBOT_PARTS = {"gripper": ("gripper0_",), "robot": ("robot0_", "gripper0_", "mount0_")}
 TABLE = "table"  # body of ``main_table``, ``kitchen_table`` and so on in scenes that have none of that name
 _NO_OP = np.array([0.0] * 6 + [GRIPPER_OPEN])
@@ -109,7 +109,7 @@ class LiberoEnv:
         Args:
             chunk: float [c 7], actions; values beyond [-1, 1] are clipped.
             stop_at_success: False goes on after success, to record the release and the retreat. `Outcome.success`
-                then says whether the goal has held at any step so far, and only the step limit ends the episode.
+                then tells whether the goal has held at any step so far, and only the step limit ends the episode.
 
         Raises:
             UserError: if an action is not finite or not 7 numbers.
@@ -177,7 +177,7 @@ class LiberoEnv:
         """Where each named thing is visible in the image that `observe` would return now.
 
         Args:
-            names: instances of the task, its regions (which stand for their owner), ``gripper`` or ``robot``.
+            names: instances of the task, its regions (which denote their owner), ``gripper`` or ``robot``.
 
         Raises:
             UserError: for an unknown name.
@@ -291,7 +291,10 @@ class LiberoEnv:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         self.close()
-        wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
+        try:
+            wrapper = ControlEnv(bddl_file_name=str(task.bddl), use_camera_obs=False, has_offscreen_renderer=False)
+        except (OSError, ValueError, KeyError) as error:  # a file of its scene is missing, or a kind of object unknown
+            raise cannot_start(error) from error
         self._env, self._task = wrapper.env, task
         compile_once(self._env)
 

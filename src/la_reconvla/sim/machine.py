@@ -1,54 +1,51 @@
 """What a machine must have, checked before anything long begins. Each failing check names the command for it."""
 
+# pyright: reportAttributeAccessIssue=false
+# (MuJoCo's compiled module tells the type checker nothing.)
+
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from la_reconvla.errors import UserError, install_command
-from la_reconvla.sim.prepare import INSTALL_OPENGL, check_mujoco, choose_opengl, prepare_simulator
-from la_reconvla.sim.tasks import INSTALL_SIM, load_suite, official_states, resources
+from la_reconvla.errors import UserError
+from la_reconvla.memory import free_memory
+from la_reconvla.sim.prepare import INSTALL_OPENGL, CannotStart, check_mujoco, choose_opengl, prepare_simulator
+from la_reconvla.sim.tasks import INSTALL_SIM, REINSTALL_SIM, load_suite, official_states, resources
 
 GB = 1e9
 PROCESS_MEMORY = 2.0 * GB  # a simulator process takes 1.4 GB, up to 2 with its cameras
 MIN_MEMORY = 2 * PROCESS_MEMORY  # two of them, or one beside the training
 MIN_DISK = 3.0 * GB
 OLDEST_PYTHON = (3, 10)
-RENDER_TIMEOUT = 120  # seconds
+RENDER_TIMEOUT = 120  # seconds; a picture takes two
+START_TIMEOUT = 300  # seconds; a task takes some ten, on a slow disk more
 
-# Draws a red ball and fails unless the middle of the picture is red. Run in another process: a broken driver
-# ends the process that loads it.
-_DRAW = """
-import sys
-import mujoco
-from la_reconvla.errors import UserError
-from la_reconvla.sim.renderer import Renderer
-model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><camera name="eye" pos="0 0 3"/>'
-    '<geom size="1" group="1" rgba="1 0 0 1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
+# What other processes do, as a broken driver ends the process that loads it. They print what went wrong, and do not end
+# with it as a message: what half a context complains of would follow it.
+_TRY = """
+import json, sys
+from la_reconvla.sim.prepare import CannotStart, cannot_start
 try:
-    renderer = Renderer(model, 32, "official")
-except UserError as error:
-    print(repr(error.__cause__))  # not as an exit message: what half a context complains of would follow it
+    {}
+except Exception as error:
+    wrong = cannot_start(error)
+    print(json.dumps([wrong.found, wrong.repair]))
     sys.exit(1)
-red, green, blue = renderer.image(model, data, "eye")[16, 16].tolist()
-renderer.close()
-assert red > green + 50, f"a red ball was drawn in the colour {red, green, blue}"
 """
+_DRAW = _TRY.format("from la_reconvla.sim.machine import draw_ball; draw_ball()")
+_START = _TRY.format("from la_reconvla.sim.machine import start_task; start_task()")
 
 
 @dataclass(frozen=True)
@@ -69,24 +66,14 @@ class Check:
 
 
 def check_machine(out_dir: Path | str = ".") -> list[Check]:
-    """Check everything that collecting, training and evaluating need; takes a few seconds.
+    """Check everything that collecting, training and evaluating need; takes some ten seconds.
 
     Args:
         out_dir: folder that runs will be written to; it need not exist yet.
     """
-    checks: tuple[Callable[[], Check], ...] = (
-        _python,
-        _torch,
-        _mujoco,
-        _libero,
-        _opengl,
-        _memory,
-        lambda: _disk(Path(out_dir)),
-        _cores,
-        _ffmpeg,
-        _gpu,
-    )
-    return [check() for check in checks]
+    packages = [_python(), _torch(), _mujoco(), _libero(), _opengl()]
+    started = [_simulator()] if all(check.ok for check in packages[2:]) else []  # else it is known why it does not
+    return [*packages, *started, _memory(), _disk(Path(out_dir)), _cores(), _ffmpeg(), _gpu()]
 
 
 def require_simulator(*, allow_any_mujoco: bool = False) -> None:
@@ -98,20 +85,58 @@ def require_simulator(*, allow_any_mujoco: bool = False) -> None:
         allow_any_mujoco: accept a MuJoCo with which scores are not comparable.
 
     Raises:
-        UserError: it does not; the message ends with the command that repairs it.
+        UserError: it does not; the message ends with the command that repairs it (`CannotStart`).
     """
     version = _version("mujoco")
     if version is not None and not allow_any_mujoco:
         check_mujoco(version)
     drawing = _opengl()
     if not drawing.ok:
-        raise UserError(f"{drawing.name}: {drawing.found}; repair it with: {drawing.repair}")
+        raise CannotStart(f"{drawing.name}: {drawing.found}", drawing.repair)
     prepare_simulator(allow_any_mujoco=allow_any_mujoco)
+
+
+def draw_ball() -> None:
+    """Draw a red ball; the middle of the picture must be red.
+
+    Raises:
+        CannotStart: OpenGL does not draw, or something else.
+    """
+    import mujoco
+
+    from la_reconvla.sim.renderer import Renderer
+
+    model = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><light pos="0 0 3"/><camera name="eye" pos="0 0 3"/>'
+        '<geom size="1" group="1" rgba="1 0 0 1"/></worldbody></mujoco>'
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = Renderer(model, 32, "official")
+    red, green, blue = renderer.image(model, data, "eye")[16, 16].tolist()
+    renderer.close()
+    if red <= green + 50:
+        raise CannotStart(f"a red ball was drawn in the colour {red, green, blue}", INSTALL_OPENGL)
+
+
+def start_task() -> None:
+    """Start a task of LIBERO and draw it: what collecting and evaluating begin with.
+
+    Raises:
+        UserError: it cannot be started.
+    """
+    from la_reconvla.sim.libero import LiberoEnv
+    from la_reconvla.sim.tasks import load_task, official_start
+
+    env = LiberoEnv(image_size=32, allow_any_mujoco=True)
+    env.reset(official_start(load_task("libero_spatial", 0), 0))
+    env.observe()
+    env.close()
 
 
 def default_workers() -> int:
     """As many simulators as there are cores and as fit in the free memory, at least one."""
-    return max(1, min(_usable_cores(), int(psutil.virtual_memory().available / PROCESS_MEMORY)))
+    return max(1, min(_usable_cores(), int(free_memory() / PROCESS_MEMORY)))
 
 
 def print_checks(checks: list[Check], console: Console | None = None) -> None:
@@ -158,7 +183,6 @@ def _mujoco() -> Check:
 
 
 def _libero() -> Check:
-    reinstall = install_command("sim", "--force-reinstall")
     try:
         tasks = load_suite("libero_spatial")
         states = sum(len(official_states(task)) for task in tasks)
@@ -166,7 +190,7 @@ def _libero() -> Check:
     except (UserError, ImportError) as error:
         return Check("LIBERO", False, str(error), INSTALL_SIM)
     found = f"{len(tasks)} spatial tasks, {states} initial states, {files} models"
-    return _check("LIBERO", files > 0, found, reinstall)
+    return _check("LIBERO", files > 0, found, REINSTALL_SIM)
 
 
 def _opengl() -> Check:
@@ -174,8 +198,8 @@ def _opengl() -> Check:
         return Check("OpenGL", False, "cannot be tried without MuJoCo", INSTALL_SIM)
     try:
         choose_opengl()
-    except UserError:
-        return Check("OpenGL", False, "neither EGL nor OSMesa is installed", INSTALL_OPENGL)
+    except CannotStart as error:
+        return Check("OpenGL", False, error.found, error.repair)
     chosen = os.environ.get("MUJOCO_GL", "").lower() or "egl"
     error = _drawing_error(chosen)
     if error is None:
@@ -184,11 +208,18 @@ def _opengl() -> Check:
         if _drawing_error(library) is None:
             found = f"renders through {library}, not through {chosen}"
             return Check("OpenGL", False, found, f"export MUJOCO_GL={library}")
-    return Check("OpenGL", False, f"{chosen} does not draw ({error})", INSTALL_OPENGL)
+    return Check("OpenGL", False, error.found, error.repair)
+
+
+def _simulator() -> Check:
+    error = _child_error(_START, START_TIMEOUT)
+    if error is None:
+        return Check("simulator", True, "starts a task of LIBERO and draws it")
+    return Check("simulator", False, error.found, error.repair)
 
 
 def _memory() -> Check:
-    free = min(psutil.virtual_memory().available, _container_memory())
+    free = free_memory()
     found = f"{free / GB:.1f} GB free, enough for {int(free // PROCESS_MEMORY)} simulator processes"
     return _check("memory", free >= MIN_MEMORY, found, "ps aux --sort=-rss | head  # and end what is not needed")
 
@@ -214,7 +245,9 @@ def _ffmpeg() -> Check:
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
 
-        done = subprocess.run([get_ffmpeg_exe(), "-version"], capture_output=True, text=True, check=True, timeout=30)
+        done = subprocess.run(
+            [get_ffmpeg_exe(), "-version"], capture_output=True, encoding="utf-8", check=True, timeout=30
+        )
     except (ImportError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         return Check("ffmpeg", False, str(error), repair)
     return Check("ffmpeg", True, done.stdout.split(" Copyright")[0])
@@ -247,29 +280,33 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _drawing_error(library: str) -> str | None:
+def _drawing_error(library: str) -> CannotStart | None:
     """What goes wrong when a picture is drawn through `library` (``egl`` or ``osmesa``); None if nothing does."""
-    environment = {**os.environ, "MUJOCO_GL": library}
+    return _child_error(_DRAW, RENDER_TIMEOUT, MUJOCO_GL=library)
+
+
+def _child_error(code: str, seconds: int, **variables: str) -> CannotStart | None:
+    """What another process says went wrong, or how it ended; None if nothing did."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _DRAW], env=environment, capture_output=True, text=True, timeout=RENDER_TIMEOUT
+            [sys.executable, "-c", code],
+            env={**os.environ, **variables},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return f"no picture after {RENDER_TIMEOUT} s"
+        return CannotStart(f"nothing came of it in {seconds} s", INSTALL_OPENGL)
     if done.returncode == 0:
         return None
-    lines = (done.stdout or done.stderr).strip().splitlines()
-    return lines[-1] if lines else f"the process ended with {done.returncode}"
+    try:
+        return CannotStart(*json.loads(done.stdout.strip().splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):  # it did not come so far
+        lines = done.stderr.strip().splitlines()
+        died = lines[-1] if lines else f"the process ended with {done.returncode}"
+        return CannotStart(f"drawing ended its process ({died})", INSTALL_OPENGL)
 
 
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _container_memory() -> float:
-    """Bytes that the container's limit still allows; infinite without one. psutil sees the host's memory only."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float("inf")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from tyro.conf import arg
 
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.robot import Quality
+
+T = TypeVar("T")
+IfGiven = Annotated[T | None, arg(help_behavior_hint="(optional)")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +22,14 @@ class EpisodeOptions:
     Attributes:
         suite: LIBERO suite.
         tasks: indices of its tasks.
-        demos: successful episodes per task; an even number for wide placements.
-        placement: LIBERO's own initial states, or wide ones (objects moved, two things to ask for in each scene).
-        noise: standard deviation of what is added to the six motions executed; the labels stay clean.
-        mistakes: share of the scenes in which the expert first makes a mistake that is not recorded: it grasps beside
-            the thing or lets it go beside its destination. What is recorded shows how to go on from there.
-        seed: of the noise.
-        correct: a run, or base: its policy acts first, for up to 120 steps of each episode, then the expert takes over
-            and only that is recorded: how to go on from what the policy has done. In wide scenes of their own.
+        demos: successful episodes per task; even for wide placements.
+        placement: official (LIBERO's own initial states) or wide (objects moved, two instructions per scene).
+        noise: standard deviation of noise on the six executed motions; labels stay clean.
+        mistakes: share of scenes in which the expert first makes an unrecorded mistake: it misses the object or drops
+            it beside its destination. Only the recovery is recorded.
+        seed: random seed of the noise.
+        correct: a run, or base. Its policy acts for up to 120 steps, then the expert takes over; only the expert's
+            part is recorded. These episodes have wide scenes of their own.
     """
 
     suite: str = "libero_spatial"
@@ -36,7 +39,7 @@ class EpisodeOptions:
     noise: float = 0.1
     mistakes: float = 0.0
     seed: int = 0
-    correct: Annotated[str | None, arg(help_behavior_hint="(optional)")] = None
+    correct: IfGiven[str] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,11 @@ class FrameOptions:
 
     Attributes:
         quality: render quality; training and evaluation refuse to mix them.
-        image_size: rows and columns of the frames.
+        image_size: height and width of the frames in pixels.
         frame_stride: control steps between frames; 1 is LIBERO's own layout.
         wrist: also record the wrist camera.
-        maps: also record which instance each pixel shows; without, a third more episodes per minute. Arms that are
-            given the target's place and all measures of attention need them, learning to act does not.
+        maps: also record instance segmentation. Arms that use the target's place and all measures of attention need
+            it; training the action loss does not. Without it, a third more episodes per minute.
     """
 
     quality: Quality = "official"
@@ -60,13 +63,36 @@ class FrameOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """How recordings are drawn again.
+
+    Attributes:
+        image_size: height and width of the frames in pixels; the recordings' own by default.
+        quality: render quality; the recordings' own by default.
+        frame_stride: control steps between frames; the recordings' own by default.
+        wrist: also draw the wrist camera.
+        maps: also draw instance segmentation.
+        workers: processes; 0 takes as many as cores and memory allow.
+        allow_any_mujoco: accept a MuJoCo version whose pictures differ.
+    """
+
+    image_size: IfGiven[int] = None
+    quality: IfGiven[Quality] = None
+    frame_stride: IfGiven[int] = None
+    wrist: bool = True
+    maps: bool = True
+    workers: int = 0
+    allow_any_mujoco: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordingOptions:
     """Where a collection goes, and how it is made.
 
     Attributes:
-        out: folder to write to; a run that was interrupted goes on in it, and a finished one grows in it.
-        workers: processes; 0 takes as many as cores and memory allow. Does not change what is recorded.
-        allow_any_mujoco: record with a MuJoCo whose physics is known to differ.
+        out: folder to write to; an interrupted collection resumes in it, a finished one can grow.
+        workers: processes; 0 takes as many as cores and memory allow. The recordings do not depend on it.
+        allow_any_mujoco: accept a MuJoCo version whose physics differs.
     """
 
     out: Path
@@ -85,10 +111,10 @@ class ScenesOptions:
 
     Attributes:
         out: folder to write to.
-        scenes: training scenes in all arenas together; a fifth as many are rendered for tests.
-        image_size: rows and columns of the pictures.
+        scenes: training scenes over all arenas; a fifth as many are rendered for tests.
+        image_size: height and width of the images in pixels.
         workers: processes.
-        seed: of the arrangements.
+        seed: random seed of the arrangements.
     """
 
     out: Path

@@ -28,7 +28,7 @@ tasks    targets                             what varies
 4 7 9    in the drawer, on stove or cabinet  targets stay within 1, 3 or 4 cm; the plate and the rest widely
 ======== =================================== ===========================================================
 
-In LIBERO-Object and LIBERO-Goal all free things stand on the floor or on the table and vary widely; the furniture of
+In LIBERO-Object and LIBERO-Goal all free objects are on the floor or on the table and vary widely; the furniture of
 LIBERO-Goal, and with it the destinations on stove, cabinet and rack, stays.
 
 Draws are seeded by (suite, task, split, j), so that a start never depends on which others are asked for, and training

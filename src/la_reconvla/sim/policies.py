@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
+from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
 from la_reconvla.sim.env import ACTION_DIM, Env, RolloutPolicy
@@ -52,6 +53,20 @@ def swapped(said: Iterable[tuple[int, str]]) -> tuple[tuple[int, str, str], ...]
         choices = here if len(here) > 1 else everything
         result.append((task, true, choices[(choices.index(true) + 1) % len(choices)]))
     return tuple(result)
+
+
+def told(start: Start, view: View, swaps: Iterable[tuple[int, str, str]]) -> str:
+    """What a policy is told on `start`: its instruction, or under the wrong-instruction floor the other one.
+
+    Raises:
+        UserError: if that floor was given no swap for this instruction.
+    """
+    if view != "wrong_instruction":
+        return start.instruction
+    wrong = {(task, true): other for task, true, other in swaps}.get((start.task, start.instruction))
+    if wrong is None:
+        raise UserError(f"no wrong instruction is known for '{start.instruction}': it was not in the training data")
+    return wrong
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class RecordingSetup(Protocol):
     """Where episodes are recorded: builds everything in the process that uses it. Pickled to the workers."""
 
     def header(self, config: CollectConfig, task: int) -> FileHeader:
-        """What the file of a task says about it; raises `UserError` for an unknown suite or task."""
+        """What the file of a task holds about it; raises `UserError` for an unknown suite or task."""
         ...
 
     def check(self, config: CollectConfig) -> None:
@@ -60,7 +60,7 @@ class LiberoSetup:
         require_feasible([loaded])
         if config.placement == "wide":
             asks(loaded)
-        content = loaded.bddl.read_text()
+        content = loaded.bddl.read_text(encoding="utf-8")
         match = re.search(r"\(problem\s+(\w+)\)", content)
         problem = match.group(1) if match else ""
         bddl_file = f"{config.suite}/{loaded.bddl.name}"
@@ -141,7 +141,7 @@ class LiberoSetup:
 
 
 def _env_args(config: CollectConfig, problem: str, bddl_file: str) -> dict[str, Any]:
-    """How to build the simulator, as LIBERO's files say it; keywords are those of its `OffScreenRenderEnv`."""
+    """How to build the simulator, by LIBERO's files; keywords are those of its `OffScreenRenderEnv`."""
     return {
         "type": 1,
         "env_name": problem,

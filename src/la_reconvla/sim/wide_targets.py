@@ -96,7 +96,7 @@ def alike_things(task: Task) -> list[str]:
 
 @dataclass(frozen=True)
 class BowlRelation:
-    """Where an instruction says that a bowl is, as geometry.
+    """Where a bowl is, by its instruction, as geometry.
 
     It is true of a bowl that is at most `limit` from a point: the middle of `anchors`, plus `offset`. An instruction
     picks out its target when it is true of the target, and the other bowl is at least `CLEARLY` farther from the point.
@@ -123,7 +123,7 @@ class BowlRelation:
 
 
 def bowl_relation(task: Task, bowl: str, resting: Mapping[str, Pose]) -> BowlRelation:
-    """The geometry of where `task` says that `bowl` is.
+    """The geometry of the place that `task` names for `bowl`.
 
     Args:
         task: the task.

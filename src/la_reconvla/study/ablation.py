@@ -31,6 +31,7 @@ from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
+from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, cells, official_starts, offline, samples_of
 from la_reconvla.study.domains import Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
@@ -55,6 +56,7 @@ GROWS = (
     *("seeds", "conditions", "episodes", "floor_episodes", "floor_arm"),
     *("also_official", "elsewhere", "elsewhere_episodes"),
 )
+JOINS = ("seeds", "conditions", "elsewhere")  # of these, the lists
 
 
 class Ablation:
@@ -109,7 +111,7 @@ class Ablation:
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            about_rollouts = power_table(self._power, len(c.seeds)).rich()
+            about_rollouts = power_table(self._power, len(c.seeds))
             self.console.print(about_rollouts if self.domain.recorded is None else gathering.OFFLINE)
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
@@ -132,14 +134,14 @@ class Ablation:
         """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
         config = {**kinds.to_json(self.config), "train": self.config.train.identity}
         size = {key: config.pop(key) for key in GROWS}
-        config.pop("gaze")  # who says where the target is belongs to the arms that are told (`train_cells`)
+        config.pop("gaze")  # the source of boxes belongs to the arms that use them (`train_cells`)
         config.pop("judged")  # what is read from the records makes no other records
         path, now = self.folder / layout.STUDY, commit()
         # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
         precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
         identity = {"schema": layout.SCHEMA, "config": config, "versions": versions(), "precision": precision}
         if path.exists():
-            layout.require_schema(read_json(path), str(path))
+            read_begun(path)  # damage is named before anything is compared
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)
@@ -150,7 +152,7 @@ class Ablation:
         )
 
     def _with_defaults(self, held: dict[str, Any]) -> dict[str, Any]:
-        """What a ``study.json`` says, with the defaults of what it was written before."""
+        """The content of a ``study.json``, with defaults for fields that are newer than the file."""
         return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
 
     @functools.cached_property
@@ -255,6 +257,24 @@ class Ablation:
         return [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
 
 
+def grown(config: StudyConfig, folder: Path) -> StudyConfig:
+    """The study with all that its folder already has: arms, seeds, suites and episodes join it, and none leaves.
+
+    What is kept beyond `config` is printed.
+    """
+    path = folder / layout.STUDY
+    if not path.exists() or not (held := read_begun(path).size):
+        return config
+    lists = {key: (*held[key], *(x for x in getattr(config, key) if x not in held[key])) for key in JOINS}
+    counts = {key: max(held[key], getattr(config, key)) for key in set(GROWS) - set(JOINS) - {"floor_arm"}}
+    whole = replace(config, **lists, **counts, floor_arm=held["floor_arm"])
+    for key in JOINS:
+        if kept := [str(x) for x in getattr(whole, key) if x not in getattr(config, key)]:
+            said = f"{folder} already has the {key} {', '.join(kept)}: they stay in the study"
+            Console(stderr=True).print(said, soft_wrap=True)
+    return whole
+
+
 def ablate(
     preset_name: str,
     out: Path | None,
@@ -273,6 +293,7 @@ def ablate(
     place = None if recorded is None else Recorded(recorded.resolve())
     if recorded is not None:
         config = offline(config, changes, open_demonstrations(recorded))
+    config = grown(config, folder)
     # One device holds one model of billions of weights: each further worker would load it again.
     usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
     Ablation(config, folder, workers or usual, declaration, place).run()

@@ -63,7 +63,7 @@ class Domain(Protocol):
         ...
 
     def collect(self, config: StudyConfig, out: Path, workers: int) -> None:
-        """Write the demonstrations, or go on, or do nothing if they are there."""
+        """Write the demonstrations, resume, or do nothing if they exist."""
         ...
 
     def starts(self, config: StudyConfig, episodes: int, trained_on: frozenset[str], cache: Path) -> list[Start]:

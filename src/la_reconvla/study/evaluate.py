@@ -1,6 +1,6 @@
-"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line an episode on disk.
+"""Closed-loop evaluation: many policies on the same starts, one pool of workers, one line per episode on disk.
 
-A run that is stopped goes on where it was: what stands in ``episodes.jsonl`` is not run again.
+An interrupted run resumes: episodes in ``episodes.jsonl`` are not run again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ class Evaluation:
         folder: where ``episodes.jsonl`` and ``videos/`` go.
         label: which policy it is, for its records.
         policy: what acts.
-        episodes: use the first so many starts; None for all.
+        episodes: use only this many starts, the first; None for all.
         films: keep videos of the first start of each task, and of up to two successes and two failures.
         grid: patch grid of the saliency, drawn over the videos.
         only: which starts it can do; the others are left out for it.
+        instruction: what all starts say in place of their tasks' own words; None for those.
     """
 
     folder: Path
@@ -49,10 +50,14 @@ class Evaluation:
     films: bool = False
     grid: tuple[int, int] | None = None
     only: Callable[[Start], bool] = lambda start: True
+    instruction: str | None = None
 
     def takes(self, starts: Sequence[Start]) -> list[Start]:
         """Those of `starts` that it is evaluated on."""
-        return [start for start in starts[: self.episodes] if self.only(start)]
+        taken = [start for start in starts[: self.episodes] if self.only(start)]
+        if self.instruction is None:
+            return taken
+        return [replace(start, instruction=self.instruction) for start in taken]
 
 
 def settings_for(
@@ -142,15 +147,17 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
         "label": kinds.to_json(evaluation.label),
         "policy": evaluation.policy.identity(),
         "settings": kinds.to_json(settings),
+        "instruction": evaluation.instruction,
         "mujoco": version("mujoco"),
         "placements": SCHEME,
     }
 
 
 def _with_defaults(evaluation: Evaluation, settings: EnvSettings, held: dict[str, Any]) -> dict[str, Any]:
-    """What an ``evaluation.json`` says, with the defaults of what it was written before."""
+    """The content of an ``evaluation.json``, with defaults for fields that are newer than the file."""
     now = {"label": evaluation.label, "settings": settings}
-    return {**held, **{name: kinds.with_defaults(held.get(name), value) for name, value in now.items()}}
+    filled = {name: kinds.with_defaults(held.get(name), value) for name, value in now.items()}
+    return {"instruction": None, **held, **filled}
 
 
 def _missing(evaluation: Evaluation, starts: Sequence[Start]) -> list[Start]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from la_reconvla.episodes import EpisodeRecord, Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
+from la_reconvla.serving.client import SHOWN, Remote, is_address
 from la_reconvla.sim.expert_tasks import require_feasible
 from la_reconvla.sim.machine import default_workers, require_simulator
 from la_reconvla.sim.policies import Scripted, Specification, Uniform
@@ -27,10 +29,11 @@ from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
-from la_reconvla.study.floors import floors_of
+from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
 from la_reconvla.training.trained_policy import Trained
 
@@ -68,13 +71,19 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     suite, placement, view = options.suite, options.placement, options.view
     if options.episodes < 1:
         raise UserError(f"episodes must be at least 1, not {options.episodes}")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
+    if options.execute is not None and (not is_address(run) or options.execute < 1):
+        raise UserError("--execute is how many actions of a server's chunks are carried out: at least 1, for ws://...")
+    _require_listener(run, options)
     if options.floors and (run in UNTRAINED or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
     subject = _subject(run, options)
     tasks = _tasks(run, subject, suite, options.tasks)
     if subject.trained is not None and subject.config is not None:
-        dry_run(subject.trained, subject.config.backbone, [text for _, text in wording(suite, tasks, placement)])
-    if isinstance(subject.policy, Trained) and view == "wrong_instruction":
+        words = [text for _, text in wording(suite, tasks, placement)]
+        dry_run(subject.trained, subject.config.backbone, [options.instruction] if options.instruction else words)
+    if isinstance(subject.policy, Trained | Remote) and view == "wrong_instruction":
         subject = replace(subject, policy=replace(subject.policy, swaps=wrong_words(suite, tasks, placement)))
     require_free_space(subject.folder, SPACE)
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
@@ -89,35 +98,66 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         allow_any_mujoco=options.allow_any_mujoco,
     )
     grid = None if subject.config is None else subject.config.backbone.grid
-    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, grid=grid)]
+    told = options.instruction
+    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, grid=grid, instruction=told)]
     if options.floors and isinstance(subject.policy, Trained):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, options.demonstrations)
+    elif options.floors and isinstance(subject.policy, Remote):
+        swaps = wrong_words(suite, tasks, placement)
+        evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, subject.settings, options.workers or subject.workers, bar.advance)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)
-        Console(stderr=True).print(f"{known} of these {len(starts)} starts had been trained on")
+        tell(f"{known} of these {len(starts)} starts were used in training", Console(stderr=True))
     return subject.folder
+
+
+def _require_listener(run: str, options: EvaluateOptions) -> None:
+    """Refuse an instruction that nobody would hear, or whose floor would be told another one."""
+    if options.instruction is None:
+        return
+    if not options.instruction.strip():
+        raise UserError("--instruction is empty: leave it out for the task's own words")
+    if run in UNTRAINED:
+        raise UserError(f"{run} reads no words: --instruction is for a trained policy, give its run folder")
+    if options.floors or options.view == "wrong_instruction":
+        raise UserError("--instruction takes the place of the wrong one: leave it out for --floors and that view")
 
 
 def _subject(run: str, options: EvaluateOptions) -> Subject:
     """What `run` names."""
     view, out, allow_any_mujoco = options.view, options.out, options.allow_any_mujoco
-    parts = (options.suite, options.placement, "train" if options.allow_train_starts else "")
-    name = "-".join(filter(None, (*parts, view if view != "true" else "")))
+    parts = (
+        options.suite,
+        options.placement,
+        "train" if options.allow_train_starts else "",
+        view if view != "true" else "",
+        f"{options.max_steps}-steps" if options.max_steps else "",
+        re.sub(r"\W+", "_", options.instruction or "")[:60],
+    )
+    name = "-".join(filter(None, parts))
     if run in UNTRAINED:
         if view != "true":
-            raise UserError(f"{run} does not look: --view {view} is for a trained policy, give its run folder")
-        settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco)
+            raise UserError(f"{run} uses no image: --view {view} is for a trained policy, give its run folder")
+        settings = EnvSettings(quality="fast", allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
         policy: Specification = Scripted() if run == "expert" else Uniform()
         return Subject(policy, Label(run, None), settings, out or layout.RUNS / run / name, default_workers())
+    if is_address(run):
+        settings = replace(SHOWN, allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
+        label = Label("remote", None, None if view == "true" else view)
+        folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
+        remote = Remote(run, view, execute=options.execute)
+        remote.identity()  # somebody answers there, before anything is made
+        return Subject(remote, label, settings, folder, default_workers())
     trained, config, policy = open_run(run, view, options.device)
+    settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
     return Subject(
         policy,
         Label(config.condition, config.seed, None if view == "true" else view),
-        settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco),
+        replace(settings, max_steps=options.max_steps),
         out or (Path(run) if Path(run).exists() else layout.RUNS / run) / name,
         usual_workers(config.backbone),
         trained,
@@ -138,29 +178,30 @@ def _print_all(shown: str, run: str, evaluations: Sequence[Evaluation], starts: 
     """What the policy did on these starts, and then what each floor did beside it."""
     asked = {start.id for start in starts}
     records = [[r for r in read_episodes(e.folder) if r.start.id in asked] for e in evaluations]
-    _print_summary(shown, records[0], evaluations[0].folder / layout.EPISODES)
+    first = evaluations[0]
+    _print_summary(shown, records[0], first.folder / layout.EPISODES, asked=first.instruction is None)
     for floor, found in zip(evaluations[1:], records[1:], strict=True):
         name = floor.label.floor or "no_image"
         _print_summary(f"floor: {name.replace('_', ' ')}", found, floor.folder / layout.EPISODES)
         if found:
             compared = comparison(run, name, by_start(records[0], "tsr"), by_start(found, "tsr"))
-            Console(stderr=True).print(in_words(compared), soft_wrap=True)
+            tell(in_words(compared), Console(stderr=True))
 
 
-def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path) -> None:
-    """Success with its interval, how many episodes reached each stage, and what pairs of instructions moved."""
+def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path, asked: bool = True) -> None:
+    """Success with its interval, stages, and what pairs of instructions moved, if it was `asked` for what counts."""
     console = Console(stderr=True)
     if found := rate(records):
-        console.print(
+        tell(
             f"{name}: {found.successes} of {found.episodes} episodes succeeded, {100 * found.rate:.1f} % "
             f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})",
-            soft_wrap=True,
+            console,
         )
         reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
-        console.print(f"stages: {reached}; all of it in {path}", soft_wrap=True)
-    if two := counterfactual(records):
-        console.print(
-            f"{two.pairs} states with two instructions each: moved first what was asked for {two.asked} times, "
-            f"what the other instruction asks for {two.other}, something else {two.else_moved}, nothing {two.neither}",
-            soft_wrap=True,
+        tell(f"stages: {reached}; details: {path}", console)
+    if asked and (two := counterfactual(records)):
+        tell(
+            f"{two.pairs} states with two instructions each: first moved the object asked for {two.asked} times, "
+            f"the other instruction's object {two.other}, something else {two.else_moved}, nothing {two.neither}",
+            console,
         )

@@ -15,12 +15,32 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import Label, View
+from la_reconvla.serving.client import Remote
 from la_reconvla.sim.expert_tasks import feasible
 from la_reconvla.sim.policies import Replay, replayable
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.study.evaluate import Evaluation
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.trained_policy import Trained
+
+
+def view_floors(
+    policy: Trained | Remote, folder: Path, label: Label, swaps: tuple[tuple[int, str, str], ...]
+) -> list[Evaluation]:
+    """The floors that a policy needs nothing else for: itself with a grey image, and with another instruction.
+
+    Args:
+        policy: what acts.
+        folder: where its episodes are.
+        label: of its episodes.
+        swaps: what it is told instead.
+    """
+    views: tuple[View, ...] = ("grey_image", "wrong_instruction")
+    return [
+        Evaluation(folder / layout.FLOORS / view, replace(label, floor=view), replace(policy, view=view, swaps=swaps))
+        for view in views
+    ]
 
 
 def floors_of(
@@ -45,30 +65,25 @@ def floors_of(
         starts: that it is evaluated on.
         demonstrations: what to replay; by default those of the study that the run is part of.
     """
-    views: tuple[View, ...] = ("grey_image", "wrong_instruction")
-    below, say = folder / layout.FLOORS, Console(stderr=True).print
-    result = [
-        Evaluation(below / view, replace(label, floor=view), replace(policy, view=view, swaps=swaps)) for view in views
-    ]
+    below, say = folder / layout.FLOORS, functools.partial(tell, console=Console(stderr=True))
+    result = view_floors(policy, folder, label, swaps)
     study = policy.run.parent.parent
     blind = study / NO_IMAGE.id / policy.run.name
     if (blind / WEIGHTS).exists() and PolicyConfig.load(blind).data_hash == PolicyConfig.load(policy.run).data_hash:
         own = Label(NO_IMAGE.id, label.seed)
         result.append(Evaluation(below / "no_image", own, replace(policy, run=blind)))
     else:
-        say(f"floor without image: there is no such run at {blind}, it is left out")
+        say(f"floor without image: left out, there is no run at {blind}")
     replayed = demonstrations or study / layout.DEMONSTRATIONS
     if demonstrations is None and not replayed.is_dir():
-        say("floor blind replay: give --demonstrations to have it; it is left out")
+        say("floor blind replay: left out, it needs --demonstrations")
     else:
         known = functools.partial(has_replay, open_demonstrations(replayed))
         if any(map(known, starts)):
             alone = Label(None, None, "blind_replay")
             result.append(Evaluation(below / "blind_replay", alone, Replay(replayed.resolve()), only=known))
         if lacking := len(starts) - sum(map(known, starts)):
-            say(
-                f"floor blind replay: {replayed} has no demonstration of what {lacking} of {len(starts)} starts ask for"
-            )
+            say(f"floor blind replay: {replayed} has no demonstration for {lacking} of {len(starts)} starts")
     return result
 
 

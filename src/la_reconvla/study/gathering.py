@@ -26,7 +26,8 @@ from la_reconvla.episodes import EpisodeRecord, View
 from la_reconvla.method.mask import masked_count
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.tasks import Task, change_of
-from la_reconvla.storage import read_json, read_jsonl
+from la_reconvla.storage import read_jsonl
+from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, samples_of
 from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
 from la_reconvla.study.heldout import OTHER_UNIT, UNIT, read_held_out, watched
@@ -158,21 +159,21 @@ def study_description(
     pairing: tuple[Pairing, ...],
 ) -> Study:
     """What the study is, and where and when it ran."""
-    c, begun = evaluations.config, read_json(evaluations.folder / layout.STUDY)
+    c, begun = evaluations.config, read_begun(evaluations.folder / layout.STUDY)
     training, held_out = divided
     rows, columns = c.backbone.grid
     return Study(
         preset=c.preset,
-        command=begun["command"],
-        commit=", ".join(begun["commits"]),
+        command=begun.command,
+        commit=", ".join(begun.commits),
         data_hash=evaluations.demonstrations.hash,
-        started=begun["started"],
+        started=begun.started,
         finished=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         suite=c.suite,
         placement=c.placement,
         tasks={str(task.index): task.instruction for task in tasks},
-        versions=begun["versions"],
-        hardware=begun["hardware"],
+        versions=begun.versions,
+        hardware=begun.hardware,
         settings={
             "demonstrations": len(training.episodes),
             "held-out demonstrations": len(held_out.episodes),
@@ -186,11 +187,11 @@ def study_description(
         },
         action_error_unit=UNIT if evaluations.demonstrations.space == LIBERO_ACTIONS else OTHER_UNIT,
         pairing=pairing,
-        hypotheses=begun.get("hypotheses", ""),
-        hypotheses_hash=begun.get("hypotheses_hash", ""),
+        hypotheses=begun.hypotheses or "",
+        hypotheses_hash=begun.hypotheses_hash or "",
         limits=(
             *((OFFLINE,) if evaluations.domain.recorded is not None else ()),
-            *(() if "hypotheses" in begun else (UNDECLARED,)),
+            *(() if begun.hypotheses is not None else (UNDECLARED,)),
             *(() if c.judged else (NOT_JUDGED,)),
         ),
         judged=c.judged,

@@ -2,7 +2,7 @@
 
 The starts, their order and their number are fixed before the first rollout, and the pairs are judged in this order,
 whichever episode ends first: a comparison that was stopped and goes on comes to the same decision, with any number of
-workers. `la_reconvla.analysis.sequential` says what the decision is worth.
+workers. For its level see `la_reconvla.analysis.sequential`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from la_reconvla.study.evaluate import Evaluation, evaluate, pending
 from la_reconvla.study.options import CompareOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
 
 
@@ -131,7 +132,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
     require_package()
     (policy_a, a, first), (policy_b, b, second) = opened = [open_run(run, "true", options.device) for run in runs]
     if first.run == second.run:
-        raise UserError(f"{runs[0]} and {runs[1]} are one run: name two")
+        raise UserError(f"{runs[0]} and {runs[1]} are the same run: name two different ones")
     configs = dict(zip(runs, (a, b), strict=True))
     settings = shared_settings(configs, options.allow_any_mujoco)
     tasks = tuple(options.tasks or shared_tasks(configs, suite))
@@ -162,7 +163,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
         found = until_decided(pair, starts, settings, count, bar.advance)
         write_json(out / layout.COMPARISON, {**kinds.to_json(plan), "runs": named, "result": found})
     for line in in_words(found, *runs):
-        Console(stderr=True).print(line, soft_wrap=True)
+        tell(line, Console(stderr=True))
     return out / layout.COMPARISON
 
 
@@ -207,19 +208,19 @@ def shared_tasks(configs: Mapping[str, PolicyConfig], suite: str) -> list[int]:
     """
     tasks = set.intersection(*(set(learned_tasks(run, config, suite)) for run, config in configs.items()))
     if not tasks:
-        raise UserError(f"{' and '.join(configs)} have learned no task of {suite} in common: name some with --tasks")
+        raise UserError(f"{' and '.join(configs)} share no task of {suite}: name tasks with --tasks")
     return sorted(tasks)
 
 
 def in_words(result: HeadToHead, a: str, b: str) -> list[str]:
-    """The decision and its numbers, one sentence a line; `a` and `b` are the runs' names."""
+    """The decision and its numbers, one sentence per line; `a` and `b` are the runs' names."""
     winner, loser = (a, b) if result.better == "a" else (b, a)
     level = f"one-sided level {100 * ALPHA:.0f} % in either direction"
     total = result.rollouts + result.saved
     lines = [
         f"{winner} is better than {loser}: decided by {result.pairs} of at most {result.planned} pairs ({level})"
         if result.better
-        else f"undecided: {result.pairs} pairs do not say which is better ({level}), nor that they are equal",
+        else f"undecided: {result.pairs} pairs show neither which is better ({level}) nor that they are equal",
         f"rollouts: {result.rollouts} of at most {total} were run, {result.saved} saved",
     ]
     lines += [
@@ -229,7 +230,5 @@ def in_words(result: HeadToHead, a: str, b: str) -> list[str]:
         if s is not None
     ]
     if result.better:
-        lines.append(
-            "the rates are those at the moment of decision, which lie farther apart than they would in the end"
-        )
+        lines.append("the rates are those at the decision; after all pairs they would differ less")
     return lines

@@ -1,4 +1,4 @@
-"""What a trained policy does on frames that it never saw: action error under three views, and where it looks.
+"""A trained policy on held-out frames: action error under three views, and where it looks.
 
 The error under a grey image and under a wrong instruction are floors: a policy whose error does not rise there does not
 use what was taken away. Frames are the same for every condition and are paired by their name.
@@ -106,8 +106,8 @@ def measure_run(
         source: what the arm's mask follows.
 
     Returns:
-        For each view, one record a frame; maps under the true view alone. On up to `HIDING` frames they say what hiding
-        things does. Demonstrations without instance masks (LIBERO's own files) yield action errors alone.
+        For each view, one record per frame; maps under the true view only. Up to `HIDING` frames also hold what hiding
+        things does. Demonstrations without instance masks (LIBERO's own files) give action errors only.
 
     Raises:
         UserError: if the run does not fit the samples.
@@ -303,7 +303,7 @@ def measure_sources(
         sources: which maps; equal ones are measured once.
 
     Returns:
-        For each source one map a frame.
+        For each source one map per frame.
     """
     chosen = dict.fromkeys(sources)
     kinds: tuple[AttentionRows, ...] = ("instruction", "actions")

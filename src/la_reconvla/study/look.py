@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from la_reconvla import drawing
 from la_reconvla.analysis.attention_overlap import instruction_difference
@@ -21,6 +20,7 @@ from la_reconvla.backbones.families import Opened
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import CONDITIONS, Condition
 from la_reconvla.contracts import Batch, Channel, Features, PolicyInput
+from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.samples import resize
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
@@ -78,7 +78,7 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
     folder = Path(source)
     if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
         if layers is not None:
-            raise UserError("a run is looked at in the layers that it was trained with: leave --layers out")
+            raise UserError("a run uses the layers that it was trained with: leave --layers out")
         policy, run = load_policy(folder)
         arm = CONDITIONS.get(run.condition)
         if arm is None or arm.saliency is None or policy.reconstruction_head is None:
@@ -88,21 +88,6 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
         warnings.simplefilter("ignore")  # what the library thinks of a configuration helps nobody here
         opened = Opened(source) if layers is None else Opened(source, saliency_layers=layers)
         return opened.build(), opened, None
-
-
-def read_image(path: Path, size: int) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture as a backbone takes it; one that is not square is squeezed.
-
-    Raises:
-        UserError: if it is missing or no picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            return resize(np.asarray(picture.convert("RGB"))[None], size)[0]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist: give a picture with --image") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} is no picture that can be read ({error}): give a PNG or JPEG") from error
 
 
 def _inputs(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> PolicyInput:
@@ -137,7 +122,7 @@ def look(
     layers: int | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Draw the map as PNG and say its numbers. A run that reconstructs what attention picks shows that too.
+    """Draw the map as PNG and return its numbers. A run that reconstructs what attention picks shows that too.
 
     Args:
         source: a run's folder, a model's folder, or an id on the hub.
@@ -145,7 +130,7 @@ def look(
         instruction: of the robot.
         out: the PNG.
         against: another instruction to compare with.
-        per_head: one row a layer, one column a head.
+        per_head: one row per layer, one column per head.
         layers: how many of the last layers are read; 3 without it.
         device: auto, cpu, cuda or mps.
 
@@ -157,11 +142,10 @@ def look(
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"the map is a PNG: give --out a name that ends in .png, not {out.name}")
-    if not image.exists():
-        raise UserError(f"{image} does not exist: give a picture with --image")
+    shown = read_picture(image)
     backbone, given, painter = open_backbone(source, layers)
     backbone.to(pick_device(device))
-    picture = read_image(image, backbone.grid[0] * backbone.patch_size)
+    picture = resize(shown[None], backbone.grid[0] * backbone.patch_size)[0]
     texts = [instruction] if against is None else [instruction, against]
     looks = [look_at(backbone, given, picture, text) for text in texts]
     if per_head:

@@ -1,6 +1,6 @@
 """Maps are not causes: hide a thing in the picture, and see how far the distribution of actions moves.
 
-What is hidden is the thing's box, painted in the picture's mean colour. Beside it always stands a box of the same size
+What is hidden is the thing's box, painted in the picture's mean colour. Its control is a box of the same size
 that shows none of the things, so that what painting alone does is known: a policy that acts by the target moves more
 when the target is hidden than when as much of the rest is.
 """

@@ -1,7 +1,7 @@
 """The options of the commands that study policies. Light: the command line reads them for its help.
 
 The classes of changes name what `la_reconvla.study.presets.StudyConfig.changed` takes: fields of the study, of its
-backbone, head and schedule, with None for "as the preset says", and a few options that choose several fields.
+backbone, head and schedule, with None for the preset's value, and a few options that choose several fields.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class PolicyChanges:
     """What is trained, where it differs from the preset.
 
     Attributes:
-        backbone: a pretrained one in the preset's place: an id on the hub or a folder.
-        weights: what the preset's small backbone starts from: base, words-7x7, a file that pretrain wrote, or none.
-        lora_rank: of a pretrained backbone's adapters; 0 trains it without.
+        backbone: a pretrained backbone instead of the preset's: an id on the hub or a folder.
+        weights: initial weights of the small backbone: base, words-7x7, a file written by pretrain, or none.
+        lora_rank: rank of a pretrained backbone's adapters; 0 trains without adapters.
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
-        dtype: of a pretrained backbone's weights.
-        chunk: actions decoded and executed at once; 1 is the published setting.
-        decoding: parallel, all actions of a chunk in one pass; autoregressive, token by token as RT-2 and OpenVLA do.
-        proprio: robot state: none (published), the gripper's width (LIBERO's), or all of it.
+        dtype: dtype of a pretrained backbone's weights.
+        chunk: actions decoded and executed per forward pass; 1 is the published setting.
+        decoding: parallel (a chunk in one forward pass) or autoregressive (token by token, as RT-2 and OpenVLA).
+        proprio: robot state as input: none (published), the gripper's width (LIBERO's), or all.
         cameras: the main camera, and with a second name another one beside it; by default the data's first.
-        fit: of pictures that are not square: squeeze them, or pad them with black.
+        fit: of images that are not square: squeeze them, or pad them with black.
         wrist: use the data's second camera too, LIBERO's wrist camera.
-        max_tokens: longest instruction in tokens.
-        norm_pixels: reconstruct pixels normalised in each patch.
-        latents: what diffusion heads draw: latents of this VAE (id on the hub or folder) in the place of pixels.
+        max_tokens: maximum length of an instruction in tokens.
+        norm_pixels: reconstruct pixels normalised per patch.
+        latents: a VAE (id on the hub or folder) whose latents diffusion heads reconstruct instead of pixels.
     """
 
     backbone: PerPreset[str] = None
@@ -66,9 +66,9 @@ class TrainingChanges:
     Attributes:
         steps: optimizer steps.
         held_out: share of each instruction's episodes to keep for held-out frames; 0 trains one policy on all.
-        shift: move training pictures by up to so many pixels at random.
-        gaze: for arms that are given the target's place: masks of the simulator, or a file that data boxes wrote.
-        device: of training and policies: auto, cpu, cuda or mps.
+        shift: augmentation: shift training images at random by up to this many pixels.
+        gaze: target boxes, for arms that use them: masks (the simulator's), or a file written by data boxes.
+        device: where policies train and act: auto, cpu, cuda or mps.
     """
 
     steps: PerPreset[int] = None
@@ -84,8 +84,8 @@ class ScheduleChanges(TrainingChanges):
 
     Attributes:
         batch_size: samples per step.
-        accumulate: micro-batches that a step's samples are divided into, for less memory.
-        learning_rate: peak of the schedule.
+        accumulate: micro-batches per step; more of them need less memory.
+        learning_rate: peak learning rate.
     """
 
     batch_size: PerPreset[int] = None
@@ -98,17 +98,17 @@ class StudyChanges:
     """What is compared, where it differs from the preset.
 
     Attributes:
-        seeds: training seeds; more may join a finished study.
-        conditions: arms, for example C1 C2 C4 (a name that is like none lists all); more may join a finished study.
-        grid: all arms of the grid: what is reconstructed, and by which head.
-        suite: LIBERO suite that is learnt, for example libero_goal; give its tasks too.
+        seeds: training seeds; a finished study can be extended by more.
+        conditions: arms, for example C1 C2 C4; an unknown name lists all. A finished study can be extended by more.
+        grid: all arms of the grid: reconstruction target by reconstruction head.
+        suite: LIBERO suite, for example libero_goal; give --tasks too.
         tasks: indices of the suite's tasks.
-        placement: where things are put, in training and evaluation: wide, or LIBERO's own initial states.
+        placement: initial states in training and evaluation: wide, or official (LIBERO's own).
         demos: demonstrations per task.
-        episodes: evaluation episodes per task; more may join a finished study.
-        also_official: evaluate on so many of LIBERO's own initial states per task too; may join a finished study.
-        elsewhere: other suites to evaluate everything on, for example libero_spatial_lan; may join a finished study.
-        elsewhere_episodes: official states of each of their tasks; 10 in the presets.
+        episodes: evaluation episodes per task; a finished study can be extended by more.
+        also_official: evaluate also on this many official initial states per task; can extend a finished study.
+        elsewhere: further suites to evaluate on, for example libero_spatial_lan; can extend a finished study.
+        elsewhere_episodes: official initial states per task of these suites; 10 in the presets.
     """
 
     seeds: PerPreset[tuple[int, ...]] = None
@@ -130,9 +130,9 @@ class StartOptions:
 
     Attributes:
         suite: LIBERO suite.
-        tasks: indices of its tasks; by default those that the policies were trained on, also for what LIBERO-PRO made
-            of their suite, all of another suite, and for expert and random 0 to 2.
-        placement: kind of starts; LIBERO-PRO's suites and libero_10 have official ones only.
+        tasks: indices of its tasks. By default those of the training, on LIBERO-PRO's variants of its suite too; all
+            tasks of another suite; 0 to 2 for expert and random.
+        placement: initial states; LIBERO-PRO's suites and libero_10 have official ones only.
     """
 
     suite: str = "libero_spatial"
@@ -146,8 +146,8 @@ class MachineOptions:
 
     Attributes:
         workers: processes; 0 takes one per core.
-        device: of the policies: auto, cpu, cuda or mps.
-        allow_any_mujoco: evaluate on a MuJoCo with which scores are not comparable.
+        device: where policies run: auto, cpu, cuda or mps.
+        allow_any_mujoco: accept a MuJoCo version whose scores are not comparable.
     """
 
     workers: int = 0
@@ -160,10 +160,10 @@ class FloorOptions:
     """What the policy is measured against.
 
     Attributes:
-        view: what a trained policy is shown: the true view, or, for its floors, a grey image or a wrong instruction.
-        floors: evaluate the policy's floors on the same starts too: grey image, wrong instruction, and, as far as they
-            are there, the run without image beside it and blind replay.
-        demonstrations: what blind replay replays; by default those of the study that the run is part of.
+        view: input of a trained policy: true, or one of its floors, a grey image or a wrong instruction.
+        floors: also evaluate the floors on the same starts: grey image, wrong instruction and, where they exist, the
+            study's run without image and blind replay.
+        demonstrations: what blind replay repeats; by default the demonstrations of the run's study.
     """
 
     view: View = "true"
@@ -176,15 +176,22 @@ class RolloutOptions:
     """How much of one policy is rolled out, and where to.
 
     Attributes:
-        episodes: starts of each task.
-        out: where episodes.jsonl and videos go; by default a folder inside the run.
-        allow_train_starts: take the starts that training takes (wide: the training placements; official: from number 0
-            up) and say how many of them this policy was trained on.
+        episodes: episodes per task.
+        out: folder for episodes.jsonl and videos; by default inside the run.
+        allow_train_starts: use the starts of training (wide: the training placements; official: from number 0 up) and
+            print how many of them this policy was trained on.
+        max_steps: step limit of an episode; by default that of its task.
+        instruction: what the policy is told in place of the task's instruction; success is still the task's.
+        execute: so many actions of each chunk of a server (ws://...) are carried out before it is asked again; all by
+            default.
     """
 
     episodes: int = 10
     out: IfGiven[Path] = None
     allow_train_starts: bool = False
+    max_steps: IfGiven[int] = None
+    instruction: IfGiven[str] = None
+    execute: IfGiven[int] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +204,8 @@ class PairOptions:
     """How much of two policies is rolled out, and where to.
 
     Attributes:
-        out: folder of comparison.json and of the records, which are those of the command eval.
-        episodes: starts of each task at most, up to 500 altogether; not to be changed after the first rollout.
+        out: folder for comparison.json and for records as eval writes them.
+        episodes: maximum of episodes per task, up to 500 in total; fixed after the first rollout.
     """
 
     out: Path
@@ -236,14 +243,14 @@ class ModelOptions:
     """What is trained.
 
     Attributes:
-        backbone: id on the hub, or a folder with a config.json.
-        chunk: actions decoded at once.
+        backbone: id on the hub, or a folder with config.json.
+        chunk: actions decoded per forward pass.
         lora_rank: rank of the adapters; 0 trains the language model in full.
         quantize: nf4 keeps the linear layers in 4 bits.
-        dtype: of the weights that stay; auto takes the half precision that the device has.
-        checkpointing: compute layers again in the backward pass.
+        dtype: dtype of frozen weights; auto takes the device's half precision.
+        checkpointing: gradient checkpointing.
         train_vision: train the vision tower too.
-        last: train only so many of the last language layers.
+        last: train only this many of the last language layers.
     """
 
     backbone: str = "google/paligemma-3b-pt-224"
@@ -261,10 +268,10 @@ class StepOptions:
     """How it is trained, and on what.
 
     Attributes:
-        device: where; cpu is this machine.
+        device: device to plan for; cpu is this machine.
         condition: arm, for example C1 or C4.
         batch_size: samples per step.
-        accumulate: micro-batches that they are divided into.
+        accumulate: micro-batches per step.
     """
 
     device: Literal["t4", "l4", "a10g", "a100", "h100", "cpu"] = "t4"

@@ -29,7 +29,7 @@ def pairings(runs: Iterable[tuple[Condition, int, Path]], study: Path) -> tuple[
         study: the study's folder, for the message.
 
     Raises:
-        UserError: if two arms of a seed differ, or a run does not say what it started from; it names the arms.
+        UserError: if two arms of a seed differ, or a run does not record its start; it names the arms.
     """
     by_seed: dict[int, dict[str, dict[str, str]]] = {}
     blind = set()
@@ -51,7 +51,7 @@ def _pairing(seed: int, arms: dict[str, dict[str, str]], blind: set[str], study:
         if len(groups) > 1:
             found = "; ".join(f"{', '.join(names)}: {value}" for value, names in groups.items())
             raise UserError(
-                f"the arms of seed {seed} do not {what} ({found}), so that a difference between them says nothing: "
+                f"the arms of seed {seed} do not {what} ({found}), so that a difference between them means nothing: "
                 f"delete every folder named seed{seed} below {study} and run the same command, which trains them again"
             )
         shared[part] = next(iter(groups), "")
@@ -66,7 +66,7 @@ def _logged(folder: Path) -> dict[str, str]:
     logged = {**start, "batches": batches[-1] if batches else None}
     if missing := [part for part in HASHED if not logged.get(part)]:
         raise UserError(
-            f"{folder / METRICS} does not say what the run began with ({', '.join(missing)}): delete {folder} and run "
+            f"{folder / METRICS} lacks what the run began with ({', '.join(missing)}): delete {folder} and run "
             "the same command, which trains it again"
         )
     return {part: str(logged[part]) for part in HASHED}

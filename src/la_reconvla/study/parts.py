@@ -46,7 +46,7 @@ def phases(episode: Episode) -> list[MapPhase]:
 def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
     """What could be taken for the target: its twin, else what another instruction asks for.
 
-    That is one of the same scene, if such a one was recorded, else any whose target stands here, too.
+    That is one of the same scene, if one was recorded, else any with a target here too.
 
     Args:
         episode: the demonstration.

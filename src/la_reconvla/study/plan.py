@@ -29,7 +29,7 @@ PAGED_IN = 0.15e9  # code and buffers that a CPU process has after its first ste
 
 @dataclass(frozen=True)
 class Device:
-    """Memory in bytes, dense rates in operations a second (None: not in hardware), bytes a second, and who says so."""
+    """Memory in bytes, dense operations per second (None: not in hardware), bytes per second, and the source."""
 
     name: str
     memory: float
@@ -263,8 +263,8 @@ def table(planned: Plan) -> Table:
     shown.add_row("(attention rows, while it looks)", f"{planned.rows / 1e9:.4f} GB")
     shown.add_row("peak", f"{planned.peak / 1e9:.2f} GB")
     shown.add_row(f"of {SPARE:.0%} of the memory", f"{SPARE * device.memory / 1e9:.2f} GB", end_section=True)
-    shown.add_row("operations a step", f"{planned.operations / 1e12:.1f} T")
-    shown.add_row("time a step, at best", f"{planned.seconds:.2f} s")
+    shown.add_row("operations per step", f"{planned.operations / 1e12:.1f} T")
+    shown.add_row("time per step, at best", f"{planned.seconds:.2f} s")
     return shown
 
 
@@ -276,4 +276,4 @@ def verdict(planned: Plan) -> str:
     if (change_and_plan := fitting(planned)) is None:
         return f"does not fit {name}, whatever is changed: take a larger device or a smaller backbone"
     change, other = change_and_plan
-    return f"does not fit {name}; with {change} it does: {other.peak / 1e9:.1f} GB, {other.seconds:.2f} s a step"
+    return f"does not fit {name}; with {change} it does: {other.peak / 1e9:.1f} GB, {other.seconds:.2f} s per step"

@@ -20,7 +20,7 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.robot import Fit, Quality
 from la_reconvla.training.loop import TrainConfig
 
-# What small diffusion heads draw: 48 numbers a patch, about as many as the published latents have. Noise in all of a
+# What small diffusion heads draw: 48 numbers per patch, about as many as the published latents have. Noise in all of a
 # patch's 588 to 2352 pixels does not pass through tokens of 44 to 240 numbers.
 COARSE = Pixels(side=4)
 
@@ -40,9 +40,9 @@ class StudyConfig:
         suite: LIBERO suite, or ``toy`` (`la_reconvla.sim.toy`).
         tasks: indices of its tasks.
         placement: where demonstrations and evaluation starts come from.
-        also_official: evaluate on so many official initial states of each task too.
+        also_official: evaluate also on this many official initial states per task.
         elsewhere: other suites on whose official states every arm, floor and reference is evaluated too.
-        elsewhere_episodes: so many of them of each task, and of each policy.
+        elsewhere_episodes: episodes of them per task and policy.
         demos: demonstrations for each task, held-out ones included.
         held_out: share of the scenes kept for held-out frames.
         quality: render quality of everything.
@@ -53,7 +53,7 @@ class StudyConfig:
         decoding: of actions: all in one pass, or token by token.
         decoder: size of the MAE decoder in every arm that has one.
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
-            parameters of `decoder` to 5 % and draws one noise level a sample: its operations are 1.5 times those of
+            parameters of `decoder` to 5 % and draws one noise level per sample: its operations are 1.5 times those of
             `decoder`, which are a small part of a step.
         recon_weight: lambda of every arm that reconstructs; None leaves each its own. One that changes while an arm
             trains is what that arm is, and stays.
@@ -63,7 +63,7 @@ class StudyConfig:
         spread: standard deviation of the soft action labels in bins.
         seeds: training seeds; each arm is trained once with each.
         conditions: ids of the arms.
-        episodes: evaluation episodes for each task and trained policy.
+        episodes: evaluation episodes per task and trained policy.
         floor_episodes: the same for floors and references.
         floor_arm: arm whose policy is rolled out with a grey image and a wrong instruction.
         frames: held-out frames on which action error and attention are measured.
@@ -128,7 +128,7 @@ class StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.
 
         `la_reconvla.study.options` names what may be changed. None changes nothing; weights are taken away by "none".
-        `backbone` is the source of a pretrained one, which is given what the preset's own is. `grid` stands for the
+        `backbone` is the source of a pretrained one, which gets the preset's settings. `grid` means the
         conditions of the grid.
         Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is replaced by the last arm.
 

@@ -36,7 +36,9 @@ def hardware() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if line.startswith("model name")
         ]
         model = names[0] if names else model
     return {
@@ -87,7 +89,7 @@ class Energy:
     def _read(self) -> list[tuple[int, int]]:
         """Each counter and where it wraps, in microjoules; empty if one of them cannot be read."""
         try:
-            return [(int(counter.read_text()), int(top.read_text())) for counter, top in self._ranges.items()]
+            return [(int(counter.read_bytes()), int(top.read_bytes())) for counter, top in self._ranges.items()]
         except (OSError, ValueError):
             return []
 
@@ -104,7 +106,8 @@ def commit() -> str:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, encoding="utf-8", check=True)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")

@@ -1,4 +1,4 @@
-"""A policy for others: a folder that loads anywhere, with a card that says what it is and what it is not."""
+"""A policy for others: a folder that loads anywhere, with a model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from la_reconvla.conditions import CONDITIONS
 from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.storage import atomic_write, read_jsonl
+from la_reconvla.storage import atomic_write, read_json, read_jsonl
 from la_reconvla.study.heldout import read_held_out
 from la_reconvla.training.checkpoint import PolicyConfig, export_policy
 from la_reconvla.training.trackers import METRICS
@@ -154,11 +154,21 @@ def _suites(config: PolicyConfig) -> list[str]:
     return [f"{name}: {count}" for name, count in sorted(counts.items())]
 
 
+def _other_terms(folder: Path) -> str:
+    """The step limit and the instruction of an evaluation that took the place of its tasks' own."""
+    if not (path := folder / layout.EVALUATION).exists():
+        return ""
+    held = read_json(path)
+    limit, told = held.get("settings", {}).get("max_steps"), held.get("instruction")
+    return (f", at most {limit} steps" if limit else "") + (f", told '{told}'" if told else "")
+
+
 def _results(run: Path) -> Iterator[str]:
     """Success of each evaluation, action error and attention on held-out frames, from the files of the run."""
     for path in sorted(run.rglob(layout.EPISODES)):
         if found := rate(read_episodes(path.parent)):
             where = path.parent.relative_to(run) if path.parent != run else "the study's starts"
+            where = f"{where}{_other_terms(path.parent)}"
             yield (
                 f"- success, {where}: {found.successes} of {found.episodes} episodes, {100 * found.rate:.1f} % "
                 f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"

@@ -26,7 +26,7 @@ from la_reconvla.training.start_weights import StartWeights, pinned
 
 def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
     """Raise a `UserError` if the hypotheses are not those that the study began with."""
-    if "hypotheses" not in begun:
+    if begun.get("hypotheses") is None:
         if given is not None:
             raise UserError(
                 f"{path.parent} began without a declaration, and one made now would not be made before the run: leave "
@@ -42,7 +42,7 @@ def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: 
     if given is not None and given.hash != declared.hash:
         raise UserError(
             f"{path.parent} was begun with other hypotheses (SHA-256 {declared.hash[:12]}, now {given.hash[:12]}), and "
-            "they may not change after that: leave --hypotheses out to go on with those, which stand in study.json, or "
+            "they may not change after that: leave --hypotheses out to keep those, which are in study.json, or "
             "begin another study with --out"
         )
 

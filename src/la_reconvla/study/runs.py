@@ -12,6 +12,7 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.study.starts import tasks_of
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
 from la_reconvla.training.loop import pick_device
 from la_reconvla.training.trained_policy import Trained
@@ -22,7 +23,7 @@ SPACE = 100_000_000  # bytes of records and videos of an evaluation, generously
 def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, Trained]:
     """A run as it is evaluated: its policy, loaded to find damage before the simulator starts, and its specification.
 
-    Where its training data do not name their starts, so that none can be left out, it says so.
+    It warns if the training data do not name their starts, so that none can be excluded.
 
     Args:
         run: its folder, or ``user/name`` on the hub.
@@ -36,15 +37,16 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
     policy, config = load_policy(found)
     require_libero(run, config)
     if not config.train_starts:
-        Console(stderr=True).print(
-            f"the training data of {run} do not name their initial states: none can be left out", soft_wrap=True
-        )
+        said = f"the training data of {run} do not name their initial states, so no start can be excluded"
+        tell(said, Console(stderr=True))
     return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
 
 
 def require_libero(run: str, config: PolicyConfig) -> None:
     """Raise a `UserError` for a run that learnt from another robot: the simulator has not its arm, nor its cameras."""
     given = config.inputs
+    if config.train_starts and all(start.startswith("toy/") for start in config.train_starts):
+        raise UserError(f"{run} learnt the toy of the preset known-answer: only studies of that preset roll it out")
     if config.bins.space != LIBERO_ACTIONS or given.orientation != "mirrored" or given.cameras != LIBERO_CAMERAS:
         raise UserError(
             f"{run} learnt from another robot than LIBERO's (actions {', '.join(config.bins.space.names)}; cameras "
@@ -57,11 +59,11 @@ def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]
     """Tasks of `suite` to evaluate a run on, see `tasks_of`.
 
     Raises:
-        UserError: if the run does not say what it was trained on.
+        UserError: if the run does not record its training tasks.
     """
     learned = [(str(parts[0]), int(parts[1])) for parts in (id.split("/") for id in config.train_starts)]
     if not learned:
-        raise UserError(f"{run} does not say that it was trained on tasks of {suite}: name them with --tasks")
+        raise UserError(f"{run} does not record that it was trained on tasks of {suite}: name them with --tasks")
     return tasks_of(suite, learned)
 
 

@@ -42,7 +42,7 @@ class PlannedStep:
         backbone: what is trained, and how.
         condition: the arm.
         batch_size: samples.
-        accumulate: micro-batches that they are divided into.
+        accumulate: micro-batches per step.
     """
 
     backbone: Pretrained

@@ -106,13 +106,13 @@ def timelines(
     seed: int = 0,
     count: int = STEPS,
 ) -> Iterator[Timeline]:
-    """Draw one held-out episode under every arm, below ``maps/timeline`` of the study, and say where the pictures are.
+    """Draw one held-out episode under every arm, below ``maps/timeline`` of the study, and return the paths.
 
     Args:
         study: folder of the study.
         arms: each condition with the folder of its trained policy.
         samples: held-out samples; the first episode is shown.
-        annotator: who says where the target is, for arms that are told.
+        annotator: source of the target's boxes, for arms that use them.
         seed: see `draw`.
         count: pictures of a timeline at most.
 

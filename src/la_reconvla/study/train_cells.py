@@ -75,7 +75,7 @@ def _require_boxes(cells: Sequence[Cell], config: StudyConfig, training: Demonst
     source = annotator(config.gaze)
     for cell in annotated:
         if (cell.folder / WEIGHTS).exists() and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
-            raise UserError(f"{cell.folder} was told other boxes: delete it, or give those with --gaze")
+            raise UserError(f"{cell.folder} was trained with other boxes: delete it, or give those with --gaze")
     for episode in training.episodes:
         source(episode)
 

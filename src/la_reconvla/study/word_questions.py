@@ -30,7 +30,7 @@ class Question:
         text: the sentence.
         target: column of the instance that it means.
         alike: column of the other instance of that kind that is visible and not meant, -1 if there is none.
-        expression: what it says of that.
+        expression: its description of the target.
         wrong: the same sentence with the name of another thing of the scene in the place of this one's.
         landmark: a sentence that means the thing that the relation refers to, None without one.
     """

@@ -37,6 +37,7 @@ from la_reconvla.method.variants.attention_heads import SinkRemoved
 from la_reconvla.method.variants.content_words import ContentWords
 from la_reconvla.method.variants.learned import LearnedSource
 from la_reconvla.method.variants.localisation_heads import LocalisationHeads
+from la_reconvla.progress import progress
 from la_reconvla.randomness import seeded
 from la_reconvla.storage import atomic_write, write_json
 from la_reconvla.study.word_questions import Question, questions
@@ -56,6 +57,7 @@ SCORES = (
 )
 MAPS: tuple[SaliencySource, ...] = (MEAN, ContentWords(), LocalisationHeads(), SinkRemoved())
 """Nothing has asked anything of the action tokens yet, and a teacher is a later average: neither has a map here."""
+BESIDE = 5  # rows of `compare` beside those: wrong word, mean map, landmark, random weights, centre prior
 EVERYWHERE = "all"
 FRAMES = 64  # training scenes that localisation heads are chosen on
 SHOWN = 6  # pictures in the figure
@@ -106,7 +108,7 @@ def judge(
     scenes: Scenes,
     shares: Float[np.ndarray, "m o n"],
 ) -> Answers:
-    """Score maps, one a question; `wrong` are those of the wrong word, `shares` the `patch_shares` of the scenes."""
+    """Score maps, one per question; `wrong` are those of the wrong word, `shares` the `patch_shares` of the scenes."""
     shares = shares[[q.scene for q in asked]]
     targets = np.array([q.target for q in asked])
     alike = np.array([q.alike for q in asked])
@@ -301,13 +303,16 @@ def measure_words(weights: Sequence[str], train: Scenes, test: Scenes, out: Path
     first, *rest = (StartWeights.read(name).config for name in weights)
     arenas = np.array(test.arenas)
     records = []
-    for row, asked in compare(first, {str(config.weights): config for config in rest}, train, test, seed):
-        scene = np.array([q.scene for q in asked])
-        for arena in (EVERYWHERE, *sorted(set(test.arenas))):
-            if arena == EVERYWHERE or row.whose == MEAN.label:
-                chosen = np.ones(len(asked), bool) if arena == EVERYWHERE else arenas[scene] == arena
-                scores = row.scores(scene, chosen)
-                records.append({"whose": row.whose, "wordings": row.wordings, "arenas": arena, "scores": scores})
+    rows = compare(first, {str(config.weights): config for config in rest}, train, test, seed)
+    with progress("Measuring", total=2 * (len(MAPS) + len(rest) + BESIDE), unit="maps") as bar:
+        for row, asked in rows:
+            scene = np.array([q.scene for q in asked])
+            for arena in (EVERYWHERE, *sorted(set(test.arenas))):
+                if arena == EVERYWHERE or row.whose == MEAN.label:
+                    chosen = np.ones(len(asked), bool) if arena == EVERYWHERE else arenas[scene] == arena
+                    scores = row.scores(scene, chosen)
+                    records.append({"whose": row.whose, "wordings": row.wordings, "arenas": arena, "scores": scores})
+            bar.advance(note=row.whose)
     everywhere = [record for record in records if record["arenas"] == EVERYWHERE]
     by_arena = [record for record in records if record["arenas"] != EVERYWHERE]
     full, brief = (
@@ -343,7 +348,7 @@ def _table(title: str, first: str, key: str, records: Sequence[dict[str, Any]], 
         chance = record["scores"].get("named_chance")
         cells = [cell(record, name) for name in SCORES]
         rows.append((record[key], record["wordings"], f"{chance['mean']:.3f}" if chance else "-", *cells))
-    return TextTable(title, header, rows)
+    return TextTable(title, header, rows, keys=2)
 
 
 def picture(backbone: PaliGemmaBackbone, scenes: Scenes) -> bytes:

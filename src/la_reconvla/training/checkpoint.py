@@ -1,4 +1,4 @@
-"""A trained policy on disk: ``config.json`` says what it is, ``model.safetensors`` holds its weights."""
+"""A trained policy on disk: ``config.json`` describes it, ``model.safetensors`` holds its weights."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class PolicyConfig:
     def trained_on(
         cls, condition: Condition, samples: Samples, *, bins: ActionBins | None = None, **fields: Any
     ) -> PolicyConfig:
-        """`of`, with what the demonstrations of `samples` say of themselves; `bins` from their quantiles if None."""
+        """`of`, with the metadata of the demonstrations of `samples`; `bins` from their quantiles if None."""
         shown = samples.demonstrations
         return cls.of(
             condition,
@@ -152,7 +152,7 @@ class PolicyConfig:
         return policy
 
     def save(self, folder: Path) -> None:
-        """Write ``config.json``, or check that the one that is there says the same.
+        """Write ``config.json``, or check that the one there is equal.
 
         Raises:
             UserError: if the folder holds a run of another configuration, or of another version; if it could not be
@@ -203,7 +203,7 @@ class PolicyConfig:
 
 
 def _require_schema(path: Path) -> dict[str, Any]:
-    """What a ``config.json`` says, without its schema number."""
+    """The content of a ``config.json``, without its schema number."""
     raw = read_json(path)
     schema = raw.pop("schema", 1) if isinstance(raw, dict) else None
     if schema != SCHEMA:
@@ -251,7 +251,9 @@ def unpacked(weights: str, folder: Path) -> Path:
     """
     start = StartWeights.read(weights)
     if start.bins is None or start.demonstrations is None:
-        raise UserError(f"the weights '{weights}' know words and never acted: train from them with --weights {weights}")
+        raise UserError(
+            f"the weights '{weights}' have read captions but never acted: train from them with --weights {weights}"
+        )
     run = PolicyConfig.of(
         C1,
         seed=0,
@@ -300,10 +302,26 @@ def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
     """
     folder = find_run(run)
     config = PolicyConfig.load(folder)
-    policy = config.build()
     tensors, _ = load_tensors(folder / WEIGHTS)
+    policy = _rebuilt(config, folder / CONFIG)
     restore(policy, tensors, folder / WEIGHTS)
     return policy.eval(), config
+
+
+def _rebuilt(config: PolicyConfig, path: Path) -> Policy:
+    """The policy that a file describes.
+
+    Raises:
+        UserError: there is none such: a number in it is of another kind, or so large that no memory holds the policy.
+    """
+    try:
+        return config.build()
+    except UserError:
+        raise
+    except Exception as error:  # torch and transformers have classes of their own for a number that cannot be
+        raise UserError(
+            f"{path} describes no policy that can be built ({type(error).__name__}: {error}): restore or train it again"
+        ) from error
 
 
 def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:

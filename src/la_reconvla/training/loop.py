@@ -1,4 +1,4 @@
-"""One visible training loop. It can be killed at any moment: the same command goes on and ends at the same bits."""
+"""One visible training loop. It can be killed at any moment: the same command resumes it and ends bit-identical."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class TrainConfig:
         steps: optimizer steps.
         batch_size: samples per step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
-        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        learning_rate: peak learning rate (linear warm-up, then cosine decay to a hundredth).
         optimizer: ``adamw``, or ``muon`` for the matrices of the backbone, at five times that rate.
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.
-        shift: training pictures are moved by up to so many pixels at random, see `data.samples.shifted`; 0 for none.
+        shift: random shift of training pictures, up to this many pixels, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         threads: CPU threads; results are bit-identical only for equal numbers of them.
@@ -141,7 +141,7 @@ def train(
     folder: Path,
     ticker: Ticker | None = None,
 ) -> Path:
-    """Train one arm with one seed, or go on where a killed run stopped.
+    """Train one arm with one seed, or resume an interrupted run.
 
     Args:
         condition: the arm.
@@ -189,7 +189,7 @@ def train(
 
 
 def _with_defaults(config: TrainConfig, condition: Condition, schedule: dict[str, Any]) -> dict[str, Any]:
-    """What a ``train.json`` says, with the defaults of what it was written before."""
+    """The content of a ``train.json``, with defaults for fields that are newer than the file."""
     arm = kinds.with_defaults(schedule.get("reconstruction"), condition.reconstruction)
     return {**kinds.with_defaults(schedule, config), "reconstruction": arm}
 

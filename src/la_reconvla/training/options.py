@@ -12,15 +12,15 @@ class PretrainOptions:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: pictures with sentences per step.
-        demonstration_batch: samples of demonstrations per step, where there are demonstrations.
-        words_weight: of the loss over pictures and sentences beside the action loss, where there are demonstrations. A
-            weight of 1 lets its gradient, several times larger, decide where Muon goes: the action loss hardly falls.
-        learning_rate: peak of the schedule (linear warm-up, then cosine to a hundredth).
+        batch_size: captioned images per step.
+        demonstration_batch: demonstration samples per step, if there are demonstrations.
+        words_weight: weight of the caption loss relative to the action loss, if there are demonstrations. At 1 its
+            gradient, several times larger, dominates Muon's update and the action loss hardly falls.
+        learning_rate: peak learning rate (linear warm-up, then cosine decay to a hundredth).
         optimizer: adamw, or muon for the backbone's matrices.
-        device: auto, cpu or cuda; on a GPU all pictures of demonstrations are kept there.
-        seed: of weights, pictures and sentences.
-        threads: of the processor.
+        device: auto, cpu or cuda; a GPU keeps all demonstration images in its memory.
+        seed: random seed of weights, images and captions.
+        threads: CPU threads.
     """
 
     steps: int = 5000

@@ -65,7 +65,7 @@ class PretrainConfig(PretrainOptions):
             one is on the background (docs/log.md).
         alone: share of the steps in which things are only named.
         curriculum: share of the steps after that over which relations and requests come in.
-        shift: pictures of demonstrations are moved by up to so many pixels at random.
+        shift: pictures of demonstrations are shifted at random by up to this many pixels.
         relabel: share of the demonstrations' samples that are told another true sentence, see
             `la_reconvla.data.relabel`.
         precision: of the forward pass; ``auto`` is bf16 on a GPU that has it and fp32 elsewhere.
@@ -158,7 +158,7 @@ class Learner(nn.Module):
 
     Args:
         config: of the pretraining.
-        start: the weights that it goes on from; None for fresh ones.
+        start: initial weights; None for random ones.
         scenes: the training split.
         samples: demonstrations; None for words alone.
     """
@@ -191,7 +191,7 @@ def pretrain(
     samples: Samples | None = None,
     held_out: Samples | None = None,
 ) -> Path:
-    """Train, or go on where a killed run stopped. Returns the file of weights: `SmallPaliGemma.weights`.
+    """Train, or resume an interrupted run. Returns the file of weights: `SmallPaliGemma.weights`.
 
     With demonstrations the file holds the action queries and the action head too, and `folder` is also a run: a policy
     that can be evaluated on tasks that it was not trained on.
@@ -324,7 +324,7 @@ def _finish(
 
 
 def _demonstrations(samples: Samples, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """See `StartWeights.demonstrations`; `before` is what the weights that this began with say."""
+    """See `StartWeights.demonstrations`; `before` is the value of the start weights."""
     shown, known = samples.demonstrations, before or {"tasks": (), "instructions": ()}
     tasks = {(e.suite, e.task) for e in shown.episodes if e.suite is not None and e.task is not None}
     return {

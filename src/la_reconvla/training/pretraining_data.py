@@ -59,7 +59,7 @@ def base_samples(
         raise UserError("all demonstrations are of held-out instructions: collect other tasks, or hold out less")
     training, held_out = same_kind(kept, "the demonstrations").divide(HELD_OUT)
     size, chunk = backbone.image_size, backbone.chunk
-    return Samples(training, size, chunk), Samples(held_out, size, chunk)
+    return Samples(training, size, chunk, wrist=backbone.wrist), Samples(held_out, size, chunk, wrist=backbone.wrist)
 
 
 def relabeller_of(samples: Samples) -> Relabeller:

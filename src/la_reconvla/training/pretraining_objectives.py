@@ -129,7 +129,7 @@ class MaskedWords:
     def loss(
         self, backbone: PaliGemmaBackbone, word_head: nn.Linear, batch: CaptionBatch, generator: torch.Generator
     ) -> Tensor:
-        """Cross-entropy over the masked words, at least one a batch."""
+        """Cross-entropy over the masked words, at least one per batch."""
         tokens = backbone.encode(batch.texts)
         drawn = torch.rand(tokens.ids.shape, generator=generator).to(tokens.ids.device)
         candidates = tokens.token_mask & _describing(batch)[:, None]

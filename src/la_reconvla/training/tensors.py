@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from la_reconvla.errors import UserError
-from la_reconvla.storage import atomic_write
+from la_reconvla.storage import atomic_write, parse_json
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:
@@ -32,7 +32,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return tensors, {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return tensors, {key: parse_json(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and train again") from error
 

@@ -14,9 +14,9 @@ from la_reconvla.contracts import Observation, PolicyInput
 from la_reconvla.data.samples import GREY, proprio_view, resize
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
-from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.env import Env
+from la_reconvla.sim.policies import told
 from la_reconvla.training.acting import Actor
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, load_policy
 from la_reconvla.training.tensors import file_hash
@@ -67,19 +67,16 @@ class TrainedPolicy:
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say.
+        """Only the wrong-instruction floor reads `start`, to choose another instruction.
 
         Raises:
             UserError: if that floor was given no swap for this instruction.
         """
-        self._instruction = start.instruction
-        if self.specification.view == "wrong_instruction":
-            swaps = {(task, true): wrong for task, true, wrong in self.specification.swaps}
-            if (start.task, start.instruction) not in swaps:
-                raise UserError(
-                    f"no wrong instruction is known for '{start.instruction}': it was not in the training data"
-                )
-            self._instruction = swaps[start.task, start.instruction]
+        self.tell(told(start, self.specification.view, self.specification.swaps))
+
+    def tell(self, instruction: str) -> None:
+        """What it is to do from now on."""
+        self._instruction = instruction
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c a"]:
         """One chunk from one forward pass."""

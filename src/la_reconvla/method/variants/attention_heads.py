@@ -29,7 +29,7 @@ class SinkRemoved(SaliencySource):
 
         A[n] = mean over l, h of ( mean over t of a[l, h, t -> n]  -  min over t of a[l, h, t -> n] )
 
-    A visual attention sink is a patch that every text token looks at, whatever it says (Kang et al., "See What You Are
+    A visual attention sink is a patch all text tokens attend to, whatever they mean (Kang et al., "See What You Are
     Told", arXiv 2503.03321; high-norm registers in vision towers, Darcet et al., arXiv 2309.16588). They find sinks by
     massive activations in fixed hidden dimensions of one pretrained model; here the very symptom is removed, from
     attention alone: the part that all words have in common. It also removes what all words rightly look at.

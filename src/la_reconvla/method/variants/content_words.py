@@ -38,7 +38,7 @@ def destination_at(text: str) -> int:
 
     The last verb of placing, then the first preposition of direction after it: in "pick up the bowl on the stove and
     place it on the plate" what follows "place it on". "next to" and "close to" tell where something is, not where it
-    goes. A rule for LIBERO's sentences, not a parser: what stands after the destination counts as destination.
+    goes. A rule for LIBERO's sentences, not a parser: words after the destination count as destination.
     """
     verbs = list(PLACING.finditer(text))
     found = TOWARDS.search(text, verbs[-1].end()) if verbs else None
@@ -73,7 +73,7 @@ class ContentWords(SaliencySource):
         """Tokens that share a character with a word that counts.
 
         Raises:
-            ValueError: if the features do not say where in which text their tokens are.
+            ValueError: if the features lack the positions of their tokens in the texts.
         """
         if features.spans is None or features.texts is None or features.token_mask is None:
             raise ValueError("words need the tokens of an instruction: features with spans and texts (Policy.features)")
@@ -95,7 +95,7 @@ class ContentWords(SaliencySource):
 
 @dataclass(frozen=True)
 class TargetWords(ContentWords):
-    """Content words before the destination (`destination_at`): the thing to move, and where it stands."""
+    """Content words before the destination (`destination_at`): the object to move, and its place."""
 
     label = "target"
 

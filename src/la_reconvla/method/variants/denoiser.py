@@ -3,9 +3,9 @@
 ::
 
     x_t = sqrt(a_t) x + sqrt(1 - a_t) e      a_t falls with t = 0 ... T - 1 as a cosine squared (arXiv 2102.09672)
-    loss = | e - f(x_t, t, states) |^2       one random t a sample, `repeats` times; f is `method.variants.dit.DiT`
+    loss = | e - f(x_t, t, states) |^2       one random t per sample, `repeats` times; f is `method.variants.dit.DiT`
 
-In training it costs about what the MAE decoder of equal size does, times `repeats`. A picture costs one pass a step.
+In training it costs about what the MAE decoder of equal size does, times `repeats`. A picture costs one pass per step.
 """
 
 from __future__ import annotations

@@ -28,13 +28,13 @@ WAVES = 256  # sines and cosines of the noise level
 
 
 class DiT(nn.Module):
-    """A noised picture, a noise level and the backbone's states to one prediction a patch.
+    """A noised picture, a noise level and the backbone's states to one prediction per patch.
 
     Args:
         depth: number of blocks.
         width: hidden size; must be divisible by 4 and by `attention_heads`.
         attention_heads: of each block.
-        target_width: numbers a patch, q.
+        target_width: numbers per patch, q.
         backbone_width: size of the backbone's states, d.
         grid: rows and columns of tokens.
     """

@@ -50,7 +50,7 @@ class Crop(CropSource):
     """A part of the picture, stretched over a picture of its own."""
 
     def __call__(self, gaze: Float[Tensor, "b 4"] | None, b: int, generator: torch.Generator) -> Float[Tensor, "b 4"]:
-        """Where to cut: one box a sample, from the target's, if they are known."""
+        """Where to cut: one box per sample, from the target's, if they are known."""
         raise NotImplementedError
 
     def picture(self, batch: Batch, generator: torch.Generator) -> UInt8[Tensor, "b 3 H W"]:

@@ -72,7 +72,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class PixelCodec:
-    """Pictures of `grid` patches of `patch` px to `side` x `side` x 3 numbers a patch, and back."""
+    """Pictures of `grid` patches of `patch` px to `side` x `side` x 3 numbers per patch, and back."""
 
     grid: tuple[int, int]
     patch: int

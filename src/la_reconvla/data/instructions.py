@@ -1,0 +1,38 @@
+"""What a task asks for, where a demonstration file does not say: LIBERO's installed task file, else the file's name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+"""LIBERO's own; the same names in others stand for tasks that were changed."""
+_SCENE = re.compile(r"^[A-Z][A-Z_]*_SCENE\d+_")  # for example KITCHEN_SCENE3_
+
+
+def spoken(name: str) -> str | None:
+    """A task's name in words, without the scene that it begins with; None for a single word, which asks for nothing."""
+    words = _SCENE.sub("", name).replace("_", " ").split()
+    return " ".join(words) if len(words) > 1 else None
+
+
+def installed(name: str) -> tuple[str, str] | None:
+    """Suite and instruction of the task of this name, if LIBERO is installed and knows it. Imports nothing of it."""
+    package = importlib.util.find_spec("libero")
+    for folder in (package and package.submodule_search_locations) or ():
+        for suite in SUITES:
+            bddl = Path(folder) / "libero" / "bddl_files" / suite / f"{name}.bddl"
+            if bddl.is_file():
+                return suite, language_of(bddl.read_text(encoding="utf-8"))
+    return None
+
+
+def language_of(bddl: str) -> str:
+    """The instruction as LIBERO's parser gives it: lower case, single spaces.
+
+    Raises:
+        IndexError: there is no ``:language`` in it.
+    """
+    line = bddl.lower().split("(:language", 1)[1].split(")", 1)[0]
+    return " ".join(line.split())

@@ -1,0 +1,1 @@
+"""A policy behind a network port, and policies behind others' ports, in openpi's wire format."""

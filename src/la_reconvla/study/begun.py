@@ -1,0 +1,49 @@
+"""What ``study.json`` says of a study that has begun."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from la_reconvla import layout
+from la_reconvla.storage import read_json
+from la_reconvla.typed_json import parse
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The facts that later parts of a study take from its file; `la_reconvla.storage.claim` compares the rest.
+
+    Attributes:
+        config: what it is, without what may grow.
+        versions: version of each package that matters.
+        precision: of its training.
+        started: when, ISO 8601.
+        commits: git commits of the code that worked on it.
+        hardware: processor, memory, accelerator of the machine that began it.
+        command: the last command line.
+        size: what may grow, as it was last asked for; empty for a study of before it was kept.
+        hypotheses: as declared; None for a study of before there were declarations.
+        hypotheses_hash: SHA-256 of that.
+    """
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    precision: str
+    started: str
+    commits: tuple[str, ...]
+    hardware: dict[str, Any]
+    command: str = ""
+    size: dict[str, Any] = field(default_factory=dict)
+    hypotheses: str | None = None
+    hypotheses_hash: str | None = None
+
+
+def read_begun(path: Path) -> Begun:
+    """Read ``study.json``.
+
+    Raises:
+        UserError: it is missing, no JSON, of another version, or a field is missing or of another type.
+    """
+    return parse(Begun, layout.require_schema(read_json(path), str(path)), str(path))

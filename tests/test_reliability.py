@@ -1,0 +1,67 @@
+"""Damaged files of every kind end in an explained error or are read: the short form of `benchmarks/reliability.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import reliability
+
+from la_reconvla.errors import UserError
+
+READERS = reliability.readers()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_explained_or_read(name: str) -> None:
+    found = reliability.fuzz(name, range(40))
+    assert found.wrong == []
+    assert found.counts["refused"] > 5
+    assert found.counts["read"] > 0
+    assert found.memory - found.begun < reliability.MEMORY
+
+
+def test_inputs_can_be_made_again(tmp_path: Path) -> None:
+    name, reader = "results.json", READERS["results.json"]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        reader.make(tmp_path / folder)
+        reliability.damage(reader, name, 3, tmp_path / folder)
+    first, second = ((tmp_path / folder / "results.json").read_bytes() for folder in ("a", "b"))
+    assert first == second
+
+
+def read_badly(kind: str):
+    def read(folder: Path) -> None:
+        content = (folder / "x.json").read_bytes()
+        if content == b'{"a": 1}':
+            return
+        match kind:
+            case "refused":
+                raise UserError("no")
+            case "another exception":
+                raise KeyError("a")
+            case "written to":
+                (folder / "left").touch()
+            case "hung":
+                while True:
+                    pass
+            case "process ended":
+                import os
+
+                os._exit(3)
+
+    return read
+
+
+@pytest.mark.parametrize("kind", reliability.OUTCOMES)
+def test_each_outcome_is_seen(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability, "SECONDS", 1)
+    changed = (lambda path, draws: path.write_text("{}"),)
+    reader = reliability.Reader(
+        lambda folder: (folder / "x.json").write_text('{"a": 1}'), read_badly(kind), {".json": changed}
+    )
+    found = reliability.fuzz("x", range(2), reader)
+    assert found.counts == {kind: 2}
+    assert len(found.wrong) == (0 if kind in ("read", "refused") else 2)
