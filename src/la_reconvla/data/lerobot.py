@@ -257,9 +257,11 @@ def _ours(folder: Path) -> dict[str, Any]:
     for name, literal in (("orientation", Orientation), ("quality", Quality)):
         if name in said and said[name] not in get_args(literal):
             raise UserError(f"{path}: {unknown(name, str(said[name]), get_args(literal))}")
-    stride = said.get("frame_stride", 1)
-    if type(stride) is not int or stride < 1 or not isinstance(said.get("action_kinds", []), list):
-        raise UserError(f"{path}: frame_stride is no number from 1, or action_kinds no list; mend that or delete it")
+    stride, kinds = said.get("frame_stride", 1), said.get("action_kinds", [])
+    if type(stride) is not int or stride < 1 or not isinstance(kinds, list) or not all(type(k) is str for k in kinds):
+        raise UserError(
+            f"{path}: frame_stride is no number from 1, or action_kinds no list of texts; mend that or delete it"
+        )
     return said
 
 
