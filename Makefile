@@ -13,13 +13,14 @@ PRESET ?= quick
 WORKERS ?= 2
 LEROBOT ?= .venv-lerobot
 PYTHON312 ?= python3.12
+TRANSFORMERS ?= 5.4.0
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi)
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-lerobot rules docs setup same-python
+.PHONY: help demo check test test-all test-lerobot test-transformers rules docs setup same-python
 
 comma := ,
 # $(call step,words,command): says what begins, runs it, says how long it took.
@@ -48,6 +49,13 @@ $(LEROBOT)/.lerobot:
 	$(call step,creating $(LEROBOT) with $(PYTHON312),$(PYTHON312) -m venv $(LEROBOT))
 	$(call step,installing LeRobot there,$(LEROBOT)/bin/python -m pip -qq --no-input install "lerobot[training$(comma)peft-dep]==0.6.1")
 	@touch $@
+
+# Another transformers than the pinned one, in a folder of its own.
+OTHER = $(VENV)/transformers-$(TRANSFORMERS)
+test-transformers: setup
+	@grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt > $(VENV)/other.txt
+	$(call step,installing transformers $(TRANSFORMERS),$(pip) -c $(VENV)/other.txt --upgrade --target $(OTHER) transformers==$(TRANSFORMERS))
+	$(call step,its tests,PYTHONPATH=$(OTHER) $(BIN)/pytest -m "not sim and not slow and not nightly" $(PYTEST) tests/backbones tests/method tests/training)
 
 rules: setup
 	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)
