@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import struct
 import sys
@@ -201,21 +202,26 @@ def damage_parquet(path: Path, draws: DRAWS) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def written(table: Any) -> None:
+        content = io.BytesIO()  # where writing fails, the file is left as it is
+        pq.write_table(table, content)
+        path.write_bytes(content.getvalue())
+
     try:
         with path.open("rb") as file:
             table = pq.read_table(file)
         if draws.random() < 0.2:
             rows = draws.integers(len(table) + 1, size=2)
-            pq.write_table(table.slice(rows.min(), np.ptp(rows)), path)
+            written(table.slice(rows.min(), np.ptp(rows)))
             return
         at = int(draws.integers(table.num_columns))
         name, values = table.column_names[at], table.column(at).to_pylist()
         if draws.random() < 0.2:
-            pq.write_table(table.drop_columns(name), path)
+            written(table.drop_columns(name))
             return
         changed = change(values, draws) if draws.random() < 0.6 else [ODD[int(draws.integers(len(ODD)))]] * len(values)
         kept = pa.array(changed, table.column(at).type) if draws.random() < 0.4 else pa.array(changed)
-        pq.write_table(table.set_column(at, name, kept), path)
+        written(table.set_column(at, name, kept))
     except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, NotImplementedError):
         damage_bytes(path, draws)  # it is damaged already, or no parquet holds this
 

@@ -5,7 +5,9 @@ What its pictures show is a formula, so that they can be known without reading t
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import pytest
 
 from la_reconvla import cli
 from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.data.lerobot_layout import reading
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 
@@ -196,12 +199,16 @@ def test_version_2_1_is_read(tmp_path: Path) -> None:
         np.testing.assert_array_equal(old.proprio(), new.proprio())
         assert np.abs(old.frames() - shown(number).astype(int)).mean() < 6
         assert np.abs(old.pictures("image2") - shown(number)[:, ::-1].astype(int)).mean() < 6
+    (tmp_path / "old/meta/tasks.jsonl").write_text('{"task_index": 0, "task": "\\ud800"}')
+    with pytest.raises(UserError, match=r"tasks.jsonl: the text 'instruction 0' is damaged"):
+        open_demonstrations(tmp_path / "old")
     (tmp_path / "old/meta/episodes.jsonl").unlink()
     with pytest.raises(UserError, match=r"episodes.jsonl: no such file"):
         open_demonstrations(tmp_path / "old")
 
 
 DATA, LIST = "data/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet"
+SINCE = f"videos/{CAMERA}/from_timestamp"
 VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
 
 
@@ -227,6 +234,13 @@ VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
         (LIST, lambda p: rewritten(p, lambda t: with_column(t, "length", pa.array([24, 20, 24, 24]))), "not 20"),
         (DATA, lambda p: rewritten(p, lambda t: with_column(t, "task_index", pa.array([7] * 96))), "in no list"),
         (DATA, lambda p: rewritten(p, lambda t: with_column(t, "task_index", pa.array([0, 1] * 48))), "2 instructions"),
+        ("meta/info.json", lambda p: edited(p, lambda i: i.update(fps=10**400)), "fps"),
+        (
+            "meta/info.json",
+            lambda p: edited(p, lambda i: i["features"].update({"\ud800": {"shape": [1]}})),
+            "is damaged",
+        ),
+        (LIST, lambda p: rewritten(p, lambda t: with_column(t, SINCE, pa.array([0, 1, float("nan"), 2]))), "at nan s"),
         (
             DATA,
             lambda p: rewritten(p, lambda t: with_column(t, "action", pa.array([[float("nan")] * 7] * 96))),
@@ -262,6 +276,51 @@ def test_a_damaged_picture_is_refused_when_it_is_read(images: Path) -> None:
     opened.episodes[0].frames()
     with pytest.raises(UserError, match=r"file-000.parquet: .* at step 6 is no picture that can be read"):
         opened.episodes[1].frames()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "no"), "may not read it.*chmod"),
+        (OSError(errno.EIO, "no"), "see to the disk"),
+        (MemoryError(), "does not fit in memory"),
+        (ValueError("no"), "truncated or damaged"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_called_damaged(images: Path, error: Exception, message: str) -> None:
+    with pytest.raises(UserError, match=message), reading(images / DATA):
+        raise error
+
+
+def test_a_folder_of_datasets_is_pointed_at(images: Path) -> None:
+    with pytest.raises(UserError, match=r"no meta/info\.json of a LeRobotDataset, found images; give the folder"):
+        open_demonstrations(images.parent)
+
+
+def test_a_state_that_is_not_liberos_is_refused(images: Path) -> None:
+    (images / "meta/la_reconvla.json").write_text('{"libero_state": true}')
+    rewritten(
+        images / DATA,
+        lambda table: with_column(table, "observation.state", pa.array([[0.0] * 7] * EPISODES * LENGTH)),
+    )
+    edited(images / "meta/info.json", lambda info: info["features"]["observation.state"].update(shape=[7]))
+    with pytest.raises(UserError, match=r"la_reconvla\.json: the state has 7 numbers"):
+        open_demonstrations(images)
+
+
+def test_pictures_that_do_not_fit_in_memory_are_kept_until_a_video_changes(videos: Path, monkeypatch) -> None:
+    inside = Samples(open_demonstrations(videos), 16, 2, wrist=True)
+    monkeypatch.setattr("la_reconvla.data.picture_store.free_memory", lambda: 1000.0)
+    outside = Samples(open_demonstrations(videos), 16, 2, wrist=True)
+    every = np.arange(EPISODES * LENGTH)
+    np.testing.assert_array_equal(outside.batch(every).images, inside.batch(every).images)
+    np.testing.assert_array_equal(outside.batch(every).wrist, inside.batch(every).wrist)
+    written = set(videos.parent.glob(".pictures/*.u8"))
+    Samples(open_demonstrations(videos), 16, 2, wrist=True)
+    assert set(videos.parent.glob(".pictures/*.u8")) == written
+    os.utime(videos / VIDEO)
+    Samples(open_demonstrations(videos), 16, 2)
+    assert len(set(videos.parent.glob(".pictures/*.u8")) - written) == 1
 
 
 def test_without_the_extra_the_command_that_installs_it_is_named(monkeypatch) -> None:

@@ -26,6 +26,7 @@ from la_reconvla.data.hdf5_layout import (
     SHARDS,
     STATE,
     checked_actions,
+    checked_text,
     dataset_in,
     episode_groups,
     opened,
@@ -130,7 +131,7 @@ def _texts(where: str, attributes: Mapping[str, Any], name: str) -> tuple[str, .
         found = None
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise UserError(f"{where}: there is no list of '{name}' (JSON, of texts); {REMEDY}")
-    return tuple(_text(where, name, one) for one in found)
+    return tuple(checked_text(where, name, one) for one in found)
 
 
 def _language(where: str, attributes: Mapping[str, Any]) -> str | None:
@@ -251,16 +252,7 @@ def _attribute(where: str, attributes: Mapping[str, Any], name: str, kind: type[
     accepted = {int: (int, np.integer), float: (int, float, np.number), str: (str,)}[kind]
     if not isinstance(value, accepted) or (kind is float and not np.isfinite(value)):
         raise UserError(f"{where}: the attribute '{name}' is {value!r}, not of the kind {kind.__name__}; {REMEDY}")
-    return _text(where, name, value) if kind is str else kind(value)
-
-
-def _text(where: str, name: str, value: str) -> str:
-    """`value`, if it is UTF-8: h5py lets other bytes through as characters that cannot be written anywhere."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: the text '{name}' is damaged ({value!a}); {REMEDY}") from None
-    return value
+    return checked_text(where, name, value) if kind is str else kind(value)
 
 
 # ---------------------------------------------------------------- folders

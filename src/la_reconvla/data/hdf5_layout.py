@@ -126,6 +126,19 @@ def episode_groups(data: Any) -> list[str]:
     return sorted((n for n in data if n.startswith("demo_") and n[5:].isdigit()), key=lambda name: int(name[5:]))
 
 
+def checked_text(where: str, name: str, value: str, remedy: str = REMEDY) -> str:
+    """`value`, if it is UTF-8: h5py and JSON let other bytes through as characters that cannot be written anywhere.
+
+    Raises:
+        UserError: it is not; the message begins with `where`, names `name` and ends with `remedy`.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the text '{name}' is damaged ({value!a}); {remedy}") from None
+    return value
+
+
 def checked_actions(where: str, dataset: Any, space: ActionSpace) -> Float32[np.ndarray, "T a"]:
     """A dataset of actions, read.
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import file_names, lacks, picture_names
+from la_reconvla.data.hdf5_layout import checked_text, file_names, lacks, picture_names
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.lerobot_index import Row, read_rows, read_tasks
 from la_reconvla.data.lerobot_layout import (
@@ -35,6 +35,7 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import ActionSpace, Orientation, Quality
 from la_reconvla.storage import read_json
 
+FASTEST = 10**6  # steps a second
 FAR = 32  # pictures of a video; what lies further ahead is sought, not decoded through
 
 
@@ -239,9 +240,10 @@ def _info(folder: Path) -> dict[str, Any]:
     for name, kind in wanted.items():
         if not isinstance(info.get(name), kind):
             raise UserError(f"{path}: '{name}' is {info.get(name)!r}; {AGAIN}")
-    if not 0 < info["fps"] < float("inf"):
-        raise UserError(f"{path}: fps is {info['fps']}, not above 0; {AGAIN}")
+    if not 0 < info["fps"] < FASTEST:
+        raise UserError(f"{path}: fps is {info['fps']}, not above 0 and below {FASTEST}; {AGAIN}")
     for name, feature in info["features"].items():
+        checked_text(str(path), "features", name, AGAIN)
         shape = feature.get("shape") if isinstance(feature, dict) else None
         if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
             raise UserError(f"{path}: the feature '{name}' has the shape {shape}, not numbers from 1; {AGAIN}")
@@ -272,10 +274,11 @@ def _is_depth(feature: dict[str, Any]) -> bool:
 
 def _size(folder: Path, key: str, feature: dict[str, Any]) -> tuple[int, int]:
     """Rows and columns of a camera's pictures; the colours may come first or last."""
-    shape, names = feature["shape"], feature.get("names") or ()
+    shape, names = feature["shape"], feature.get("names")
     if len(shape) != 3:
         raise UserError(f"{folder / INFO}: the shape of '{key}' is {shape}, not rows, columns and 3 colours; {AGAIN}")
-    first = str(names[0]).startswith("channel") if len(names) == 3 else shape[2] != 3
+    named = isinstance(names, list) and len(names) == 3
+    first = str(names[0]).startswith("channel") if named else shape[2] != 3
     rows, columns = shape[1:] if first else shape[:2]
     return int(rows), int(columns)
 
@@ -298,7 +301,7 @@ def _actions(
 ) -> tuple[ActionSpace, list[Float32[np.ndarray, "T a"]]]:
     """What the actions are, and all of them; those of two values become -1 and 1, the smaller -1."""
     joined = np.concatenate(every)
-    names = _action_names(feature.get("names"), joined.shape[1])
+    names = _action_names(str(folder / INFO), feature.get("names"), joined.shape[1])
     two = [np.unique(column) for column in joined.T]
     kinds = kinds or ["binary" if len(values) == 2 else "continuous" for values in two]
     try:
@@ -318,9 +321,9 @@ def _actions(
     return space, changed
 
 
-def _action_names(given: Any, width: int) -> tuple[str, ...]:
+def _action_names(where: str, given: Any, width: int) -> tuple[str, ...]:
     """Names of the dimensions: a list, or lists by the part of the robot; numbered where they are missing or repeat."""
-    flat = list(_texts(given))
+    flat = [checked_text(where, "names of the action", text, AGAIN) for text in _texts(given)]
     if len(flat) != width:
         return tuple(f"action {place}" for place in range(width))
     return tuple(n if flat.count(n) == 1 else f"{n} {flat[:i].count(n) + 1}" for i, n in enumerate(flat))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from la_reconvla.data.hdf5_layout import checked_text
 from la_reconvla.data.lerobot_layout import (
     ACTION,
     AGAIN,
@@ -94,7 +95,7 @@ def read_tasks(folder: Path, info: dict[str, Any]) -> dict[int, str]:
             found = dict(zip(table["task_index"], words, strict=True))
     if empty := [number for number, words in found.items() if not isinstance(words, str) or not words.strip()]:
         raise UserError(f"{path}: the instruction {empty[0]} is empty; write what the robot was told there")
-    return found
+    return {number: checked_text(str(path), f"instruction {number}", words, AGAIN) for number, words in found.items()}
 
 
 # ---------------------------------------------------------------- where things are
@@ -139,7 +140,10 @@ def _places(
         for key in cameras:
             prefix = f"videos/{key}/"
             path = where(info["video_path"], prefix, video_key=key)
-            videos[key] = path, float(one[f"{prefix}from_timestamp"] if "episode_chunk" not in one else 0)
+            since = float(one[f"{prefix}from_timestamp"] if "episode_chunk" not in one else 0)
+            if not 0 <= since < float("inf"):
+                raise ValueError(f"its pictures begin at {since} s")
+            videos[key] = path, since
         return where(info["data_path"], "data/"), videos
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
