@@ -277,8 +277,9 @@ def _size(folder: Path, key: str, feature: dict[str, Any]) -> tuple[int, int]:
     shape, names = feature["shape"], feature.get("names")
     if len(shape) != 3:
         raise UserError(f"{folder / INFO}: the shape of '{key}' is {shape}, not rows, columns and 3 colours; {AGAIN}")
-    named = isinstance(names, list) and len(names) == 3
-    first = str(names[0]).startswith("channel") if named else shape[2] != 3
+    first = shape[2] != 3
+    if isinstance(names, list) and len(names) == 3:
+        first = str(names[0]).startswith("channel")
     rows, columns = shape[1:] if first else shape[:2]
     return int(rows), int(columns)
 
