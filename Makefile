@@ -2,6 +2,7 @@
 #             make check      style, types, import rules and the quick tests: before every commit
 #             make test       the same, the site, and all tests but those marked nightly: before every push; CI runs it
 #             make test-all   the same and all tests: every night and before a release
+#             make test-lerobot  LeRobot itself reads, trains on and aggregates what `data convert` writes; installs LeRobot
 #             make docs       the documentation as a site, in site/; ends in an error where a link leads nowhere
 # Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="--durations=20", RUN="--seeds 0 1", WORKERS=4
 # (processes that run tests; those of one file stay together, so that what they share is made once).
@@ -10,6 +11,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= quick
 WORKERS ?= 2
+LEROBOT ?= .venv-lerobot
+PYTHON312 ?= python3.12
 TRANSFORMERS ?= 5.4.0
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi)
@@ -17,14 +20,15 @@ GPU    := $(shell command -v nvidia-smi)
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-transformers rules docs setup same-python
+.PHONY: help demo check test test-all test-lerobot test-transformers rules docs setup same-python
 
+comma := ,
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
 pip  = $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 
 help:
-	@sed -n 's/^# \?//; 1,5p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# \?//; 1,6p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.sim
 	$(call step,checking this machine,$(BIN)/la-reconvla check)
@@ -36,6 +40,15 @@ check test test-all: rules
 check:    TESTS = not sim and not slow and not nightly
 test:     TESTS = not nightly
 test-all: TESTS =
+
+test-lerobot: setup $(LEROBOT)/.lerobot
+	$(call step,our data sets in LeRobot and its in ours,$(BIN)/python scripts/check_lerobot.py $(LEROBOT)/bin/python)
+
+# An environment of its own: LeRobot's pins (Python, torch, numpy, huggingface-hub) and ours do not fit together.
+$(LEROBOT)/.lerobot:
+	$(call step,creating $(LEROBOT) with $(PYTHON312),$(PYTHON312) -m venv $(LEROBOT))
+	$(call step,installing LeRobot there,$(LEROBOT)/bin/python -m pip -qq --no-input install "lerobot[training$(comma)peft-dep]==0.6.1")
+	@touch $@
 
 # Another transformers than the pinned one, in a folder of its own.
 OTHER = $(VENV)/transformers-$(TRANSFORMERS)

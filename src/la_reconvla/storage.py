@@ -26,6 +26,8 @@ from la_reconvla.errors import UserError
 TEMPORARY = ".tmp-"
 """Prefix of unfinished files. A killed process leaves them behind; nothing reads them, `locked` removes them."""
 
+LOCK = ".lock"
+"""Name of the file by which `locked` holds a folder."""
 UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
 """How mounted file systems (Google Drive in Colab) say that they have no locks, or cannot flush."""
 
@@ -209,7 +211,7 @@ def locked(folder: Path | str) -> Iterator[None]:
     folder = Path(folder)
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("wb")
+        file = (folder / LOCK).open("wb")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,6 +224,23 @@ def locked(folder: Path | str) -> Iterator[None]:
         for path in folder.rglob(".tmp*"):  # safetensors writes to temporary files of its own, without our dash
             path.unlink(missing_ok=True)
         yield
+
+
+def why_unreadable(error: Exception, remedy: str) -> str:
+    """What is wrong with a file, and what helps: a whole one that cannot be read now need not be downloaded again.
+
+    Args:
+        error: what reading it raised.
+        remedy: what helps where it is damaged.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM):
+        return "you may not read it; ask its owner, or change the permissions (chmod) of the file and its folders"
+    if isinstance(error, MemoryError):
+        return f"what it says that it holds does not fit in memory ({error}); free some, or {remedy}"
+    if number in errno.errorcode:
+        return f"cannot be read ({error}); see to the disk or the connection to it, the file itself may be whole"
+    return f"truncated or damaged ({error}); {remedy}"
 
 
 @contextlib.contextmanager

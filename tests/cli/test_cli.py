@@ -60,6 +60,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data render": "image-size quality frame-stride wrist maps workers allow-any-mujoco",
     "data import": "out rate orientation cameras binary instruction",
     "data check": "sheet",
+    "data convert": "pictures",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",

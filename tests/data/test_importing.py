@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from la_reconvla import cli
-from la_reconvla.data import importing
+from la_reconvla.data import foreign_writer
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.importing import Import, import_episodes
 from la_reconvla.errors import UserError
@@ -74,20 +74,20 @@ def test_what_was_stopped_goes_on(config: Import, monkeypatch: pytest.MonkeyPatc
     whole = replace(config, out=config.out.with_name("whole"))
     import_episodes(whole)
     written: list[str] = []
-    write = importing._write_shard
+    write = foreign_writer._write_shard
 
     def stop_after_two(path: Path, source: Any, *rest: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(source.folder.name)
+        written.append(Path(source.where).name)
         write(path, source, *rest)
 
-    monkeypatch.setattr(importing, "_write_shard", stop_after_two)
+    monkeypatch.setattr(foreign_writer, "_write_shard", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         import_episodes(config)
     with pytest.raises(UserError, match="not finished"):
         open_demonstrations(config.out)
-    monkeypatch.setattr(importing, "_write_shard", lambda *a: (written.append(a[1].folder.name), write(*a)))
+    monkeypatch.setattr(foreign_writer, "_write_shard", lambda *a: (written.append(Path(a[1].where).name), write(*a)))
     import_episodes(config)
     assert written == ["e0", "e1", "e2"]
     assert open_demonstrations(config.out).hash == open_demonstrations(whole.out).hash

@@ -46,6 +46,7 @@ TREE: Mapping[str, Branch | Command] = {
             "render": data.render,
             "import": data.import_episodes,
             "check": data.check,
+            "convert": data.convert,
             "boxes": data.boxes,
             "scenes": data.scenes,
         },

@@ -119,9 +119,10 @@ def task_of(episode: Episode) -> Task:
     """The task of a recording, by the suite and name that its file says.
 
     Raises:
-        UserError: it is none of the installed ones.
+        UserError: it names no suite, or none of the installed tasks.
     """
-    suite = episode.suite or ""
+    if (suite := episode.suite) is None:
+        raise UserError(f"{episode.path}: {episode.demo} names no suite of LIBERO: give recordings of its simulator")
     for task in load_suite(suite):
         if task.name == episode.task_name or task.index == episode.task:
             return task
