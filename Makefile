@@ -10,13 +10,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= quick
 WORKERS ?= 2
+TRANSFORMERS ?= 5.4.0
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi)
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all rules docs setup same-python
+.PHONY: help demo check test test-all test-transformers rules docs setup same-python
 
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
@@ -35,6 +36,13 @@ check test test-all: rules
 check:    TESTS = not sim and not slow and not nightly
 test:     TESTS = not nightly
 test-all: TESTS =
+
+# Another transformers than the pinned one, in a folder of its own.
+OTHER = $(VENV)/transformers-$(TRANSFORMERS)
+test-transformers: setup
+	@grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt > $(VENV)/other.txt
+	$(call step,installing transformers $(TRANSFORMERS),$(pip) -c $(VENV)/other.txt --upgrade --target $(OTHER) transformers==$(TRANSFORMERS))
+	$(call step,its tests,PYTHONPATH=$(OTHER) $(BIN)/pytest -m "not sim and not slow and not nightly" $(PYTEST) tests/backbones tests/method tests/training)
 
 rules: setup
 	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,9 @@ from la_reconvla.errors import UserError
 
 TEMPORARY = ".tmp-"
 """Prefix of unfinished files. A killed process leaves them behind; nothing reads them, `locked` removes them."""
+
+UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
+"""How mounted file systems (Google Drive in Colab) say that they have no locks, or cannot flush."""
 
 
 @contextlib.contextmanager
@@ -150,7 +154,7 @@ def append_jsonl(path: Path | str, *records: Any) -> None:
             file.truncate(_end_of_last_line(file))
             file.write(lines.encode())
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
 
 
 def read_jsonl(path: Path | str) -> list[Any]:
@@ -199,7 +203,8 @@ def locked(folder: Path | str) -> Iterator[None]:
     What killed writers left unfinished anywhere below is deleted.
 
     Raises:
-        UserError: another process holds it, it is a file, or it cannot be written to.
+        UserError: another process holds it, it is a file, or it cannot be written to. A file system without locks is
+            said on standard error: there is nothing to hold.
     """
     folder = Path(folder)
     with explain_disk_errors(folder):
@@ -211,7 +216,9 @@ def locked(folder: Path | str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
         except OSError as error:
-            raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
+            if error.errno not in UNSUPPORTED:
+                raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
+            print(f"{folder}: this file system has no locks: start one command at a time here", file=sys.stderr)
         for path in folder.rglob(".tmp*"):  # safetensors writes to temporary files of its own, without our dash
             path.unlink(missing_ok=True)
         yield
@@ -243,9 +250,18 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
 def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Flush to the disk where the file system can; where it cannot, it decides itself when."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _end_of_last_line(file: Any, block: int = 1 << 16) -> int:

@@ -40,11 +40,12 @@ def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
         "is traced, not run. This takes up to a few minutes.",
         Console(stderr=True),
     )
-    from la_reconvla.study.plan import plan_one, table, verdict
+    from la_reconvla.study.plan import hours, plan_one, table, verdict
 
     planned = plan_one(PlanOptions(**vars(step), **vars(model)))
     Console().print(table(planned))
     tell(verdict(planned))
+    tell(hours(planned))
 
 
 def power(

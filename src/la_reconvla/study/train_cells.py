@@ -32,6 +32,7 @@ from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.loop import SCHEDULE, pick_device, train
 from la_reconvla.training.start_weights import StartWeights, bins_of
 from la_reconvla.training.tensors import file_hash
+from la_reconvla.training.trackers import require_service
 
 Swaps = tuple[tuple[int, str, str], ...]
 
@@ -171,6 +172,7 @@ def train_one(
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
     pick_device(config.train.device)
+    require_service(config.train.track)
     _require_unfinished(out, config.train.steps)
     opened = open_demonstrations(demonstrations)
     config = fitted(config, opened)

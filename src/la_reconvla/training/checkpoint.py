@@ -38,7 +38,7 @@ from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Stand
 from la_reconvla.storage import claim, read_json
 from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
-from la_reconvla.training.tensors import file_hash, load_tensors, save_tensors
+from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, named_as, save_tensors
 
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (
@@ -227,6 +227,7 @@ def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> N
         UserError: if a tensor is missing, unknown or of another shape; each is named.
     """
     expected = kept(policy)
+    tensors = named_as(tensors, expected)
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in expected]
     wrong += [
@@ -368,7 +369,7 @@ def weights_hash(policy: torch.nn.Module, part: str) -> str:
     digest = hashlib.sha256()
     for name, tensor in kept(policy).items():
         if name.startswith(f"{part}."):
-            digest.update(name.encode())
+            digest.update(flat_name(name).encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
