@@ -59,7 +59,7 @@ def explained(
         raise UserError(f"{repo} has no revision {revision} on the hub: check it, or leave it out") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(f"{repo} {missing}, or run `hf auth login` if it is private") from error
-    except (errors.HTTPError, OSError) as error:  # the first is the client's: no connection, no answer in time
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore  # the client's own: no connection, no answer in time
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         status = getattr(getattr(error, "response", None), "status_code", None)
         login = status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError)
