@@ -24,7 +24,7 @@ PIXEL = 1.5  # bytes of a pixel of a colour picture after compression, of 3; 1.3
 MAP_PIXEL = 0.05  # the same of an instance map
 FRAME = 10_200  # bytes that a held-out frame leaves in held_out.json
 CELL = 100_000  # videos, curves and looks of a policy
-PAGES = 7_000_000  # the report, its pictures, results.json
+PAGES = 1_200_000  # an arm's share of the report, its pictures, results.json
 PUBLISHED = {"google/paligemma-3b-pt-224": 4, "google/paligemma2-3b-pt-224": 2}
 """Bytes of a number in the files on the hub, where config.json is not asked: float32 and bfloat16. Of others it is."""
 
@@ -56,13 +56,13 @@ class Disk:
 def disk(config: StudyConfig, weights: float) -> Disk:
     """What a study takes.
 
-    With T tasks of D demonstrations, s the frame stride, S the side of a picture, k cameras and P policies::
+    With T tasks of D demonstrations, s the frame stride, S the side of a picture, k cameras, A arms and P policies::
 
         demonstrations = T D (EPISODE + STEPS (STEP + S² (k PIXEL + MAP_PIXEL) / s))
         pictures       = T D STEPS / s (1 - held out) 3 k S²
         weights        = P w
         state          = 2 · 3 w
-        records        = P (FRAME · frames + CELL) + PAGES
+        records        = P (FRAME · frames + CELL) + A PAGES
 
     Args:
         config: the study.
@@ -76,7 +76,7 @@ def disk(config: StudyConfig, weights: float) -> Disk:
         pictures=episodes * frames * (1 - config.held_out) * 3 * cameras * pixels,
         weights=policies * weights,
         state=2 * 3 * weights,
-        records=policies * (FRAME * config.frames + CELL) + PAGES,
+        records=policies * (FRAME * config.frames + CELL) + len(config.conditions) * PAGES,
     )
 
 
