@@ -138,6 +138,8 @@ def edited(folder: Path, edit: str) -> None:
         shutil.rmtree(folder / "wrist")
     elif edit == "no words":
         (folder / "instruction.txt").unlink()
+    elif edit == "words of another coding":
+        (folder / "instruction.txt").write_bytes("den Würfel".encode("latin-1"))
     elif edit == "short state":
         np.save(folder / "state.npy", np.zeros((3, 9)))
     elif edit == "other state":
@@ -162,6 +164,7 @@ def edited(folder: Path, edit: str) -> None:
         ("picture of another size", r"picture 3 of 'wrist' is \(5, 5\)"),
         ("no camera", "e1: no pictures of the camera 'wrist'"),
         ("no words", "instruction.txt: no instruction; write it there"),
+        ("words of another coding", "instruction.txt cannot be read .* as UTF-8"),
         ("short state", "12 actions and 3 states"),
         ("other state", "its state has 8 columns, that of e0 9"),
         ("pickle", "state.npy is no table of numbers"),

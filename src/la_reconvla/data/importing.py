@@ -130,7 +130,10 @@ def _read(folder: Path, instruction: str | None) -> Source:
     if state is not None and len(state) not in (len(actions), len(actions) + 1):
         raise UserError(f"{folder}: {len(actions)} actions and {len(state)} states; write a state for each action")
     path = folder / "instruction.txt"
-    words = " ".join(path.read_text(encoding="utf-8").split()) if path.exists() else instruction
+    try:
+        words = " ".join(path.read_text(encoding="utf-8").split()) if path.exists() else instruction
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save it again as UTF-8 text") from error
     if not words:
         raise UserError(f"{path}: no instruction; write it there, or give --instruction to all that have none")
     given = header or tuple(f"action {column}" for column in range(actions.shape[1]))

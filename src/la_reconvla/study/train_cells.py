@@ -14,7 +14,7 @@ from rich.console import Console
 
 from la_reconvla import layout
 from la_reconvla.analysis.frames import HeldOut
-from la_reconvla.data.boxes import annotator
+from la_reconvla.data.boxes import Boxes, annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
@@ -26,6 +26,7 @@ from la_reconvla.progress import progress
 from la_reconvla.storage import locked, read_json
 from la_reconvla.study.cells import Cell, fitted, samples_of, say_small
 from la_reconvla.study.heldout import measure_run, write_held_out
+from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
@@ -58,6 +59,7 @@ def train_cells(
             raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
     if not todo:
         return
+    boxes_beside(held_out, config.gaze)
     _require_boxes(cells, config, training)
     todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
     with progress("Training", total=len(todo) * config.train.steps, unit="steps", console=console) as bar:
@@ -91,11 +93,12 @@ def measure_cells(
     console: Console,
 ) -> None:
     """Measure every cell on held-out frames whose file is missing, of another version or of other weights."""
-    todo = [cell for cell in cells if _stale(cell)]
+    boxes = boxes_beside(held_out, config.gaze)
+    todo = [cell for cell in cells if _stale(cell, boxes)]
     if not todo:
         return
     with progress("Held-out frames", total=len(todo), unit="policies", console=console) as bar:
-        shared = (config, held_out, swaps, device)
+        shared = (config, held_out, swaps, device, boxes)
         with worker_pool(workers, _receive, shared) as pool, explain_death("measuring"):
             running = {pool.submit(_measure_cell, cell): cell for cell in todo}
             for future in as_completed(running):
@@ -103,10 +106,12 @@ def measure_cells(
                 bar.advance(note=running[future].condition.id)
 
 
-def _stale(cell: Cell) -> bool:
+def _stale(cell: Cell, boxes: Boxes | None) -> bool:
     path = cell.folder / layout.HELD_OUT
     known = read_json(path) if path.exists() else {}
-    return known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS)
+    if known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS):
+        return True
+    return known.get("boxes") != (None if boxes is None else boxes.identity)
 
 
 # ---------------------------------------------------------------- in worker processes
@@ -145,13 +150,14 @@ def _train_cell(cell: Cell) -> None:
 
 
 def _measure_cell(cell: Cell) -> None:
-    config, held_out, swaps, device = _inherited
+    config, held_out, swaps, device, boxes = _inherited
     torch.set_num_threads(config.train.threads)
     samples = samples_of(held_out, config, PolicyConfig.load(cell.folder).inputs)
     own = cell.condition.saliency or MEAN
     indices = spread_indices(len(samples), config.frames)
-    records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
-    found = HeldOut(file_hash(cell.folder / WEIGHTS), {view: tuple(r) for view, r in records.items()})
+    records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own, boxes=boxes)
+    views = {view: tuple(each) for view, each in records.items()}
+    found = HeldOut(file_hash(cell.folder / WEIGHTS), views, None if boxes is None else boxes.identity)
     write_held_out(cell.folder, found)
 
 
