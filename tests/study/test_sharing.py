@@ -185,12 +185,13 @@ def test_demonstrations_go_and_come_back(hub: Hub, tmp_path: Path) -> None:
     data = write_demonstrations(tmp_path / "data")
     tasks = (TaskSummary("task", 4, 100, {"missed": 2}, 0),)
     write_json(data / "summary.json", Summary(tasks, 1.0, 1.0))
+    write_json(data / "collection.json", {})
     (data / ".pictures").mkdir()
     (data / ".pictures/0.bin").write_bytes(PICKLE)
     done = push(data, OURS)
     assert done.repo == f"datasets/{NAME}"
     there = kept(hub, "dataset")
-    assert set(there) == {"README.md", "summary.json", "task_demo.hdf5"}
+    assert set(there) == {"README.md", "collection.json", "summary.json", "task_demo.hdf5"}
     card = there["README.md"].decode()
     opened = open_demonstrations(data)
     steps = sum(len(e.actions) for e in opened.episodes)
@@ -367,3 +368,20 @@ def test_the_commands_talk_to_the_hub_that_the_environment_names(run: Path, hub:
     assert named is not None
     assert command(*named[1].split()[1:], "--out", "got") == "got"
     assert json.loads((tmp_path / "got/config.json").read_text())["condition"] == "C4"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "weights", "licence"),
+    [("google/paligemma-3b-pt-224", True, "gemma"), ("google/paligemma-3b-pt-224", False, "apache-2.0")],
+)
+def test_weights_of_a_study_have_the_licence_of_their_backbone(
+    study: Path, hub: Hub, source: str, weights: bool, licence: str
+) -> None:
+    write_json(study / "study.json", {"schema": 2, "config": {"backbone": {"kind": "Pretrained", "source": source}}})
+    push(study, Labels(NAME), weights=weights)
+    data = DatasetCard(kept(hub, "dataset")["README.md"].decode()).data.to_dict()
+    assert (data["license"], data["base_model"]) == (licence, source)
+    write_json(study / "study.json", {"schema": 2, "config": {"backbone": {"source": "somebody/model"}}})
+    with pytest.raises(UserError, match="under which licence"):
+        push(study, Labels(NAME), weights=True)

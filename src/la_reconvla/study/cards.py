@@ -16,11 +16,12 @@ from la_reconvla.analysis.summaries import rate
 from la_reconvla.backbones.pretrained import KNOWN, Pretrained
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.data.checking import described
-from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.robot import LIBERO_ACTIONS
+from la_reconvla.sim.collection_folder import CONFIG as COLLECTION
 from la_reconvla.sim.collection_folder import SUMMARY, read_summary
 from la_reconvla.storage import read_json, read_jsonl
 from la_reconvla.study.heldout import read_held_out
@@ -49,7 +50,7 @@ class Labels:
 
     Attributes:
         repo: name of the repository, for the commands on its page.
-        license: id of the licence, as the hub spells it; None for the one that follows from what it was made of.
+        license: id of the licence, as the hub spells it; None if nobody has said it.
         datasets: repositories of the demonstrations that it was trained on.
     """
 
@@ -69,7 +70,7 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
     backbone, source = config.backbone, _source(PolicyConfig.load(run))
     libero = config.bins.space == LIBERO_ACTIONS and config.inputs.orientation == "mirrored"
     data = ModelCardData(
-        license=labels.license or policy_licence(PolicyConfig.load(run)),
+        license=labels.license,
         base_model=source if source and not Path(source).is_dir() else None,
         datasets=list(labels.datasets) or None,
         library_name="la-reconvla",
@@ -126,26 +127,26 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
     return ModelCard(_page(data, lines))
 
 
-def study_card(study: Path, weights: bool, labels: Labels) -> RepoCard:
-    """What was asked and measured: the study's own tables, with their intervals.
-
-    Raises:
-        UserError: if it is not finished.
-    """
+def require_finished(study: Path) -> None:
+    """Raise a `UserError` for a study without results."""
     if missing := [name for name in (layout.RESULTS, layout.TABLES) if not (study / name).exists()]:
         raise UserError(
             f"{study} has no {missing[0]}: finish it with the command that made it, which goes on where it was"
             + (" (`la-reconvla study report` writes tables.md)" if missing == [layout.TABLES] else "")
         )
+
+
+def study_card(study: Path, weights: bool, labels: Labels) -> RepoCard:
+    """What was asked and measured: the tables of a finished study, with their intervals."""
     held = read_results(study / layout.RESULTS).study
     tables = (study / layout.TABLES).read_text(encoding="utf-8")
-    source = _studied(study)
+    source = _source_of(study)
     data = DatasetCardData(
-        license=labels.license or study_licence(study, weights),
+        license=labels.license,
         pretty_name=f"LA-ReconVLA, study {held.preset} on {held.suite or 'recorded demonstrations'}",
         task_categories=["robotics"],
         tags=[*TAGS, "evaluation", *(["libero"] if held.suite.startswith("libero") else [])],
-        base_model=source,
+        base_model=source if source and not Path(source).is_dir() else None,
         datasets=list(labels.datasets) or None,
     )
     lines = [
@@ -166,17 +167,12 @@ def study_card(study: Path, weights: bool, labels: Labels) -> RepoCard:
     return DatasetCard(_page(data, lines))
 
 
-def data_card(folder: Path, kind: Kind, labels: Labels) -> RepoCard:
-    """What demonstrations hold: episodes, cameras, instructions, the range of actions, how often the expert failed.
-
-    Raises:
-        UserError: as `la_reconvla.data.hdf5.open_demonstrations`.
-    """
-    opened = open_demonstrations(folder)
+def data_card(folder: Path, kind: Kind, opened: Demonstrations, labels: Labels) -> RepoCard:
+    """What demonstrations hold: episodes, cameras, instructions, the range of actions, how often the expert failed."""
     suites = sorted({e.suite for e in opened.episodes if e.suite})
     count = len(opened.episodes)
     data = DatasetCardData(
-        license=labels.license or data_licence(folder),
+        license=labels.license,
         pretty_name=f"{count} demonstrations, {', '.join(suites) or 'recorded elsewhere'}",
         task_categories=["robotics"],
         size_categories=["n<1K" if count < 1000 else "1K<n<10K" if count < 10_000 else "10K<n<100K"],
@@ -212,30 +208,30 @@ def policy_licence(config: PolicyConfig) -> str | None:
 
 
 def study_licence(study: Path, weights: bool) -> str | None:
-    """The same of a study: numbers and pictures of the simulator are the package's own."""
-    simulated = read_results(study / layout.RESULTS).study.suite != "recorded"
-    source = _studied(study) if weights else None
-    return None if not simulated else OURS if source is None else "gemma" if source in KNOWN else None
+    """The same of a study: numbers and pictures of the simulator are the package's own, weights as those of a policy."""
+    if read_results(study / layout.RESULTS).study.suite == "recorded":
+        return None
+    source = _source_of(study) if weights else None
+    return OURS if source is None else "gemma" if source in KNOWN else None
 
 
-def data_licence(folder: Path) -> str | None:
+def data_licence(opened: Demonstrations) -> str | None:
     """The same of demonstrations: those of the scripted expert name their starts."""
-    return OURS if all(e.start_id for e in open_demonstrations(folder).episodes) else None
+    return OURS if all(e.start_id for e in opened.episodes) else None
 
 
 def _page(data: ModelCardData | DatasetCardData, lines: Sequence[str]) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)
 
 
-def _studied(study: Path) -> str | None:
-    """The pretrained backbone of a study, if it has one with a name on the hub."""
-    source = read_json(study / layout.STUDY)["config"].get("backbone", {}).get("source")
-    return source if isinstance(source, str) and not Path(source).is_dir() else None
+def _source_of(study: Path) -> str | None:
+    """What a study's pretrained backbone was read from, if it has one: a name on the hub, or a folder."""
+    return read_json(study / layout.STUDY)["config"].get("backbone", {}).get("source")
 
 
 def _attempts(folder: Path) -> list[str]:
     """How often the scripted expert succeeded, of a collection."""
-    if not (folder / SUMMARY).exists():
+    if not ((folder / SUMMARY).exists() and (folder / COLLECTION).exists()):
         return []
     lines = [
         "## The expert's attempts",

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from la_reconvla.backbones.hub import explained
 from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, explain_disk_errors, locked, require_free_space
 from la_reconvla.study.cards import (
@@ -29,6 +30,7 @@ from la_reconvla.study.cards import (
     data_licence,
     policy_card,
     policy_licence,
+    require_finished,
     study_card,
     study_licence,
 )
@@ -43,6 +45,7 @@ SHOWN = 5  # names of files that are left out, in a message
 def export(run: Path, out: Path, merged: bool = False, labels: Labels = UNNAMED) -> Path:
     """Write the policy and its card to `out`; see `la_reconvla.training.checkpoint.export_policy`."""
     config = export_policy(run, out, merged)
+    labels = replace(labels, license=labels.license or policy_licence(PolicyConfig.load(run)))
     with atomic_write(out / CARD) as temporary:
         temporary.write_text(str(policy_card(run, config, labels)), encoding="utf-8")
     return out
@@ -113,16 +116,14 @@ def _stage(source: Path, kind: Kind, folder: Path, labels: Labels, merged: bool,
             raise UserError(
                 f"{source} needs the weights in {config.backbone.source}, which nobody else has: push it with --merged"
             )
-        _require_licence(source, labels, policy_licence(config))
-        export(source, folder, merged, labels)
+        export(source, folder, merged, _licensed(source, labels, policy_licence(config)))
         return
     if kind is STUDY:
-        card = study_card(source, weights, labels)
-        licence = study_licence(source, weights)
+        require_finished(source)
+        card = study_card(source, weights, _licensed(source, labels, study_licence(source, weights)))
     else:
-        card = data_card(source, kind, labels)
-        licence = data_licence(source)
-    _require_licence(source, labels, licence)
+        opened = open_demonstrations(source)
+        card = data_card(source, kind, opened, _licensed(source, labels, data_licence(opened)))
     here = files_in(source)
     if not weights and (stays := matching(here, kind.weights)):
         size = sum((source / name).stat().st_size for name in stays)
@@ -133,12 +134,14 @@ def _stage(source: Path, kind: Kind, folder: Path, labels: Labels, merged: bool,
     (folder / CARD).write_text(str(card), encoding="utf-8")
 
 
-def _require_licence(source: Path, labels: Labels, licence: str | None) -> None:
-    if (labels.license or licence) is None:
+def _licensed(source: Path, labels: Labels, follows: str | None) -> Labels:
+    """The labels with the licence that was given, or else the one that follows from what it was made of."""
+    if (licence := labels.license or follows) is None:
         raise UserError(
             f"nothing says under which licence others may use {source}: name it as the hub does, for example "
             "--license cc-by-4.0; a policy has that of its backbone and data"
         )
+    return replace(labels, license=licence)
 
 
 # ---------------------------------------------------------------- from the hub
