@@ -208,7 +208,7 @@ def policy_licence(config: PolicyConfig) -> str | None:
 
 
 def study_licence(study: Path, weights: bool) -> str | None:
-    """The same of a study: numbers and pictures of the simulator are the package's own, weights as those of a policy."""
+    """The same of a study: numbers and pictures of the simulator are our own, weights as those of a policy."""
     if read_results(study / layout.RESULTS).study.suite == "recorded":
         return None
     source = _source_of(study) if weights else None
