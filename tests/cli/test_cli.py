@@ -74,7 +74,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "look": "backbone image instruction out against per-head layers device",
     "serve": "port host token-file instruction device clients",
     "share folder": "out merged",
-    "share hub": "repo merged private",
+    "share hub": "repo merged weights license datasets private",
+    "share pull": "out revision",
     "pretrain": "scenes out demonstrations hold-out objective patch stem weights wrist steps batch-size "
     "demonstration-batch words-weight learning-rate optimizer device seed threads",
     "words": "scenes out weights seed",

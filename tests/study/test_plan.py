@@ -211,6 +211,8 @@ def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: py
         "time per step",
         "fits: ",
         "18 policies",
+        "its disk: about",
+        "it downloads nothing",
     ):
         assert part in shown
 

@@ -60,7 +60,8 @@ TREE: Mapping[str, Branch | Command] = {
     "look": attention.look,
     "serve": serve.serve,
     "share": Branch(
-        "Export a policy to a folder or the Hugging Face hub.", {"folder": policies.folder, "hub": policies.hub}
+        "Give policies, studies and demonstrations to others, and get theirs: a folder, or the Hugging Face hub.",
+        {"folder": policies.folder, "hub": policies.hub, "pull": policies.pull},
     ),
     "pretrain": training.pretrain,
     "words": attention.words,

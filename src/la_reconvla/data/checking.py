@@ -31,7 +31,12 @@ def check(folder: Path, sheet: Path) -> list[str]:
     content = _sheet(opened)
     with atomic_write(sheet) as temporary:
         temporary.write_bytes(content)
-    return [*_about(opened), "", *_actions(opened), *_warnings(opened), "", f"look at {sheet}"]
+    return [*described(opened), *_warnings(opened), "", f"look at {sheet}"]
+
+
+def described(opened: Demonstrations) -> list[str]:
+    """What they are, in lines, and the range of each dimension of their actions, as a table of text."""
+    return [*_about(opened), "", *_actions(opened)]
 
 
 def _about(opened: Demonstrations) -> list[str]:

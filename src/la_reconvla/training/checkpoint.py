@@ -36,11 +36,10 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
 from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
 from la_reconvla.storage import claim, read_json
-from la_reconvla.training.run_folders import CONFIG, WEIGHTS, folder_here, missing
+from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, named_as, save_tensors
 
-MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (
     *(ActionBins, ActionSpace, Inputs, Standard),
@@ -287,7 +286,7 @@ def find_run(run: Path | str) -> Path:
     if str(run) in PACKAGED:
         return unpacked(str(run), layout.RUNS / f"{run}-{file_hash(weights_file(str(run)))[:8]}")
     try:
-        return hub_files(str(run), None, None, give="")
+        return hub_files(str(run), None, RUN_FILES, give="")
     except UserError as error:
         raise UserError(f"{missing(run)}, and from the hub: {error}") from error
 
