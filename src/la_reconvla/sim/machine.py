@@ -87,7 +87,7 @@ def require_simulator(*, allow_any_mujoco: bool = False) -> None:
     Raises:
         UserError: it does not; the message ends with the command that repairs it (`CannotStart`).
     """
-    version = _version("mujoco")
+    version = installed_version("mujoco")
     if version is not None and not allow_any_mujoco:
         check_mujoco(version)
     drawing = _opengl()
@@ -167,12 +167,12 @@ def _python() -> Check:
 
 
 def _torch() -> Check:
-    version = _version("torch")
+    version = installed_version("torch")
     return _check("PyTorch", version is not None, version or "not installed", "pip install torch")
 
 
 def _mujoco() -> Check:
-    version = _version("mujoco")
+    version = installed_version("mujoco")
     if version is None:
         return Check("MuJoCo", False, "not installed", INSTALL_SIM)
     try:
@@ -194,7 +194,7 @@ def _libero() -> Check:
 
 
 def _opengl() -> Check:
-    if _version("mujoco") is None:
+    if installed_version("mujoco") is None:
         return Check("OpenGL", False, "cannot be tried without MuJoCo", INSTALL_SIM)
     try:
         choose_opengl()
@@ -273,7 +273,8 @@ def _check(name: str, ok: bool, found: str, repair: str) -> Check:
     return Check(name, ok, found, "" if ok else repair)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Version of a package; None if it is not there."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from la_reconvla.data.starts import Start
 from la_reconvla.drawing import overlay, write_video
 from la_reconvla.episodes import EpisodeRecord, Label, append_episodes, read_episodes
 from la_reconvla.robot import Quality
+from la_reconvla.sim.machine import installed_version
 from la_reconvla.sim.policies import Specification
 from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
 from la_reconvla.sim.wide_scenes import SCHEME
@@ -148,7 +148,7 @@ def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
         "policy": evaluation.policy.identity(),
         "settings": kinds.to_json(settings),
         "instruction": evaluation.instruction,
-        "mujoco": version("mujoco"),
+        "mujoco": installed_version("mujoco"),
         "placements": SCHEME,
     }
 
