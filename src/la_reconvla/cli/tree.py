@@ -59,7 +59,13 @@ TREE: Mapping[str, Branch | Command] = {
     "look": attention.look,
     "serve": serve.serve,
     "share": Branch(
-        "Export a policy to a folder or the Hugging Face hub.", {"folder": policies.folder, "hub": policies.hub}
+        "Export a policy to a folder, the Hugging Face hub or LeRobot, or take one back from LeRobot.",
+        {
+            "folder": policies.folder,
+            "hub": policies.hub,
+            "lerobot": policies.lerobot,
+            "from-lerobot": policies.from_lerobot,
+        },
     ),
     "pretrain": training.pretrain,
     "words": attention.words,
