@@ -2,6 +2,7 @@
 #             make check      style, types, import rules and the quick tests: before every commit
 #             make test       the same, the site, and all tests but those marked nightly: before every push; CI runs it
 #             make test-all   the same and all tests: every night and before a release
+#             make test-lerobot  our policies in LeRobot and its in our simulator; installs LeRobot
 #             make docs       the documentation as a site, in site/; ends in an error where a link leads nowhere
 # Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="--durations=20", RUN="--seeds 0 1", WORKERS=4
 # (processes that run tests; those of one file stay together, so that what they share is made once).
@@ -10,20 +11,23 @@ PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= quick
 WORKERS ?= 2
+LEROBOT ?= .venv-lerobot
+PYTHON312 ?= python3.12
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi)
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all rules docs setup same-python
+.PHONY: help demo check test test-all test-lerobot rules docs setup same-python
 
+comma := ,
 # $(call step,words,command): says what begins, runs it, says how long it took.
 step = @echo "==> $(1)"; begun=$$SECONDS; $(2); echo "    done in $$((SECONDS - begun)) s"
 pip  = $(BIN)/python -m pip -qq --disable-pip-version-check --no-input install
 
 help:
-	@sed -n 's/^# \?//; 1,5p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# \?//; 1,6p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.sim
 	$(call step,checking this machine,$(BIN)/la-reconvla check)
@@ -35,6 +39,19 @@ check test test-all: rules
 check:    TESTS = not sim and not slow and not nightly
 test:     TESTS = not nightly
 test-all: TESTS =
+
+test-lerobot: $(LEROBOT)/.policy
+	$(call step,our policies in LeRobot and its in ours,$(LEROBOT)/bin/python -m pytest tests/lerobot_plugin $(PYTEST))
+
+# An environment of its own: LeRobot's pins (Python, torch, numpy, huggingface-hub) and ours do not fit together.
+$(LEROBOT)/.lerobot:
+	$(call step,creating $(LEROBOT) with $(PYTHON312),$(PYTHON312) -m venv $(LEROBOT))
+	$(call step,installing LeRobot there,$(LEROBOT)/bin/python -m pip -qq --no-input install "lerobot[training$(comma)peft-dep]==0.6.1")
+	@touch $@
+
+$(LEROBOT)/.policy: $(LEROBOT)/.lerobot
+	$(call step,installing this package and its plugin there,$(LEROBOT)/bin/python -m pip -qq --no-input install -e '.[sim]' -e plugins/lerobot_policy_la_reconvla pytest pytest-timeout hypothesis)
+	@touch $@
 
 rules: setup
 	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)

@@ -53,8 +53,9 @@ class LeRobotFolder:
         Raises:
             UserError: it is no such folder, or one that is not loaded; the message says why.
         """
-        if (path / "pretrained_model").is_dir():
-            raise UserError(f"{path} is a checkpoint of lerobot-train: name its policy, {path / 'pretrained_model'}")
+        for below in (path / "pretrained_model", path / "checkpoints/last/pretrained_model"):
+            if below.is_dir():
+                raise UserError(f"{path} is a folder of lerobot-train: name the policy in it, {below}")
         config = read_json(path / CONFIG)
         if not isinstance(config, dict) or not isinstance(config.get("type"), str):
             ours = isinstance(config, dict) and "schema" in config

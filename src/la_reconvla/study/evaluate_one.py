@@ -160,7 +160,8 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         theirs = LeRobot(Path(run.removeprefix(SCHEME)), view, (), options.execute, str(pick_device(options.device)))
         found = LeRobotFolder.read(theirs.path)
         theirs.identity()  # LeRobot is there, before anything is made
-        label = Label(found.type, None, None if view == "true" else view)
+        arm, seed = found.description.get("condition", found.type), found.description.get("seed")
+        label = Label(arm, seed, None if view == "true" else view)
         settings = theirs.settings(allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
         folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
         starts = frozenset(found.description.get("train_starts", ()))
