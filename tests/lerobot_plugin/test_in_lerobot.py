@@ -203,7 +203,7 @@ def test_every_arm_without_boxes_trains(dataset: Path, arm: str) -> None:
         policy.forward(batch, reduction="none")
 
 
-def test_adapters_train_alone(policy_folder: Path) -> None:
+def test_adapters_train_alone_and_act(policy_folder: Path, tmp_path: Path) -> None:
     from lerobot.policies.factory import get_policy_class
 
     base = get_policy_class("la_reconvla").from_pretrained(policy_folder, strict=True)
@@ -213,6 +213,22 @@ def test_adapters_train_alone(policy_folder: Path) -> None:
     assert all("lora_" in name or "modules_to_save" in name for name in free)
     assert any("language_model.layers.0.self_attn.q_proj.lora_A" in name for name in free)
     assert not any("vision" in name for name in free)
+    with torch.no_grad():  # as if it had trained
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name or "action_head.modules_to_save" in name:
+                value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0)))
+    _, before, after = loaded(policy_folder)
+    for part in (adapted, adapted.config, before, after):
+        part.save_pretrained(tmp_path)
+    (main, wrist), state = pictures(3), np.linspace(-1, 1, 8, dtype=np.float32)
+    policy = LeRobot(tmp_path).build()
+    policy.reset(begun(WORDS[0]), None)  # pyright: ignore[reportArgumentType]
+    found = policy.act(Observation(main, WORDS[0], wrist, state))
+    batch = before(observed(main, wrist, WORDS[0], state))
+    np.testing.assert_allclose(found, after(adapted.predict_action_chunk(batch))[0].clamp(-1, 1).numpy(), atol=1e-6)
+    plain = after(loaded(policy_folder)[0].predict_action_chunk(batch))[0].numpy()
+    assert np.abs(found - plain).max() > 1e-3
+    assert LeRobot(tmp_path).identity()["base"] is not None
 
 
 def test_data_that_a_policy_was_not_made_for(policy_folder: Path) -> None:
@@ -290,6 +306,39 @@ def test_a_policy_that_averages_its_chunks_is_asked_each_step(tmp_path: Path) ->
     (main, wrist), state = pictures(5, 64), np.zeros(8, np.float32)
     policy.reset(begun(WORDS[0]), None)  # pyright: ignore[reportArgumentType]
     assert [policy.act(Observation(main, "", wrist, state)).shape for _ in range(2)] == [(1, 7)] * 2
+
+
+def test_a_policy_with_a_history_is_asked_each_step(tmp_path: Path) -> None:
+    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+    from lerobot.policies.factory import make_pre_post_processors
+
+    inputs = {"observation.images.image": PolicyFeature(FeatureType.VISUAL, (3, 64, 64))}
+    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
+    outputs = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
+    small = {"down_dims": (16, 32), "n_groups": 4, "horizon": 8, "n_action_steps": 4, "num_inference_steps": 2}
+    config = DiffusionConfig(
+        input_features=inputs,
+        output_features=outputs,
+        device="cpu",
+        push_to_hub=False,
+        **small,
+        pretrained_backbone_weights=None,
+        diffusion_step_embed_dim=16,
+        spatial_softmax_num_keypoints=4,
+    )
+    stats = {
+        k: {"min": torch.full(v.shape, -1.0), "max": torch.ones(v.shape)} for k, v in {**inputs, **outputs}.items()
+    }
+    stats["observation.images.image"] = {"mean": torch.zeros(3, 1, 1), "std": torch.ones(3, 1, 1)}
+    for part in (DiffusionPolicy(config), *make_pre_post_processors(config, dataset_stats=stats)):
+        part.save_pretrained(tmp_path)
+    policy, (main, _) = LeRobot(tmp_path).build(), pictures(5, 64)
+    policy.reset(begun(WORDS[0]), None)  # pyright: ignore[reportArgumentType]
+    assert not LeRobot(tmp_path).settings().wrist
+    steps = [policy.act(Observation(main, WORDS[0], None, np.zeros(8, np.float32))) for _ in range(3)]
+    assert [step.shape for step in steps] == [(1, 7)] * 3
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

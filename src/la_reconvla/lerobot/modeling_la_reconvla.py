@@ -53,6 +53,8 @@ class LaReconVLAPolicy(PreTrainedPolicy):
             recorded = described.read_recorded(dataset_meta.root)
             made = described.describe(config.condition, config.seed, config.study, config.orientation, recorded)
             config.description = described.to_json(made)
+            taken, _ = described.features_of(made)
+            config.input_features = {key: one for key, one in config.input_features.items() if key in taken}
         self.described = described.from_json(config.description)
         config.validate_features()
         self.keys = described.camera_keys(self.described.inputs.cameras)

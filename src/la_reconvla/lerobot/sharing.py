@@ -33,7 +33,7 @@ DEVICE = {"registry_name": "device_processor", "config": {"device": "cpu", "floa
 
 
 class Held(nn.Module):
-    """The tensors of `la_reconvla.lerobot.modeling_la_reconvla.LaReconVLAPolicy`, under its names.
+    """The tensors of LeRobot's ``LaReconVLAPolicy``, under its names.
 
     Args:
         policy: the policy.
