@@ -2,7 +2,7 @@
 #             make check      style, types, import rules and the quick tests: before every commit
 #             make test       the same, the site, and all tests but those marked nightly: before every push; CI runs it
 #             make test-all   the same and all tests: every night and before a release
-#             make test-lerobot  our policies in LeRobot and its in our simulator; installs LeRobot
+#             make test-lerobot  LeRobot itself on our data sets and policies, and its own here; installs LeRobot
 #             make docs       the documentation as a site, in site/; ends in an error where a link leads nowhere
 # Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="--durations=20", RUN="--seeds 0 1", WORKERS=4
 # (processes that run tests; those of one file stay together, so that what they share is made once).
@@ -13,13 +13,14 @@ PRESET ?= quick
 WORKERS ?= 2
 LEROBOT ?= .venv-lerobot
 PYTHON312 ?= python3.12
+TRANSFORMERS ?= 5.4.0
 BIN    := $(VENV)/bin
 GPU    := $(shell command -v nvidia-smi)
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo check test test-all test-lerobot rules docs setup same-python
+.PHONY: help demo check test test-all test-lerobot test-transformers rules docs setup same-python
 
 comma := ,
 # $(call step,words,command): says what begins, runs it, says how long it took.
@@ -40,7 +41,8 @@ check:    TESTS = not sim and not slow and not nightly
 test:     TESTS = not nightly
 test-all: TESTS =
 
-test-lerobot: $(LEROBOT)/.policy
+test-lerobot: setup $(LEROBOT)/.policy
+	$(call step,our data sets in LeRobot and its in ours,$(BIN)/python scripts/check_lerobot.py $(LEROBOT)/bin/python)
 	$(call step,our policies in LeRobot and its in ours,$(LEROBOT)/bin/python -m pytest tests/lerobot_plugin $(PYTEST))
 
 # An environment of its own: LeRobot's pins (Python, torch, numpy, huggingface-hub) and ours do not fit together.
@@ -52,6 +54,13 @@ $(LEROBOT)/.lerobot:
 $(LEROBOT)/.policy: $(LEROBOT)/.lerobot
 	$(call step,installing this package and its plugin there,$(LEROBOT)/bin/python -m pip -qq --no-input install -e '.[sim]' -e plugins/lerobot_policy_la_reconvla pytest pytest-timeout hypothesis)
 	@touch $@
+
+# Another transformers than the pinned one, in a folder of its own.
+OTHER = $(VENV)/transformers-$(TRANSFORMERS)
+test-transformers: setup
+	@grep -vE '^(transformers|tokenizers|huggingface-hub)==' constraints.txt > $(VENV)/other.txt
+	$(call step,installing transformers $(TRANSFORMERS),$(pip) -c $(VENV)/other.txt --upgrade --target $(OTHER) transformers==$(TRANSFORMERS))
+	$(call step,its tests,PYTHONPATH=$(OTHER) $(BIN)/pytest -m "not sim and not slow and not nightly" $(PYTEST) tests/backbones tests/method tests/training)
 
 rules: setup
 	$(call step,style,$(BIN)/ruff check; $(BIN)/ruff format --check)

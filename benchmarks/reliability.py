@@ -38,6 +38,7 @@ from reliability_damage import (
     damage_header,
     damage_json,
     damage_line,
+    damage_parquet,
     nest,
 )
 
@@ -53,7 +54,7 @@ class Reader:
     """What is damaged and read.
 
     Attributes:
-        make: writes valid files into a folder.
+        make: writes valid files into a folder, or folders in it.
         read: all that the package reads of them.
         mutations: ways of damaging one of the files, by the end of its name; whatever else lies there stays whole.
     """
@@ -70,9 +71,13 @@ def readers() -> dict[str, Reader]:
     json_, lines = (damage_json, damage_json, damage_bytes, nest), (damage_line, damage_line, damage_bytes, nest)
     tensors = (damage_header, damage_header, damage_bytes)
     hdf5 = {".hdf5": (damage_hdf5, damage_hdf5, damage_hdf5, damage_bytes)}
+    parquet = (damage_parquet, damage_parquet, damage_parquet, damage_bytes)
+    lerobot = {".parquet": parquet, ".json": json_, ".jsonl": lines, ".mp4": (damage_bytes,)}
     return {
         "HDF5 demonstrations": Reader(r.make_demonstrations, r.read_demonstrations, hdf5),
         "HDF5, robomimic's names, encoded": Reader(r.make_others, r.read_demonstrations, hdf5),
+        "LeRobotDataset 3.0, AV1": Reader(r.make_lerobot, r.read_lerobot, lerobot),
+        "LeRobotDataset 2.1, PNG": Reader(r.make_lerobot_before, r.read_lerobot, lerobot),
         "boxes.jsonl": Reader(r.make_boxes, r.read_boxes, {".jsonl": lines}),
         "run: config.json": Reader(r.make_run, r.read_run, {".json": json_}),
         "run: model.safetensors": Reader(r.make_run, r.read_run, {".safetensors": tensors}),
@@ -93,11 +98,15 @@ def readers() -> dict[str, Reader]:
 def damage(reader: Reader, name: str, number: int, folder: Path) -> None:
     """Damage a copy of valid files: the same for the same `name` and `number`."""
     draws = np.random.default_rng((zlib.crc32(name.encode()), number))
-    paths = sorted(p for p in folder.iterdir() if p.suffix in reader.mutations)
+    paths = sorted(p for p in folder.rglob("*") if p.suffix in reader.mutations)
     path = paths[int(draws.integers(len(paths)))]
     for _ in range(int(draws.choice([1, 1, 2, 3]))):
         ways = reader.mutations[path.suffix]
         ways[int(draws.integers(len(ways)))](path, draws)
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 class Hung(BaseException):
@@ -110,7 +119,7 @@ def attempt(reader: Reader, name: str, number: int, valid: Path, folder: Path) -
 
     shutil.copytree(valid, folder)
     damage(reader, name, number, folder)
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = _content(folder)
     outcome, said = "read", ""
 
     def ring(*_: Any) -> None:
@@ -130,7 +139,7 @@ def attempt(reader: Reader, name: str, number: int, valid: Path, folder: Path) -
         outcome, said = "another exception", traceback.format_exc()
     finally:
         signal.alarm(0)
-    if {p.name: p.read_bytes() for p in folder.iterdir()} != before:
+    if _content(folder) != before:
         outcome = "written to"
     shutil.rmtree(folder)
     return outcome, said

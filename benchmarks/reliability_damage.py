@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import struct
 import sys
@@ -191,6 +192,38 @@ def _damage_part(file: Any, name: str, draws: DRAWS) -> None:
     )
     with np.errstate(all="ignore"):
         file[name] = changed[int(draws.integers(len(changed)))]()
+
+
+# ---------------------------------------------------------------- parquet
+
+
+def damage_parquet(path: Path, draws: DRAWS) -> None:
+    """One column, or all rows, removed, or written again as something else."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def written(table: Any) -> None:
+        content = io.BytesIO()  # where writing fails, the file is left as it is
+        pq.write_table(table, content)
+        path.write_bytes(content.getvalue())
+
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file)
+        if draws.random() < 0.2:
+            rows = draws.integers(len(table) + 1, size=2)
+            written(table.slice(rows.min(), np.ptp(rows)))
+            return
+        at = int(draws.integers(table.num_columns))
+        name, values = table.column_names[at], table.column(at).to_pylist()
+        if draws.random() < 0.2:
+            written(table.drop_columns(name))
+            return
+        changed = change(values, draws) if draws.random() < 0.6 else [ODD[int(draws.integers(len(ODD)))]] * len(values)
+        kept = pa.array(changed, table.column(at).type) if draws.random() < 0.4 else pa.array(changed)
+        written(table.set_column(at, name, kept))
+    except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, NotImplementedError):
+        damage_bytes(path, draws)  # it is damaged already, or no parquet holds this
 
 
 # ---------------------------------------------------------------- PNG

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -23,11 +24,13 @@ from la_reconvla.conditions import CONDITIONS
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.image_files import read_picture
+from la_reconvla.data.lerobot_layout import INFO, PictureKind
+from la_reconvla.data.lerobot_writer import Contents, LeRobotWriter
 from la_reconvla.data.scenes import Scenes
 from la_reconvla.episodes import EpisodeRecord, read_episodes
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEDecoder
-from la_reconvla.storage import append_jsonl, write_json
+from la_reconvla.storage import append_jsonl, read_json, write_json
 from la_reconvla.study.begun import Begun, read_begun
 from la_reconvla.study.heldout import read_held_out
 from la_reconvla.study.requirements import require_declared
@@ -119,6 +122,46 @@ def read_demonstrations(folder: Path) -> None:
             assert len(episode.instances()) == len(episode.frame_steps)
         if episode.target:
             episode.instance_number("target")
+        assert episode.scene
+        episode.instruction.encode()
+
+
+def make_lerobot(folder: Path, pictures: PictureKind = "av1") -> None:
+    """Three episodes, two cameras."""
+    rng, size, length = np.random.default_rng(0), (64, 64), 5
+    contents = Contents(10, {"top": size, "wrist": size}, ("x", "grip"), ("a", "b", "c"), pictures)
+    writer = LeRobotWriter(folder, contents)
+    for number in range(3):
+        actions = np.stack([rng.normal(size=length), np.resize([-1, 1], length)], axis=1).astype(np.float32)
+        shown = rng.integers(0, 256, (length, *size, 3), dtype=np.uint8)
+        state = rng.normal(size=(length, 3)).astype(np.float32)
+        writer.add(("push the block", "open it")[number % 2], actions, state, lambda _, shown=shown: iter(shown))
+    writer.finish({"orientation": "mirrored", "action_kinds": ["continuous", "binary"], "quality": "fast"})
+
+
+def make_lerobot_before(folder: Path) -> None:
+    """The same with pictures, its lists as version 2.1 has them."""
+    make_lerobot(folder, "png")
+    info = {**read_json(folder / INFO), "codebase_version": "v2.1", "data_path": "data/chunk-000/file-000.parquet"}
+    write_json(folder / INFO, info)
+    append_jsonl(folder / "meta/episodes.jsonl", *({"episode_index": i, "length": 5} for i in range(3)))
+    tasks = ("push the block", "open it")
+    append_jsonl(folder / "meta/tasks.jsonl", *({"task_index": i, "task": text} for i, text in enumerate(tasks)))
+    shutil.rmtree(folder / "meta/episodes")
+    (folder / "meta/tasks.parquet").unlink()
+
+
+def read_lerobot(folder: Path) -> None:
+    """What training and conversion read."""
+    found = open_demonstrations(folder)
+    assert len(found.hash) == 64
+    for episode in found.episodes:
+        length = len(episode.actions)
+        for camera in found.cameras:
+            assert episode.pictures(camera).shape == (len(episode.frame_steps), *episode.picture_size(camera), 3)
+        assert np.isfinite(episode.actions).all()
+        assert (np.isfinite(episode.proprio()).all(), len(episode.proprio())) == (True, length)
+        assert episode.executed().shape == (length, len(found.space))
         assert episode.scene
         episode.instruction.encode()
 

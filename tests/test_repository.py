@@ -83,7 +83,7 @@ def opened_by_locale(source: str) -> list[int]:
         name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
         owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
         given = {word.arg: word.value for word in call.keywords}
-        if name == "open" and owner not in ("os", "Image", "webbrowser"):
+        if name == "open" and owner not in ("os", "Image", "webbrowser", "av", "self.av"):
             place = 0 if method and owner not in ("io", "gzip") else 1
             mode = given.get("mode", call.args[place] if len(call.args) > place else None)
             text = not (isinstance(mode, ast.Constant) and "b" in str(mode.value))

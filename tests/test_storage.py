@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -194,6 +195,34 @@ def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path, below: str) ->
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match="cannot be written"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
+def test_a_mounted_disk_without_locks_and_flushes_works_and_says_so(tmp_path, monkeypatch, capsys, number) -> None:
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("os.fsync", refuse)
+    with locked(tmp_path):
+        write_json(tmp_path / "a.json", {"a": 1})
+        append_jsonl(tmp_path / "a.jsonl", {"b": 2})
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"b": 2}]
+    said = capsys.readouterr().err
+    assert said == f"{tmp_path}: this file system has no locks: start one command at a time here\n"
+
+
+def test_other_errors_of_locks_and_flushes_are_errors(tmp_path, monkeypatch) -> None:
+    def refuse(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="broken"):
+        write_json(tmp_path / "a.json", {})
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(UserError, match="cannot be locked"), locked(tmp_path):
         pass
 
 

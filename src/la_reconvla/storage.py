@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ from la_reconvla.errors import UserError
 
 TEMPORARY = ".tmp-"
 """Prefix of unfinished files. A killed process leaves them behind; nothing reads them, `locked` removes them."""
+
+LOCK = ".lock"
+"""Name of the file by which `locked` holds a folder."""
+UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
+"""How mounted file systems (Google Drive in Colab) say that they have no locks, or cannot flush."""
 
 
 @contextlib.contextmanager
@@ -150,7 +156,7 @@ def append_jsonl(path: Path | str, *records: Any) -> None:
             file.truncate(_end_of_last_line(file))
             file.write(lines.encode())
             file.flush()
-            os.fsync(file.fileno())
+            _sync(file.fileno())
 
 
 def read_jsonl(path: Path | str) -> list[Any]:
@@ -199,22 +205,42 @@ def locked(folder: Path | str) -> Iterator[None]:
     What killed writers left unfinished anywhere below is deleted.
 
     Raises:
-        UserError: another process holds it, it is a file, or it cannot be written to.
+        UserError: another process holds it, it is a file, or it cannot be written to. A file system without locks is
+            said on standard error: there is nothing to hold.
     """
     folder = Path(folder)
     with explain_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("wb")
+        file = (folder / LOCK).open("wb")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
         except OSError as error:
-            raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
+            if error.errno not in UNSUPPORTED:
+                raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
+            print(f"{folder}: this file system has no locks: start one command at a time here", file=sys.stderr)
         for path in folder.rglob(".tmp*"):  # safetensors writes to temporary files of its own, without our dash
             path.unlink(missing_ok=True)
         yield
+
+
+def why_unreadable(error: Exception, remedy: str) -> str:
+    """What is wrong with a file, and what helps: a whole one that cannot be read now need not be downloaded again.
+
+    Args:
+        error: what reading it raised.
+        remedy: what helps where it is damaged.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM):
+        return "you may not read it; ask its owner, or change the permissions (chmod) of the file and its folders"
+    if isinstance(error, MemoryError):
+        return f"what it says that it holds does not fit in memory ({error}); free some, or {remedy}"
+    if number in errno.errorcode:
+        return f"cannot be read ({error}); see to the disk or the connection to it, the file itself may be whole"
+    return f"truncated or damaged ({error}); {remedy}"
 
 
 @contextlib.contextmanager
@@ -243,9 +269,18 @@ def explain_disk_errors(path: Path) -> Iterator[None]:
 def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    """Flush to the disk where the file system can; where it cannot, it decides itself when."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def _end_of_last_line(file: Any, block: int = 1 << 16) -> int:

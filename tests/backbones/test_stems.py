@@ -15,6 +15,7 @@ from test_words import small_scenes
 
 from helpers import HEAD, TINY, random_batch, tiny_policy, untrained
 from la_reconvla.backbones import stems
+from la_reconvla.backbones.shared import tower_of
 from la_reconvla.backbones.stems import MEAN, STD, ConvStem, EfficientNetLite0Stem, build_stem
 from la_reconvla.conditions import C2_INPUT
 from la_reconvla.contracts import PolicyInput
@@ -105,7 +106,7 @@ def test_with_input_masking_no_bit_of_a_masked_patch_passes_efficientnet(lite_po
 def test_gradients_reach_every_weight_of_the_stem(stem):
     policy, batch = tiny_policy(backbone=SIZES[stem]).train(), random_batch(2, SIZES[stem])
     losses(policy, batch, C2_INPUT.reconstruction, generator(0, "mask")).total.backward()
-    for name, weight in policy.backbone.model.vision_tower.embeddings.patch_embedding.named_parameters():
+    for name, weight in tower_of(policy.backbone.model.vision_tower).embeddings.patch_embedding.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.abs().max() > 0, name
 
@@ -159,7 +160,7 @@ def test_what_a_token_of_efficientnet_reads_lies_around_its_patch():
 
 def test_batch_statistics_stay_those_of_imagenet_and_no_sample_depends_on_its_batch():
     policy, batch = tiny_policy(backbone=SIZES["efficientnet-lite0"]), random_batch(3, SIZES["efficientnet-lite0"])
-    stem = policy.backbone.model.vision_tower.embeddings.patch_embedding
+    stem = tower_of(policy.backbone.model.vision_tower).embeddings.patch_embedding
     before = {name: value.clone() for name, value in stem.named_buffers()}
     acting = policy.features(batch).patches
     assert torch.equal(policy.train().features(batch).patches, acting)

@@ -47,7 +47,7 @@ from la_reconvla.training.trackers import METRICS
 
 POLICY = (
     "cameras fit held-out backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens "
-    "norm-pixels latents steps shift gaze device"
+    "norm-pixels latents steps shift gaze device track"
 )
 COMMANDS = {  # and the names of their options, which scripts depend on
     "check machine": "out",
@@ -60,6 +60,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data render": "image-size quality frame-stride wrist maps workers allow-any-mujoco",
     "data import": "out rate orientation cameras binary instruction",
     "data check": "sheet",
+    "data convert": "pictures",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
@@ -73,7 +74,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "look": "backbone image instruction out against per-head layers device",
     "serve": "port host token-file instruction device clients",
     "share folder": "out merged",
-    "share hub": "repo merged private",
+    "share hub": "repo merged weights license datasets private",
+    "share pull": "out revision",
     "share lerobot": "out",
     "share from-lerobot": "out",
     "pretrain": "scenes out demonstrations hold-out objective patch stem weights wrist steps batch-size "
@@ -325,7 +327,7 @@ def test_what_may_be_changed_of_a_preset_is_a_field_of_its_type() -> None:
                 assert holders, f"nothing has a field {name}"
                 assert all(offered == (held | None) for held in holders), f"{name}: {offered}, {holders}"
                 changed.add(name)
-    assert len(changed) == 28
+    assert len(changed) == 29
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,7 @@ def test_a_start_that_is_no_state_is_named(tmp_path: Path, value: Any) -> None:
     make_official(tmp_path / "a_demo.hdf5")
     with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
         file["data/demo_0"].attrs["init_state"] = value
-    with pytest.raises(UserError, match="'init_state' of demo_0, a simulator state"):
+    with pytest.raises(UserError, match="demo_0: 'init_state', a simulator state"):
         read_file(tmp_path / "a_demo.hdf5")[0].first_state()
 
 
@@ -452,7 +452,7 @@ def test_folders_that_hold_no_demonstrations(tmp_path: Path) -> None:
         open_demonstrations(tmp_path)
     (tmp_path / "meta").mkdir()
     (tmp_path / "meta" / "info.json").write_text("{}")
-    with pytest.raises(UserError, match="LeRobot dataset"):
+    with pytest.raises(UserError, match=r"info\.json: the version is None"):
         open_demonstrations(tmp_path)
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from la_reconvla import cli
-from la_reconvla.data import importing
+from la_reconvla.data import foreign_writer
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.importing import Import, import_episodes
 from la_reconvla.errors import UserError
@@ -74,20 +74,20 @@ def test_what_was_stopped_goes_on(config: Import, monkeypatch: pytest.MonkeyPatc
     whole = replace(config, out=config.out.with_name("whole"))
     import_episodes(whole)
     written: list[str] = []
-    write = importing._write_shard
+    write = foreign_writer._write_shard
 
     def stop_after_two(path: Path, source: Any, *rest: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        written.append(source.folder.name)
+        written.append(Path(source.where).name)
         write(path, source, *rest)
 
-    monkeypatch.setattr(importing, "_write_shard", stop_after_two)
+    monkeypatch.setattr(foreign_writer, "_write_shard", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         import_episodes(config)
     with pytest.raises(UserError, match="not finished"):
         open_demonstrations(config.out)
-    monkeypatch.setattr(importing, "_write_shard", lambda *a: (written.append(a[1].folder.name), write(*a)))
+    monkeypatch.setattr(foreign_writer, "_write_shard", lambda *a: (written.append(Path(a[1].where).name), write(*a)))
     import_episodes(config)
     assert written == ["e0", "e1", "e2"]
     assert open_demonstrations(config.out).hash == open_demonstrations(whole.out).hash
@@ -138,6 +138,8 @@ def edited(folder: Path, edit: str) -> None:
         shutil.rmtree(folder / "wrist")
     elif edit == "no words":
         (folder / "instruction.txt").unlink()
+    elif edit == "words of another coding":
+        (folder / "instruction.txt").write_bytes("den Würfel".encode("latin-1"))
     elif edit == "short state":
         np.save(folder / "state.npy", np.zeros((3, 9)))
     elif edit == "other state":
@@ -162,6 +164,7 @@ def edited(folder: Path, edit: str) -> None:
         ("picture of another size", r"picture 3 of 'wrist' is \(5, 5\)"),
         ("no camera", "e1: no pictures of the camera 'wrist'"),
         ("no words", "instruction.txt: no instruction; write it there"),
+        ("words of another coding", "instruction.txt cannot be read .* as UTF-8"),
         ("short state", "12 actions and 3 states"),
         ("other state", "its state has 8 columns, that of e0 9"),
         ("pickle", "state.npy is no table of numbers"),

@@ -287,8 +287,6 @@ def test_what_may_not_be_read_is_not_called_damaged(another_user: Path, what: st
         (["libero_goal-train.tfrecord-00000-of-00016"], "RLDS"),
         (["training/episode_0358482.npz"], "CALVIN"),
         (["lang_annotations/auto_lang_ann.npy"], "CALVIN"),
-        (["meta/info.json", "data/chunk-000/episode_000000.parquet"], "LeRobot"),
-        (["libero/meta/info.json"], "LeRobot"),
     ],
 )
 def test_other_layouts_are_recognised(tmp_path: Path, files: list[str], name: str) -> None:

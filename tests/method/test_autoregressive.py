@@ -106,9 +106,8 @@ def test_a_token_changes_nothing_before_it(name):
     assert torch.equal(before.instruction_state, after.instruction_state)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("paligemma2", "llava_window")])
+@pytest.mark.parametrize("name", ALL)
 def test_a_batch_is_its_samples(name):
-    """In the library, a sliding window counts padding like tokens."""
     policy = policy_named(name)
     batch = batch_for(policy)
     together = policy.act(batch.inputs)

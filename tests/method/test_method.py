@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch, tiny_policy
 from la_reconvla.backbones.paligemma import BOS, PAD, SmallPaliGemma, whiten_patches
+from la_reconvla.backbones.shared import tower_of
 from la_reconvla.contracts import Features, PolicyInput
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, position_table
@@ -73,7 +73,7 @@ def test_padding_a_batch_changes_no_saliency_and_no_action():
 def test_patch_embeddings_start_whitened():
     """Against numpy: inner products of embedded training patches are those of their whitened principal components."""
     backbone = TINY.build()
-    embeddings: Any = backbone.model.vision_tower.embeddings
+    embeddings = tower_of(backbone.model.vision_tower).embeddings
     before = embeddings.position_embedding.weight.detach().numpy().copy()
     shape = (80, 3, TINY.image_size, TINY.image_size)
     noise = np.random.default_rng(0).normal(size=shape)
@@ -98,7 +98,7 @@ def test_patch_embeddings_start_whitened():
 
 
 def test_positions_start_alike_where_patches_are_neighbours():
-    weight = SmallPaliGemma(image_size=112, patch=16, width=64).build().model.vision_tower.embeddings
+    weight = tower_of(SmallPaliGemma(image_size=112, patch=16, width=64).build().model.vision_tower).embeddings
     table = weight.position_embedding.weight.detach().numpy()
     place = np.stack(np.divmod(np.arange(49), 7), axis=1)
     apart = np.linalg.norm(place[:, None] - place[None], axis=-1)

@@ -305,6 +305,10 @@ def test_a_policy_of_another_robot_is_served():
         np.testing.assert_allclose(answer, wanted.numpy(), atol=1e-4)
         with pytest.raises(UserError, match="upside_down pictures"):
             client.Remote(f"ws://127.0.0.1:{port}").build()
+    upright = untrained(C1, backbone=backbone, bins=bins)
+    service = Service(TrainedPolicy(upright.build().eval(), upright, Trained(None)))  # pyright: ignore
+    with served(service) as port, pytest.raises(UserError, match=r"acts by \['left', 'right', 'grip'\]; LIBERO's are"):
+        client.Remote(f"ws://127.0.0.1:{port}").build()
 
 
 def test_a_port_for_others_needs_a_token(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from la_reconvla.study.ablation import ablate
 from la_reconvla.study.cells import offline
 from la_reconvla.study.domains import Recorded
 from la_reconvla.study.heldout import action_errors, measure_run
+from la_reconvla.study.parts import boxes_beside, part_masks
 from la_reconvla.study.presets import preset
 from la_reconvla.study.train_cells import train_one
-from la_reconvla.training.checkpoint import WEIGHTS, kept
+from la_reconvla.training.checkpoint import WEIGHTS, kept, load_policy
 from la_reconvla.training.tensors import save_tensors
 
 
@@ -73,3 +75,47 @@ def test_one_demonstration_is_trained_on_without_any_held_out(tmp_path: Path) ->
     assert (tmp_path / "run" / WEIGHTS).exists()
     with pytest.raises(UserError, match="is finished, after 1 steps"):
         train_one(tmp_path, tmp_path / "run", "C1", 0, "smoke", {"steps": 2, "held_out": 0.0})
+
+
+def test_boxes_of_another_program_locate_the_target(tmp_path: Path) -> None:
+    """Overlap and hiding are measured against boxes as against maps that fill the same boxes."""
+    make_official(tmp_path / "a_demo.hdf5")
+    opened = open_demonstrations(tmp_path)
+    box = [0.25, 0.5, 0.5, 0.75]
+    lines = [
+        {"episode": e.name, "step": int(step), "box": None if step == 0 else box}
+        for e in opened.episodes
+        for step in e.frame_steps
+    ]
+    (tmp_path / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    boxes = boxes_beside(opened, str(tmp_path / "boxes.jsonl"))
+    run = untrained(C1, quality="official")
+    run.save(tmp_path / "run")
+    save_tensors(tmp_path / "run" / WEIGHTS, kept(run.build()))
+    samples = Samples(opened, TINY.image_size, TINY.chunk)
+    masks = part_masks(samples, np.arange(4), boxes)
+    size = TINY.image_size
+    expected = np.zeros((size, size), bool)
+    expected[size // 2 : 3 * size // 4, size // 4 : size // 2] = True
+    for number, mask in enumerate(masks):
+        shown = samples.origin(number)[1] != 0
+        assert (mask[0] == (expected & shown)).all()
+        assert not mask[1:].any()
+    found = measure_run(tmp_path / "run", samples, np.arange(4), swaps=(), boxes=boxes)["true"]
+    policy, _ = load_policy(tmp_path / "run")
+    maps = policy.look(samples.batch(np.arange(4)).inputs).detach().numpy()
+    rows, columns = TINY.grid
+    patch = size // rows
+    for record, one, mask in zip(found, maps, masks, strict=True):
+        row, column = divmod(int(one.argmax()), columns)
+        hit = mask[0, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch].any()
+        assert record.phase is None
+        assert record.mean_map is not None
+        assert record.mean_map.target.visible == mask[0].any()
+        if mask[0].any():
+            assert record.mean_map.target.pointing == hit
+            assert record.hidden["target"].shift is not None
+        assert record.hidden["destination"].shift is None
+    (tmp_path / "boxes.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    with pytest.raises(UserError, match="has no line of"):
+        boxes_beside(opened, str(tmp_path / "boxes.jsonl"))

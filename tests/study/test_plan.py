@@ -21,7 +21,7 @@ from la_reconvla.backbones.trained_weights import Freeze, Lora
 from la_reconvla.conditions import C1, C4, CONDITIONS
 from la_reconvla.errors import UserError
 from la_reconvla.method.variants.denoiser import Denoiser
-from la_reconvla.study.plan import DEVICES, NF4_BYTES, device, fitting, plan, verdict
+from la_reconvla.study.plan import DEVICES, NF4_BYTES, device, fitting, hours, plan, verdict
 from la_reconvla.study.step_memory import (
     LANGUAGE,
     Live,
@@ -142,6 +142,14 @@ def test_what_does_not_fit_is_made_to_fit(source: str) -> None:
     assert "whatever is changed" in verdict(plan(step, replace(T4, memory=1000.0)))
 
 
+def test_hours_are_those_of_all_policies_of_the_preset(source: str) -> None:
+    """5000 steps of 3.6 seconds are 5 hours; 5 arms and the policy without an image, with 3 seeds, are 18 policies."""
+    planned = replace(plan(PlannedStep(tiny(source), ARM, 1, 1), T4), seconds=3.6)
+    told = hours(planned)
+    for part in ("5.0 hours of training for one policy (5000 steps)", "90 for study run paper (18 policies", "15 less"):
+        assert part in told
+
+
 def test_what_a_device_cannot_do_is_said(source: str) -> None:
     with pytest.raises(UserError, match="t4 has no bf16 in hardware: give --dtype fp16"):
         plan(PlannedStep(tiny(source, dtype="bf16")), T4)
@@ -202,6 +210,9 @@ def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: py
         "peak",
         "time per step",
         "fits: ",
+        "18 policies",
+        "its disk: about",
+        "it downloads nothing",
     ):
         assert part in shown
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, errors
+from huggingface_hub import ModelCard
 from test_pretrained import SHORT, batch_of, save_tiny, tiny, train_pretrained
 from test_results import episode
 from test_train import train_tiny, write_demonstrations
@@ -23,9 +23,10 @@ from la_reconvla.backbones.trained_weights import Lora
 from la_reconvla.episodes import append_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.storage import write_json
-from la_reconvla.study import publish
+from la_reconvla.study.cards import LIMITS, SIMULATED
 from la_reconvla.study.heldout import write_held_out
-from la_reconvla.study.publish import CARD, LIMITS, export, push
+from la_reconvla.study.publish import export
+from la_reconvla.study.shareable import CARD
 from la_reconvla.training import checkpoint
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, find_run, load_policy
 from la_reconvla.training.tensors import load_tensors
@@ -117,6 +118,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
         "action error on held-out frames, true view: 0.300",
         "action error on held-out frames, grey image: 0.500",
         f"training loss of the actions at the end: {loss:.3f}",
+        SIMULATED,
         *LIMITS,
     ):
         assert said in card.text
@@ -131,48 +133,6 @@ def test_a_small_policy_goes_too(tmp_path: Path) -> None:
     assert torch.equal(acts(out), acts(small))
     with pytest.raises(UserError, match="leave --merged out"):
         export(small, tmp_path / "merged", merged=True)
-
-
-class Hub:
-    """What `HfApi` was asked for; what was uploaded stays."""
-
-    def __init__(self, kept: Path):
-        self.kept, self.asked = kept, []
-
-    def __call__(self) -> Hub:
-        return self
-
-    def create_repo(self, repo: str, **options: Any) -> None:
-        self.asked.append((repo, options))
-
-    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
-        shutil.copytree(folder_path, self.kept / repo_id)
-
-
-def test_push_and_load_by_name(run: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = Hub(tmp_path)
-    monkeypatch.setattr(publish, "HfApi", hub)
-    with pytest.raises(UserError, match="which nobody else has: push it with --merged"):
-        push(run, "someone/policy")
-    assert not hub.asked
-    push(run, "someone/policy", merged=True, private=True)
-    assert hub.asked == [("someone/policy", {"private": True, "exist_ok": True})]
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda id, **_: str(tmp_path / id))
-    assert find_run("someone/policy") == tmp_path / "someone/policy"
-    batch = batch_of()
-    policy, _ = load_policy("someone/policy")
-    torch.testing.assert_close(policy.act(batch.inputs), acts(run), atol=1e-4, rtol=1e-3)
-
-
-def test_a_hub_that_refuses_is_explained(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Refusing(Hub):
-        def create_repo(self, repo: str, **options: Any) -> None:
-            raise errors.LocalTokenNotFoundError("no token")
-
-    monkeypatch.setattr(publish, "HfApi", Refusing(run))
-    with pytest.raises(UserError, match=r"the hub refuses someone/policy \(no token\): run `hf auth login`"):
-        push(run, "someone/policy", merged=True)
 
 
 def test_a_folder_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

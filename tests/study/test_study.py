@@ -23,6 +23,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
 from la_reconvla.storage import read_json, read_jsonl, write_json
 from la_reconvla.study.ablation import Ablation, grown
+from la_reconvla.study.disk import disk
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results
 from la_reconvla.training.loop import TrainConfig
@@ -89,6 +90,18 @@ def test_the_smoke_study_leaves_everything_behind(study):
     assert "<html" in (study / "report.html").read_text(encoding="utf-8")[:300].lower()
     assert (results.study.judged, results.hypotheses) == (False, ())
     assert NOT_JUDGED in results.study.limits
+
+
+@pytest.mark.sim
+@pytest.mark.slow
+def test_the_smoke_study_takes_the_disk_that_is_planned(study):
+    def size(*patterns):
+        return sum(path.stat().st_size for pattern in patterns for path in study.rglob(pattern) if path.is_file())
+
+    needs = disk(preset("smoke"), max(path.stat().st_size for path in study.rglob("model.safetensors")))
+    assert needs.demonstrations == pytest.approx(size("*_demo.hdf5"), rel=0.25)
+    assert needs.weights == pytest.approx(size("model.safetensors"), rel=0.25)
+    assert needs.finished == pytest.approx(size("*"), rel=0.25)
 
 
 @pytest.mark.sim

@@ -71,12 +71,12 @@ def test_all_families_act_alike(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["paligemma", "paligemma2", "smolvlm", "llava", "llava_window", "qwen"])
 def test_all_families_decode_alike(name):
-    """Windows shorter than the sequence, and what asks a tensor while it is recorded, are left to the slow path."""
+    """What asks a tensor while it is recorded is left to the slow path."""
     inner = backbone(name, Given(chunk=1))
     with seeded(0, "head"):
         policy = Policy(inner, BINS, action_head=TokenHead(inner, BINS, 2)).eval()
     torch.nn.init.normal_(policy.action_head.norm.weight, generator=generator(0, "norm"))
-    assert agrees(policy, 2).records() == (name == "paligemma")
+    assert agrees(policy, 2).records() == (name in ("paligemma", "paligemma2", "llava_window"))
 
 
 @pytest.mark.slow

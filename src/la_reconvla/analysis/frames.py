@@ -23,14 +23,14 @@ class FrameMap:
         channel: whose attention it is made of (`la_reconvla.contracts.Features`).
         target: overlap with the thing to move.
         destination: overlap with the place to put it.
-        aid: one minus the cosine with the map under the wrong instruction.
+        aid: one minus the cosine with the map under the wrong instruction; None if there is only one instruction.
     """
 
     source: str
     channel: str
     target: FrameOverlap
     destination: FrameOverlap
-    aid: float
+    aid: float | None
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class FrameRecord:
         episode: its name.
         frame: control step.
         action_error: see `la_reconvla.study.heldout.UNIT`.
-        phase: of the episode; None where instance masks are missing, as is all that follows.
+        phase: of the episode; None where instance masks are missing. Without boxes all that follows is missing too.
         mean_map: the mean map, which all arms have; of the true view only, as is all that follows.
         arm_map: the map that the arm's mask follows, if that is another.
         maps: overlap of each kind of map with each thing, five digits after the point.
@@ -93,10 +93,12 @@ class HeldOut:
     Attributes:
         weights: hash of the weights that were measured.
         views: the records of each view, of the same frames in the same order.
+        boxes: identity of the boxes that the target was located by; None if instance masks say where it is.
     """
 
     weights: str
     views: Mapping[View, tuple[FrameRecord, ...]]
+    boxes: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What ``held_out.json`` holds."""

@@ -28,6 +28,7 @@ from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.backbones.continuing import Continuing, Memory
 from la_reconvla.backbones.shared import CLIP, HALF, BackboneConfig, Geometry, Normalisation, average, last_layers
 from la_reconvla.backbones.text import encode
+from la_reconvla.backbones.windows import window_masks
 from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 
 
@@ -125,11 +126,12 @@ class CausalBackbone(Continuing):
         probe = AttentionProbe(self.saliency_layers, words if own else queries, pictures[0]) if attention else None
         embeddings, present = sequence.joined()
         positions = self.positions(present, pictures)
+        masks = window_masks(self.language.config, present, present.shape[1])
         out = self.language(
             inputs_embeds=embeddings,
-            attention_mask=present.long(),
+            attention_mask=present.long() if masks is None else masks,
             position_ids=positions,
-            **(memory.over(self.language, present.long(), positions) if memory else {"use_cache": False}),
+            **(memory.over(present.long(), positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
         return Features(

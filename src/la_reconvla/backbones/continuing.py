@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from la_reconvla.backbones.shared import Wrapped
+from la_reconvla.backbones.windows import window_masks
 from la_reconvla.contracts import Features, PolicyInput
 from la_reconvla.method.variants.autoregressive import Step
 
@@ -22,24 +23,28 @@ from la_reconvla.method.variants.autoregressive import Step
 class Memory:
     """What a forward pass leaves behind for the tokens that follow it; itself the `Step` that takes them.
 
-    The cache keeps every token in every layer: where a layer has a window, the library's mask holds it.
+    The cache keeps every token in every layer: where a layer has a window, the mask holds it.
+
+    Args:
+        language: the language model.
     """
 
-    def __init__(self):
-        self.cache = DynamicCache()
+    def __init__(self, language: Any):
+        self.language, self.cache = language, DynamicCache()
 
-    def over(self, model: Any, present: Tensor, positions: Tensor) -> dict[str, Any]:
-        """Arguments that make `model` remember; `present` [b s] and `positions` [... b s] are of the sequence."""
-        self.model, self.present, self.position = model, present, positions[..., -1:]
+    def over(self, present: Tensor, positions: Tensor) -> dict[str, Any]:
+        """Arguments that make the model remember; `present` [b s] and `positions` [... b s] are of the sequence."""
+        self.present, self.position = present, positions[..., -1:]
         return {"past_key_values": self.cache, "use_cache": True}
 
     def __call__(self, token: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Final hidden state of one more token."""
         self.present = torch.cat([self.present, torch.ones_like(self.present[:, :1])], dim=1)
         self.position = self.position + 1
-        return self.model(
+        masks = window_masks(self.language.config, self.present, 1)
+        return self.language(
             inputs_embeds=token[:, None],
-            attention_mask=self.present,
+            attention_mask=self.present if masks is None else masks,
             position_ids=self.position,
             past_key_values=self.cache,
             use_cache=True,
@@ -61,5 +66,5 @@ class Continuing(Wrapped):
 
     def begin(self, inputs: PolicyInput) -> tuple[Features, Step]:
         """See `la_reconvla.method.variants.autoregressive.SequentialBackbone`."""
-        memory = Memory()
+        memory = Memory(self.language)
         return self(inputs, memory=memory), memory

@@ -19,28 +19,52 @@ def hub_files(source: str, revision: str | None, patterns: tuple[str, ...] | Non
     Raises:
         UserError: in one sentence, with what to do.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     if Path(source).is_dir():
         return Path(source)
     how = f"`hf download {source} --local-dir FOLDER` where there is a network, then {give}FOLDER"
-    try:
+    missing = "is no folder here and no repository on the hub that you may see: check the name"
+    with explained(source, missing=missing, refused="cannot be downloaded", otherwise=how, revision=revision):
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns) if patterns else None))
+
+
+@contextmanager
+def explained(
+    repo: str, *, missing: str, refused: str, otherwise: str, revision: str | None = None, token: str = "a token"
+) -> Iterator[None]:
+    """Around what asks the hub: its errors in one sentence, with what to do.
+
+    Args:
+        repo: who is asked about.
+        missing: what it is if there is no such repository, or a private one of others.
+        refused: what it is if the hub says no, or nothing.
+        otherwise: what helps where the hub cannot be reached.
+        revision: the one that is asked for.
+        token: what to log in with.
+
+    Raises:
+        UserError: in the place of every error of the library, of its HTTP client, and of the machine.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{source} is gated: accept its licence on its page of the Hugging Face hub, run `hf auth login`, and then "
+            f"{repo} is gated: accept its licence on its page of the Hugging Face hub, run `hf auth login`, and then "
             "the same command again"
         ) from error
     except errors.RevisionNotFoundError as error:
-        raise UserError(f"{source} has no revision {revision} on the hub: check it, or leave it out") from error
+        raise UserError(f"{repo} has no revision {revision} on the hub: check it, or leave it out") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"{source} is no folder here and no repository on the hub that you may see: check the name, or run "
-            "`hf auth login` if it is private"
-        ) from error
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{repo} {missing}, or run `hf auth login` if it is private") from error
+    except (errors.HTTPError, OSError) as error:  # pyright: ignore  # the client's own: no connection, no answer in time
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source} cannot be downloaded ({first}): {how}") from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        login = status in (401, 403) or isinstance(error, errors.LocalTokenNotFoundError)
+        helps = f"run `hf auth login` with {token}" if login else otherwise
+        raise UserError(f"{repo} {refused} ({first}): {helps}") from error
 
 
 def folder_hash(folder: Path) -> str:

@@ -27,9 +27,10 @@ from transformers.utils import logging as transformers_logging
 
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe
 from la_reconvla.backbones.continuing import Continuing, Memory
-from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, average, last_layers
+from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, average, last_layers, tower_of
 from la_reconvla.backbones.stems import StemName, build_stem, check_stem
 from la_reconvla.backbones.text import Tokens, encode
+from la_reconvla.backbones.windows import window_masks
 from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import position_table
@@ -147,7 +148,7 @@ class SmallPaliGemma:
             transformers_logging.set_verbosity(level)
         scale_by_fan_in(model)
         if (stem := build_stem(self.stem, self.patch, self.width)) is not None:
-            embeddings: Any = model.model.vision_tower.embeddings
+            embeddings = tower_of(model.model.vision_tower).embeddings
             embeddings.patch_embedding = stem
         return PaliGemmaBackbone(model, tokenizer, self)
 
@@ -167,7 +168,7 @@ def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=1 / math.sqrt(module.embedding_dim))
-    embeddings: Any = model.model.vision_tower.embeddings
+    embeddings = tower_of(model.model.vision_tower).embeddings
     side = embeddings.image_size // embeddings.patch_size
     embeddings.position_embedding.weight.copy_(
         math.sqrt(2) * position_table((side, side), embeddings.position_embedding.embedding_dim)
@@ -188,7 +189,7 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
         images: some training images.
         floor: added to all variances, as a share of the largest, so that noise is not blown up.
     """
-    embeddings: Any = backbone.model.vision_tower.embeddings
+    embeddings = tower_of(backbone.model.vision_tower).embeddings
     weight: Tensor = embeddings.patch_embedding.weight
     p, width = backbone.patch_size, weight.shape[0]
     patches = rearrange(signed(images), "m c (r p) (s q) -> m (r s) (c p q)", p=p, q=p)
@@ -229,7 +230,7 @@ class PaliGemmaBackbone(Continuing):
     @property
     def whitens(self) -> bool:
         """Whether the stem is one linear map of a patch, which `whiten_patches` can fit to training images."""
-        return isinstance(self.model.vision_tower.embeddings.patch_embedding, nn.Conv2d)
+        return isinstance(tower_of(self.model.vision_tower).embeddings.patch_embedding, nn.Conv2d)
 
     @property
     def language(self) -> Any:
@@ -295,12 +296,15 @@ class PaliGemmaBackbone(Continuing):
         asked = {"instruction": slice(first, prefix), "actions": queries}
         probe = AttentionProbe(self.saliency_layers, asked[attention], slice(0, n)) if attention else None
         positions = present.cumsum(1)  # PaliGemma counts from 1; padding does not count
-        out = self.model(
+        masks: Any = window_masks(self.language.config, present, length, prefix)
+        model, seen = self.language, {"attention_mask": masks}
+        if masks is None:
+            model, seen = self.model, {"attention_mask": present, "token_type_ids": suffix}
+        out = model(
             inputs_embeds=embeddings,
-            attention_mask=present,
             position_ids=positions,
-            token_type_ids=suffix,
-            **(memory.over(self.model, present, positions) if memory else {"use_cache": False}),
+            **seen,
+            **(memory.over(present, positions) if memory else {"use_cache": False}),
             **({"probe": probe} if probe else {}),
         ).last_hidden_state
         own = attention == "instruction"

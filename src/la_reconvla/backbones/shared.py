@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from einops import repeat
@@ -108,6 +108,11 @@ def last_layers(layers: Sequence[int], count: int) -> tuple[int, ...]:
     if not 1 <= count <= len(layers):
         raise UserError(f"saliency_layers must be 1 to {len(layers)}, got {count}")
     return tuple(layers[len(layers) - count :])
+
+
+def tower_of(model: Any) -> Any:
+    """What a vision tower does itself: until 5.5 the library wraps it in a model that holds nothing else."""
+    return getattr(model, "vision_model", model)
 
 
 class Wrapped(nn.Module):

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from la_reconvla.backbones.attention_probe import attention_weights
-from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, Wrapped, average, last_layers
+from la_reconvla.backbones.shared import HALF, BackboneConfig, Geometry, Wrapped, average, last_layers, tower_of
 from la_reconvla.backbones.text import encode
 from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 
@@ -39,7 +39,7 @@ class VisionOnlyBackbone(Wrapped):
         vision = model.config
         super().__init__(tokenizer, config, vision.hidden_size, self.geometry_of(vision))
         self.saliency_layers = last_layers(range(vision.num_hidden_layers), config.saliency_layers)
-        self.model: Any = model
+        self.model: Any = tower_of(model)
         self.model.use_head, self.model.head = False, None  # one vector for the whole image: nothing here reads it
         attention_heads = vision.num_attention_heads
         self.words = nn.Embedding(tokenizer.get_vocab_size(), self.width)

@@ -27,7 +27,7 @@ def machine(out: Path = Path(".")) -> None:
 
 
 def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
-    """Estimate memory and time of training a pretrained backbone; suggest what makes it fit.
+    """Estimate memory, time, disk and downloads of training a pretrained backbone; suggest what makes it fit.
 
     Only the backbone's config.json is read: no weights are downloaded.
 
@@ -40,11 +40,14 @@ def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
         "is traced, not run. This takes up to a few minutes.",
         Console(stderr=True),
     )
-    from la_reconvla.study.plan import plan_one, table, verdict
+    from la_reconvla.study.disk import space
+    from la_reconvla.study.plan import hours, plan_one, table, verdict
 
     planned = plan_one(PlanOptions(**vars(step), **vars(model)))
     Console().print(table(planned))
     tell(verdict(planned))
+    tell(hours(planned))
+    tell(space(planned))
 
 
 def power(

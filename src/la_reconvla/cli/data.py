@@ -7,6 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from la_reconvla.cli.options import Flat, Group
+from la_reconvla.data.lerobot_layout import PictureKind
 from la_reconvla.errors import UserError
 from la_reconvla.robot import Orientation
 from la_reconvla.sim.options import EpisodeOptions, FrameOptions, RecordingOptions, RenderOptions, ScenesOptions
@@ -84,12 +85,26 @@ def check(demonstrations: Positional[Path], sheet: IfGiven[Path] = None) -> None
     """Say what a folder of demonstrations holds, what in it looks wrong, and draw a sheet of its pictures.
 
     Args:
-        demonstrations: folder with *_demo.hdf5 files.
+        demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
         sheet: the PNG; by default contact-sheet.png in that folder.
     """
     from la_reconvla.data.checking import check as run
 
     for line in run(demonstrations, sheet or demonstrations / "contact-sheet.png"):
+        print(line)
+
+
+def convert(source: Positional[Path], target: Positional[Path], pictures: PictureKind = "png") -> None:
+    """Write demonstrations as a LeRobotDataset, or a LeRobotDataset as demonstration files. It says what is not kept.
+
+    Args:
+        source: a LeRobotDataset, or a folder with *_demo.hdf5 files.
+        target: the folder to write. A LeRobotDataset appears when it is complete; HDF5 files, stopped, go on.
+        pictures: of a LeRobotDataset: png, without loss, or a video, av1 or h264.
+    """
+    from la_reconvla.data.converting import convert as run
+
+    for line in run(source, target, pictures):
         print(line)
 
 

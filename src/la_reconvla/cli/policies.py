@@ -12,6 +12,7 @@ from la_reconvla.study.options import (
     UNTRAINED,
     EvaluateOptions,
     FloorOptions,
+    IfGiven,
     MachineOptions,
     RolloutOptions,
     StartOptions,
@@ -57,19 +58,47 @@ def folder(run: Positional[Path], out: Path, merged: bool = False) -> None:
     print(export(found, out, merged))
 
 
-def hub(run: Positional[Path], repo: str, merged: bool = False, private: bool = False) -> None:
-    """Upload a policy and its model card to the Hugging Face hub.
+def hub(
+    source: Positional[Path],
+    repo: str,
+    merged: bool = False,
+    weights: bool = False,
+    license: IfGiven[str] = None,
+    datasets: tuple[str, ...] = (),
+    private: bool = False,
+) -> None:
+    """Upload a policy, a study or demonstrations to the Hugging Face hub, with a card (docs/sharing.md).
 
     Args:
-        run: run folder.
+        source: run folder, study folder, or folder of demonstrations.
         repo: user/name.
-        merged: upload the backbone's weights with the adapters merged; by default only trained weights.
+        merged: of a policy, with the backbone's weights, adapters merged; by default only trained weights.
+        weights: of a study, with the weights of its policies; by default its records and results only.
+        license: id as the hub spells it; by default the one that follows, where backbone and data say it.
+        datasets: repositories of the demonstrations that it was trained on, for the card.
         private: make a new repository private.
     """
-    found = _found(run)
+    found = source if source.is_dir() else _found(source)
+    from la_reconvla.study.cards import Labels
     from la_reconvla.study.publish import push
+    from la_reconvla.text_table import tell
 
-    print(f"load it with load_policy('{push(found, repo, merged, private)}')")
+    labels = Labels(repo.removeprefix("datasets/"), license, datasets)
+    done = push(found, labels, merged=merged, weights=weights, private=private)
+    tell(f"get it with `la-reconvla share pull {done.repo} --revision {done.revision} --out FOLDER`")
+
+
+def pull(repo: Positional[str], out: Path, revision: IfGiven[str] = None) -> None:
+    """Download a policy, a study or demonstrations from the Hugging Face hub. Stopped, it goes on with the next file.
+
+    Args:
+        repo: user/name, or datasets/user/name.
+        out: folder to make; it appears when everything is there.
+        revision: commit, tag or branch; the newest commit by default.
+    """
+    from la_reconvla.study.publish import pull as run
+
+    print(run(repo, out, revision))
 
 
 def lerobot(run: Positional[Path], out: Path) -> None:

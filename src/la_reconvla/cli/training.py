@@ -23,7 +23,7 @@ def train(
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
     Args:
-        demonstrations: folder with *_demo.hdf5 files.
+        demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
         out: run folder; an interrupted run resumes in it.
         policy: what is trained, where it differs from the preset.
         training: how it is trained, where it differs from the preset.

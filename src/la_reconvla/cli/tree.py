@@ -46,6 +46,7 @@ TREE: Mapping[str, Branch | Command] = {
             "render": data.render,
             "import": data.import_episodes,
             "check": data.check,
+            "convert": data.convert,
             "boxes": data.boxes,
             "scenes": data.scenes,
         },
@@ -59,10 +60,11 @@ TREE: Mapping[str, Branch | Command] = {
     "look": attention.look,
     "serve": serve.serve,
     "share": Branch(
-        "Export a policy to a folder, the Hugging Face hub or LeRobot, or take one back from LeRobot.",
+        "Give policies, studies and demonstrations to others, and get theirs: a folder, the Hugging Face hub, LeRobot.",
         {
             "folder": policies.folder,
             "hub": policies.hub,
+            "pull": policies.pull,
             "lerobot": policies.lerobot,
             "from-lerobot": policies.from_lerobot,
         },

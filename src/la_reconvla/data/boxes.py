@@ -253,6 +253,15 @@ def box_of(masks: Bool[np.ndarray, "F H W"]) -> Float32[np.ndarray, "F 4"]:
     return boxes
 
 
+def box_masks(boxes: Float32[np.ndarray, "F 4"], size: int) -> Bool[np.ndarray, "F H W"]:
+    """Pictures of `size` pixels a side that are true in their box; of a box that is NaN, nowhere."""
+    edges = np.nan_to_num(boxes * size).round()
+    at = np.arange(size) + 0.5
+    columns = (edges[:, :1] < at) & (at < edges[:, 2:3])
+    rows = (edges[:, 1:2] < at) & (at < edges[:, 3:])
+    return rows[:, :, None] & columns[:, None, :]
+
+
 def filled(boxes: Float32[np.ndarray, "F 4"], name: str) -> Float32[np.ndarray, "F 4"]:
     """Frames without a box (NaN) take that of the nearest frame that has one, of two the earlier.
 

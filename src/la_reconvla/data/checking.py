@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from la_reconvla.data.demonstrations import Demonstrations
+from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import spread_indices
 from la_reconvla.drawing import contact_sheet
@@ -31,7 +31,12 @@ def check(folder: Path, sheet: Path) -> list[str]:
     content = _sheet(opened)
     with atomic_write(sheet) as temporary:
         temporary.write_bytes(content)
-    return [*_about(opened), "", *_actions(opened), *_warnings(opened), "", f"look at {sheet}"]
+    return [*described(opened), *_warnings(opened), "", f"look at {sheet}"]
+
+
+def described(opened: Demonstrations) -> list[str]:
+    """What they are, in lines, and the range of each dimension of their actions, as a table of text."""
+    return [*_about(opened), "", *_actions(opened)]
 
 
 def _about(opened: Demonstrations) -> list[str]:
@@ -86,12 +91,14 @@ def _warnings(opened: Demonstrations) -> list[str]:
         lines.append("look: there is one instruction only: nothing shows whether a policy listens to its words")
     if few := [text for text, count in told.items() if count < FEW]:
         lines.append(f"look: fewer than {FEW} episodes of: {'; '.join(few)}")
-    lines += [f"look: {e.name} shows one picture all the time" for e in opened.episodes if not _moves(e.frames())]
+    lines += [f"look: {e.name} shows one picture all the time" for e in opened.episodes if not _moves(e)]
     return lines
 
 
-def _moves(pictures: np.ndarray) -> bool:
-    return len(pictures) < 2 or bool((pictures[0] != pictures[-1]).any())
+def _moves(episode: Episode) -> bool:
+    count = len(episode.frame_steps)
+    first, last = episode.stream(episode.cameras[0], (0, count - 1))
+    return count < 2 or bool((first != last).any())
 
 
 def _sheet(opened: Demonstrations) -> bytes:
@@ -101,7 +108,6 @@ def _sheet(opened: Demonstrations) -> bytes:
         episode = opened.episodes[index]
         for camera in opened.cameras:
             if _size(opened, camera) is not None:
-                pictures = episode.pictures(camera)
-                chosen = [pictures[at] for at in spread_indices(len(pictures), FRAMES)]
+                chosen = list(episode.stream(camera, spread_indices(len(episode.frame_steps), FRAMES).tolist()))
                 rows.append((f"{episode.name}, {camera}: {episode.instruction}", chosen))
     return contact_sheet(rows)

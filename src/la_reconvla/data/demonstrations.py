@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,25 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from la_reconvla.data.hdf5_layout import (
     FINGERS,
+    HAND,
     REMEDY,
+    ROBOMIMIC_HAND,
     STATE,
     checked_actions,
     dataset_in,
+    lacks,
     opened,
     picture_names,
     picture_size,
     pictures_in,
 )
+from la_reconvla.data.robot_states import axis_angle, checked_simulator, checked_state
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
 
 ROLES = ("target", "destination")
 """Names that denote another instance in each episode."""
-_ROBOMIMIC_HAND = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
-_SHAPES = "the hand is position and axis-angle, or ask for less of the robot's state (--proprio gripper or none)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +103,11 @@ class Episode:
         return f"{self.path.name}/{self.demo}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All that its pictures and numbers are read from."""
+        return (self.path,)
+
+    @property
     def scene(self) -> str:
         """Names the scene: episodes that share one show (nearly) the same pictures and belong on one side of a split.
 
@@ -116,26 +123,48 @@ class Episode:
         """Control steps that have a picture."""
         return np.arange(0, len(self.actions), self.frame_stride)
 
-    def frames(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
-        """The main camera's pictures at `frame_steps`, or at some of them; LIBERO's in its public convention."""
-        return self.pictures(self.cameras[0], rows)
+    def frames(self) -> UInt8[np.ndarray, "F H W 3"]:
+        """The main camera's pictures at `frame_steps`, LIBERO's in its public convention."""
+        return self.pictures(self.cameras[0])
 
-    def wrist(self, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
-        """LIBERO's wrist pictures at `frame_steps`, or at some of them, public convention.
+    def wrist(self) -> UInt8[np.ndarray, "F H W 3"]:
+        """LIBERO's wrist pictures at `frame_steps`, public convention.
 
         Raises:
             UserError: as `pictures`.
         """
-        return self.pictures(LIBERO_CAMERAS[1], rows)
+        return self.pictures(LIBERO_CAMERAS[1])
 
-    def pictures(self, camera: str, rows: slice = slice(None)) -> UInt8[np.ndarray, "F H W 3"]:
-        """Pictures of a camera at `frame_steps`, or at some of them.
+    def pictures(self, camera: str) -> UInt8[np.ndarray, "F H W 3"]:
+        """Pictures of a camera at `frame_steps`.
 
         Raises:
             UserError: the file has none, or they are not uint8 RGB pictures.
         """
+        return np.stack(list(self.stream(camera)))
+
+    def stream(self, camera: str, numbers: Iterable[int] | None = None) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The same, one picture after the other, so that one is in memory at a time.
+
+        Args:
+            camera: its name.
+            numbers: which of those at `frame_steps`, ascending, counted from 0; all by default.
+
+        Raises:
+            UserError: as `pictures`.
+        """
+        rows, columns = self.turn
+        chosen = range(len(self.frame_steps)) if numbers is None else numbers
+        return (np.ascontiguousarray(picture[::rows, ::columns]) for picture in self.stored(camera, chosen))
+
+    def stored(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """The same, as they are stored; the one place that reads pictures.
+
+        Raises:
+            UserError: as `pictures`.
+        """
         with opened(self.path) as file:
-            return self._turned(pictures_in(self._where, self._stored(file, camera), rows))
+            yield from pictures_in(self._where, self._stored(file, camera), numbers)
 
     def picture_size(self, camera: str) -> tuple[int, int]:
         """Rows and columns of a camera's pictures.
@@ -152,7 +181,8 @@ class Episode:
         Raises:
             UserError: the file has none, or one that uses a number without a name.
         """
-        maps = self._turned(self._array(("instances/map",), len(self.frame_steps)))
+        rows, columns = self.turn
+        maps = np.ascontiguousarray(self._array(("instances/map",), len(self.frame_steps))[:, ::rows, ::columns])
         if maps.max() > len(self.instance_names):
             raise UserError(
                 f"{self.path}: an instance map of {self.demo} uses the number {maps.max()}, but there are "
@@ -188,14 +218,14 @@ class Episode:
             return self._floats((f"obs/{STATE}",), self.state_width)
         with opened(self.path) as file:
             group = file["data"][self.demo]
-            robomimic = "obs/ee_states" not in group and _ROBOMIMIC_HAND[1] in group
+            robomimic = HAND not in group and ROBOMIMIC_HAND[1] in group
         if robomimic:
             position, quaternion = (
-                self._floats((name,), width) for name, width in zip(_ROBOMIMIC_HAND, (3, 4), strict=True)
+                self._floats((name,), width) for name, width in zip(ROBOMIMIC_HAND, (3, 4), strict=True)
             )
-            hand = np.concatenate([position, _axis_angle(quaternion)], axis=1)
+            hand = np.concatenate([position, axis_angle(quaternion)], axis=1)
         else:
-            hand = self._floats(("obs/ee_states",), 6)
+            hand = self._floats((HAND,), 6)
         return np.concatenate([hand, self.fingers()], axis=1)
 
     def fingers(self) -> Float32[np.ndarray, "T 2"]:
@@ -223,7 +253,7 @@ class Episode:
         Raises:
             UserError: the file has none, or they are no numbers of this shape.
         """
-        return self._simulated("states", self._array(("states",), len(self.actions)), 2)
+        return checked_simulator(self._where, "states", self._array(("states",), len(self.actions)), 2)
 
     def first_state(self) -> Float[np.ndarray, " s"]:
         """Flattened MuJoCo state that the episode was reset to.
@@ -234,16 +264,8 @@ class Episode:
         with opened(self.path) as file:
             attributes = file["data"][self.demo].attrs
             if "init_state" not in attributes:
-                raise UserError(f"{self.path}: {self.demo} has no 'init_state'; it was recorded without")
-            return self._simulated("init_state", np.asarray(attributes["init_state"]), 1)
-
-    def _simulated(self, name: str, values: np.ndarray, axes: int) -> np.ndarray:
-        if values.dtype.kind != "f" or values.ndim != axes or not np.isfinite(values).all():
-            raise UserError(
-                f"{self.path}: '{name}' of {self.demo}, a simulator state, is {values.dtype} {values.shape}, not "
-                f"finite floats of {axes} axes; {REMEDY}"
-            )
-        return values
+                raise lacks(self._where, "init_state")
+            return checked_simulator(self._where, "init_state", np.asarray(attributes["init_state"]), 1)
 
     def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
         with opened(self.path) as file:
@@ -251,17 +273,8 @@ class Episode:
 
     def _floats(self, names: tuple[str, ...], width: int) -> Float32[np.ndarray, "T width"]:
         """Finite numbers, `width` of them at every step."""
-        stored = self._array(names, len(self.actions))
-        if stored.shape[1:] != (width,) or stored.dtype.kind != "f":
-            raise UserError(
-                f"{self.path}: {names[0]} of {self.demo}, a state of the robot, is {stored.dtype} {stored.shape}, not "
-                f"floats of shape ({len(self.actions)}, {width}); {_SHAPES}"
-            )
-        with np.errstate(over="ignore"):  # becomes infinite, and is refused below
-            values = stored.astype(np.float32)
-        if not np.isfinite(values).all():
-            raise UserError(f"{self.path}: {self.demo} has NaN or infinity in its robot states; {REMEDY}")
-        return values
+        length = len(self.actions)
+        return checked_state(self._where, names[0], self._array(names, length), (length, width))
 
     @property
     def _where(self) -> str:
@@ -270,10 +283,6 @@ class Episode:
     def _stored(self, file: Any, camera: str) -> Any:
         """The dataset of a camera's pictures."""
         return dataset_in(self._where, file["data"][self.demo], picture_names(camera), len(self.frame_steps))
-
-    def _turned(self, stored: np.ndarray) -> np.ndarray:
-        rows, columns = self.turn
-        return np.ascontiguousarray(stored[:, ::rows, ::columns])
 
 
 @dataclass(frozen=True, eq=False)
@@ -342,10 +351,9 @@ class Demonstrations:
                 f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
             )
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
-            with opened(episode.path) as file:
-                frames = dataset_in(str(episode.path), file["data"][episode.demo], picture_names(self.cameras[0]))
-                for index in (0, len(frames) // 2, len(frames) - 1):
-                    digest.update(frames[index].tobytes())
+            count = len(episode.frame_steps)
+            for picture in episode.stored(self.cameras[0], (0, count // 2, count - 1)):
+                digest.update(picture.tobytes())
         return digest.hexdigest()
 
     def divide(self, held_out: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:
@@ -386,11 +394,3 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
                 f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
     return Demonstrations(tuple(episodes))
-
-
-def _axis_angle(quaternions: Float32[np.ndarray, "T 4"]) -> Float32[np.ndarray, "T 3"]:
-    """Rotation vectors (rad) of xyzw quaternions, as robosuite makes LIBERO's: angles up to 2 pi."""
-    w = quaternions[:, 3:].clip(-1, 1)
-    sine = np.sqrt(1 - w * w)
-    whole = sine > 1e-8
-    return np.where(whole, quaternions[:, :3] * 2 * np.arccos(w) / np.where(whole, sine, 1), 0)

@@ -24,18 +24,17 @@ class Layout:
     instead: str
 
 
-_HDF5 = "give a folder of LIBERO's HDF5 files (*_demo.hdf5)"
+_READ = "give a folder of LIBERO's HDF5 files (*_demo.hdf5), or a LeRobotDataset"
 LAYOUTS = (
-    Layout("a LeRobot dataset", ("meta/info.json", "*/meta/info.json"), _HDF5),
     Layout(
         "a dataset in RLDS (TensorFlow Datasets)",
         (*("*/" * depth + name for depth in range(3) for name in ("dataset_info.json", "*.tfrecord*")),),
-        f"{_HDF5}; those that OpenVLA's RLDS data were made from are its script's output, and are read",
+        f"{_READ}; those that OpenVLA's RLDS data were made from are its script's output, and are read",
     ),
     Layout(
         "a dataset of CALVIN",
         (*("*/" * depth + name for depth in range(2) for name in ("episode_*.npz", "lang_annotations")),),
-        f"{_HDF5}; CALVIN's own actions and cameras are other ones",
+        f"{_READ}; CALVIN's own actions and cameras are other ones",
     ),
 )
 

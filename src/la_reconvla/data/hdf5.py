@@ -1,4 +1,7 @@
-"""Reads LIBERO's demonstration files and ours, and refuses damaged ones; the layout: `la_reconvla.data.hdf5_layout`."""
+"""Opens folders of demonstrations; reads LIBERO's files and ours, and refuses damaged ones.
+
+The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reconvla.data.lerobot`.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ from la_reconvla.data.hdf5_layout import (
     SHARDS,
     STATE,
     checked_actions,
+    checked_text,
     dataset_in,
     episode_groups,
     opened,
     picture_names,
     picture_size,
 )
+from la_reconvla.data.lerobot import read_folder
+from la_reconvla.data.lerobot_layout import INFO, is_lerobot
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
@@ -39,7 +45,7 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
     """All demonstrations in a folder, ordered by task and episode.
 
     Args:
-        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's.
+        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset.
         tasks: names of the tasks wanted, or (our files only) their indices; all by default.
 
     Raises:
@@ -47,7 +53,10 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
             files of different render quality, picture size or frame stride.
     """
     folder = Path(folder)
-    episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
+    if is_lerobot(folder):
+        episodes: list[Episode] = read_folder(folder)
+    else:
+        episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
     episodes = episodes if tasks is None else _of_tasks(episodes, tasks)
     return same_kind(episodes, str(folder))
 
@@ -122,7 +131,7 @@ def _texts(where: str, attributes: Mapping[str, Any], name: str) -> tuple[str, .
         found = None
     if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
         raise UserError(f"{where}: there is no list of '{name}' (JSON, of texts); {REMEDY}")
-    return tuple(_text(where, name, one) for one in found)
+    return tuple(checked_text(where, name, one) for one in found)
 
 
 def _language(where: str, attributes: Mapping[str, Any]) -> str | None:
@@ -243,16 +252,7 @@ def _attribute(where: str, attributes: Mapping[str, Any], name: str, kind: type[
     accepted = {int: (int, np.integer), float: (int, float, np.number), str: (str,)}[kind]
     if not isinstance(value, accepted) or (kind is float and not np.isfinite(value)):
         raise UserError(f"{where}: the attribute '{name}' is {value!r}, not of the kind {kind.__name__}; {REMEDY}")
-    return _text(where, name, value) if kind is str else kind(value)
-
-
-def _text(where: str, name: str, value: str) -> str:
-    """`value`, if it is UTF-8: h5py lets other bytes through as characters that cannot be written anywhere."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: the text '{name}' is damaged ({value!a}); {REMEDY}") from None
-    return value
+    return checked_text(where, name, value) if kind is str else kind(value)
 
 
 # ---------------------------------------------------------------- folders
@@ -278,7 +278,9 @@ def _find_files(folder: Path) -> list[Path]:
     others = ", ".join(names[:5]) or "nothing"
     named = any(name.endswith((".hdf5", ".h5")) for name in names)
     way_out = f"rename what you want read to *{DEMO_SUFFIX}, or give one file" if named else "give the folder of them"
-    raise UserError(f"{folder}: no *{DEMO_SUFFIX} file there, found {others}; {way_out}")
+    raise UserError(
+        f"{folder}: no *{DEMO_SUFFIX} file there and no {INFO} of a LeRobotDataset, found {others}; {way_out}"
+    )
 
 
 def _of_tasks(episodes: Sequence[Episode], tasks: Sequence[str | int]) -> list[Episode]:

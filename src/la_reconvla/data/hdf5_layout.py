@@ -38,9 +38,9 @@ where the expert took over.
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from jaxtyping import Float32, UInt8
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
+from la_reconvla.storage import why_unreadable
 
 DEMO_SUFFIX = "_demo.hdf5"
 SHARDS = "shards"
@@ -64,6 +65,8 @@ ACTION_NAMES, ACTION_KINDS = "action_names", "action_kinds"
 REMEDY = "collect or download the file again"
 # Names of one thing in the order in which they are looked for: LIBERO's, then robomimic's.
 _ROBOMIMIC_PICTURES = {"agentview": ("obs/agentview_image",), "eye_in_hand": ("obs/robot0_eye_in_hand_image",)}
+HAND = "obs/ee_states"
+ROBOMIMIC_HAND = ("obs/robot0_eef_pos", "obs/robot0_eef_quat")
 FINGERS = ("obs/gripper_states", "obs/robot0_gripper_qpos")
 # What HDF5, h5py and numpy raise where a damaged file gives another place, size or kind of something.
 _DAMAGE = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
@@ -98,27 +101,42 @@ def picture_names(camera: str) -> tuple[str, ...]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, and what helps: a whole file that cannot be opened now need not be downloaded again."""
-    number = getattr(error, "errno", None)
-    if number in (errno.EACCES, errno.EPERM):
-        return "you may not read it; ask its owner, or change the permissions (chmod) of the file and its folders"
+    """What is wrong, and what helps."""
     if "unable to lock file" in str(error) or isinstance(error, BlockingIOError):
         return (
             "another program holds it open for writing; end that, or, on a disk that knows no locks, set "
             "HDF5_USE_FILE_LOCKING=FALSE"
         )
-    if isinstance(error, MemoryError):
-        return f"what it says that it holds does not fit in memory ({error}); free some, or {REMEDY}"
-    if number is not None:
-        return f"cannot be read ({error}); see to the disk or the connection to it, the file itself may be whole"
     if "signature not found" in str(error):
         return f"not an HDF5 file; {REMEDY}"
-    return f"truncated or damaged ({error}); {REMEDY}"
+    return why_unreadable(error, REMEDY)
+
+
+def file_names(instructions: Iterable[str]) -> dict[str, str]:
+    """A task's name, which is that of its file too, for each instruction."""
+    result: dict[str, str] = {}
+    for text in dict.fromkeys(instructions):
+        name = re.sub(r"\W+", "_", text.lower()).strip("_")[:80] or "task"
+        result[text] = name if name not in result.values() else f"{name}_{len(result)}"
+    return result
 
 
 def episode_groups(data: Any) -> list[str]:
     """Names of the episodes by number: demo_2 comes before demo_10."""
     return sorted((n for n in data if n.startswith("demo_") and n[5:].isdigit()), key=lambda name: int(name[5:]))
+
+
+def checked_text(where: str, name: str, value: str, remedy: str = REMEDY) -> str:
+    """`value`, if it is UTF-8: h5py and JSON let other bytes through as characters that cannot be written anywhere.
+
+    Raises:
+        UserError: it is not; the message begins with `where`, names `name` and ends with `remedy`.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the text '{name}' is damaged ({value!a}); {remedy}") from None
+    return value
 
 
 def checked_actions(where: str, dataset: Any, space: ActionSpace) -> Float32[np.ndarray, "T a"]:
@@ -147,6 +165,11 @@ def checked_actions(where: str, dataset: Any, space: ActionSpace) -> Float32[np.
     return actions
 
 
+def lacks(where: str, name: str) -> UserError:
+    """What is raised where an episode does not have what is asked for."""
+    return UserError(f"{where} has no '{name}'; it was recorded without")
+
+
 def dataset_in(where: str, group: Any, names: tuple[str, ...], rows: int | None = None) -> Any:
     """The first dataset of these `names` that a group has, its values not read yet.
 
@@ -162,7 +185,7 @@ def dataset_in(where: str, group: Any, names: tuple[str, ...], rows: int | None 
     """
     name = next((name for name in names if name in group), None)
     if name is None:
-        raise UserError(f"{where} has no '{names[0]}'; it was recorded without")
+        raise lacks(where, names[0])
     dataset = group[name]
     if not isinstance(dataset, h5py.Dataset):
         raise UserError(f"{where}: '{name}' is no dataset; {REMEDY}")
@@ -217,19 +240,18 @@ def picture_size(where: str, dataset: Any) -> tuple[int, int]:
     return dataset.shape[1:3]
 
 
-def pictures_in(where: str, dataset: Any, rows: slice) -> UInt8[np.ndarray, "F H W 3"]:
-    """Pictures of a dataset, as stored.
+def pictures_in(where: str, dataset: Any, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Pictures of a dataset, as stored, one after the other.
 
     Raises:
         UserError: as `picture_size`, or encoded ones differ in size.
     """
-    size = picture_size(where, dataset)
-    if not _encoded(dataset):
-        return dataset[rows]
-    pictures = [_decoded(where, row) for row in dataset[rows]]
-    if any(picture.shape != (*size, 3) for picture in pictures):
-        raise UserError(f"{where}: the pictures of {dataset.name} differ in size; store all at one size")
-    return np.stack(pictures)
+    size, encoded = picture_size(where, dataset), _encoded(dataset)
+    for number in numbers:
+        picture = _decoded(where, dataset[number]) if encoded else dataset[number]
+        if picture.shape != (*size, 3):
+            raise UserError(f"{where}: the pictures of {dataset.name} differ in size; store all at one size")
+        yield picture
 
 
 def _encoded(dataset: Any) -> bool:

@@ -8,32 +8,28 @@
                      state.csv                    the robot's state, likewise; may be missing
                      instruction.txt              the words that the robot was given
 
-All but the pictures is checked before anything is written; those are read once, one at a time. Each episode becomes a
-file of its own first, so that what is stopped goes on; at the end those of one instruction become one file.
+All but the pictures is checked before anything is written; those are read once, one at a time.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import imageio_ffmpeg
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 
 from la_reconvla.data import hdf5_layout as names
-from la_reconvla.data.hdf5_writer import COMPRESSION, merge_files, write_totals
+from la_reconvla.data.foreign_writer import Foreign, Pictures, write_foreign
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.progress import progress
 from la_reconvla.robot import ActionKind, ActionSpace, Orientation
-from la_reconvla.storage import atomic_write, claim, locked
+from la_reconvla.storage import claim, locked
 
 PICTURES = (".png", ".jpg", ".jpeg")
 MAIN, VIDEO, CLAIM = "main", ".mp4", "import.json"
@@ -61,6 +57,13 @@ class Source:
     actions: Float32[np.ndarray, "T a"]
     state: Float32[np.ndarray, "T p"] | None
     instruction: str
+
+    def foreign(self) -> Foreign:
+        """The episode as it is written."""
+        states = {} if self.state is None else {names.STATE: self.state}
+        return Foreign(
+            str(self.folder), self.instruction, self.actions, states, functools.partial(_pictures, self.folder)
+        )
 
 
 def import_episodes(config: Import) -> list[str]:
@@ -90,7 +93,7 @@ def import_episodes(config: Import) -> list[str]:
             names.ORIENTATION: config.orientation,
             names.RATE: config.rate,
         }
-        files = _write(config.out, sources, cameras, about)
+        files = write_foreign(config.out, [source.foreign() for source in sources], cameras, about)
     steps = sum(len(source.actions) for source in sources)
     return [*lines, f"{config.out}: {len(sources)} episodes, {steps} steps, {files} instructions"]
 
@@ -130,7 +133,10 @@ def _read(folder: Path, instruction: str | None) -> Source:
     if state is not None and len(state) not in (len(actions), len(actions) + 1):
         raise UserError(f"{folder}: {len(actions)} actions and {len(state)} states; write a state for each action")
     path = folder / "instruction.txt"
-    words = " ".join(path.read_text(encoding="utf-8").split()) if path.exists() else instruction
+    try:
+        words = " ".join(path.read_text(encoding="utf-8").split()) if path.exists() else instruction
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): save it again as UTF-8 text") from error
     if not words:
         raise UserError(f"{path}: no instruction; write it there, or give --instruction to all that have none")
     given = header or tuple(f"action {column}" for column in range(actions.shape[1]))
@@ -210,7 +216,7 @@ def _two_valued(sources: list[Source], space: ActionSpace) -> tuple[list[Source]
     return [replace(source, actions=actions) for source, actions in zip(sources, changed, strict=True)], lines
 
 
-def _pictures(folder: Path, camera: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def _pictures(folder: Path, camera: str) -> Pictures:
     """Pictures of a camera, one at a time."""
     video, inside = folder / f"{camera}{VIDEO}", folder / camera
     if video.exists():
@@ -227,74 +233,3 @@ def _pictures(folder: Path, camera: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]
     paths = sorted((p for p in inside.iterdir() if p.suffix.lower() in PICTURES), key=_number)
     for path in paths:
         yield read_picture(path)
-
-
-# ---------------------------------------------------------------- writing
-
-
-def _write(out: Path, sources: list[Source], cameras: tuple[str, ...], about: dict[str, Any]) -> int:
-    """All files; how many there are."""
-    of_file: dict[str, list[Path]] = {}
-    tasks = _task_names(sources)
-    with progress("Importing", total=len(sources), unit="episodes") as bar:
-        for number, source in enumerate(sources):
-            task = tasks[source.instruction]
-            shard = out / names.SHARDS / f"{number:05d}.hdf5"
-            of_file.setdefault(task, []).append(shard)
-            if not (out / f"{task}{names.DEMO_SUFFIX}").exists() and not shard.exists():
-                _write_shard(shard, source, cameras, {**about, "task_name": task})
-            bar.advance(note=source.folder.name)
-    for task, shards in of_file.items():
-        path = out / f"{task}{names.DEMO_SUFFIX}"
-        if not path.exists():
-            merge_files(shards, path)
-    shutil.rmtree(out / names.SHARDS, ignore_errors=True)
-    return len(of_file)
-
-
-def _task_names(sources: list[Source]) -> dict[str, str]:
-    """A file's name for each instruction."""
-    result: dict[str, str] = {}
-    for text in dict.fromkeys(source.instruction for source in sources):
-        name = re.sub(r"\W+", "_", text.lower()).strip("_")[:80] or "task"
-        result[text] = name if name not in result.values() else f"{name}_{len(result)}"
-    return result
-
-
-def _write_shard(path: Path, source: Source, cameras: tuple[str, ...], about: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
-        data = file.create_group("data")
-        data.attrs.update(about)
-        demo = data.create_group("demo_0")
-        length = len(source.actions)
-        demo.attrs.update({"instruction": source.instruction, "num_samples": length, "source": source.folder.name})
-        demo["actions"] = source.actions
-        observed = demo.create_group("obs")
-        if source.state is not None:
-            observed[names.STATE] = source.state
-        for camera in cameras:
-            _write_pictures(demo, source, camera, length)
-        write_totals(data)
-
-
-def _write_pictures(demo: Any, source: Source, camera: str, length: int) -> None:
-    """One picture at a time into the file; one more than there are actions is left out."""
-    written, count = None, 0
-    for picture in _pictures(source.folder, camera):
-        if written is None:
-            shape = picture.shape
-            written = demo.create_dataset(
-                names.picture_names(camera)[0], (length, *shape), np.uint8, chunks=(1, *shape), **COMPRESSION
-            )
-        elif picture.shape != written.shape[1:]:
-            raise UserError(
-                f"{source.folder}: picture {count} of '{camera}' is {picture.shape[:2]}, the ones before are "
-                f"{written.shape[1:3]}: give a camera's pictures one size"
-            )
-        if count < length:
-            written[count] = picture
-        count += 1
-    if count not in (length, length + 1):
-        raise UserError(
-            f"{source.folder}: {length} actions and {count} pictures of '{camera}'; give each action its picture"
-        )

@@ -65,28 +65,27 @@ class StoredPictures:
         return torch.from_numpy(result)
 
 
-def gathered(parts: Iterable[UInt8[np.ndarray, "f 3 S S"]], shape: Shape) -> UInt8[Tensor, "N 3 S S"]:
-    """All `parts` in memory. Filled in place, so that they are never there twice."""
-    result, done = torch.empty(shape, dtype=torch.uint8), 0
-    for part in parts:
-        result[done : done + len(part)] = torch.from_numpy(part)
-        done += len(part)
+def gathered(pictures: Iterable[UInt8[np.ndarray, "3 S S"]], shape: Shape) -> UInt8[Tensor, "N 3 S S"]:
+    """All `pictures` in memory. Filled in place, so that they are never there twice."""
+    result = torch.empty(shape, dtype=torch.uint8)
+    for place, picture in zip(result, pictures, strict=True):
+        place[...] = torch.from_numpy(picture)
     return result
 
 
 def stored(
-    parts: Iterable[UInt8[np.ndarray, "f 3 S S"]], shape: Shape, shown: Demonstrations, kind: str
+    pictures: Iterable[UInt8[np.ndarray, "3 S S"]], shape: Shape, shown: Demonstrations, kind: str
 ) -> StoredPictures:
-    """All `parts` in a file: that of an earlier run if it is there, else a new one, which this says in a line.
+    """All `pictures` in a file: that of an earlier run if it is there, else a new one, which this says in a line.
 
     Args:
-        parts: read only if there is no file yet.
+        pictures: read only if there is no file yet.
         shape: of all of them together.
         shown: where they come from.
         kind: what decides them besides: camera and stride.
 
     Raises:
-        UserError: no disk has room, or a part cannot be read.
+        UserError: no disk has room, or a picture cannot be read.
     """
     size, name = math.prod(shape), f"{_key(shape, shown, kind)}.u8"
     path = _folder(shown, name, size) / name
@@ -98,8 +97,8 @@ def stored(
                 f"free: they go to {path}, where later runs find them; delete it when you need the room"
             )
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                for part in parts:
-                    file.write(np.ascontiguousarray(part).data)
+                for picture in pictures:
+                    file.write(np.ascontiguousarray(picture).data)
         else:
             _say(f"{size / 1e9:.1f} GB of pictures are read from {path}")
     return StoredPictures(path, shape)
@@ -107,7 +106,7 @@ def stored(
 
 def _key(shape: Shape, shown: Demonstrations, kind: str) -> str:
     """Changes with the content, and, as the hash looks at three pictures of an episode only, with the files too."""
-    paths = sorted({episode.path for episode in shown.episodes})
+    paths = sorted({path for episode in shown.episodes for path in episode.files})
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     named = [episode.name for episode in shown.episodes]
     return hashlib.sha256(json.dumps([_SCHEME, shape, kind, shown.hash, named, files]).encode()).hexdigest()[:16]

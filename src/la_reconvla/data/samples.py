@@ -26,7 +26,6 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace, Fit, Inputs, Proprioception, Standard, StateChoice
 
 GREY = 128  # pixel value of an image that shows nothing
-_BLOCK = 256  # pictures that are read and resized together
 
 
 class Samples:
@@ -189,18 +188,17 @@ class Samples:
 
     def _pictures(self, camera: str, shape: tuple[int, int, int, int]) -> Any:
         """uint8 [N 3 S S], a tensor or `StoredPictures`."""
-        parts = self._resized(camera)
+        pictures = self._resized(camera)
         if self._whole:
-            return gathered(parts, shape)
-        return stored(parts, shape, self.demonstrations, f"{camera}/{self.stride}/{self.inputs.fit}")
+            return gathered(pictures, shape)
+        return stored(pictures, shape, self.demonstrations, f"{camera}/{self.stride}/{self.inputs.fit}")
 
-    def _resized(self, camera: str) -> Iterator[UInt8[np.ndarray, "f 3 S S"]]:
-        """Pictures of all samples in order, a block at a time: one episode may be a gigabyte as stored."""
+    def _resized(self, camera: str) -> Iterator[UInt8[np.ndarray, "3 S S"]]:
+        """Pictures of all samples in order, one at a time: those of one episode may be a gigabyte as stored."""
         for episode in self.demonstrations.episodes:
-            every, count = self.stride // episode.frame_stride, len(episode.frame_steps)
-            for first in range(0, count, _BLOCK * every):
-                shown = episode.pictures(camera, slice(first, first + _BLOCK * every))[::every]
-                yield resize(shown, self.image_size, self.inputs.fit).transpose(0, 3, 1, 2)
+            every = self.stride // episode.frame_stride
+            for picture in episode.stream(camera, range(0, len(episode.frame_steps), every)):
+                yield resize(picture[None], self.image_size, self.inputs.fit)[0].transpose(2, 0, 1)
 
     def _annotate(self, gaze: Annotator) -> None:
         """Take the boxes; `annotation` then identifies their source, None without boxes."""
@@ -218,8 +216,8 @@ class Samples:
         if width != (kind if isinstance(kind, int) else None):
             has, wants = ("LIBERO's" if one is None else f"{one} numbers" for one in (width, kind))
             raise UserError(f"the robot's state in these demonstrations is {has}, not {wants}: take --proprio all")
-        read = Episode.fingers if kind == "gripper" else Episode.proprio  # files may have the one without the other
-        states = [read(e) for e in self.demonstrations.episodes]
+        gripper = kind == "gripper"  # files may have the one without the other
+        states = [e.fingers() if gripper else e.proprio() for e in self.demonstrations.episodes]
         if isinstance(kind, int) and self.inputs.standard is None:
             self.inputs = replace(self.inputs, standard=Standard.of(np.concatenate(states)))
         every = np.concatenate([state[:: self.stride] for state in states])

@@ -63,8 +63,8 @@ class Reconstruction:
     crop: CropSource | None = None
 
     def __post_init__(self):
-        if (self.mask is None) == (self.crop is None):
-            raise ValueError("an arm reconstructs either masked patches or a crop: give a mask or a crop")
+        if (self.mask is None) == (self.crop is None) or not isinstance(self.mask, MaskSource | None):
+            raise ValueError("an arm reconstructs either masked patches or a crop: give a MaskSource or a crop")
         if self.mask and any(one.attention_rows != self.saliency.attention_rows for one in self.mask.sources):
             raise ValueError("all maps of a mask must read the same attention rows: one pass gives only one kind")
         for part in (self.region, self.saliency, self.reconstruction_head, *[self.weight] * callable(self.weight)):

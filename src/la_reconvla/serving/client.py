@@ -15,7 +15,7 @@ from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
-from la_reconvla.robot import LIBERO_INPUTS
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_INPUTS
 from la_reconvla.serving import wire
 from la_reconvla.sim.env import ACTION_DIM, Env
 from la_reconvla.sim.policies import told
@@ -123,10 +123,12 @@ class RemotePolicy:
         self.specification = specification
         self._connection = Connection(specification.url)
         self._instruction = ""
-        given = LIBERO_INPUTS.orientation
-        said = self._connection.metadata.get(wire.ORIENTATION, given)
-        if said != given:
-            raise UserError(f"{specification.url} wants {said} pictures; the simulator gives {given} ones")
+        said, given = self._connection.metadata, LIBERO_INPUTS.orientation
+        if (wanted := said.get(wire.ORIENTATION, given)) != given:
+            raise UserError(f"{specification.url} wants {wanted} pictures; the simulator gives {given} ones")
+        ours = list(LIBERO_ACTIONS.names)
+        if (theirs := said.get(wire.ACTION_NAMES, ours)) != ours:
+            raise UserError(f"{specification.url} acts by {theirs}; LIBERO's are {ours}: serve a policy of those")
 
     def reset(self, start: Start, env: Env) -> None:
         """Only the wrong-instruction floor looks at `start`, to know what not to say."""

@@ -80,7 +80,7 @@ class Service:
             "wrist": config.backbone.wrist,
             "state": self.width,
             "chunk": config.backbone.chunk,
-            "action_names": list(config.bins.space.names),
+            wire.ACTION_NAMES: list(config.bins.space.names),
             "action_kinds": list(config.bins.space.kinds),
             "action_low": list(config.bins.low),
             "action_high": list(config.bins.high),

@@ -37,6 +37,7 @@ IMAGE, WRIST, STATE, PROMPT, ORIENTATION = (
     "prompt",
     "orientation",
 )
+ACTION_NAMES = "action_names"  # of the server's metadata: what each number of an action is
 
 
 def require_packages() -> None:

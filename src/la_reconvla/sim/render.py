@@ -42,6 +42,7 @@ from la_reconvla.storage import atomic_write, claim, locked, require_free_space
 
 ELSEWHERE = 12.0  # mean difference in grey levels from which on a state does not show what was recorded
 RENDERED = "rendered.json"
+DIFFERENCE = "difference_from_recorded"  # attribute of a drawn episode, see `Rendered.difference`
 
 
 @dataclass(frozen=True)
@@ -100,22 +101,28 @@ def render(source: Path, out: Path, options: RenderOptions) -> Rendered:
     require_free_space(out, 2 * pictures * view.image_size**2 * (3 + 3 * view.wrist + view.maps))
     with locked(out):
         claim(out / RENDERED, {"schema": layout.SCHEMA, "source": recorded.hash, **asdict(view)})
-        found = _draw_all(recorded.episodes, out, view, options.workers or default_workers())
+        _draw_all(recorded.episodes, out, view, options.workers or default_workers())
         for path in dict.fromkeys(episode.path for episode in recorded.episodes):
             shards = [shard(out, episode) for episode in recorded.episodes if episode.path == path]
             if not (out / path.name).exists():
                 merge_files(shards, out / path.name)
         shutil.rmtree(out / SHARDS, ignore_errors=True)
-    return found
+        return Rendered(len(recorded.episodes), max(map(_stored_difference, out.glob("*.hdf5"))))
+
+
+def _stored_difference(path: Path) -> float:
+    with opened(path) as file:
+        return max(float(demo.attrs[DIFFERENCE]) for demo in file["data"].values())
 
 
 def task_of(episode: Episode) -> Task:
     """The task of a recording, by the suite and name that its file says.
 
     Raises:
-        UserError: it is none of the installed ones.
+        UserError: it names no suite, or none of the installed tasks.
     """
-    suite = episode.suite or ""
+    if (suite := episode.suite) is None:
+        raise UserError(f"{episode.path}: {episode.demo} names no suite of LIBERO: give recordings of its simulator")
     for task in load_suite(suite):
         if task.name == episode.task_name or task.index == episode.task:
             return task
@@ -127,7 +134,7 @@ def shard(out: Path, episode: Episode) -> Path:
     return out / SHARDS / f"{episode.path.stem}-{episode.demo}.hdf5"
 
 
-def _draw_all(episodes: tuple[Episode, ...], out: Path, view: View, workers: int) -> Rendered:
+def _draw_all(episodes: tuple[Episode, ...], out: Path, view: View, workers: int) -> None:
     finished = [e for e in episodes if (out / e.path.name).exists() or shard(out, e).exists()]
     todo = [e for e in episodes if e not in finished]
     largest = 0.0
@@ -139,7 +146,6 @@ def _draw_all(episodes: tuple[Episode, ...], out: Path, view: View, workers: int
                 for future in as_completed(running):
                     largest = max(largest, future.result())
                     bar.advance(1, f"largest mean difference {largest:.1f} of 255")
-    return Rendered(len(episodes), largest)
 
 
 # ---------------------------------------------------------------- in a worker
@@ -184,7 +190,7 @@ def _draw(episode: Episode, path: Path, view: View) -> float:
             f"{episode.name}: what its states show differs from its pictures by {difference:.0f} of 255 on average: "
             "they were recorded in another scene, or by a version of the simulator with other geometry"
         )
-    _write(episode, path, pictures, names, start, view)
+    _write(episode, path, pictures, names, start, view, difference)
     return difference
 
 
@@ -242,6 +248,7 @@ def _write(
     names: tuple[str, ...],
     start: Start,
     view: View,
+    difference: float,
 ) -> None:
     """A file of one episode: the recorded one, with these pictures in the place of its own."""
     with atomic_write(path) as temporary, opened(episode.path) as source, h5py.File(temporary, "w") as file:
@@ -271,3 +278,4 @@ def _write(
             else:
                 write_pictures(group["obs"], name, drawn)
         group.attrs.update({"instruction": start.instruction, "target": start.target, "destination": start.destination})
+        group.attrs[DIFFERENCE] = difference

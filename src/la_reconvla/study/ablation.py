@@ -49,6 +49,7 @@ from la_reconvla.study.timelines import timelines
 from la_reconvla.study.train_cells import measure_cells, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
 from la_reconvla.training.loop import pick_device, pick_precision
+from la_reconvla.training.trackers import require_service
 
 CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class Ablation:
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self.domain.require()
+        require_service(self.config.train.track)
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
         told = self.domain.wording(c)

@@ -21,7 +21,7 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
-from la_reconvla.data.samples import spread_indices
+from la_reconvla.data.samples import patch_coverage, spread_indices
 from la_reconvla.episodes import EpisodeRecord, View
 from la_reconvla.method.mask import masked_count
 from la_reconvla.robot import LIBERO_ACTIONS
@@ -32,6 +32,7 @@ from la_reconvla.study.cells import Cell, samples_of
 from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
 from la_reconvla.study.heldout import OTHER_UNIT, UNIT, read_held_out, watched
 from la_reconvla.study.leakage import shown_by, shown_in
+from la_reconvla.study.parts import boxes_beside, part_masks
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.held_out import WATCHED
 from la_reconvla.training.start_weights import StartWeights
@@ -84,11 +85,12 @@ def _training_facts(folder: Path) -> dict[str, Any]:
 
 def watched_coverage(held_out: Demonstrations, config: StudyConfig) -> np.ndarray:
     """Share of each patch on the target in the held-out samples that trainings are watched on, float32 [m n]."""
-    if not held_out.episodes[0].instance_names:
+    boxes = boxes_beside(held_out, config.gaze)
+    if boxes is None and not held_out.episodes[0].instance_names:
         return np.zeros((0, 0), dtype=np.float32)
     samples = samples_of(held_out, config)
-    chosen = spread_indices(len(samples), WATCHED)
-    return samples.instance_patches(chosen, ("target",), config.backbone.grid)[:, 0]
+    masks = part_masks(samples, spread_indices(len(samples), WATCHED), boxes)
+    return patch_coverage(masks[:, 0], config.backbone.grid)
 
 
 def floors(arms: Sequence[Condition], evaluations: Evaluations, blind: Evidence) -> list[FloorEvidence]:

@@ -20,6 +20,7 @@ from la_reconvla.analysis.attention_overlap import FrameOverlap
 from la_reconvla.analysis.frames import FrameMap, FrameRecord, HeldOut, Occlusion
 from la_reconvla.analysis.measures import MapKind, MapPart, Watched
 from la_reconvla.contracts import AttentionRows, Batch
+from la_reconvla.data.boxes import Annotator
 from la_reconvla.data.samples import Samples, greyed, spread_indices
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
@@ -93,6 +94,7 @@ def measure_run(
     batch_size: int = 32,
     device: str = "cpu",
     source: SaliencySource = MEAN,
+    boxes: Annotator | None = None,
 ) -> Records:
     """Records of one run on held-out frames.
 
@@ -104,10 +106,12 @@ def measure_run(
         batch_size: samples a forward pass.
         device: where the policy runs.
         source: what the arm's mask follows.
+        boxes: of the target, for demonstrations without instance masks.
 
     Returns:
         For each view, one record per frame; maps under the true view only. Up to `HIDING` frames also hold what hiding
-        things does. Demonstrations without instance masks (LIBERO's own files) give action errors only.
+        things does. Demonstrations without instance masks (LIBERO's own files) give action errors only or, with boxes,
+        also overlaps with the target; phases of an episode need the masks.
 
     Raises:
         UserError: if the run does not fit the samples.
@@ -126,20 +130,21 @@ def measure_run(
     table = {(task, true): wrong for task, true, wrong in swaps}
     hiding = set(indices[spread_indices(len(indices), HIDING)].tolist())
     masked = bool(samples.demonstrations.episodes[0].instance_names)
+    located = masked or boxes is not None
     phase = {episode.name: phases(episode) for episode in samples.demonstrations.episodes if masked}
     views = VIEWS if table else VIEWS[:2]
     records: Records = {view: [] for view in views}
     for part in np.array_split(indices, max(1, -(-len(indices) // batch_size))):
         batch = to_device(samples.batch(part), torch.device(device), config.blind)
         found = _errors(policy, config.seed, samples, part, batch, table)
-        if masked:
-            masks = part_masks(samples, part)
+        if located:
+            masks = part_masks(samples, part, boxes)
             hidden = _hidden(policy, samples, part, masks, hiding, device) if not config.blind else {}
             maps = _maps(policy, batch, [record.task for record in found["true"]], table, masks, source)
             found["true"] = [
                 replace(
                     record,
-                    phase=phase[record.episode][record.frame],
+                    phase=phase[record.episode][record.frame] if masked else None,
                     mean_map=mean,
                     arm_map=own,
                     maps=overlaps,
@@ -184,7 +189,7 @@ def _maps(
 ) -> Iterator[tuple[FrameMap, FrameMap | None, MapOverlaps]]:
     """For each frame the mean map, the arm's if that is another, and the controls."""
     coverage = part_patches(masks, policy.backbone.grid)
-    wrong = view_of(batch, "wrong_instruction", tasks, table)
+    wrong = view_of(batch, "wrong_instruction", tasks, table) if table else None
     found = measure_sources(policy, batch, wrong, coverage, (MEAN, source))
     own = found[source] if source != MEAN else [None] * len(masks)
     told = sorted({true for _, true in table})
@@ -289,7 +294,7 @@ def watched(run: Path, coverage: Float[np.ndarray, "m n"]) -> tuple[Watched, ...
 def measure_sources(
     policy: Policy,
     batch: Batch,
-    wrong: Batch,
+    wrong: Batch | None,
     coverage: Float[np.ndarray, "b 3 n"],
     sources: Iterable[SaliencySource],
 ) -> dict[SaliencySource, list[FrameMap]]:
@@ -298,7 +303,7 @@ def measure_sources(
     Args:
         policy: whose attention; and the state of sources that learn.
         batch: the frames.
-        wrong: the same under another instruction.
+        wrong: the same under another instruction; None if there is only one, then no map is compared with another's.
         coverage: share of each patch on each of `PARTS`.
         sources: which maps; equal ones are measured once.
 
@@ -307,8 +312,9 @@ def measure_sources(
     """
     chosen = dict.fromkeys(sources)
     kinds: tuple[AttentionRows, ...] = ("instruction", "actions")
+    views = (batch,) if wrong is None else (batch, wrong)
     features = {
-        rows: [policy.features(shown, attention=rows) for shown in (batch, wrong)]
+        rows: [policy.features(shown, attention=rows) for shown in views]
         for rows in kinds
         if any(source.attention_rows == rows for source in chosen)
     }
@@ -316,8 +322,7 @@ def measure_sources(
     for source in chosen:
         looks = [source(each).cpu().numpy() for each in features[source.attention_rows]]
         target, destination = (grounding.measure(looks[0], coverage[:, column]).frames() for column in (0, 1))
-        aid, channel = grounding.instruction_difference(*looks), features[source.attention_rows][0].channel
-        found[source] = [
-            FrameMap(source.label, channel, t, d, float(a)) for t, d, a in zip(target, destination, aid, strict=True)
-        ]
+        aid = [None] * len(target) if wrong is None else grounding.instruction_difference(*looks).tolist()
+        channel = features[source.attention_rows][0].channel
+        found[source] = [FrameMap(source.label, channel, *each) for each in zip(target, destination, aid, strict=True)]
     return found

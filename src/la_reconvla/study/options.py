@@ -15,6 +15,7 @@ from tyro.conf import arg
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
 from la_reconvla.robot import Fit, StateChoice
+from la_reconvla.training.options import ServiceName
 
 T = TypeVar("T")
 UNTRAINED = ("expert", "random")  # what the command eval takes beside runs
@@ -69,6 +70,7 @@ class TrainingChanges:
         shift: augmentation: shift training images at random by up to this many pixels.
         gaze: target boxes, for arms that use them: masks (the simulator's), or a file written by data boxes.
         device: where policies train and act: auto, cpu, cuda or mps.
+        track: also report the lines of metrics.jsonl to this service; a resumed training goes on in the same run there.
     """
 
     steps: PerPreset[int] = None
@@ -76,6 +78,7 @@ class TrainingChanges:
     shift: PerPreset[int] = None
     gaze: PerPreset[str] = None
     device: PerPreset[str] = None
+    track: IfGiven[ServiceName] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,15 @@ Both are read from what a demonstration file holds, so that any study can be mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from la_reconvla.analysis.measures import MapPart, MapPhase
-from la_reconvla.data.boxes import box_of
-from la_reconvla.data.demonstrations import Episode
+from la_reconvla.data.boxes import Annotator, Boxes, box_masks, box_of
+from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.samples import Samples, patch_coverage
 from la_reconvla.data.starts import object_kind
 
@@ -64,18 +65,53 @@ def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
     return (twins or sorted(str(other.target) for other in here or asked) or [None])[0]
 
 
-def part_masks(samples: Samples, indices: Int64[np.ndarray, " b"]) -> Bool[np.ndarray, "b 3 H W"]:
-    """Where the target, the destination and the distractor (`PARTS`) show; nowhere if there is none.
+def boxes_beside(demonstrations: Demonstrations, gaze: str) -> Boxes | None:
+    """The file of boxes that says where targets are, for demonstrations without instance maps.
+
+    Args:
+        demonstrations: to be measured.
+        gaze: ``masks``, or a file, as `la_reconvla.study.presets.StudyConfig.gaze`.
+
+    Returns:
+        None if maps say it, or nothing does.
 
     Raises:
-        UserError: the recording has no instance maps.
+        UserError: the file cannot be read, or has no line of one of the episodes.
     """
-    size = samples.demonstrations.image_size
+    if gaze == "masks" or demonstrations.episodes[0].instance_names:
+        return None
+    boxes = Boxes(Path(gaze))
+    for episode in demonstrations.episodes:
+        boxes.unfilled(episode)
+    return boxes
+
+
+def part_masks(
+    samples: Samples, indices: Int64[np.ndarray, " b"], boxes: Annotator | None = None
+) -> Bool[np.ndarray, "b 3 H W"]:
+    """Where the target, the destination and the distractor (`PARTS`) show; nowhere if there is none.
+
+    Args:
+        samples: of which.
+        indices: numbers of samples.
+        boxes: say where targets are in the place of instance maps; then the other parts show nowhere.
+
+    Returns:
+        Masks of the recorded pictures or, from boxes, of the samples' own, H and W pixels.
+
+    Raises:
+        UserError: the recording has no instance maps, and there are no boxes of it.
+    """
+    size = samples.demonstrations.image_size if boxes is None else samples.image_size
     result = np.zeros((len(indices), len(PARTS), size, size), dtype=bool)
     places = [samples.origin(int(index)) for index in indices]
     for episode in {episode.name: episode for episode, _ in places}.values():
         here = [row for row, (other, _) in enumerate(places) if other is episode]
-        maps = episode.instances()[[places[row][1] // episode.frame_stride for row in here]]
+        frames = [places[row][1] // episode.frame_stride for row in here]
+        if boxes is not None:
+            result[here, 0] = box_masks(boxes.unfilled(episode)[frames, :4], size)
+            continue
+        maps = episode.instances()[frames]
         rival = distractor(episode, samples.demonstrations.episodes)
         for column, name in enumerate((*PARTS[:2], rival)):
             if name is not None:

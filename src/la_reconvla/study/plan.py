@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,7 +18,9 @@ from torch import nn
 from la_reconvla.backbones.pretrained import DTYPES, Dtype, Freeze, Lora, Pretrained
 from la_reconvla.conditions import condition
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.study.cells import cells
 from la_reconvla.study.options import PlanOptions
+from la_reconvla.study.presets import preset
 from la_reconvla.study.step_memory import PlannedStep, skeleton, trace
 
 NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # 4 bits, and for each 64 an 8-bit constant, of which 256 share a float
@@ -266,6 +269,19 @@ def table(planned: Plan) -> Table:
     shown.add_row("operations per step", f"{planned.operations / 1e12:.1f} T")
     shown.add_row("time per step, at best", f"{planned.seconds:.2f} s")
     return shown
+
+
+def hours(planned: Plan, name: str = "paper") -> str:
+    """Hours of training by the schedule of a preset, with steps like the planned one: one policy, and all of them."""
+    config = preset(name)
+    one = planned.seconds * config.train.steps / 3600
+    arms, seeds = len(config.conditions), len(config.seeds)
+    policies = len(cells(config, Path()))
+    return (
+        f"the preset {name}, at best: {one:.1f} hours of training for one policy ({config.train.steps} steps), "
+        f"{policies * one:.0f} for study run {name} ({policies} policies: {arms} arms and one without an image, "
+        f"{seeds} seeds), {seeds * one:.0f} less for each arm that --conditions leaves out; rollouts come on top"
+    )
 
 
 def verdict(planned: Plan) -> str:

@@ -1,181 +1,253 @@
-"""A policy for others: a folder that loads anywhere, with a model card."""
+"""What others get: a policy, a study or demonstrations, as a folder that loads anywhere or a repository, with a card.
+
+To the hub: `push`. From it: `pull`, of a commit, into a folder that appears when it is complete.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from huggingface_hub import HfApi, ModelCard, ModelCardData, errors
+from huggingface_hub import HfApi, errors, snapshot_download
+from rich.console import Console
 
-from la_reconvla import layout
-from la_reconvla.analysis.summaries import rate
-from la_reconvla.backbones.pretrained import KNOWN, Pretrained
-from la_reconvla.conditions import CONDITIONS
-from la_reconvla.episodes import View, read_episodes
+from la_reconvla.backbones.hub import explained
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
-from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.storage import atomic_write, read_json, read_jsonl
-from la_reconvla.study.heldout import read_held_out
-from la_reconvla.training.checkpoint import PolicyConfig, export_policy
-from la_reconvla.training.trackers import METRICS
-
-CARD = "README.md"
-LIMITS = (
-    "Trained and evaluated in simulation only (LIBERO, MuJoCo), on demonstrations of "
-    "the tasks above. Nothing is known of other tasks, scenes, cameras or robots.",
-    "Do not run it on a real robot: nothing here limits forces, speeds or the workspace.",
-    "One seed. A success rate means something only above its floors: the same policy shown a grey image or told "
-    "another instruction, and a demonstration replayed blindly.",
-    "An attention map shows where the words look, not why the policy acts.",
+from la_reconvla.storage import atomic_write, explain_disk_errors, locked, require_free_space
+from la_reconvla.study.cards import (
+    Labels,
+    data_card,
+    data_licence,
+    policy_card,
+    policy_licence,
+    require_finished,
+    study_card,
+    study_licence,
 )
+from la_reconvla.study.shareable import CARD, POLICY, STUDY, Kind, files_in, kind_here, kind_of, matching, size_text
+from la_reconvla.text_table import tell
+from la_reconvla.training.checkpoint import PolicyConfig, export_policy
+
+UNNAMED = Labels()
+SHOWN = 5  # names of files that are left out, in a message
 
 
-def export(run: Path, out: Path, merged: bool = False) -> Path:
+def export(run: Path, out: Path, merged: bool = False, labels: Labels = UNNAMED) -> Path:
     """Write the policy and its card to `out`; see `la_reconvla.training.checkpoint.export_policy`."""
     config = export_policy(run, out, merged)
+    labels = replace(labels, license=labels.license or policy_licence(PolicyConfig.load(run)))
     with atomic_write(out / CARD) as temporary:
-        temporary.write_text(str(card(run, config)), encoding="utf-8")
+        temporary.write_text(str(policy_card(run, config, labels)), encoding="utf-8")
     return out
 
 
-def push(run: Path, repo: str, merged: bool = False, private: bool = False) -> str:
-    """Upload the policy to the hub, where `la_reconvla.training.checkpoint.load_policy` finds it as `repo`.
+# ---------------------------------------------------------------- to the hub
 
-    Raises:
-        UserError: if it would not load elsewhere, or the hub refuses.
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was uploaded.
+
+    Attributes:
+        kind: what it is.
+        repo: its name, to be pulled by.
+        revision: the commit.
     """
-    backbone = PolicyConfig.load(run).backbone
-    if isinstance(backbone, Pretrained) and not merged and Path(backbone.source).is_dir():
-        raise UserError(f"{run} needs the weights in {backbone.source}, which nobody else has: push it with --merged")
-    api = HfApi()
-    with tempfile.TemporaryDirectory() as folder:
-        export(run, Path(folder), merged)
-        try:
-            api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Policy by la-reconvla")
-        except errors.HFValidationError as error:
-            raise UserError(f"'{repo}' is no name of a repository: give user/name") from error
-        except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError, OSError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"the hub refuses {repo} ({first}): run `hf auth login` with a token that may write"
-            ) from error
-    return repo
+
+    kind: Kind
+    repo: str
+    revision: str
 
 
-def card(run: Path, config: PolicyConfig) -> ModelCard:
-    """Data, condition, results, limits.
+def push(source: Path, labels: Labels, *, merged: bool = False, weights: bool = False, private: bool = False) -> Pushed:
+    """Upload a folder by its kind, with a card. What the repository holds besides stays there.
 
     Args:
-        run: the run, for its curves and evaluations.
-        config: of what is published.
+        source: run, study, or folder of demonstrations.
+        labels: name of the repository, and what else the files do not say.
+        merged: of a policy, with the backbone's weights, adapters merged.
+        weights: of a study, with the weights of its policies.
+        private: of a repository that is new.
+
+    Raises:
+        UserError: before anything is sent if it would not load elsewhere, is not finished, or nobody knows its licence;
+            if the hub refuses, or cannot be reached.
     """
-    backbone, source = config.backbone, _source(PolicyConfig.load(run))
-    licence = "gemma" if source in KNOWN else None
-    data = ModelCardData(
-        license=licence,
-        base_model=source if source and not Path(source).is_dir() else None,
-        library_name="la-reconvla",
-        pipeline_tag="robotics",
-        tags=["robotics", "vision-language-action", "libero", "la-reconvla"],
-    )
-    arm, train = CONDITIONS.get(config.condition), read_jsonl(run / METRICS)
-    extra = arm.reconstruction if arm else None
-    lines = [
-        f"# LA-ReconVLA, condition {config.condition}, seed {config.seed}",
-        "",
-        "A vision-language-action policy: an image and an instruction in, a chunk of seven-dimensional actions out.",
-        "",
-        "## Condition",
-        "",
-        f"- {config.condition}: {arm.name if arm else 'not among the named ones'}"
-        + (f"; {_objective(extra)}" if extra else ""),
-        f"- backbone: {source or 'a small PaliGemma trained from random weights'}"
-        + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and source == backbone.source else ""),
-        *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
-        f"- actions in a chunk: {backbone.chunk}, {config.decoding} decoding; robot state: {backbone.proprio}; "
-        f"wrist camera: {backbone.wrist}",
-        "",
-        "## Data",
-        "",
-        f"- {len(config.train_starts)} initial states of {', '.join(_suites(config)) or 'an unnamed suite'}",
-        f"- frames of {config.image_size} px, render quality '{config.quality}', hash {config.data_hash}",
-        "",
-        "## Results",
-        "",
-        *(list(_results(run)) or ["- none: it has not been evaluated in closed loop"]),
-        *([f"- training loss of the actions at the end: {train[-1]['action_loss']:.3f}"] if train else []),
-        "",
-        "## Limits",
-        "",
-        *(f"- {limit}" for limit in LIMITS),
-        *([f"- {source} has a licence of its own; it holds for these weights too."] if source else []),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from la_reconvla.training.checkpoint import load_policy",
-        "",
-        'policy, config = load_policy("user/name")  # or a folder',
-        "```",
-        "",
-    ]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
-
-
-def _objective(extra: Reconstruction) -> str:
-    place = "" if extra.mask is None else f", masked at the {extra.mask_at}"
-    lamda = getattr(extra.weight, "label", extra.weight)
-    return f"{extra.region.label}, {extra.reconstruction_head.label} head, lambda {lamda}{place}"
-
-
-def _source(config: PolicyConfig) -> str | None:
-    return config.backbone.source if isinstance(config.backbone, Pretrained) else None
-
-
-def _trained(config: PolicyConfig) -> str:
-    b: Any = config.backbone
-    how = f"LoRA of rank {b.lora.rank}" if b.lora else "all weights"
-    where = "" if b.freeze.last is None else f" of the last {b.freeze.last} layers"
-    seeing = "the vision tower stayed" if b.freeze.vision else "the vision tower too"
-    return f"{how}{where} of the language model; {seeing}; base in {b.quantize or b.dtype}"
-
-
-def _suites(config: PolicyConfig) -> list[str]:
-    """Suite and task of each start, with how many there are."""
-    counts: dict[str, int] = {}
-    for start in config.train_starts:
-        suite, task, placement, *_ = start.split("/")
-        name = f"{suite} task {task} ({placement})"
-        counts[name] = counts.get(name, 0) + 1
-    return [f"{name}: {count}" for name, count in sorted(counts.items())]
-
-
-def _other_terms(folder: Path) -> str:
-    """The step limit and the instruction of an evaluation that took the place of its tasks' own."""
-    if not (path := folder / layout.EVALUATION).exists():
-        return ""
-    held = read_json(path)
-    limit, told = held.get("settings", {}).get("max_steps"), held.get("instruction")
-    return (f", at most {limit} steps" if limit else "") + (f", told '{told}'" if told else "")
-
-
-def _results(run: Path) -> Iterator[str]:
-    """Success of each evaluation, action error and attention on held-out frames, from the files of the run."""
-    for path in sorted(run.rglob(layout.EPISODES)):
-        if found := rate(read_episodes(path.parent)):
-            where = path.parent.relative_to(run) if path.parent != run else "the study's starts"
-            where = f"{where}{_other_terms(path.parent)}"
-            yield (
-                f"- success, {where}: {found.successes} of {found.episodes} episodes, {100 * found.rate:.1f} % "
-                f"(95 % interval {100 * found.low:.1f} to {100 * found.high:.1f})"
+    kind = kind_here(source)
+    for given, name, place in ((merged, "merged", POLICY), (weights, "weights", STUDY)):
+        if given and kind is not place:
+            raise UserError(f"--{name} is for a {place.name}, and {source} is a {kind.name}: leave it out")
+    repo = labels.repo
+    with tempfile.TemporaryDirectory() as folder:
+        _stage(source, kind, Path(folder), labels, merged, weights)
+        names = files_in(Path(folder))
+        size = sum((Path(folder) / name).stat().st_size for name in names)
+        _say(f"uploading a {kind.name} to {_address(kind, repo)}: {_counted(names)}, {size_text(size)}")
+        with explained(
+            repo,
+            missing="is no repository that you may write to: check the name (user/name)",
+            refused="cannot be uploaded to",
+            otherwise="check your network and run the same command again",
+            token="a token that may write there",
+        ):
+            api = HfApi()
+            api.create_repo(repo, repo_type=kind.place, private=private or None, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo, repo_type=kind.place, folder_path=folder, commit_message=f"A {kind.name} by la-reconvla"
             )
-    if (run / layout.HELD_OUT).exists():
-        found = read_held_out(run)
-        names: dict[View, str] = {"true": "true view", "grey_image": "grey image", "wrong_instruction": "other words"}
-        for view, name in names.items():
-            if errors := [record.action_error for record in found.views.get(view, ())]:
-                yield f"- action error on held-out frames, {name}: {np.mean(errors):.3f} of the action range"
+    return Pushed(kind, _address(kind, repo), done.oid)
+
+
+def _stage(source: Path, kind: Kind, folder: Path, labels: Labels, merged: bool, weights: bool) -> None:
+    """Put into `folder` what is uploaded: a policy as it is exported, links to the files of all else, and the card."""
+    if kind is POLICY:
+        config = PolicyConfig.load(source)
+        if isinstance(config.backbone, Pretrained) and not merged and Path(config.backbone.source).is_dir():
+            raise UserError(
+                f"{source} needs the weights in {config.backbone.source}, which nobody else has: push it with --merged"
+            )
+        export(source, folder, merged, _licensed(source, labels, policy_licence(config)))
+        return
+    if kind is STUDY:
+        require_finished(source)
+        card = study_card(source, weights, _licensed(source, labels, study_licence(source, weights)))
+    else:
+        opened = open_demonstrations(source)
+        card = data_card(source, kind, opened, _licensed(source, labels, data_licence(opened)))
+    here = files_in(source)
+    if not weights and (stays := matching(here, kind.weights)):
+        size = sum((source / name).stat().st_size for name in stays)
+        _say(f"the weights, {_counted(stays)}, {size_text(size)}, stay here; --weights uploads them too")
+    for name in matching(here, (*kind.files, *kind.redrawn, *(kind.weights if weights else ()))):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to((source / name).resolve())
+    (folder / CARD).write_text(str(card), encoding="utf-8")
+
+
+def _licensed(source: Path, labels: Labels, follows: str | None) -> Labels:
+    """The labels with the licence that was given, or else the one that follows from what it was made of."""
+    if (licence := labels.license or follows) is None:
+        raise UserError(
+            f"nothing says under which licence others may use {source}: name it as the hub does, for example "
+            "--license cc-by-4.0; a policy has that of its backbone and data"
+        )
+    return replace(labels, license=licence)
+
+
+# ---------------------------------------------------------------- from the hub
+
+
+def pull(repo: str, out: Path, revision: str | None = None) -> Path:
+    """Download a policy, a study or demonstrations to a folder, which appears when all files are there and whole.
+
+    Until then they are beside it, in a hidden folder of the commit's name; the same command keeps those that are whole.
+
+    Args:
+        repo: ``user/name``, or ``datasets/user/name`` for a study or demonstrations; the first finds these too where
+            there is no model of that name.
+        out: folder to make.
+        revision: commit, tag or branch; None for the newest commit. Which one it was is said.
+
+    Raises:
+        UserError: `out` holds something, the hub has none such or cannot be reached, what is there is none of ours, or
+            a file is not what the hub says that it is.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something already, and nothing is overwritten: choose another --out")
+    with _reading(repo, revision):
+        place, name, info = _look_up(repo, revision)
+    sizes = {file.rfilename: int(file.size or 0) for file in info.siblings}
+    if (kind := kind_of(sizes)) is None or kind.place != place:
+        raise UserError(
+            f"{repo} holds no policy, study or demonstrations of this package ({_listed(list(sizes))}): check its "
+            "name; other models are named as they are, with --backbone"
+        )
+    wanted = matching(sizes, (*kind.files, *kind.weights, f"/{CARD}"))
+    size = sum(sizes[file] for file in wanted)
+    left = [file for file in sizes if file not in wanted and not file.startswith(".")]
+    _say(
+        f"downloading a {kind.name} from {_address(kind, name)}: {_counted(wanted)}, {size_text(size)}"
+        + (f"; left there: {_listed(left)}" if left else "")
+        + f"\nexactly this again: --revision {info.sha}"
+    )
+    part = out.with_name(f".{out.name}-{info.sha[:12]}")
+    present = sum(path.stat().st_size for path in part.rglob("*") if path.is_file()) if part.exists() else 0
+    require_free_space(out, max(0, size - present))
+    with locked(part):
+        with _reading(repo, revision), explain_disk_errors(part):
+            patterns = [glob.escape(file) for file in wanted]
+            snapshot_download(name, repo_type=place, revision=info.sha, local_dir=part, allow_patterns=patterns)
+        for file in info.siblings:
+            if file.rfilename in wanted:
+                _require_whole(part / file.rfilename, file, part)
+        for extra in set(files_in(part)) - set(wanted):  # the library's notes, the lock, and what a killed one left
+            (part / extra).unlink()
+        shutil.rmtree(part / ".cache", ignore_errors=True)
+        os.replace(part, out)
+    return out
+
+
+def _look_up(repo: str, revision: str | None) -> tuple[str, str, Any]:
+    """Kind of repository, its name, and what it holds."""
+    api = HfApi()
+    if repo.startswith("datasets/"):
+        name = repo.removeprefix("datasets/")
+        return "dataset", name, api.dataset_info(name, revision=revision, files_metadata=True)
+    try:
+        return "model", repo, api.model_info(repo, revision=revision, files_metadata=True)
+    except errors.GatedRepoError:
+        raise
+    except errors.RepositoryNotFoundError:
+        return "dataset", repo, api.dataset_info(repo, revision=revision, files_metadata=True)
+
+
+@contextlib.contextmanager
+def _reading(repo: str, revision: str | None) -> Iterator[None]:
+    with explained(
+        repo,
+        missing="is no repository on the hub that you may see: check the name",
+        refused="cannot be downloaded",
+        otherwise="check your network and run the same command again, which keeps the files that are whole",
+        revision=revision,
+    ):
+        yield
+
+
+def _require_whole(path: Path, told: Any, part: Path) -> None:
+    """Compare a file with what the hub says of it: its size, and the hash of a large one."""
+    whole = path.is_file() and path.stat().st_size == told.size
+    if whole and told.lfs is not None:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+        whole = digest.hexdigest() == told.lfs.sha256
+    if not whole:
+        raise UserError(f"{told.rfilename} is not what the hub says that it is: delete {part}, then do the same again")
+
+
+def _address(kind: Kind, repo: str) -> str:
+    return f"datasets/{repo}" if kind.place == "dataset" else repo
+
+
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} file{'s' if len(names) != 1 else ''}"
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return (", ".join(sorted(names)[:SHOWN]) or "nothing") + (f" and {more} more" if more > 0 else "")
+
+
+def _say(text: str) -> None:
+    tell(text, Console(stderr=True))

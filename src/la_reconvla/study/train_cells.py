@@ -13,11 +13,12 @@ import torch
 from rich.console import Console
 
 from la_reconvla import layout
-from la_reconvla.analysis.frames import HeldOut
-from la_reconvla.data.boxes import annotator
+from la_reconvla.analysis.frames import FrameRecord, HeldOut
+from la_reconvla.data.boxes import Boxes, annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.saliency import MEAN
@@ -26,12 +27,14 @@ from la_reconvla.progress import progress
 from la_reconvla.storage import locked, read_json
 from la_reconvla.study.cells import Cell, fitted, samples_of, say_small
 from la_reconvla.study.heldout import measure_run, write_held_out
+from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.loop import SCHEDULE, pick_device, train
 from la_reconvla.training.start_weights import StartWeights, bins_of
 from la_reconvla.training.tensors import file_hash
+from la_reconvla.training.trackers import require_service
 
 Swaps = tuple[tuple[int, str, str], ...]
 
@@ -57,6 +60,7 @@ def train_cells(
             raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
     if not todo:
         return
+    boxes_beside(held_out, config.gaze)
     _require_boxes(cells, config, training)
     todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
     with progress("Training", total=len(todo) * config.train.steps, unit="steps", console=console) as bar:
@@ -90,11 +94,12 @@ def measure_cells(
     console: Console,
 ) -> None:
     """Measure every cell on held-out frames whose file is missing, of another version or of other weights."""
-    todo = [cell for cell in cells if _stale(cell)]
+    boxes = boxes_beside(held_out, config.gaze)
+    todo = [cell for cell in cells if _stale(cell, boxes)]
     if not todo:
         return
     with progress("Held-out frames", total=len(todo), unit="policies", console=console) as bar:
-        shared = (config, held_out, swaps, device)
+        shared = (config, held_out, swaps, device, boxes)
         with worker_pool(workers, _receive, shared) as pool, explain_death("measuring"):
             running = {pool.submit(_measure_cell, cell): cell for cell in todo}
             for future in as_completed(running):
@@ -102,10 +107,12 @@ def measure_cells(
                 bar.advance(note=running[future].condition.id)
 
 
-def _stale(cell: Cell) -> bool:
+def _stale(cell: Cell, boxes: Boxes | None) -> bool:
     path = cell.folder / layout.HELD_OUT
     known = read_json(path) if path.exists() else {}
-    return known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS)
+    if known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS):
+        return True
+    return known.get("boxes") != (None if boxes is None else boxes.identity)
 
 
 # ---------------------------------------------------------------- in worker processes
@@ -144,13 +151,14 @@ def _train_cell(cell: Cell) -> None:
 
 
 def _measure_cell(cell: Cell) -> None:
-    config, held_out, swaps, device = _inherited
+    config, held_out, swaps, device, boxes = _inherited
     torch.set_num_threads(config.train.threads)
     samples = samples_of(held_out, config, PolicyConfig.load(cell.folder).inputs)
     own = cell.condition.saliency or MEAN
     indices = spread_indices(len(samples), config.frames)
-    records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own)
-    found = HeldOut(file_hash(cell.folder / WEIGHTS), {view: tuple(r) for view, r in records.items()})
+    records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own, boxes=boxes)
+    views: dict[View, tuple[FrameRecord, ...]] = {view: tuple(each) for view, each in records.items()}
+    found = HeldOut(file_hash(cell.folder / WEIGHTS), views, None if boxes is None else boxes.identity)
     write_held_out(cell.folder, found)
 
 
@@ -171,6 +179,7 @@ def train_one(
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
     pick_device(config.train.device)
+    require_service(config.train.track)
     _require_unfinished(out, config.train.steps)
     opened = open_demonstrations(demonstrations)
     config = fitted(config, opened)

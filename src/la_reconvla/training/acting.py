@@ -27,6 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import DynamicCache
 
 from la_reconvla.backbones.pretrained import PretrainedBackbone
+from la_reconvla.backbones.windows import window_masks
 from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead, bin_values
@@ -143,14 +144,11 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
         backbone = backbone.inner
     follows = math.prod(action_head.shape) - 1
     model = backbone.language
-    width = getattr(model.config, "sliding_window", None)
 
     def start(*tensors: Tensor) -> tuple[Tensor, ...]:
         features, memory = backbone.begin(with_tensors(inputs, tensors))
         token = action_head.next(features.action_states[:, -1], features.instruction_state).argmax(-1)
         layers = memory.cache.layers
-        if width is not None and layers[0].keys.shape[2] + follows > width:
-            raise NotImplementedError("a window that is shorter than the sequence")
         states = [layer.keys for layer in layers] + [layer.values for layer in layers]
         present, at = memory.present.bool(), torch.tensor([memory.present.shape[1]], device=token.device)
         room = [nn.functional.pad(state, (0, 0, 0, follows)) for state in states]
@@ -161,9 +159,10 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     ) -> tuple[Tensor, ...]:
         slots, position = Slots(cache, at), position + 1
         present = present | (torch.arange(present.shape[1], device=at.device) == at)
+        masks = window_masks(model.config, present, 1)
         out = model(
             inputs_embeds=action_head.embed(token)[:, None],
-            attention_mask=present[:, None, None],
+            attention_mask=present[:, None, None] if masks is None else masks,
             position_ids=position,
             past_key_values=slots,
             use_cache=True,

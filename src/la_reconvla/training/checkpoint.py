@@ -36,11 +36,10 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
 from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
 from la_reconvla.storage import claim, read_json
-from la_reconvla.training.run_folders import CONFIG, WEIGHTS, folder_here, missing
+from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
-from la_reconvla.training.tensors import file_hash, load_tensors, save_tensors
+from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, named_as, save_tensors
 
-MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (
     *(ActionBins, ActionSpace, Inputs, Standard),
@@ -228,6 +227,7 @@ def restore(policy: Policy, tensors: dict[str, torch.Tensor], source: Path) -> N
         UserError: if a tensor is missing, unknown or of another shape; each is named.
     """
     expected = kept(policy)
+    tensors = named_as(tensors, expected)
     wrong = [f"{name} is missing" for name in expected if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in expected]
     wrong += [
@@ -286,7 +286,7 @@ def find_run(run: Path | str) -> Path:
     if str(run) in PACKAGED:
         return unpacked(str(run), layout.RUNS / f"{run}-{file_hash(weights_file(str(run)))[:8]}")
     try:
-        return hub_files(str(run), None, None, give="")
+        return hub_files(str(run), None, RUN_FILES, give="")
     except UserError as error:
         raise UserError(f"{missing(run)}, and from the hub: {error}") from error
 
@@ -369,7 +369,7 @@ def weights_hash(policy: torch.nn.Module, part: str) -> str:
     digest = hashlib.sha256()
     for name, tensor in kept(policy).items():
         if name.startswith(f"{part}."):
-            digest.update(name.encode())
+            digest.update(flat_name(name).encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

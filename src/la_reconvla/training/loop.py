@@ -29,8 +29,8 @@ from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.held_out import held_out_loss, save_looks
 from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
-from la_reconvla.training.tensors import load_tensors, save_tensors
-from la_reconvla.training.trackers import JsonLines, TensorBoard, Tracker
+from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
+from la_reconvla.training.trackers import JsonLines, Service, ServiceName, TensorBoard, Tracker, require_service
 
 SCHEDULE, STATE = "train.json", "state/latest.safetensors"
 SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
@@ -57,6 +57,7 @@ class TrainConfig:
         log_every: steps between lines of ``metrics.jsonl``.
         save_every: steps between saved states.
         check_every: steps between looks at held-out samples.
+        track: service that gets the lines of ``metrics.jsonl`` too.
     """
 
     steps: int = 2000
@@ -74,6 +75,7 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 200
     check_every: int = 200
+    track: ServiceName | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "threads", "log_every", "save_every", "check_every"):
@@ -87,7 +89,7 @@ class TrainConfig:
     @property
     def identity(self) -> dict[str, object]:
         """What decides the weights that come out; where it runs and how often it reports may change."""
-        free = ("device", "threads", "log_every", "save_every", "check_every")
+        free = ("device", "threads", "log_every", "save_every", "check_every", "track")
         return {key: value for key, value in kinds.to_json(self).items() if key not in free}
 
     def rate(self, step: int) -> float:
@@ -161,6 +163,7 @@ def train(
             never saved.
     """
     _require_fit(condition, config, samples)
+    require_service(config.track)
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     keep_memory()
@@ -245,7 +248,11 @@ class Training:
     def run(self, ticker: Ticker | None) -> None:
         """All steps that are left, and the weights on disk."""
         config, first = self.config, self.resume()
-        trackers: tuple[Tracker, ...] = (JsonLines(self.folder, first), TensorBoard(self.folder, first))
+        trackers: list[Tracker] = []
+        if config.track:  # first: it reads what a killed run logged
+            described = {"condition": self.condition.id, "seed": self.seed, **config.identity}
+            trackers.append(Service(config.track, self.folder, described))
+        trackers += [JsonLines(self.folder, first), TensorBoard(self.folder, first)]
         clock, counted = time.perf_counter(), 0
         if first == 0:
             for tracker in trackers:
@@ -364,6 +371,7 @@ class Training:
         restore(self.policy, weights, path)
         if self.teacher is not None:
             averages = averaged(self.teacher, self.policy.backbone)  # pyright: ignore[reportArgumentType] (a module)
+            tensors = named_as(tensors, [f"teacher.{name}" for name in averages])
             with torch.no_grad():
                 for name, (mine, _) in averages.items():
                     mine.copy_(tensors[f"teacher.{name}"])

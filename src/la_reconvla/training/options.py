@@ -1,9 +1,12 @@
-"""The options of the command pretrain. Light: the command line reads them for its help."""
+"""The options of the command pretrain, and of tracking. Light: the command line reads them for its help."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
+
+ServiceName = Literal["wandb", "trackio"]
+"""Tracking services that a training can report to."""
 
 
 @dataclass(frozen=True, kw_only=True)

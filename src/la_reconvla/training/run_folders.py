@@ -10,6 +10,9 @@ from la_reconvla.backbones.packaged import PACKAGED
 from la_reconvla.errors import UserError, nearest
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
+RUN_FILES = (CONFIG, WEIGHTS, f"{MERGED_BACKBONE}/*.json", f"{MERGED_BACKBONE}/*.safetensors")
+"""What is downloaded of a run on the hub; nothing else there is asked for."""
 
 
 def folder_here(run: Path | str) -> Path | None:

@@ -21,7 +21,7 @@ from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins, ActionHead
 from la_reconvla.robot import ActionSpace
-from la_reconvla.training.tensors import file_hash, load_tensors
+from la_reconvla.training.tensors import file_hash, load_tensors, named_as
 
 T = TypeVar("T")
 # In the file: the action queries, and the prefix of the action head's tensors.
@@ -115,8 +115,9 @@ class StartWeights:
                 f"the weights '{self.name}' are of another backbone ({', '.join(wrong)}): pretrain one of this size, "
                 "or use --weights none"
             )
-        model = {k: v for k, v in self.tensors.items() if k != QUERIES and not k.startswith(HEAD)}
         fresh = {name: tensor for name, tensor in backbone.state_dict().items() if name.startswith("model.")}
+        model = {k: v for k, v in self.tensors.items() if k != QUERIES and not k.startswith(HEAD)}
+        model = named_as(model, fresh)
         for name in sorted(fresh.keys() | model.keys()):
             if name not in fresh or name not in model or fresh[name].shape != model[name].shape:
                 raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             return tensors, {key: parse_json(value) for key, value in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and train again") from error
+
+
+def flat_name(name: str) -> str:
+    """A weight's name in transformers from 5.6 on; before, a vision tower's weights are one module deeper."""
+    return name.replace("vision_tower.vision_model.", "vision_tower.")
+
+
+def named_as(tensors: Mapping[str, torch.Tensor], expected: Iterable[str]) -> dict[str, torch.Tensor]:
+    """The same tensors under the names that this version of transformers has for them.
+
+    Args:
+        tensors: as a file has them, whatever version wrote it.
+        expected: the names here; a tensor that is none of them keeps its own.
+    """
+    here = {flat_name(name): name for name in expected}
+    return {here.get(flat_name(name), name): tensor for name, tensor in tensors.items()}
 
 
 def file_hash(path: Path) -> str:

@@ -1,0 +1,79 @@
+"""The layout of a LeRobotDataset, the format of LeRobot, version 3.0; what is read of version 2.1 too.
+
+::
+
+    meta/info.json                                fps, features (names, shapes, kinds), templates of the paths below
+    meta/tasks.parquet                            the instructions
+    meta/episodes/chunk-000/file-000.parquet      a row an episode: its length, and where its rows and pictures are
+    meta/stats.json                               statistics of all columns; not read, for those in use are no quantiles
+    data/chunk-000/file-000.parquet               a row a step: actions, state, pictures as PNG where there is no video
+    videos/CAMERA/chunk-000/file-000.mp4          a video of many episodes, a picture a step
+
+Version 2.1 has ``meta/episodes.jsonl`` and ``meta/tasks.jsonl``, and one parquet and one video an episode.
+
+What that format cannot say is in a file of ours beside it, `OURS`, which other programs leave alone::
+
+    {"orientation": "mirrored", "action_kinds": ["continuous", ..., "binary"], "frame_stride": 2, "quality": "fast",
+     "libero_state": true}
+
+Each name may be missing. Pictures are in memory as they are stored, and upright unless `OURS` says otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from la_reconvla.errors import UserError, install_command
+from la_reconvla.storage import why_unreadable
+
+VERSION, BEFORE = "v3.0", "v2.1"
+INFO, TASKS, STATS, EPISODES = "meta/info.json", "meta/tasks.parquet", "meta/stats.json", "meta/episodes"
+OURS = "meta/la_reconvla.json"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+FILES_A_CHUNK = 1000
+ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
+LIBERO_STATE = ("x", "y", "z", "rx", "ry", "rz", "finger 1", "finger 2")
+"""Names of the numbers of LIBERO's state, where `OURS` says ``libero_state``."""
+PictureKind = Literal["png", "av1", "h264"]  # how pictures are written: exactly, or as a video
+AGAIN = "download or convert the dataset again"
+# What pyarrow, PyAV and numpy raise where a damaged file gives another place, size or kind of something.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
+
+
+def is_lerobot(folder: Path) -> bool:
+    """Whether a folder is a LeRobotDataset, of any version; one that may not be read counts as none."""
+    return os.path.isfile(folder / INFO)
+
+
+def needed(module: str) -> Any:
+    """A module of the extra ``datasets``; `Any`, as neither package says enough about its types.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        command = install_command("datasets")
+        raise UserError(f"a LeRobotDataset needs pyarrow and PyAV ({error}); install them: {command}") from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around what reads a file of a dataset.
+
+    Raises:
+        UserError: it is missing, truncated or damaged.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file, and the dataset needs it; {AGAIN}")
+        yield
+    except _DAMAGE as error:
+        raise UserError(f"{path}: {why_unreadable(error, AGAIN)}") from error
