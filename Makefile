@@ -2,7 +2,7 @@
 #             make check      style, types, import rules and the quick tests: before every commit
 #             make test       the same, the site, and all tests but those marked nightly: before every push; CI runs it
 #             make test-all   the same and all tests: every night and before a release
-#             make test-lerobot  LeRobot itself reads, trains on and aggregates what `data convert` writes; installs LeRobot
+#             make test-lerobot  LeRobot itself on our data sets and policies, and its own here; installs LeRobot
 #             make docs       the documentation as a site, in site/; ends in an error where a link leads nowhere
 # Everything is installed into .venv. Options: PYTHON=python3.12, PYTEST="--durations=20", RUN="--seeds 0 1", WORKERS=4
 # (processes that run tests; those of one file stay together, so that what they share is made once).
@@ -41,13 +41,18 @@ check:    TESTS = not sim and not slow and not nightly
 test:     TESTS = not nightly
 test-all: TESTS =
 
-test-lerobot: setup $(LEROBOT)/.lerobot
+test-lerobot: setup $(LEROBOT)/.policy
 	$(call step,our data sets in LeRobot and its in ours,$(BIN)/python scripts/check_lerobot.py $(LEROBOT)/bin/python)
+	$(call step,our policies in LeRobot and its in ours,$(LEROBOT)/bin/python -m pytest tests/lerobot_plugin $(PYTEST))
 
 # An environment of its own: LeRobot's pins (Python, torch, numpy, huggingface-hub) and ours do not fit together.
 $(LEROBOT)/.lerobot:
 	$(call step,creating $(LEROBOT) with $(PYTHON312),$(PYTHON312) -m venv $(LEROBOT))
 	$(call step,installing LeRobot there,$(LEROBOT)/bin/python -m pip -qq --no-input install "lerobot[training$(comma)peft-dep]==0.6.1")
+	@touch $@
+
+$(LEROBOT)/.policy: $(LEROBOT)/.lerobot
+	$(call step,installing this package and its plugin there,$(LEROBOT)/bin/python -m pip -qq --no-input install -e '.[sim]' -e plugins/lerobot_policy_la_reconvla pytest pytest-timeout hypothesis)
 	@touch $@
 
 # Another transformers than the pinned one, in a folder of its own.

@@ -141,7 +141,8 @@ def test_the_command_that_installs_an_extra_names_this_checkout(extra: str) -> N
 
 def test_all_files_name_one_version() -> None:
     version = la_reconvla.__version__
-    lines = {"pyproject.toml": f'version = "{version}"', "CITATION.cff": f"version: {version}"}
+    ours, plugin = "pyproject.toml", "plugins/lerobot_policy_la_reconvla/pyproject.toml"
+    lines = {**dict.fromkeys((ours, plugin), f'version = "{version}"'), "CITATION.cff": f"version: {version}"}
     for name, line in lines.items():
         assert line in (ROOT / name).read_text(encoding="utf-8").splitlines()
     released = re.findall(r"^## (\d\S*) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)

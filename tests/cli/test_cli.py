@@ -76,6 +76,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "share folder": "out merged",
     "share hub": "repo merged weights license datasets private",
     "share pull": "out revision",
+    "share lerobot": "out",
+    "share from-lerobot": "out",
     "pretrain": "scenes out demonstrations hold-out objective patch stem weights wrist steps batch-size "
     "demonstration-batch words-weight learning-rate optimizer device seed threads",
     "words": "scenes out weights seed",
@@ -409,7 +411,13 @@ def test_a_module_of_the_users_own_is_imported_before_the_command(
 
 
 @pytest.mark.parametrize(
-    "arguments", ["eval runs/nope", "share folder runs/nope --out x", "share hub runs/nope --repo a/b"]
+    "arguments",
+    [
+        "eval runs/nope",
+        "share folder runs/nope --out x",
+        "share hub runs/nope --repo a/b",
+        "share lerobot runs/nope --out x",
+    ],
 )
 def test_a_missing_run_shows_before_torch_is_imported(tmp_path: Path, arguments: str) -> None:
     (tmp_path / "runs" / "nodes").mkdir(parents=True)
@@ -484,6 +492,8 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("eval random --episodes 0 --placement official", "episodes must be at least 1"),
         ("eval random --execute 3", "for ws://"),
         ("eval ws://127.0.0.1:9 --tasks 0 --episodes 1", "no policy server answers there"),
+        ("eval lerobot:nowhere", "nowhere/config.json: no such file"),
+        ("share from-lerobot nowhere --out run", "nowhere/config.json: no such file"),
         ("serve nowhere", "there is no folder nowhere"),
         ("serve base --host 0.0.0.0", "moves the robot"),
         ("study report nowhere", "nowhere/results.json: no such file"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from la_reconvla.cli.options import Flat, Group
+from la_reconvla.serving.lerobot_folder import SCHEME
 from la_reconvla.study.options import (
     UNTRAINED,
     EvaluateOptions,
@@ -29,13 +30,14 @@ def evaluate(
     """Evaluate a policy in closed loop, by default on starts that it was not trained on.
 
     Args:
-        run: a run folder, expert, random, user/name on the Hugging Face hub, or a policy server, ws://host:port.
+        run: a run folder, expert, random, user/name on the Hugging Face hub, a policy server, ws://host:port, or a
+            policy that LeRobot saved, lerobot:folder.
         rollouts: how many episodes, and where results go.
         start: initial states of the rollouts.
         floor: the floors that success is compared with.
         machine: processes and device.
     """
-    if run not in UNTRAINED and "://" not in run:
+    if run not in UNTRAINED and "://" not in run and not run.startswith(SCHEME):
         folder_here(run)  # before what takes seconds to import
     from la_reconvla.study.evaluate_one import evaluate_one
 
@@ -97,6 +99,31 @@ def pull(repo: Positional[str], out: Path, revision: IfGiven[str] = None) -> Non
     from la_reconvla.study.publish import pull as run
 
     print(run(repo, out, revision))
+
+
+def lerobot(run: Positional[Path], out: Path) -> None:
+    """Write a policy as LeRobot saves one. LeRobot itself is not needed for it.
+
+    Args:
+        run: run folder.
+        out: folder to write to, a pretrained_model of LeRobot's.
+    """
+    found = _found(run)
+    from la_reconvla.lerobot.sharing import to_lerobot
+
+    print(to_lerobot(found, out))
+
+
+def from_lerobot(folder: Positional[Path], out: Path) -> None:
+    """Write a policy of this package that LeRobot trained as a run. LeRobot itself is not needed for it.
+
+    Args:
+        folder: pretrained_model of a checkpoint of LeRobot's.
+        out: run folder to write to.
+    """
+    from la_reconvla.lerobot.sharing import from_lerobot as run
+
+    print(run(folder, out))
 
 
 def _found(run: Path) -> Path:

@@ -60,8 +60,14 @@ TREE: Mapping[str, Branch | Command] = {
     "look": attention.look,
     "serve": serve.serve,
     "share": Branch(
-        "Give policies, studies and demonstrations to others, and get theirs: a folder, or the Hugging Face hub.",
-        {"folder": policies.folder, "hub": policies.hub, "pull": policies.pull},
+        "Give policies, studies and demonstrations to others, and get theirs: a folder, the Hugging Face hub, LeRobot.",
+        {
+            "folder": policies.folder,
+            "hub": policies.hub,
+            "pull": policies.pull,
+            "lerobot": policies.lerobot,
+            "from-lerobot": policies.from_lerobot,
+        },
     ),
     "pretrain": training.pretrain,
     "words": attention.words,

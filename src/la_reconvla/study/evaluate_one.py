@@ -22,6 +22,8 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
 from la_reconvla.serving.client import SHOWN, Remote, is_address
+from la_reconvla.serving.lerobot_folder import SCHEME, LeRobotFolder, is_lerobot
+from la_reconvla.serving.lerobot_policy import LeRobot
 from la_reconvla.sim.expert_tasks import require_feasible
 from la_reconvla.sim.machine import default_workers, require_simulator
 from la_reconvla.sim.policies import Scripted, Specification, Uniform
@@ -35,6 +37,7 @@ from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
+from la_reconvla.training.loop import pick_device
 from la_reconvla.training.trained_policy import Trained
 
 
@@ -50,6 +53,7 @@ class Subject:
         workers: usual number of processes.
         trained: the policy itself, None if it was not trained; `config` likewise.
         config: what it is.
+        trained_on: starts of its training, as far as they are known.
     """
 
     policy: Specification
@@ -59,11 +63,7 @@ class Subject:
     workers: int
     trained: Policy | None = None
     config: PolicyConfig | None = None
-
-    @property
-    def trained_on(self) -> frozenset[str]:
-        """Starts of its training."""
-        return frozenset() if self.config is None else frozenset(self.config.train_starts)
+    trained_on: frozenset[str] = frozenset()
 
 
 def evaluate_one(run: str, options: EvaluateOptions) -> Path:
@@ -73,8 +73,12 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         raise UserError(f"episodes must be at least 1, not {options.episodes}")
     if options.max_steps is not None and options.max_steps < 1:
         raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
-    if options.execute is not None and (not is_address(run) or options.execute < 1):
-        raise UserError("--execute is how many actions of a server's chunks are carried out: at least 1, for ws://...")
+    others = is_address(run) or is_lerobot(run)
+    if options.execute is not None and (not others or options.execute < 1):
+        raise UserError(
+            "--execute is how many actions of a chunk of others' policies are carried out: at least 1, for ws://... "
+            "and lerobot:..."
+        )
     _require_listener(run, options)
     if options.floors and (run in UNTRAINED or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
@@ -83,7 +87,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     if subject.trained is not None and subject.config is not None:
         words = [text for _, text in wording(suite, tasks, placement)]
         dry_run(subject.trained, subject.config.backbone, [options.instruction] if options.instruction else words)
-    if isinstance(subject.policy, Trained | Remote) and view == "wrong_instruction":
+    if isinstance(subject.policy, Trained | Remote | LeRobot) and view == "wrong_instruction":
         subject = replace(subject, policy=replace(subject.policy, swaps=wrong_words(suite, tasks, placement)))
     require_free_space(subject.folder, SPACE)
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
@@ -103,7 +107,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     if options.floors and isinstance(subject.policy, Trained):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, options.demonstrations)
-    elif options.floors and isinstance(subject.policy, Remote):
+    elif options.floors and isinstance(subject.policy, Remote | LeRobot):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
@@ -152,6 +156,16 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         remote = Remote(run, view, execute=options.execute)
         remote.identity()  # somebody answers there, before anything is made
         return Subject(remote, label, settings, folder, default_workers())
+    if is_lerobot(run):
+        theirs = LeRobot(Path(run.removeprefix(SCHEME)), view, (), options.execute, str(pick_device(options.device)))
+        found = LeRobotFolder.read(theirs.path)
+        theirs.identity()  # LeRobot is there, before anything is made
+        arm, seed = found.description.get("condition", found.type), found.description.get("seed")
+        label = Label(arm, seed, None if view == "true" else view)
+        settings = theirs.settings(allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
+        folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
+        starts = frozenset(found.description.get("train_starts", ()))
+        return Subject(theirs, label, settings, folder, default_workers(), trained_on=starts)
     trained, config, policy = open_run(run, view, options.device)
     settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
     return Subject(
@@ -162,6 +176,7 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         usual_workers(config.backbone),
         trained,
         config,
+        frozenset(config.train_starts),
     )
 
 

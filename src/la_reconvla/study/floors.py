@@ -16,6 +16,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import Label, View
 from la_reconvla.serving.client import Remote
+from la_reconvla.serving.lerobot_policy import LeRobot
 from la_reconvla.sim.expert_tasks import feasible
 from la_reconvla.sim.policies import Replay, replayable
 from la_reconvla.sim.tasks import load_task
@@ -26,7 +27,7 @@ from la_reconvla.training.trained_policy import Trained
 
 
 def view_floors(
-    policy: Trained | Remote, folder: Path, label: Label, swaps: tuple[tuple[int, str, str], ...]
+    policy: Trained | Remote | LeRobot, folder: Path, label: Label, swaps: tuple[tuple[int, str, str], ...]
 ) -> list[Evaluation]:
     """The floors that a policy needs nothing else for: itself with a grey image, and with another instruction.
 

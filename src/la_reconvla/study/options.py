@@ -185,8 +185,8 @@ class RolloutOptions:
             print how many of them this policy was trained on.
         max_steps: step limit of an episode; by default that of its task.
         instruction: what the policy is told in place of the task's instruction; success is still the task's.
-        execute: so many actions of each chunk of a server (ws://...) are carried out before it is asked again; all by
-            default.
+        execute: so many actions of each chunk of others' policies (ws://..., lerobot:...) are carried out before the
+            next look; by default all, or what LeRobot's configuration says.
     """
 
     episodes: int = 10

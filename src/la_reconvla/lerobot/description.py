@@ -1,0 +1,210 @@
+"""What a policy is, from what LeRobot is told and from the data set it trains on. Needs no LeRobot.
+
+A policy is described by `la_reconvla.training.checkpoint.PolicyConfig`, here as in a run of ours, so that no number is
+translated. LeRobot's configuration keeps it whole, bins included, in its field ``description``.
+"""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32
+
+from la_reconvla import kinds
+from la_reconvla.conditions import Condition, condition
+from la_reconvla.errors import UserError
+from la_reconvla.method.actions import ActionBins
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Inputs, Orientation, Standard
+from la_reconvla.serving.lerobot_folder import ACTION, IMAGES, LIBERO_KEYS, STATE
+from la_reconvla.storage import read_json
+from la_reconvla.study.presets import StudyConfig, preset
+from la_reconvla.study.requirements import pinned_config
+from la_reconvla.training.checkpoint import SAVED, PolicyConfig
+
+OURS = "meta/la_reconvla.json"  # what the format cannot say
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """What the policy's description takes from a data set.
+
+    Attributes:
+        actions: float64 [N a], all of them.
+        names: of their dimensions.
+        state: float32 [N p]; None where there is none.
+        cameras: their names in the order of the data set.
+        image_size: rows of the main camera's pictures.
+        said: content of ``meta/la_reconvla.json``.
+    """
+
+    actions: Float[np.ndarray, "N a"]
+    names: tuple[str, ...]
+    state: Float32[np.ndarray, "N p"] | None
+    cameras: tuple[str, ...]
+    image_size: int
+    said: Mapping[str, Any]
+
+
+def read_recorded(root: Path) -> Recorded:
+    """The columns of numbers of a LeRobotDataset (version 3.0), without its pictures.
+
+    Raises:
+        UserError: a file or a column is missing.
+    """
+    from pyarrow import parquet
+
+    info = read_json(root / "meta/info.json")
+    features = info["features"]
+    paths = sorted((root / "data").rglob("*.parquet"))
+    if not paths or ACTION not in features:
+        raise UserError(
+            f"{root} has no column '{ACTION}' in data/*/*.parquet: its bins cannot be computed; fetch it whole"
+        )
+    cameras = [key for key, one in features.items() if one["dtype"] in ("image", "video")]
+    if not cameras:
+        raise UserError(f"{root} has no pictures: a policy needs a camera")
+    columns = [name for name in (ACTION, STATE) if name in features]
+    tables = [parquet.read_table(path, columns=columns) for path in paths]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([np.stack(t[name].to_numpy()) for t in tables if len(t)])
+
+    actions = column(ACTION).astype(np.float64)
+    given = features[ACTION].get("names")
+    fits = isinstance(given, list) and len(set(given)) == actions.shape[1]
+    return Recorded(
+        actions,
+        tuple(given) if fits else tuple(f"action {place}" for place in range(actions.shape[1])),
+        column(STATE).astype(np.float32) if STATE in features else None,
+        tuple(key.removeprefix(IMAGES) for key in cameras),
+        int(features[cameras[0]]["shape"][0]),
+        read_json(root / OURS) if (root / OURS).exists() else {},
+    )
+
+
+def chosen(name: str, changes: Mapping[str, Any]) -> StudyConfig:
+    """The preset of this name with the same changes that the command ``train`` takes, and any field of its backbone.
+
+    Raises:
+        UserError: for a preset or a change that there is not.
+    """
+    try:
+        return preset(name).changed(**{key: tuple(v) if isinstance(v, list) else v for key, v in changes.items()})
+    except TypeError as error:
+        raise UserError(f"policy.changes: {error}; they are named as the options of `la-reconvla train`") from error
+
+
+def describe(
+    arm: str, seed: int, study: StudyConfig, orientation: Orientation | None, recorded: Recorded
+) -> PolicyConfig:
+    """The policy that training begins with.
+
+    A dimension whose only values are -1 and 1 is binary, all others are continuous. Quantiles are those of the column:
+    LeRobot 0.6.1 writes the mean of the episodes' quantiles into ``stats.json``.
+
+    Args:
+        arm: id of the condition.
+        seed: of weights and masks.
+        study: source of backbone, heads and labels.
+        orientation: how the pictures stand; None for what the data set says, or upright.
+        recorded: the data set.
+
+    Raises:
+        UserError: the arm needs boxes, which the format has not, or the data lack a camera or a state.
+    """
+    trained = study.arm(arm)
+    if not trained.annotation_free:
+        raise UserError(
+            f"{arm} is told where the target is, and a LeRobotDataset has no boxes: train it with `la-reconvla train`"
+        )
+    study = pinned_config(study)
+    backbone, cameras = study.backbone, study.cameras or recorded.cameras[:2]
+    if lacking := [name for name in cameras if name not in recorded.cameras]:
+        raise UserError(f"no camera '{lacking[0]}' in the data set: it has {', '.join(recorded.cameras)}")
+    if len(cameras) < 1 + backbone.wrist:
+        raise UserError(f"a second camera was asked for (wrist), and the data set has {recorded.cameras[0]} only")
+    kind, standard = backbone.proprio, None
+    if kind != "none":
+        if recorded.state is None:
+            raise UserError(f"proprio is '{kind}', and the data set has no {STATE}: leave it out")
+        if not recorded.said.get("libero_state"):
+            if kind == "gripper":
+                raise UserError(
+                    "proprio 'gripper' is for LIBERO's state (libero_state in meta/la_reconvla.json): take 'all'"
+                )
+            standard = Standard.of(recorded.state)
+            study = study.changed(proprio=recorded.state.shape[1])
+    binary = [bool(np.isin(column, (-1.0, 1.0)).all() and len(np.unique(column)) == 2) for column in recorded.actions.T]
+    space = ActionSpace(recorded.names, tuple("binary" if two else "continuous" for two in binary))
+    if recorded.said.get("libero_state") and space.kinds == LIBERO_ACTIONS.kinds:
+        space = LIBERO_ACTIONS  # whatever the data set calls them: weights that acted in LIBERO go on from there
+    edges = np.quantile(recorded.actions, (0.01, 0.99), axis=0)
+    stands = orientation or recorded.said.get("orientation", "upright")
+    return PolicyConfig.of(
+        trained,
+        seed=seed,
+        backbone=study.backbone,
+        bins=ActionBins.from_quantiles(edges[0], edges[1], space, spread=study.spread),
+        quality=recorded.said.get("quality", "official"),
+        image_size=recorded.image_size,
+        data_hash=hashlib.sha256(recorded.actions.tobytes()).hexdigest(),
+        train_starts=(),
+        decoding=study.decoding,
+        inputs=Inputs(tuple(cameras), stands, study.fit, standard),
+    )
+
+
+def to_json(policy: PolicyConfig) -> dict[str, Any]:
+    """The description as LeRobot's configuration keeps it."""
+    return kinds.to_json(policy)
+
+
+def from_json(raw: Mapping[str, Any]) -> PolicyConfig:
+    """The policy of a description.
+
+    Raises:
+        UserError: if it is none, or of another version.
+    """
+    try:
+        found = kinds.from_json(raw, (PolicyConfig, *SAVED))
+        if not isinstance(found, PolicyConfig):
+            raise TypeError(f"it is a {type(found).__name__}")
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the field 'description' describes no policy of this version ({error}): train it again"
+        ) from error
+    return found
+
+
+def arm_of(policy: PolicyConfig) -> Condition:
+    """The arm that a policy was made for, with a reconstruction head of its size.
+
+    Raises:
+        UserError: if it is not known here; one's own comes by LeRobot's ``--policy.discover_packages_path``.
+    """
+    heads = () if policy.reconstruction_head is None else (policy.reconstruction_head,)
+    return condition(policy.condition).with_reconstruction_head(*heads)
+
+
+def camera_keys(cameras: Sequence[str]) -> list[str]:
+    """LeRobot's names of a policy's cameras."""
+    names = LIBERO_KEYS[: len(cameras)] if tuple(cameras) == LIBERO_CAMERAS[: len(cameras)] else cameras
+    return [name if name.startswith("observation.") else IMAGES + name for name in names]
+
+
+def features_of(policy: PolicyConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LeRobot's ``input_features`` and ``output_features`` of a policy."""
+    cameras = camera_keys(policy.inputs.cameras)[: 1 + policy.backbone.wrist]
+    shape = [3, policy.image_size, policy.image_size]
+    inputs: dict[str, Any] = {key: {"type": "VISUAL", "shape": shape} for key in cameras}
+    if policy.backbone.proprio != "none":
+        kind = policy.backbone.proprio
+        inputs[STATE] = {"type": "STATE", "shape": [kind if isinstance(kind, int) else 8]}
+    return inputs, {ACTION: {"type": "ACTION", "shape": [len(policy.bins.space)]}}
