@@ -6,13 +6,14 @@ import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from la_reconvla import layout
+from la_reconvla import kinds, layout
 from la_reconvla.analysis.frames import HeldOut
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
@@ -28,8 +29,11 @@ from la_reconvla.study.cells import Cell, fitted, samples_of, say_small
 from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
+from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
-from la_reconvla.training.loop import SCHEDULE, pick_device, train
+from la_reconvla.training.loop import SCHEDULE, TrainConfig, pick_device, train
+from la_reconvla.training.parts import SHARE, Part
+from la_reconvla.training.run_state import drop_state, finished, require_state
 from la_reconvla.training.start_weights import StartWeights, bins_of
 from la_reconvla.training.tensors import file_hash
 from la_reconvla.training.trackers import require_service
@@ -52,10 +56,11 @@ def train_cells(
     """
     todo = []
     for cell in cells:
-        if not (cell.folder / WEIGHTS).exists():
+        if (cell.folder / WEIGHTS).exists():
+            _require_alike(cell, config, training)
+            drop_state(cell.folder)  # the cells of a study do not go on: all get the same steps
+        else:
             todo.append(cell)
-        elif PolicyConfig.load(cell.folder).data_hash != training.hash:
-            raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
     if not todo:
         return
     _require_boxes(cells, config, training)
@@ -64,8 +69,27 @@ def train_cells(
         ticker = bar.ticker(multiprocessing.get_context("spawn"))
         shared = (config, training, held_out, ticker)
         with worker_pool(workers, _receive, shared) as pool, explain_death("training"):
-            for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
+            running = {pool.submit(_train_cell, cell): cell for cell in todo}
+            for future in as_completed(running):
                 future.result()
+                drop_state(running[future].folder)
+
+
+def _require_alike(cell: Cell, config: StudyConfig, training: Demonstrations) -> None:
+    """Raise a `UserError` if a finished cell was trained on other demonstrations, or for other steps than the study's.
+
+    The other steps are those of a run that went on after its end.
+    """
+    if PolicyConfig.load(cell.folder).data_hash != training.hash:
+        raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
+    held = read_json(cell.folder / SCHEDULE)
+    parts = 1 + len(held.get("earlier", ()))
+    if held["steps"] != config.train.steps or parts > 1:
+        raise UserError(
+            f"{cell.folder} is different from the others of this study: it was trained for {held['steps']} steps in "
+            f"{parts} part{'s' * (parts > 1)}, they for {config.train.steps} in one, and only arms of equal training "
+            "are compared. Move it elsewhere, and the same command trains it again"
+        )
 
 
 def _require_boxes(cells: Sequence[Cell], config: StudyConfig, training: Demonstrations) -> None:
@@ -155,14 +179,35 @@ def _measure_cell(cell: Cell) -> None:
     write_held_out(cell.folder, found)
 
 
-def _require_unfinished(run: Path, steps: int) -> None:
-    """Raise a `UserError` if a finished run is to go on: its learning rate ended with its last step."""
-    done = read_json(run / SCHEDULE)["steps"] if (run / WEIGHTS).exists() and (run / SCHEDULE).exists() else steps
-    if done != steps:
+def _continued(config: TrainConfig, run: Path) -> TrainConfig:
+    """The training as its folder has it, or where that is finished and more steps are asked for, with one more part.
+
+    Raises:
+        UserError: if fewer steps are asked for than it has, if it is not finished, or if it cannot go on.
+    """
+    if not (run / SCHEDULE).exists():
+        return config
+    held, asked = read_json(run / SCHEDULE), config.steps
+    steps, earlier = held["steps"], kinds.from_json(held.get("earlier", []), (Part,))
+    last = Part(steps - sum(part.steps for part in earlier), held["learning_rate"], held["warmup"])
+    if asked == steps:
+        return replace(config, earlier=earlier, warmup=last.warmup if earlier else config.warmup)
+    done = finished(run, steps)
+    if asked < steps or not done:
         raise UserError(
-            f"{run} is finished, after {done} steps, at the end of its learning rate's schedule, and cannot go on to "
-            f"{steps}: train in another folder with --steps {steps}, or leave --steps {done}"
+            f"{run} is {'finished, after' if done else 'on its way to'} {steps} steps, and not one of {asked}: "
+            + (f"give --steps with more than {steps}, and it goes on" if done else f"finish it with --steps {steps}")
+            + ", or train in another folder"
         )
+    require_state(run)
+    more = asked - steps
+    tell(
+        f"{run} is finished after {steps} steps, where its learning rate ended. {more} more are a part of their own: "
+        "the same weights, optimizer state and samples, a new warm-up and cosine. That is not one training of "
+        f"{asked} steps.",
+        Console(stderr=True),
+    )
+    return replace(config, earlier=(*earlier, last), warmup=min(config.warmup, more // SHARE))
 
 
 def train_one(
@@ -173,7 +218,7 @@ def train_one(
     arm = config.arm(condition_id)
     pick_device(config.train.device)
     require_service(config.train.track)
-    _require_unfinished(out, config.train.steps)
+    config = replace(config, train=_continued(config.train, out))
     opened = open_demonstrations(demonstrations)
     config = fitted(config, opened)
     say_small(config, opened)
