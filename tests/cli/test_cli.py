@@ -66,7 +66,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco max-steps instruction execute",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
-    f"elsewhere-episodes hypotheses demonstrations offline workers {POLICY}",
+    f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
     "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
@@ -438,6 +438,9 @@ def test_a_missing_run_shows_before_torch_is_imported(tmp_path: Path, arguments:
         ("study run smoke --steps 0", "steps must be at least 1"),
         ("study run smoke --episodes 0", "episodes must be at least 1"),
         ("study run smoke --device toaster", "device 'toaster' is not usable here"),
+        ("study run smoke --devices cpu toaster", "device 'toaster' is not usable here"),
+        ("study run smoke --devices cpu meta", "--devices cpu meta are of different kinds (cpu, meta)"),
+        ("study run smoke --devices cpu cpu --device cpu", "--devices where policies train side by side: give one"),
         ("data collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("data collect --tasks 3 10", "unknown task 10"),
         ("data collect --demos 0", "demos must be at least 1"),

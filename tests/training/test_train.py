@@ -43,14 +43,8 @@ from la_reconvla.storage import read_json, read_jsonl, write_json
 from la_reconvla.training import gradient, run_state, trackers
 from la_reconvla.training import tensors as tensor_files
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy
-from la_reconvla.training.loop import (
-    SCHEDULE,
-    WHITENED,
-    TrainConfig,
-    pick_device,
-    pick_precision,
-    train,
-)
+from la_reconvla.training.devices import pick_device, pick_precision
+from la_reconvla.training.loop import SCHEDULE, WHITENED, TrainConfig, train
 from la_reconvla.training.run_state import SMALL_FILES, STATE
 from la_reconvla.training.tensors import load_tensors, save_tensors
 from la_reconvla.training.trackers import METRICS

@@ -14,7 +14,7 @@ from la_reconvla.sim.machine import default_workers
 from la_reconvla.study.starts import tasks_of
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
-from la_reconvla.training.loop import pick_device
+from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
 
 SPACE = 100_000_000  # bytes of records and videos of an evaluation, generously

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
-from la_reconvla.training.loop import SCHEDULE, TrainConfig, pick_device, train
+from la_reconvla.training.devices import pick_device
+from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
 from la_reconvla.training.parts import SHARE, Part
 from la_reconvla.training.run_state import drop_state, finished, require_state
 from la_reconvla.training.start_weights import StartWeights, bins_of
@@ -48,11 +50,21 @@ def train_cells(
     held_out: Demonstrations,
     workers: int,
     console: Console,
+    devices: Sequence[str] = (),
 ) -> None:
-    """Train every cell that has no weights yet.
+    """Train every cell that has no weights yet, each in the next process that is free.
+
+    Args:
+        cells: all of the study.
+        config: the study.
+        training: what they learn from.
+        held_out: for the curve of the held-out action loss.
+        workers: processes, all on the device of the schedule, where no `devices` are named.
+        console: where progress goes.
+        devices: one process on each; a line says which cell begins where.
 
     Raises:
-        UserError: a finished cell was trained on other demonstrations or boxes.
+        UserError: a finished cell was trained on other demonstrations or boxes, or otherwise than the others.
     """
     todo = []
     for cell in cells:
@@ -67,12 +79,32 @@ def train_cells(
     todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
     with progress("Training", total=len(todo) * config.train.steps, unit="steps", console=console) as bar:
         ticker = bar.ticker(multiprocessing.get_context("spawn"))
-        shared = (config, training, held_out, ticker)
-        with worker_pool(workers, _receive, shared) as pool, explain_death("training"):
-            running = {pool.submit(_train_cell, cell): cell for cell in todo}
-            for future in as_completed(running):
-                future.result()
-                drop_state(running[future].folder)
+        with contextlib.ExitStack() as open_pools:
+            free = []
+            for device in (devices or (config.train.device,) * workers)[: len(todo)]:
+                own = replace(config, train=replace(config.train, device=device))
+                pool = worker_pool(1, _receive, (own, training, held_out, ticker))
+                free.append((device, open_pools.enter_context(pool)))
+            with explain_death("training"):
+                _train_side_by_side(todo, free, console if devices else None)
+
+
+def _train_side_by_side(
+    todo: Sequence[Cell], free: list[tuple[str, ProcessPoolExecutor]], console: Console | None
+) -> None:
+    """Give each cell to the next of the processes that is free; if there is a console, say so."""
+    waiting, running = list(todo), {}
+    while waiting or running:
+        while waiting and free:
+            cell, (device, pool) = waiting.pop(0), free.pop(0)
+            running[pool.submit(_train_cell, cell)] = cell, (device, pool)
+            if console is not None:
+                console.print(f"{device}: {cell.condition.id} seed {cell.seed}", highlight=False)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            cell, place = running.pop(future)
+            future.result()
+            drop_state(cell.folder)
+            free.append(place)
 
 
 def _require_alike(cell: Cell, config: StudyConfig, training: Demonstrations) -> None:

@@ -25,6 +25,7 @@ from la_reconvla.processes import keep_memory
 from la_reconvla.progress import Ticker
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept, restore, weights_hash
+from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.held_out import held_out_loss, save_looks
 from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
@@ -119,29 +120,6 @@ class TrainConfig:
         return min(1.0, step / (self.earlier[0].steps if self.earlier else self.steps))
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` takes a GPU if there is one.
-
-    Raises:
-        UserError: if it does not exist here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' is not usable here ({error}): use --device cpu") from error
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass. ``auto``: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."""
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
 def train(
     condition: Condition,
     policy_config: PolicyConfig,
@@ -175,6 +153,8 @@ def train(
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     keep_memory()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what asks for no device, as kernels of libraries do, gets this one
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(len(samples), WHITENED)
     policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()

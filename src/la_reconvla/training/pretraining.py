@@ -35,9 +35,9 @@ from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import claim, locked
 from la_reconvla.training.checkpoint import WEIGHTS as POLICY
 from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import half
 from la_reconvla.training.held_out import held_out_loss
-from la_reconvla.training.loop import pick_device, pick_precision
 from la_reconvla.training.optimizers import Optimizers, optimizers_for
 from la_reconvla.training.options import PretrainOptions
 from la_reconvla.training.parts import scheduled
