@@ -487,8 +487,11 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("eval ws://127.0.0.1:9 --tasks 0 --episodes 1", "no policy server answers there"),
         ("serve nowhere", "there is no folder nowhere"),
         ("serve base --host 0.0.0.0", "moves the robot"),
-        ("study report nowhere", "nowhere/results.json: no such file"),
-        ("study report nowhere elsewhere", "nowhere/results.json: no such file"),
+        (
+            "study report nowhere",
+            "nowhere is no study: make one there with `la-reconvla study run quick --out nowhere`",
+        ),
+        ("study report nowhere elsewhere", "nowhere is no study"),
         ("study report nowhere --out page.html", "name a second study"),
         (
             "train --demonstrations nowhere --out run",

@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from la_reconvla import layout
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
 from la_reconvla.study.options import (
@@ -64,12 +63,12 @@ def run(
     from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
     from la_reconvla.study.ablation import ablate
-    from la_reconvla.study.results import read_results
+    from la_reconvla.study.results import results_of
 
     changes = vars(study) | vars(policy) | vars(training)
     folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
     page = write_report(folder)
-    print_summary(read_results(folder / layout.RESULTS), Console(stderr=True))
+    print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 
