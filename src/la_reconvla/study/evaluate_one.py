@@ -62,8 +62,8 @@ class Subject:
 
     @property
     def trained_on(self) -> frozenset[str]:
-        """Starts of its training."""
-        return frozenset() if self.config is None else frozenset(self.config.train_starts)
+        """Starts of its training, and of the run that this began from."""
+        return frozenset() if self.config is None else frozenset(self.config.seen)
 
 
 def evaluate_one(run: str, options: EvaluateOptions) -> Path:

@@ -19,7 +19,8 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.storage import atomic_write, read_json, read_jsonl
 from la_reconvla.study.heldout import read_held_out
-from la_reconvla.training.checkpoint import PolicyConfig, export_policy
+from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.exporting import export_policy
 from la_reconvla.training.trackers import METRICS
 
 CARD = "README.md"
@@ -34,7 +35,7 @@ LIMITS = (
 
 
 def export(run: Path, out: Path, merged: bool = False) -> Path:
-    """Write the policy and its card to `out`; see `la_reconvla.training.checkpoint.export_policy`."""
+    """Write the policy and its card to `out`; see `la_reconvla.training.exporting.export_policy`."""
     config = export_policy(run, out, merged)
     with atomic_write(out / CARD) as temporary:
         temporary.write_text(str(card(run, config)), encoding="utf-8")
@@ -102,6 +103,7 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         "## Data",
         "",
         f"- {len(config.train_starts)} initial states of {', '.join(_suites(config)) or 'an unnamed suite'}",
+        *_origin(config),
         f"- frames of {config.image_size} px, render quality '{config.quality}', hash {config.data_hash}",
         "",
         "## Results",
@@ -124,6 +126,13 @@ def card(run: Path, config: PolicyConfig) -> ModelCard:
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _origin(config: PolicyConfig) -> list[str]:
+    """The run that its training started from."""
+    if (origin := config.origin) is None:
+        return []
+    return [f"- it began with the weights {origin.weights_hash} of {origin.run}: {len(origin.starts)} further states"]
 
 
 def _objective(extra: Reconstruction) -> str:

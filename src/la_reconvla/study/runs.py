@@ -36,8 +36,11 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
     found = find_run(run)
     policy, config = load_policy(found)
     require_libero(run, config)
-    if not config.train_starts:
-        said = f"the training data of {run} do not name their initial states, so no start can be excluded"
+    unnamed = [run] if not config.train_starts else []
+    if config.origin is not None and not config.origin.starts:
+        unnamed.append(config.origin.run)
+    for name in unnamed:
+        said = f"the training data of {name} do not name their initial states, so none of those can be excluded"
         tell(said, Console(stderr=True))
     return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
 

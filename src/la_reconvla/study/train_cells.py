@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from la_reconvla import kinds, layout
+from la_reconvla.analysis import leakage
 from la_reconvla.analysis.frames import HeldOut
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
@@ -31,9 +32,10 @@ from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
+from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, origin_of
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
+from la_reconvla.training.origin import Origin
 from la_reconvla.training.parts import SHARE, Part
 from la_reconvla.training.run_state import drop_state, finished, require_state
 from la_reconvla.training.start_weights import StartWeights, bins_of
@@ -112,8 +114,14 @@ def _require_alike(cell: Cell, config: StudyConfig, training: Demonstrations) ->
 
     The other steps are those of a run that went on after its end.
     """
-    if PolicyConfig.load(cell.folder).data_hash != training.hash:
+    made = PolicyConfig.load(cell.folder)
+    if made.data_hash != training.hash:
         raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
+    if made.origin is not None:
+        raise UserError(
+            f"{cell.folder} is different from the others of this study: it started from the weights of "
+            f"{made.origin.run}. Move it elsewhere, and the same command trains it again"
+        )
     held = read_json(cell.folder / SCHEDULE)
     parts = 1 + len(held.get("earlier", ()))
     if held["steps"] != config.train.steps or parts > 1:
@@ -184,9 +192,11 @@ def _read() -> tuple[Samples, Samples | None, ActionBins]:
     return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread)
 
 
-def _train_cell(cell: Cell) -> None:
+def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
     config, _, _, ticker = _inherited
     samples, held_out, bins = _read()
+    if origin is not None:  # bins of the new data, whatever the start weights of the backbone acted with
+        bins = bins_of(None, samples, config.spread)
     if not cell.condition.annotation_free:
         samples = samples.annotated(annotator(config.gaze))
     policy = PolicyConfig.trained_on(
@@ -196,6 +206,7 @@ def _train_cell(cell: Cell) -> None:
         backbone=config.backbone,
         bins=bins,
         decoding=config.decoding,
+        origin=origin,
     )
     train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
 
@@ -243,9 +254,16 @@ def _continued(config: TrainConfig, run: Path) -> TrainConfig:
 
 
 def train_one(
-    demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
+    demonstrations: Path,
+    out: Path,
+    condition_id: str,
+    seed: int,
+    preset_name: str,
+    changes: Mapping[str, Any],
+    init_from: str | None = None,
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
+    origin = None if init_from is None else origin_of(init_from)
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
     pick_device(config.train.device)
@@ -257,8 +275,21 @@ def train_one(
     require_room(config, (episode.instruction for episode in opened.episodes), opened.space)
     require_heads(config, [arm])
     training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
+    if origin is not None and held_out is not None:
+        _say_seen(origin, held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _read.cache_clear()
         _receive(config, training, held_out, bar)
-        _train_cell(Cell(arm, seed, out))
+        _train_cell(Cell(arm, seed, out), origin)
     return out
+
+
+def _say_seen(origin: Origin, held_out: Demonstrations) -> None:
+    """A line on the standard error if the run that training starts from may know the held-out scenes."""
+    leak = leakage.origin(origin.run, origin.starts, held_out.episodes)
+    if leak.verdict == "unknown":
+        said = f"whether {origin.run} was trained on the held-out scenes is not known"
+    else:
+        said = f"LEAK: {origin.run} was trained on {leak.shared} of the {leak.evaluation} held-out scenes"
+    if leak.verdict != "none":
+        tell(f"{said}: the held-out loss tells nothing of new scenes", Console(stderr=True))
