@@ -366,8 +366,8 @@ def test_a_folder_that_is_not_there_is_answered_with_the_nearest_of_its_kind(tmp
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
-    assert layout.meant(Path("demo"), "*_demo.hdf5") == "; did you mean demos?"
-    assert layout.meant(Path("runs/quik/demonstrations"), "*_demo.hdf5").endswith("runs/quick/demonstrations?")
-    assert layout.meant(tmp_path / "picture", "*.png") == f"; did you mean {tmp_path / 'pictures'}?"
+    assert layout.meant(Path("demo"), "*_demo.hdf5") == "; the nearest that is there: demos"
+    assert layout.meant(Path("runs/quik/demonstrations"), "*_demo.hdf5").endswith(": runs/quick/demonstrations")
+    assert layout.meant(tmp_path / "picture", "*.png") == f"; the nearest that is there: {tmp_path / 'pictures'}"
     assert layout.meant(Path("demo"), "results.json") == ""
     assert layout.meant(Path("/demo"), "*.png") == "", "the whole disk is not searched"

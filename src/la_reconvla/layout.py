@@ -60,7 +60,7 @@ def meant(folder: Path, holding: str) -> str:
     beside = folder.parent if folder.parent.is_dir() and folder.parent.resolve() != Path("/") else RUNS
     inside = (base.glob(f"{depth}{holding}") for base in (beside, RUNS) for depth in ("*/", "*/*/"))
     near = nearest(str(folder), {str(path.parent) for path in islice(chain(*inside), 1000)}, likeness=0)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; the nearest that is there: {near[0]}" if near else ""
 
 
 def require_schema(value: Any, where: str) -> dict[str, Any]:
