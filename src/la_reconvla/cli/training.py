@@ -25,7 +25,7 @@ def train(
 
     Args:
         demonstrations: folder with *_demo.hdf5 files.
-        out: run folder; an interrupted run resumes in it, and a finished one goes on if --steps is more than it has.
+        out: run folder; an interrupted run resumes in it, a finished one goes on to more steps.
         policy: what is trained, where it differs from the preset.
         training: how it is trained, where it differs from the preset.
         condition: arm, for example C1 or C4.
