@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from la_reconvla import layout
 from la_reconvla import progress as progress_module
 from la_reconvla.errors import UserError
 from la_reconvla.progress import RemoteTicker, followed_by, progress
@@ -358,3 +359,15 @@ def test_numbers_that_json_does_not_have_are_refused(number: str) -> None:
 
 def test_a_message_can_always_be_printed() -> None:
     assert str(UserError("no task \ud800 é")).encode() == "no task \\ud800 é".encode()
+
+
+def test_a_folder_that_is_not_there_is_answered_with_the_nearest_of_its_kind(tmp_path: Path, monkeypatch) -> None:
+    for file in ("demos/a_demo.hdf5", "runs/quick/demonstrations/b_demo.hdf5", "pictures/c.png"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+    assert layout.meant(Path("demo"), "*_demo.hdf5") == "; the nearest that is there: demos"
+    assert layout.meant(Path("runs/quik/demonstrations"), "*_demo.hdf5").endswith(": runs/quick/demonstrations")
+    assert layout.meant(tmp_path / "picture", "*.png") == f"; the nearest that is there: {tmp_path / 'pictures'}"
+    assert layout.meant(Path("demo"), "results.json") == ""
+    assert layout.meant(Path("/demo"), "*.png") == "", "the whole disk is not searched"

@@ -5,10 +5,11 @@ What they hold: ``docs/conventions.md``. Names that a single module writes and r
 
 from __future__ import annotations
 
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from la_reconvla.errors import UserError
+from la_reconvla.errors import UserError, nearest
 
 SCHEMA = 2  # of results.json, of held_out.json, of each line of episodes.jsonl and of study.json
 
@@ -44,6 +45,22 @@ def cell(study: Path, condition: str, seed: int) -> Path:
 def floor(study: Path, view: str, condition: str, seed: int) -> Path:
     """Folder of the episodes of one trained policy under another view."""
     return cell(study / FLOORS / view, condition, seed)
+
+
+def meant(folder: Path, holding: str) -> str:
+    """Which folder was perhaps meant, ready to end a message; empty if there is none.
+
+    Args:
+        folder: what was named and is not what it should be.
+        holding: pattern of a file that makes a folder the right kind.
+
+    Returns:
+        The nearest by name of those beside it, below them, and among the runs.
+    """
+    beside = folder.parent if folder.parent.is_dir() and folder.parent.resolve() != Path("/") else RUNS
+    inside = (base.glob(f"{depth}{holding}") for base in (beside, RUNS) for depth in ("*/", "*/*/"))
+    near = nearest(str(folder), {str(path.parent) for path in islice(chain(*inside), 1000)}, likeness=0)
+    return f"; the nearest that is there: {near[0]}" if near else ""
 
 
 def require_schema(value: Any, where: str) -> dict[str, Any]:

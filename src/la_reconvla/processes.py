@@ -62,7 +62,7 @@ def explain_death(kind: str) -> Iterator[None]:
     except BrokenProcessPool as error:
         raise UserError(
             f"a {kind} process died, most likely for lack of memory; what was finished is kept: run the same command "
-            "again with fewer --workers"
+            "again with fewer --workers (or --devices)"
         ) from error
 
 

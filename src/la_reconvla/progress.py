@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -31,6 +31,12 @@ LINE = 80  # columns of a line where there is no terminal; the note is left out 
 LONGEST_NOTE = 60  # characters; a message must stay below the 512 bytes that POSIX writes to a pipe in one piece
 _END = b""
 _after: float | None = None  # seconds of what follows, see `followed_by`
+
+
+class Ticker(Protocol):
+    """Where progress is reported."""
+
+    def advance(self, steps: float = 1, note: str | None = None) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from calibration import (
 from scipy.stats import binom
 
 from la_reconvla.analysis.paired import many_paired_successes, mcnemar
-from la_reconvla.analysis.power import design, paired_power, pairs, planned, power_table
+from la_reconvla.analysis.power import design, paired_power, pairs, planned, power_explained, power_table
 from la_reconvla.errors import UserError
 
 
@@ -121,6 +121,10 @@ def test_what_is_planned_stands_in_a_table() -> None:
     table = power_table(rows, 3)
     assert [row[0] for row in table.rows] == ["5", "10", "20", "40"]
     assert "no difference between arms is decided" in power_table(rows, 1).title
+    told = power_explained(3, 3, 20).splitlines()
+    assert [line[:8] for line in told] == [*(name[:8] for name in table.header), "why: the"]
+    assert "180 episodes" in told[-1]
+    assert "one seed" in power_explained(1, 3, 20).splitlines()[-1]
     with pytest.raises(UserError, match="between 0 and 1"):
         paired_power(0.9, 0.2, 3, 3, 20)
     with pytest.raises(UserError, match="needs a seed"):

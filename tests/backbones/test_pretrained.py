@@ -40,7 +40,8 @@ from la_reconvla.study.presets import PRESETS, preset
 from la_reconvla.training import loop as train_module
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, load_policy
 from la_reconvla.training.gradient import backward
-from la_reconvla.training.loop import STATE, TrainConfig, train
+from la_reconvla.training.loop import TrainConfig, train
+from la_reconvla.training.run_state import STATE
 from la_reconvla.training.tensors import load_tensors
 from la_reconvla.training.trackers import METRICS
 

@@ -63,11 +63,11 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data convert": "pictures",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
-    "train": f"demonstrations out condition seed preset batch-size accumulate learning-rate {POLICY}",
+    "train": f"demonstrations out condition seed preset init-from batch-size accumulate learning-rate {POLICY}",
     "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
-    "allow-any-mujoco max-steps instruction execute",
+    "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
-    f"elsewhere-episodes hypotheses demonstrations offline workers {POLICY}",
+    f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
     "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
@@ -260,9 +260,9 @@ def test_study_run_takes_its_preset_either_way(run, monkeypatch: pytest.MonkeyPa
     for words in ((), ("small",), ("--preset", "small")):
         target = "la_reconvla.study.ablation.ablate"
         given = parsed(monkeypatch, run, "study run", target, *words, *options)
-        preset, out, workers, changes, hypotheses, recorded = given.values()
+        preset, out, workers, changes, hypotheses, recorded, devices = given.values()
         assert preset == ("small" if words else "quick")
-        assert (out, workers, hypotheses, recorded) == (None, 0, None, None)
+        assert (out, workers, hypotheses, recorded, devices) == (None, 0, None, None, ())
         assert isinstance(changes, dict)
         chosen = {name: value for name, value in changes.items() if value not in (None, False) or name == "wrist"}
         assert chosen == {"seeds": (0, 1), "wrist": False, "norm_pixels": True, "steps": 3}
@@ -448,6 +448,9 @@ def test_a_missing_run_shows_before_torch_is_imported(tmp_path: Path, arguments:
         ("study run smoke --steps 0", "steps must be at least 1"),
         ("study run smoke --episodes 0", "episodes must be at least 1"),
         ("study run smoke --device toaster", "device 'toaster' is not usable here"),
+        ("study run smoke --devices cpu toaster", "device 'toaster' is not usable here"),
+        ("study run smoke --devices cpu meta", "--devices cpu meta are of different kinds (cpu, meta)"),
+        ("study run smoke --devices cpu cpu --device cpu", "--devices where policies train side by side: give one"),
         ("data collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("data collect --tasks 3 10", "unknown task 10"),
         ("data collect --demos 0", "demos must be at least 1"),
@@ -496,8 +499,11 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("share from-lerobot nowhere --out run", "nowhere/config.json: no such file"),
         ("serve nowhere", "there is no folder nowhere"),
         ("serve base --host 0.0.0.0", "moves the robot"),
-        ("study report nowhere", "nowhere/results.json: no such file"),
-        ("study report nowhere elsewhere", "nowhere/results.json: no such file"),
+        (
+            "study report nowhere",
+            "nowhere is no study: make one there with `la-reconvla study run quick --out nowhere`",
+        ),
+        ("study report nowhere elsewhere", "nowhere is no study"),
         ("study report nowhere --out page.html", "name a second study"),
         (
             "train --demonstrations nowhere --out run",

@@ -397,10 +397,10 @@ def test_libero_pro_shows_the_official_starts() -> None:
         assert vector.call("task_description")[0].startswith("pick up the black bowl")  # as public data say
     finally:
         vector.close()
-    for suite, instructions in (("libero_spatial", "files"), ("libero_spatial_lan", "names")):
-        config = make_env_config("libero_pro", task=suite, task_ids=[1], instructions=instructions)
+    for suite, words in (("libero_spatial", "files"), ("libero_spatial_lan", "names")):
+        config = make_env_config("libero_pro", task=suite, task_ids=[1], words=words)
         assert make_env(config)[suite][1].call("task_description")[0] == load_task(suite, 1).instruction
-    with pytest.raises(UserError, match="unknown kind of instructions"):
-        make_env_config("libero_pro", instructions="words")
+    with pytest.raises(UserError, match="unknown kind of words"):
+        make_env_config("libero_pro", words="speech")
     with pytest.raises(UserError, match="did you mean libero_spatial"):
         make_env(make_env_config("libero_pro", task="libero_spatail"))

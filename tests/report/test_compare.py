@@ -10,6 +10,7 @@ import pytest
 from test_report import Page
 from test_results import episode, episodes, frames
 
+from la_reconvla import layout
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence
 from la_reconvla.analysis.frames import HeldOut
@@ -20,8 +21,9 @@ from la_reconvla.conditions import C1, C4, R1
 from la_reconvla.episodes import append_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report import compare
+from la_reconvla.storage import write_json
 from la_reconvla.study.heldout import write_held_out
-from la_reconvla.study.results import read_results, write_results
+from la_reconvla.study.results import read_results, results_of, write_results
 
 
 def write(folder: Path, rates: dict[str, float], study: Study, pull: float = 0.5) -> Path:
@@ -127,10 +129,18 @@ def test_the_page_holds_it_all_and_loads_nothing(studies: tuple[Path, Path], tmp
 def test_what_cannot_be_compared_is_refused(studies: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = studies
     for arguments, message in (
-        ((first, tmp_path / "nowhere"), "nowhere/results.json: no such file"),
+        ((first, tmp_path / "nowhere"), "nowhere is no study: make one there with `la-reconvla study run quick"),
         ((first, first), "are one folder"),
         ((first, second, tmp_path / "page.pdf"), "ends in .html"),
     ):
         with pytest.raises(UserError, match=message):
             compare.write_comparison(*arguments)
     assert not (first / "comparison.html").exists()
+
+
+def test_a_study_that_has_no_results_yet_names_its_own_command(tmp_path: Path) -> None:
+    command = "la-reconvla study run quick --seeds 0 1"
+    facts = {"config": {}, "versions": {}, "precision": "", "started": "", "commits": [], "hardware": {}}
+    write_json(tmp_path / "study" / layout.STUDY, {"schema": layout.SCHEMA, **facts, "command": command})
+    with pytest.raises(UserError, match=f"has no results yet: finish it with `{command}`"):
+        results_of(tmp_path / "study")

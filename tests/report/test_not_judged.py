@@ -14,7 +14,7 @@ from la_reconvla.analysis.build import build
 from la_reconvla.analysis.results import Arm
 from la_reconvla.conditions import C1, C2, C4
 from la_reconvla.report import write as report
-from la_reconvla.study.results import write_results
+from la_reconvla.study.results import read_results, write_results
 
 
 def test_a_study_that_is_not_judged_gives_no_verdict_anywhere(tmp_path: Path) -> None:
@@ -40,4 +40,4 @@ def test_a_study_that_is_not_judged_gives_no_verdict_anywhere(tmp_path: Path) ->
     raw = json.loads((tmp_path / "results.json").read_text())
     assert (raw["study"].pop("judged"), raw["hypotheses"]) == (False, [])
     (tmp_path / "results.json").write_text(json.dumps(raw))
-    assert report.read_results(tmp_path / "results.json").study.judged, "results of before are as they were"
+    assert read_results(tmp_path / "results.json").study.judged, "results of before are as they were"

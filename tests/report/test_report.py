@@ -62,7 +62,7 @@ from la_reconvla.report import charts, phrases, summary, tables
 from la_reconvla.report import write as report
 from la_reconvla.sim.rollout import Film
 from la_reconvla.study.evaluate import save_film
-from la_reconvla.study.results import write_results
+from la_reconvla.study.results import read_results, write_results
 
 SECTIONS = [
     "verdicts", "asked", "success", "comparison", "grid", "stages", "action-error", "counterfactual", "elsewhere",
@@ -295,7 +295,7 @@ def test_the_page_is_whole_and_holds_everything_itself(study: Path) -> None:
 
 def test_the_first_line_is_the_verdict_with_its_numbers(study: Path) -> None:
     found, _ = page(study)
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     comparison, judged = results.comparison("C4", "C2", "tsr"), results.hypothesis("C4>C2")
     assert comparison is not None
     assert comparison.agreement is not None
@@ -312,7 +312,7 @@ def test_the_first_line_is_the_verdict_with_its_numbers(study: Path) -> None:
 
 def test_every_number_of_the_tables_is_that_of_the_results(study: Path) -> None:
     _, text = page(study)
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     for condition in results.conditions:
         assert condition.tsr is not None
         assert condition.aos is not None
@@ -336,7 +336,7 @@ def test_every_number_of_the_tables_is_that_of_the_results(study: Path) -> None:
 def test_stages_are_compared_and_marked_as_exploratory(study: Path) -> None:
     _, text = page(study)
     stages = text[text.index('<section id="stages">') : text.index('<section id="action-error">')]
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     for other in ("C2", "C1"):
         lifted = results.comparison("C4", other, "lifted")
         distance = results.comparison("C4", other, "smallest_distance")
@@ -356,7 +356,7 @@ def section(text: str, first: str, after: str) -> str:
 
 def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None:
     """Success is rare in small studies; what is left of the closed loop needs its floors too."""
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     _, text = page(study)
     html, markdown = section(text, "stages", "action-error"), (study / "tables.md").read_text(encoding="utf-8")
     markdown = markdown[markdown.index("## How far episodes got") : markdown.index("## Action error")]
@@ -379,7 +379,7 @@ def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None
 
 
 def test_the_number_of_scenes_stands_beside_every_interval_of_held_out_frames(study: Path) -> None:
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     _, text = page(study)
     errors, attention = section(text, "action-error", "counterfactual"), section(text, "attention", "causal")
     for part in (errors, attention):
@@ -402,7 +402,7 @@ def test_few_scenes_are_said_in_words(kept: int, said: bool) -> None:
 
 
 def test_the_tables_as_text_hold_what_the_page_says_of_attention(study: Path) -> None:
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     header, _, *rows = (
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in tables.overlap_table(results).markdown().splitlines()[2:]
@@ -454,7 +454,7 @@ def test_a_fallback_of_the_attention_is_never_silent(tmp_path: Path) -> None:
 
 
 def test_every_verdict_shows_the_intervals_that_it_rests_on(study: Path) -> None:
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     _, text = page(study)
     cards = section(text, "verdicts", "asked").split("<article")[1:]
     assert [re.findall(r"<span>(.*?)</span>", card)[0] for card in cards] == [
@@ -482,7 +482,7 @@ def test_videos_of_one_start_stand_below_their_instruction(study: Path) -> None:
 
 def test_the_mark_of_an_interval_is_drawn_to_scale(study: Path) -> None:
     """Zero is in the middle, and ends and estimate stand in the proportions of the numbers."""
-    c = report.read_results(study / "results.json").comparison("C4", "C2", "tsr")
+    c = read_results(study / "results.json").comparison("C4", "C2", "tsr")
     assert c is not None
     svg = re.findall(r"<svg.*?</svg>", section(page(study)[1], "verdicts", "asked"), re.DOTALL)[0]
     low, high = map(float, re.findall(r'class="range" x1="(.*?)" x2="(.*?)"', svg)[0])
@@ -514,7 +514,7 @@ def test_a_verdict_without_a_note_is_put_plainly() -> None:
 
 
 def test_the_evidence_around_success_stands_on_the_page_and_in_the_tables(study: Path) -> None:
-    results = report.read_results(study / "results.json")
+    results = read_results(study / "results.json")
     _, text = page(study)
     markdown = (study / "tables.md").read_text(encoding="utf-8")
     for arm in results.conditions:
@@ -643,7 +643,7 @@ def test_lost_and_large_files_are_said(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(b"0" * 3000)
     pictures = (Picture("maps/gone.png", "attention"), Picture("large.png", "reconstruction"))
     write_results(tmp_path / "results.json", replace(bare(), pictures=pictures))
-    text = report.render(report.read_results(tmp_path / "results.json"), tmp_path, room=2000)
+    text = report.render(read_results(tmp_path / "results.json"), tmp_path, room=2000)
     assert all(picture.path in text for picture in pictures)
     assert "data:image/png" not in text
     shelf = report.Shelf(tmp_path, room=2000)

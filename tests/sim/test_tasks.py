@@ -14,7 +14,16 @@ pytest.importorskip("libero", reason="needs the sim extra")
 
 from la_reconvla.cli import main
 from la_reconvla.errors import UserError
-from la_reconvla.sim.tasks import MAX_STEPS, _lacks, load_suite, load_task, official_start, official_states, suites
+from la_reconvla.sim.tasks import (
+    MAX_STEPS,
+    _lacks,
+    in_words,
+    load_suite,
+    load_task,
+    official_start,
+    official_states,
+    suites,
+)
 
 PRO = ("swap", "lan", "object", "task")
 
@@ -232,3 +241,15 @@ def test_nor_do_such_words_in_what_it_prints(monkeypatch):
     main()
     print("the cabinet\u2019s", file=shown, flush=True)
     assert shown.buffer.getvalue().endswith(rb"the cabinet\u2019s" + b"\n")  # type: ignore[attr-defined]
+
+
+def test_words_of_names_are_those_of_public_data() -> None:
+    """LIBERO's own datasets in LeRobot and RLDS say the file's name; what LIBERO-PRO reworded stays as it is."""
+    first = load_task("libero_spatial", 0).instruction
+    assert first.startswith("pick the akita black bowl between the plate")
+    said = "pick up the black bowl between the plate and the ramekin and place it on the plate"
+    assert in_words("libero_spatial", first, "names") == said
+    assert in_words("libero_spatial", first, "files") == first
+    assert in_words("libero_spatial", "wave", "names") == "wave"
+    reworded = load_task("libero_spatial_lan", 0).instruction
+    assert in_words("libero_spatial_lan", reworded, "names") == reworded

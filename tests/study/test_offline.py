@@ -73,8 +73,6 @@ def test_one_demonstration_is_trained_on_without_any_held_out(tmp_path: Path) ->
         train_one(tmp_path, tmp_path / "run", "C1", 0, "smoke", {"steps": 1})
     train_one(tmp_path, tmp_path / "run", "C1", 0, "smoke", {"steps": 1, "held_out": 0.0})
     assert (tmp_path / "run" / WEIGHTS).exists()
-    with pytest.raises(UserError, match="is finished, after 1 steps"):
-        train_one(tmp_path, tmp_path / "run", "C1", 0, "smoke", {"steps": 2, "held_out": 0.0})
 
 
 def test_boxes_of_another_program_locate_the_target(tmp_path: Path) -> None:

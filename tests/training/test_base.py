@@ -16,8 +16,9 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import read_jsonl
 from la_reconvla.training.checkpoint import find_run, load_policy, unpacked
-from la_reconvla.training.pretraining import STATE, WEIGHTS, PretrainConfig, pretrain
+from la_reconvla.training.pretraining import WEIGHTS, PretrainConfig, pretrain
 from la_reconvla.training.pretraining_data import STUDIED, base_samples, instructions_of
+from la_reconvla.training.run_state import STATE
 from la_reconvla.training.start_weights import StartWeights, bins_of, pinned
 from la_reconvla.training.tensors import load_tensors, save_tensors
 

@@ -8,8 +8,8 @@ import torch
 
 from helpers import tiny_policy
 from la_reconvla.errors import UserError
-from la_reconvla.training.loop import scheduled
 from la_reconvla.training.optimizers import BETAS, MATRIX_RATE, optimizers_for
+from la_reconvla.training.parts import scheduled
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

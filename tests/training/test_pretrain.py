@@ -16,8 +16,9 @@ from la_reconvla.randomness import generator
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study import words
 from la_reconvla.training import pretraining_objectives as module
-from la_reconvla.training.pretraining import STATE, WEIGHTS, PretrainConfig, caption_batch, pretrain
+from la_reconvla.training.pretraining import WEIGHTS, PretrainConfig, caption_batch, pretrain
 from la_reconvla.training.pretraining_objectives import CaptionBatch, Captioning, Contrast, MaskedWords, pair_logits
+from la_reconvla.training.run_state import STATE
 from la_reconvla.training.tensors import load_tensors
 
 TEXTS = ["pick up the black bowl", "the ramekin", "a plate next to the bowl"]

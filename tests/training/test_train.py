@@ -40,20 +40,12 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.method.variants.teacher import EMATeacher
 from la_reconvla.method.variants.warm_up import WarmUp
 from la_reconvla.storage import read_json, read_jsonl, write_json
-from la_reconvla.training import gradient, trackers
-from la_reconvla.training import loop as train_module
+from la_reconvla.training import gradient, run_state, trackers
 from la_reconvla.training import tensors as tensor_files
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy
-from la_reconvla.training.loop import (
-    SCHEDULE,
-    SMALL_FILES,
-    STATE,
-    WHITENED,
-    TrainConfig,
-    pick_device,
-    pick_precision,
-    train,
-)
+from la_reconvla.training.devices import pick_device, pick_precision
+from la_reconvla.training.loop import SCHEDULE, WHITENED, TrainConfig, train
+from la_reconvla.training.run_state import SMALL_FILES, STATE
 from la_reconvla.training.tensors import load_tensors, save_tensors
 from la_reconvla.training.trackers import METRICS
 from search_path import SEARCH
@@ -156,7 +148,7 @@ def test_a_killed_run_ends_at_the_same_bits(demonstrations: Path, tmp_path: Path
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "undisturbed")
     steps = [line["step"] for line in numbers(tmp_path / "killed")]
     assert steps == [0, *range(3, 61, 3)]
-    assert not (tmp_path / "killed" / STATE).parent.exists(), "the state is of no use any more"
+    assert load_tensors(tmp_path / "killed" / STATE)[1]["step"] == 60, "it can go on"
 
 
 # When to die: half way through writing a file, or before or after it takes its name, which time; and then the step of
@@ -167,8 +159,10 @@ DEATHS = {
     "in a later state": ("half", STATE, 2, 2),
     "before a later state counts": ("before", STATE, 2, 2),
     "when it counts": ("after", STATE, 2, 4),
-    "in the weights": ("half", WEIGHTS, 1, 4),
-    "before the state is removed": ("after", WEIGHTS, 1, 4),
+    "in the last state": ("half", STATE, 3, 4),
+    "when the last state counts": ("after", STATE, 3, 6),
+    "in the weights": ("half", WEIGHTS, 1, 6),
+    "when the weights count": ("after", WEIGHTS, 1, 6),
 }
 MORTAL = dataclasses.replace(SHORT, steps=6)
 # Forked, because importing takes longer than all the training; nothing has made a thread by then.
@@ -576,7 +570,7 @@ def test_space_is_asked_for_before_anything_is_written(
     demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(train_module, "require_free_space", lambda folder, size: asked.append(size))
+    monkeypatch.setattr(run_state, "require_free_space", lambda folder, size: asked.append(size))
     with pytest.raises(Stop):
         train_tiny(demonstrations, tmp_path / "run", ticker=StopAt(3))
     state = (tmp_path / "run" / STATE).stat().st_size

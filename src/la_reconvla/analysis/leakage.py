@@ -133,6 +133,21 @@ def held_out(training: Iterable[Episode], others: Iterable[Episode]) -> Leak:
     return _row("scenes of held-out frames", one, two, True, "both from the same demonstrations, divided by scene")
 
 
+def origin(run: str, starts: Iterable[str], others: Iterable[Episode]) -> Leak:
+    """Scenes of held-out frames, and those that a run was trained on from whose weights training starts.
+
+    Args:
+        run: its name.
+        starts: ids of the initial states that it was trained on; none if they are not known.
+        others: episodes that are held out.
+    """
+    one, two = (
+        frozenset(wide_scene(id) or same_state(id) for id in ids)
+        for ids in (starts, (e.start_id for e in others if e.start_id is not None))
+    )
+    return _row(f"scenes of held-out frames and of {run}", one, two, bool(one and two), "its weights are the start")
+
+
 def pretraining(
     weights: str | None,
     source: str | None,

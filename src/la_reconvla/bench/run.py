@@ -54,7 +54,7 @@ from la_reconvla.report import charts
 from la_reconvla.storage import atomic_write, write_json
 from la_reconvla.study import provenance
 from la_reconvla.text_table import tell
-from la_reconvla.training.loop import pick_device, pick_precision
+from la_reconvla.training.devices import pick_device, pick_precision
 
 
 @dataclass

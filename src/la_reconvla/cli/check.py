@@ -62,10 +62,11 @@ def power(
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
     """
-    from la_reconvla.analysis.power import planned, power_table
+    from la_reconvla.analysis.power import planned, power_explained, power_table
 
     rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
     Console().print(power_table(rows, seeds))
+    tell(power_explained(seeds, tasks, episodes))
 
 
 def speed(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:

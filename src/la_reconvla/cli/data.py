@@ -130,7 +130,7 @@ def boxes(
     from la_reconvla.data.detector import Detector
     from la_reconvla.data.hdf5 import open_demonstrations
     from la_reconvla.progress import progress
-    from la_reconvla.training.loop import pick_device
+    from la_reconvla.training.devices import pick_device
 
     if out.suffix != BOXES_SUFFIX:
         raise UserError(f"{out}: a file of boxes is called *{BOXES_SUFFIX}, which is how training knows it: name it so")

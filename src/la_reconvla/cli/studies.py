@@ -8,7 +8,6 @@ from rich.console import Console
 from rich.text import Text
 from tyro.conf import Positional
 
-from la_reconvla import layout
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
 from la_reconvla.study.options import (
@@ -35,6 +34,7 @@ def run(
     demonstrations: IfGiven[Path] = None,
     offline: bool = False,
     workers: int = 0,
+    devices: IfGiven[tuple[str, ...]] = None,
 ) -> None:
     """Collect data, train and evaluate every arm, and report. Rerun the command to resume.
 
@@ -51,6 +51,8 @@ def run(
         demonstrations: a folder of your own, for --offline.
         offline: train on those and judge on held-out frames of them, without a simulator (docs/own-robot.md).
         workers: processes; 0 takes one per core.
+        devices: train policies on several devices side by side, for example cuda:0 cuda:1, one process on each; the
+            rest is done on the first. In the place of --device.
     """
     if offline != (demonstrations is not None):
         raise UserError(
@@ -61,12 +63,12 @@ def run(
     from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
     from la_reconvla.study.ablation import ablate
-    from la_reconvla.study.results import read_results
+    from la_reconvla.study.results import results_of
 
     changes = vars(study) | vars(policy) | vars(training)
-    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations)
+    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
     page = write_report(folder)
-    print_summary(read_results(folder / layout.RESULTS), Console(stderr=True))
+    print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 

@@ -19,21 +19,23 @@ def train(
     condition: str = "C4",
     seed: int = 0,
     preset: str = "small",
+    init_from: IfGiven[str] = None,
 ) -> None:
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
     Args:
         demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
-        out: run folder; an interrupted run resumes in it.
+        out: run folder; an interrupted run resumes in it, a finished one goes on to more steps.
         policy: what is trained, where it differs from the preset.
         training: how it is trained, where it differs from the preset.
         condition: arm, for example C1 or C4.
         seed: random seed of weights, batches and masks.
         preset: source of backbone, decoder and schedule; the options below override single values.
+        init_from: a run whose weights this one starts from, on other data or another robot; what fits is taken.
     """
     from la_reconvla.study.train_cells import train_one
 
-    train_one(demonstrations, out, condition, seed, preset, vars(policy) | vars(training))
+    train_one(demonstrations, out, condition, seed, preset, vars(policy) | vars(training), init_from)
     print(out)
 
 

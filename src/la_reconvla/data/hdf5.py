@@ -13,6 +13,7 @@ from typing import Any, get_args
 import h5py
 import numpy as np
 
+from la_reconvla import layout
 from la_reconvla.data import foreign, instructions
 from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
 from la_reconvla.data.hdf5_layout import (
@@ -263,7 +264,10 @@ def _find_files(folder: Path) -> list[Path]:
         if folder.is_file():
             return [folder]
         if not folder.exists():
-            raise UserError(f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`")
+            raise UserError(
+                f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`"
+                + layout.meant(folder, f"*{DEMO_SUFFIX}")
+            )
         names = sorted(path.name for path in folder.iterdir())  # a glob of a folder that may not be read finds nothing
     except PermissionError as error:
         raise UserError(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Literal
 
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 """LIBERO's own; the same names in others stand for tasks that were changed."""
+Words = Literal["files", "names"]
+"""A task in the words of its task file (`pick the akita black bowl`) or of its name (`pick up the black bowl`)."""
 _SCENE = re.compile(r"^[A-Z][A-Z_]*_SCENE\d+_")  # for example KITCHEN_SCENE3_
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -18,13 +18,13 @@ from lerobot.envs import EnvConfig
 from lerobot.envs.utils import freeze_after_episode_end
 
 from la_reconvla.contracts import Observation
-from la_reconvla.data.instructions import spoken
+from la_reconvla.data.instructions import Words
 from la_reconvla.errors import unknown
 from la_reconvla.serving.lerobot_folder import ACTION, ACTION_WIDTH, IMAGES, LIBERO_KEYS, STATE, STATE_WIDTH
 from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings
-from la_reconvla.sim.tasks import change_of, load_suite, load_task, official_start, official_states
+from la_reconvla.sim.tasks import in_words, load_suite, load_task, official_start, official_states
 
-WORDS = ("names", "files")
+WORDS: tuple[Words, ...] = get_args(Words)
 
 
 @EnvConfig.register_subclass("libero_pro")
@@ -39,8 +39,8 @@ class LiberoProEnv(EnvConfig):
         episode_length: step limit; by default that of the task.
         image_size: rows and columns of the pictures of both cameras.
         quality: official renders as LIBERO does; fast as `la-reconvla data collect` does by default.
-        instructions: names says the words of the task's name, as public LIBERO data do, where LIBERO-PRO changed
-            nothing; files says those of its task file, as this package's collections do: `pick the akita black bowl`.
+        words: in which tasks are told, see `la_reconvla.sim.tasks.in_words`: names, as public LIBERO data, or files, as
+            this package's collections.
         features: what the environment gives and takes.
         features_map: LeRobot's names of these.
     """
@@ -51,7 +51,7 @@ class LiberoProEnv(EnvConfig):
     episode_length: int | None = None
     image_size: int = 256
     quality: str = "official"
-    instructions: str = "names"
+    words: str = "names"
     features: dict[str, PolicyFeature] = field(default_factory=dict)
     features_map: dict[str, str] = field(
         default_factory=lambda: {
@@ -62,8 +62,8 @@ class LiberoProEnv(EnvConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.instructions not in WORDS:
-            raise unknown("kind of instructions", self.instructions, WORDS)
+        if self.words not in WORDS:
+            raise unknown("kind of words", self.words, WORDS)
         shape = (self.image_size, self.image_size, 3)
         self.features = {
             ACTION: PolicyFeature(FeatureType.ACTION, (ACTION_WIDTH,)),
@@ -81,7 +81,7 @@ class LiberoProEnv(EnvConfig):
             quality=self.quality,  # pyright: ignore[reportArgumentType] (LiberoEnv refuses others)
             max_steps=self.episode_length,
         )
-        return {"settings": settings, "instructions": self.instructions}
+        return {"settings": settings, "words": self.words}
 
     def create_envs(self, n_envs: int, use_async_envs: bool = False) -> dict[str, dict[int, Any]]:
         """A vector of environments for each task; environment i begins with states i, i + n_envs, ...
@@ -115,17 +115,16 @@ class LiberoGym(gym.Env):
         first: initial state of the first episode.
         stride: between the initial states of two episodes.
         settings: of the simulator.
-        instructions: see `LiberoProEnv`.
+        words: see `LiberoProEnv`.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_RATE}  # noqa: RUF012 (gymnasium's own form)
     render_mode = "rgb_array"
 
-    def __init__(self, suite: str, task: int, first: int, stride: int, settings: EnvSettings, instructions: str):
+    def __init__(self, suite: str, task: int, first: int, stride: int, settings: EnvSettings, words: Words):
         self._task, self._next, self._stride = load_task(suite, task), first, stride
         self._settings, self._env = settings, settings.build()
-        named = instructions == "names" and not change_of(suite) and spoken(self._task.name)
-        self.task = self.task_description = named or self._task.instruction
+        self.task = self.task_description = in_words(suite, self._task.instruction, words)
         self._max_episode_steps = settings.max_steps or self._task.max_steps
         shape = (settings.image_size, settings.image_size, 3)
         pictures: dict[str, Any] = {name: gym.spaces.Box(0, 255, shape, np.uint8) for name in LIBERO_KEYS}

@@ -27,7 +27,7 @@ from la_reconvla.report.page import fill
 from la_reconvla.report.phrases import FLOORS, metric_name, scenes
 from la_reconvla.storage import atomic_write
 from la_reconvla.study.heldout import read_held_out
-from la_reconvla.study.results import read_results
+from la_reconvla.study.results import results_of
 from la_reconvla.text_table import number, percent, points
 
 METRICS = ("tsr", "aos", "action_error")
@@ -66,7 +66,7 @@ def write_comparison(first: Path | str, second: Path | str, out: Path | str | No
     path = folders[0] / layout.COMPARISON_PAGE if out is None else Path(out)
     if path.suffix != ".html":
         raise UserError(f"the comparison is a page: give --out a name that ends in .html, not {path.name}")
-    a, b = (read_results(folder / layout.RESULTS) for folder in folders)
+    a, b = (results_of(folder) for folder in folders)
     values = {
         "names": [str(folder) for folder in folders],
         "studies": (a.study, b.study),

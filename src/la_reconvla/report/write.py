@@ -26,7 +26,7 @@ from la_reconvla.report.phrases import EFFECTS_SAID, headline, leading, reason
 from la_reconvla.report.summary import markdown
 from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, exploratory, grid_table, loss_table, other_starts_tables
 from la_reconvla.storage import atomic_write, read_jsonl
-from la_reconvla.study.results import read_results
+from la_reconvla.study.results import results_of
 
 PAGES = {"": bytes, "-dark": charts.for_dark_page}
 ERROR_FLOORS = {
@@ -49,7 +49,7 @@ def write_report(run_dir: Path | str) -> Path:
         UserError: there are no valid results, or they name a file outside of the folder.
     """
     folder = Path(run_dir)
-    results = read_results(folder / layout.RESULTS)
+    results = results_of(folder)
     text = markdown(results, evidence_tables.all_tables(results))
     text += "\n## What this does not show\n\n" + "".join(f"- {said}\n" for said in limits(results))
     for name, content in ((layout.REPORT, render(results, folder)), (layout.TABLES, text)):
@@ -135,7 +135,7 @@ def write_figures(run_dir: Path | str, out: Path) -> list[Path]:
     Raises:
         UserError: as `write_report`.
     """
-    results = read_results(Path(run_dir) / layout.RESULTS)
+    results = results_of(run_dir)
     drawn = {name: svg for name, svg in drawings(results, _runs(results, Path(run_dir))[0]).items() if svg}
     files = {f"{name}{ending}.svg": of(svg) for name, svg in drawn.items() for ending, of in PAGES.items()}
     out.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from la_reconvla.contracts import Observation
+from la_reconvla.data.instructions import Words
 from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
@@ -40,19 +41,22 @@ class Remote:
         url: such as ``ws://127.0.0.1:8000``.
         view: ``true``; ``grey_image`` shows it grey pictures; ``wrong_instruction`` gives it another instruction.
         swaps: for the wrong instruction: (task, true instruction, what it is given instead).
+        words: in which tasks are told, see `la_reconvla.sim.tasks.in_words`.
         execute: so many actions of each chunk are carried out; None for all of them.
     """
 
     url: str
     view: View = "true"
     swaps: tuple[tuple[int, str, str], ...] = ()
+    words: Words = "files"
     execute: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """Where it is and what it says of itself. Its weights cannot be seen."""
         connection = Connection(self.url)
         connection.close()
-        return {"url": self.url, "server": _plain(connection.metadata), "view": self.view, "execute": self.execute}
+        asked = {"view": self.view, "words": self.words, "execute": self.execute}
+        return {"url": self.url, "server": _plain(connection.metadata), **asked}
 
     def build(self) -> RemotePolicy:
         """Connect.
@@ -132,7 +136,8 @@ class RemotePolicy:
 
     def reset(self, start: Start, env: Env) -> None:
         """Only the wrong-instruction floor looks at `start`, to know what not to say."""
-        self._instruction = told(start, self.specification.view, self.specification.swaps)
+        asked = self.specification
+        self._instruction = told(start, asked.view, asked.swaps, asked.words)
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
         """One chunk, clipped to the environment's range as LIBERO's controller does.

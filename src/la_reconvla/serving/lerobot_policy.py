@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 
 from la_reconvla.contracts import Observation
+from la_reconvla.data.instructions import Words
 from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
@@ -62,6 +63,7 @@ class LeRobot:
         path: folder with ``config.json`` and ``model.safetensors``, or adapters.
         view: ``true``; ``grey_image`` shows it grey pictures; ``wrong_instruction`` gives it another instruction.
         swaps: for the wrong instruction: (task, true instruction, what it is given instead).
+        words: in which tasks are told, see `la_reconvla.sim.tasks.in_words`.
         execute: so many actions of each chunk are carried out; None for as many as its configuration says.
         device: where it acts.
     """
@@ -69,6 +71,7 @@ class LeRobot:
     path: Path
     view: View = "true"
     swaps: tuple[tuple[int, str, str], ...] = ()
+    words: Words = "files"
     execute: int | None = None
     device: str = "cpu"
 
@@ -83,6 +86,7 @@ class LeRobot:
             "base": None if base is None else file_hash(base.path / WEIGHTS),
             "view": self.view,
             "swaps": self.swaps,
+            "words": self.words,
             "execute": self.execute,
         }
 
@@ -121,7 +125,8 @@ class LeRobotPolicy:
 
     def reset(self, start: Start, env: Env) -> None:
         """Only the wrong-instruction floor looks at `start`, to know what not to say."""
-        self._instruction = told(start, self.specification.view, self.specification.swaps)
+        asked = self.specification
+        self._instruction = told(start, asked.view, asked.swaps, asked.words)
         for part in (self._policy, self._before, self._after):
             part.reset()
 

@@ -13,7 +13,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.serving import wire
 from la_reconvla.serving.server import Limits, Service, require_safe, run
 from la_reconvla.training.checkpoint import find_run
-from la_reconvla.training.loop import pick_device
+from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
 
 

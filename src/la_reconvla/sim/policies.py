@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Float
 
 from la_reconvla.contracts import Observation
+from la_reconvla.data.instructions import Words
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
 from la_reconvla.sim.env import ACTION_DIM, Env, RolloutPolicy
-from la_reconvla.sim.tasks import base_of
+from la_reconvla.sim.tasks import base_of, in_words
 
 if TYPE_CHECKING:
     from la_reconvla.data.demonstrations import Episode
@@ -55,18 +56,24 @@ def swapped(said: Iterable[tuple[int, str]]) -> tuple[tuple[int, str, str], ...]
     return tuple(result)
 
 
-def told(start: Start, view: View, swaps: Iterable[tuple[int, str, str]]) -> str:
+def told(start: Start, view: View, swaps: Iterable[tuple[int, str, str]], words: Words = "files") -> str:
     """What a policy is told on `start`: its instruction, or under the wrong-instruction floor the other one.
+
+    Args:
+        start: of the episode.
+        view: which of both.
+        swaps: (task, true instruction, the other one), in the words of task files.
+        words: see `la_reconvla.sim.tasks.in_words`.
 
     Raises:
         UserError: if that floor was given no swap for this instruction.
     """
     if view != "wrong_instruction":
-        return start.instruction
+        return in_words(start.suite, start.instruction, words)
     wrong = {(task, true): other for task, true, other in swaps}.get((start.task, start.instruction))
     if wrong is None:
         raise UserError(f"no wrong instruction is known for '{start.instruction}': it was not in the training data")
-    return wrong
+    return in_words(start.suite, wrong, words)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from la_reconvla.data.instructions import language_of
+from la_reconvla.data.instructions import Words, language_of, spoken
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, install_command, unknown
 from la_reconvla.sim.user_folders import config_file
@@ -140,6 +140,19 @@ def base_of(suite: str) -> str:
 def change_of(suite: str) -> str:
     """Which of `CHANGES` LIBERO-PRO made in `suite`; empty for any other suite."""
     return suite.removeprefix(base_of(suite)).removeprefix("_")
+
+
+def in_words(suite: str, instruction: str, words: Words) -> str:
+    """An instruction of `suite` in these words.
+
+    Public LIBERO data, and so policies that others train, say a task's name; this package's collections say its file.
+    What LIBERO-PRO changed is in the files only, so in its suites both say these; and no other text is changed.
+    """
+    if words == "names" and not change_of(suite):
+        for task in load_suite(suite):
+            if task.instruction == instruction:
+                return spoken(task.name) or instruction
+    return instruction
 
 
 def load_suite(suite: str) -> tuple[Task, ...]:

@@ -7,7 +7,7 @@ import functools
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.errors import UserError
 from la_reconvla.progress import followed_by, progress
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.machine import default_workers
@@ -42,13 +43,19 @@ from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, videos
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.provenance import Energy, commit, hardware, versions
-from la_reconvla.study.requirements import pinned_config, require_declared, require_heads, require_room
+from la_reconvla.study.requirements import (
+    pinned_config,
+    require_declared,
+    require_devices,
+    require_heads,
+    require_room,
+)
 from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
 from la_reconvla.study.timelines import timelines
 from la_reconvla.study.train_cells import measure_cells, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
-from la_reconvla.training.loop import pick_device, pick_precision
+from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.trackers import require_service
 
 CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
@@ -69,6 +76,7 @@ class Ablation:
         workers: processes, one simulator or one training each.
         declaration: what it judges; None for what it declared when it began, the package's own if it begins now.
         place: where it takes place; None for where its suite does.
+        devices: where cells train side by side, one process each; () for `workers` on the device of the schedule.
     """
 
     def __init__(
@@ -78,9 +86,11 @@ class Ablation:
         workers: int,
         declaration: Declaration | None = None,
         place: Domain | None = None,
+        devices: Sequence[str] = (),
     ):
+        require_devices(devices)
         self.config, self.folder, self.workers = config, folder, max(1, workers)
-        self.declaration = declaration
+        self.declaration, self.devices = declaration, devices
         self.arms = [config.arm(id) for id in config.conditions]
         self.domain = place or domain(config.suite)
         self.tasks = self.domain.tasks(config)
@@ -203,7 +213,7 @@ class Ablation:
         return Evaluations(self.config, self.folder, self.domain, self.cells, self.places, self._opened, self.device)
 
     def _train(self) -> None:
-        train_cells(self.cells, self.config, *self._divided, self.workers, self.console)
+        train_cells(self.cells, self.config, *self._divided, self.workers, self.console, self.devices)
 
     def _paired(self) -> tuple[Pairing, ...]:
         return pairings(((cell.condition, cell.seed, cell.folder) for cell in self.cells), self.folder)
@@ -284,11 +294,19 @@ def ablate(
     changes: Mapping[str, Any],
     hypotheses: Path | None = None,
     recorded: Path | None = None,
+    devices: Sequence[str] = (),
 ) -> Path:
     """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder.
 
-    On `recorded` demonstrations nothing is rolled out.
+    On `recorded` demonstrations nothing is rolled out. Cells train on all `devices`; the rest is done on the first.
+
+    Raises:
+        UserError: with the way out; if `changes` name a device beside `devices`, too.
     """
+    if devices:
+        if changes.get("device") is not None:
+            raise UserError("--device is where all is done, --devices where policies train side by side: give one")
+        changes = {**changes, "device": devices[0]}
     folder = out or layout.RUNS / (preset_name if recorded is None else f"{preset_name}-offline")
     declaration = Declaration.read(hypotheses) if hypotheses else None
     config = pinned_config(preset(preset_name).changed(**changes))
@@ -298,5 +316,5 @@ def ablate(
     config = grown(config, folder)
     # One device holds one model of billions of weights: each further worker would load it again.
     usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
-    Ablation(config, folder, workers or usual, declaration, place).run()
+    Ablation(config, folder, workers or usual, declaration, place, devices).run()
     return folder

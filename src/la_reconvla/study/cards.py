@@ -98,6 +98,7 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         "## Data",
         "",
         f"- {len(config.train_starts)} initial states of {', '.join(_suites(config)) or 'an unnamed suite'}",
+        *_origin(config),
         f"- frames of {config.image_size} px, render quality '{config.quality}', hash {config.data_hash}",
         "",
         "## Results",
@@ -264,6 +265,13 @@ def _trained(config: PolicyConfig) -> str:
     where = "" if b.freeze.last is None else f" of the last {b.freeze.last} layers"
     seeing = "the vision tower stayed" if b.freeze.vision else "the vision tower too"
     return f"{how}{where} of the language model; {seeing}; base in {b.quantize or b.dtype}"
+
+
+def _origin(config: PolicyConfig) -> list[str]:
+    """The run that its training started from."""
+    if (origin := config.origin) is None:
+        return []
+    return [f"- it began with the weights {origin.weights_hash} of {origin.run}: {len(origin.starts)} further states"]
 
 
 def _suites(config: PolicyConfig) -> list[str]:

@@ -37,7 +37,7 @@ from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
-from la_reconvla.training.loop import pick_device
+from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
 
 
@@ -63,7 +63,7 @@ class Subject:
     workers: int
     trained: Policy | None = None
     config: PolicyConfig | None = None
-    trained_on: frozenset[str] = frozenset()
+    trained_on: frozenset[str] = frozenset()  # starts of its training, and of the run that this began from
 
 
 def evaluate_one(run: str, options: EvaluateOptions) -> Path:
@@ -79,6 +79,8 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
             "--execute is how many actions of a chunk of others' policies are carried out: at least 1, for ws://... "
             "and lerobot:..."
         )
+    if options.words != "files" and not others:
+        raise UserError("--words is for others' policies, ws://... and lerobot:...: ours are told what they learned")
     _require_listener(run, options)
     if options.floors and (run in UNTRAINED or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
@@ -141,6 +143,7 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         view if view != "true" else "",
         f"{options.max_steps}-steps" if options.max_steps else "",
         re.sub(r"\W+", "_", options.instruction or "")[:60],
+        options.words if options.words != "files" else "",
     )
     name = "-".join(filter(None, parts))
     if run in UNTRAINED:
@@ -153,11 +156,17 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         settings = replace(SHOWN, allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
         label = Label("remote", None, None if view == "true" else view)
         folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
-        remote = Remote(run, view, execute=options.execute)
+        remote = Remote(run, view, words=options.words, execute=options.execute)
         remote.identity()  # somebody answers there, before anything is made
         return Subject(remote, label, settings, folder, default_workers())
     if is_lerobot(run):
-        theirs = LeRobot(Path(run.removeprefix(SCHEME)), view, (), options.execute, str(pick_device(options.device)))
+        theirs = LeRobot(
+            Path(run.removeprefix(SCHEME)),
+            view,
+            words=options.words,
+            execute=options.execute,
+            device=str(pick_device(options.device)),
+        )
         found = LeRobotFolder.read(theirs.path)
         theirs.identity()  # LeRobot is there, before anything is made
         arm, seed = found.description.get("condition", found.type), found.description.get("seed")
@@ -176,7 +185,7 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         usual_workers(config.backbone),
         trained,
         config,
-        frozenset(config.train_starts),
+        frozenset(config.seen),
     )
 
 

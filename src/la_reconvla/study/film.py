@@ -127,7 +127,7 @@ def _actor(run: str, options: FilmOptions) -> Actor:
         settings,
         config.backbone.grid,
         learned_tasks(run, config, options.suite) if options.task is None else (options.task,),
-        frozenset(config.train_starts),
+        frozenset(config.seen),
     )
 
 

@@ -147,7 +147,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
         tasks,
         placement,
         episodes,
-        trained_on=frozenset(a.train_starts) | frozenset(b.train_starts),
+        trained_on=frozenset(a.seen) | frozenset(b.seen),
         cache=out / layout.PLACEMENTS,
         allow_any_mujoco=options.allow_any_mujoco,
     )

@@ -30,7 +30,7 @@ from la_reconvla.robot import proprio_width
 from la_reconvla.storage import atomic_write, read_json
 from la_reconvla.study.timelines import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
-from la_reconvla.training.loop import pick_device
+from la_reconvla.training.devices import pick_device
 
 TOP = 5
 

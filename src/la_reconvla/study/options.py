@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import arg
 
+from la_reconvla.data.instructions import Words
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
 from la_reconvla.robot import Fit, StateChoice
@@ -185,6 +186,8 @@ class RolloutOptions:
             print how many of them this policy was trained on.
         max_steps: step limit of an episode; by default that of its task.
         instruction: what the policy is told in place of the task's instruction; success is still the task's.
+        words: in which others' policies (ws://..., lerobot:...) are told a task: those of its task file (pick the akita
+            black bowl), as our policies learn, or those of its name (pick up the black bowl), as public data say.
         execute: so many actions of each chunk of others' policies (ws://..., lerobot:...) are carried out before the
             next look; by default all, or what LeRobot's configuration says.
     """
@@ -194,6 +197,7 @@ class RolloutOptions:
     allow_train_starts: bool = False
     max_steps: IfGiven[int] = None
     instruction: IfGiven[str] = None
+    words: Words = "files"
     execute: IfGiven[int] = None
 
 

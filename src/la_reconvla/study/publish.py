@@ -36,14 +36,15 @@ from la_reconvla.study.cards import (
 )
 from la_reconvla.study.shareable import CARD, POLICY, STUDY, Kind, files_in, kind_here, kind_of, matching, size_text
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import PolicyConfig, export_policy
+from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.exporting import export_policy
 
 UNNAMED = Labels()
 SHOWN = 5  # names of files that are left out, in a message
 
 
 def export(run: Path, out: Path, merged: bool = False, labels: Labels = UNNAMED) -> Path:
-    """Write the policy and its card to `out`; see `la_reconvla.training.checkpoint.export_policy`."""
+    """Write the policy and its card to `out`; see `la_reconvla.training.exporting.export_policy`."""
     config = export_policy(run, out, merged)
     labels = replace(labels, license=labels.license or policy_licence(PolicyConfig.load(run)))
     with atomic_write(out / CARD) as temporary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.checkpoint import dry_run
+from la_reconvla.training.devices import pick_device
 from la_reconvla.training.start_weights import StartWeights, pinned
 
 
@@ -53,6 +54,17 @@ def pinned_config(config: StudyConfig) -> StudyConfig:
     if isinstance(own, Pretrained):
         return replace(config, backbone=own.pinned())
     return replace(config, backbone=pinned(own)) if isinstance(own, SmallPaliGemma) else config
+
+
+def require_devices(names: Sequence[str]) -> None:
+    """Raise a `UserError` if one of these devices is not there, or if arms on them would not be comparable."""
+    found = [pick_device(name) for name in names]
+    models = {torch.cuda.get_device_name(one) if one.type == "cuda" else one.type for one in found}
+    if len(models) > 1:
+        raise UserError(
+            f"--devices {' '.join(names)} are of different kinds ({', '.join(sorted(models))}), whose numbers differ, "
+            "and arms are compared in pairs: name devices of one kind"
+        )
 
 
 def require_room(config: StudyConfig, instructions: Iterable[str], space: ActionSpace = LIBERO_ACTIONS) -> None:

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from la_reconvla import layout
 from la_reconvla.analysis.results import Results
+from la_reconvla.errors import UserError
 from la_reconvla.layout import require_schema
 from la_reconvla.storage import read_json, write_json
+from la_reconvla.study.begun import read_begun
 from la_reconvla.typed_json import parse
 
 
 def write_results(path: Path | str, results: Results) -> None:
     """Write `results` as JSON, atomically."""
     write_json(path, results)
+
+
+def results_of(study: Path | str) -> Results:
+    """The results of a study.
+
+    Raises:
+        UserError: the folder is no study, or one without results yet, with the command that makes them; or as
+            `read_results`.
+    """
+    study = Path(study)
+    if not (study / layout.RESULTS).exists():
+        if (study / layout.STUDY).exists():
+            command = read_begun(study / layout.STUDY).command or "la-reconvla study run"
+            raise UserError(f"{study} is a study that has no results yet: finish it with `{command}`")
+        raise UserError(
+            f"{study} is no study: make one there with `la-reconvla study run quick --out {study}`"
+            + layout.meant(study, layout.RESULTS)
+        )
+    return read_results(study / layout.RESULTS)
 
 
 def read_results(path: Path | str) -> Results:

@@ -14,7 +14,7 @@ from la_reconvla.sim.machine import default_workers
 from la_reconvla.study.starts import tasks_of
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
-from la_reconvla.training.loop import pick_device
+from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
 
 SPACE = 100_000_000  # bytes of records and videos of an evaluation, generously
@@ -36,8 +36,11 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
     found = find_run(run)
     policy, config = load_policy(found)
     require_libero(run, config)
-    if not config.train_starts:
-        said = f"the training data of {run} do not name their initial states, so no start can be excluded"
+    unnamed = [run] if not config.train_starts else []
+    if config.origin is not None and not config.origin.starts:
+        unnamed.append(config.origin.run)
+    for name in unnamed:
+        said = f"the training data of {name} do not name their initial states, so none of those can be excluded"
         tell(said, Console(stderr=True))
     return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from la_reconvla import layout
+from la_reconvla import kinds, layout
+from la_reconvla.analysis import leakage
 from la_reconvla.analysis.frames import FrameRecord, HeldOut
 from la_reconvla.data.boxes import Boxes, annotator
 from la_reconvla.data.demonstrations import Demonstrations
@@ -30,8 +33,13 @@ from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
-from la_reconvla.training.loop import SCHEDULE, pick_device, train
+from la_reconvla.text_table import tell
+from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, origin_of
+from la_reconvla.training.devices import pick_device
+from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
+from la_reconvla.training.origin import Origin
+from la_reconvla.training.parts import SHARE, Part
+from la_reconvla.training.run_state import drop_state, finished, require_state
 from la_reconvla.training.start_weights import StartWeights, bins_of
 from la_reconvla.training.tensors import file_hash
 from la_reconvla.training.trackers import require_service
@@ -46,18 +54,29 @@ def train_cells(
     held_out: Demonstrations,
     workers: int,
     console: Console,
+    devices: Sequence[str] = (),
 ) -> None:
-    """Train every cell that has no weights yet.
+    """Train every cell that has no weights yet, each in the next process that is free.
+
+    Args:
+        cells: all of the study.
+        config: the study.
+        training: what they learn from.
+        held_out: for the curve of the held-out action loss.
+        workers: processes, all on the device of the schedule, where no `devices` are named.
+        console: where progress goes.
+        devices: one process on each; a line says which cell begins where.
 
     Raises:
-        UserError: a finished cell was trained on other demonstrations or boxes.
+        UserError: a finished cell was trained on other demonstrations or boxes, or otherwise than the others.
     """
     todo = []
     for cell in cells:
-        if not (cell.folder / WEIGHTS).exists():
+        if (cell.folder / WEIGHTS).exists():
+            _require_alike(cell, config, training)
+            drop_state(cell.folder)  # the cells of a study do not go on: all get the same steps
+        else:
             todo.append(cell)
-        elif PolicyConfig.load(cell.folder).data_hash != training.hash:
-            raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
     if not todo:
         return
     boxes_beside(held_out, config.gaze)
@@ -65,10 +84,55 @@ def train_cells(
     todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
     with progress("Training", total=len(todo) * config.train.steps, unit="steps", console=console) as bar:
         ticker = bar.ticker(multiprocessing.get_context("spawn"))
-        shared = (config, training, held_out, ticker)
-        with worker_pool(workers, _receive, shared) as pool, explain_death("training"):
-            for future in as_completed([pool.submit(_train_cell, cell) for cell in todo]):
-                future.result()
+        with contextlib.ExitStack() as open_pools:
+            free = []
+            for device in (devices or (config.train.device,) * workers)[: len(todo)]:
+                own = replace(config, train=replace(config.train, device=device))
+                pool = worker_pool(1, _receive, (own, training, held_out, ticker))
+                free.append((device, open_pools.enter_context(pool)))
+            with explain_death("training"):
+                _train_side_by_side(todo, free, console if devices else None)
+
+
+def _train_side_by_side(
+    todo: Sequence[Cell], free: list[tuple[str, ProcessPoolExecutor]], console: Console | None
+) -> None:
+    """Give each cell to the next of the processes that is free; if there is a console, say so."""
+    waiting, running = list(todo), {}
+    while waiting or running:
+        while waiting and free:
+            cell, (device, pool) = waiting.pop(0), free.pop(0)
+            running[pool.submit(_train_cell, cell)] = cell, (device, pool)
+            if console is not None:
+                console.print(f"{device}: {cell.condition.id} seed {cell.seed}", highlight=False)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            cell, place = running.pop(future)
+            future.result()
+            drop_state(cell.folder)
+            free.append(place)
+
+
+def _require_alike(cell: Cell, config: StudyConfig, training: Demonstrations) -> None:
+    """Raise a `UserError` if a finished cell was trained on other demonstrations, or for other steps than the study's.
+
+    The other steps are those of a run that went on after its end.
+    """
+    made = PolicyConfig.load(cell.folder)
+    if made.data_hash != training.hash:
+        raise UserError(f"{cell.folder} was trained on other demonstrations: delete it, or restore those")
+    if made.origin is not None:
+        raise UserError(
+            f"{cell.folder} is different from the others of this study: it started from the weights of "
+            f"{made.origin.run}. Move it elsewhere, and the same command trains it again"
+        )
+    held = read_json(cell.folder / SCHEDULE)
+    parts = 1 + len(held.get("earlier", ()))
+    if held["steps"] != config.train.steps or parts > 1:
+        raise UserError(
+            f"{cell.folder} is different from the others of this study: it was trained for {held['steps']} steps in "
+            f"{parts} part{'s' * (parts > 1)}, they for {config.train.steps} in one, and only arms of equal training "
+            "are compared. Move it elsewhere, and the same command trains it again"
+        )
 
 
 def _require_boxes(cells: Sequence[Cell], config: StudyConfig, training: Demonstrations) -> None:
@@ -134,9 +198,11 @@ def _read() -> tuple[Samples, Samples | None, ActionBins]:
     return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread)
 
 
-def _train_cell(cell: Cell) -> None:
+def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
     config, _, _, ticker = _inherited
     samples, held_out, bins = _read()
+    if origin is not None:  # bins of the new data, whatever the start weights of the backbone acted with
+        bins = bins_of(None, samples, config.spread)
     if not cell.condition.annotation_free:
         samples = samples.annotated(annotator(config.gaze))
     policy = PolicyConfig.trained_on(
@@ -146,6 +212,7 @@ def _train_cell(cell: Cell) -> None:
         backbone=config.backbone,
         bins=bins,
         decoding=config.decoding,
+        origin=origin,
     )
     train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
 
@@ -162,33 +229,74 @@ def _measure_cell(cell: Cell) -> None:
     write_held_out(cell.folder, found)
 
 
-def _require_unfinished(run: Path, steps: int) -> None:
-    """Raise a `UserError` if a finished run is to go on: its learning rate ended with its last step."""
-    done = read_json(run / SCHEDULE)["steps"] if (run / WEIGHTS).exists() and (run / SCHEDULE).exists() else steps
-    if done != steps:
+def _continued(config: TrainConfig, run: Path) -> TrainConfig:
+    """The training as its folder has it, or where that is finished and more steps are asked for, with one more part.
+
+    Raises:
+        UserError: if fewer steps are asked for than it has, if it is not finished, or if it cannot go on.
+    """
+    if not (run / SCHEDULE).exists():
+        return config
+    held, asked = read_json(run / SCHEDULE), config.steps
+    steps, earlier = held["steps"], kinds.from_json(held.get("earlier", []), (Part,))
+    last = Part(steps - sum(part.steps for part in earlier), held["learning_rate"], held["warmup"])
+    if asked == steps:
+        return replace(config, earlier=earlier, warmup=last.warmup if earlier else config.warmup)
+    done = finished(run, steps)
+    if asked < steps or not done:
         raise UserError(
-            f"{run} is finished, after {done} steps, at the end of its learning rate's schedule, and cannot go on to "
-            f"{steps}: train in another folder with --steps {steps}, or leave --steps {done}"
+            f"{run} is {'finished, after' if done else 'on its way to'} {steps} steps, and not one of {asked}: "
+            + (f"give --steps with more than {steps}, and it goes on" if done else f"finish it with --steps {steps}")
+            + ", or train in another folder"
         )
+    require_state(run)
+    more = asked - steps
+    tell(
+        f"{run} is finished after {steps} steps, where its learning rate ended. {more} more are a part of their own: "
+        "the same weights, optimizer state and samples, a new warm-up and cosine. That is not one training of "
+        f"{asked} steps.",
+        Console(stderr=True),
+    )
+    return replace(config, earlier=(*earlier, last), warmup=min(config.warmup, more // SHARE))
 
 
 def train_one(
-    demonstrations: Path, out: Path, condition_id: str, seed: int, preset_name: str, changes: Mapping[str, Any]
+    demonstrations: Path,
+    out: Path,
+    condition_id: str,
+    seed: int,
+    preset_name: str,
+    changes: Mapping[str, Any],
+    init_from: str | None = None,
 ) -> Path:
     """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
+    origin = None if init_from is None else origin_of(init_from)
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
     pick_device(config.train.device)
     require_service(config.train.track)
-    _require_unfinished(out, config.train.steps)
+    config = replace(config, train=_continued(config.train, out))
     opened = open_demonstrations(demonstrations)
     config = fitted(config, opened)
     say_small(config, opened)
     require_room(config, (episode.instruction for episode in opened.episodes), opened.space)
     require_heads(config, [arm])
     training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
+    if origin is not None and held_out is not None:
+        _say_seen(origin, held_out)
     with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
         _read.cache_clear()
         _receive(config, training, held_out, bar)
-        _train_cell(Cell(arm, seed, out))
+        _train_cell(Cell(arm, seed, out), origin)
     return out
+
+
+def _say_seen(origin: Origin, held_out: Demonstrations) -> None:
+    """A line on the standard error if the run that training starts from may know the held-out scenes."""
+    leak = leakage.origin(origin.run, origin.starts, held_out.episodes)
+    if leak.verdict == "unknown":
+        said = f"whether {origin.run} was trained on the held-out scenes is not known"
+    else:
+        said = f"LEAK: {origin.run} was trained on {leak.shared} of the {leak.evaluation} held-out scenes"
+    if leak.verdict != "none":
+        tell(f"{said}: the held-out loss tells nothing of new scenes", Console(stderr=True))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
+from rich.console import Console
 
 from la_reconvla import kinds, layout
 from la_reconvla.backbones.latents import Latents
@@ -36,13 +37,15 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
 from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
 from la_reconvla.storage import claim, read_json
+from la_reconvla.text_table import tell
+from la_reconvla.training.origin import Origin, take
 from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, named_as, save_tensors
 
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (
-    *(ActionBins, ActionSpace, Inputs, Standard),
+    *(ActionBins, ActionSpace, Inputs, Standard, Origin),
     *(SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents),
 )
 """This package's own classes that a configuration is made of; others are registered, `la_reconvla.kinds.register`."""
@@ -66,6 +69,7 @@ class PolicyConfig:
         saliency_state_shape: shape of what the arm's saliency source learns from training frames, () for nothing.
         decoding: how actions come out, a key of `la_reconvla.method.variants.autoregressive.DECODINGS`.
         inputs: what it is given of the robot's data, and how that is prepared.
+        origin: the run whose weights its training started from.
     """
 
     condition: str
@@ -81,6 +85,12 @@ class PolicyConfig:
     saliency_state_shape: tuple[int, ...] = ()
     decoding: DecodingName = "parallel"
     inputs: Inputs = LIBERO_INPUTS
+    origin: Origin | None = None
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """Ids of the initial states that it or its origin was trained on."""
+        return (*self.train_starts, *(self.origin.starts if self.origin else ()))
 
     @classmethod
     def of(cls, condition: Condition, **fields: Any) -> PolicyConfig:
@@ -138,7 +148,8 @@ class PolicyConfig:
                 other stems than 'patch' ignore them.
 
         Raises:
-            UserError: as `StartWeights.of` and `StartWeights.load_into`.
+            UserError: as `StartWeights.of`, `StartWeights.load_into` and `la_reconvla.training.origin.take`, or if the
+                origin has other weights now.
         """
         policy = self.build()
         if (start := StartWeights.of(self.backbone)) is not None:
@@ -148,7 +159,18 @@ class PolicyConfig:
                 policy.action_head.adopt(policy.backbone)
         elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:
             whiten_patches(policy.backbone, images)
+        if self.origin is not None:
+            self._start_from(self.origin, policy)
         return policy
+
+    def _start_from(self, origin: Origin, policy: Policy) -> None:
+        """Put what fits of the origin's weights into a policy, and say what does not."""
+        if origin_of(origin.run).weights_hash != origin.weights_hash:
+            raise UserError(f"the weights of {origin.run} have changed: restore them, or begin in another folder")
+        folder, own = find_run(origin.run), kept(policy)
+        tensors = named_as(load_tensors(folder / WEIGHTS)[0], own)
+        same = PolicyConfig.load(folder).bins.space == self.bins.space
+        tell(take(origin.run, tensors, own, same), Console(stderr=True))
 
     def save(self, folder: Path) -> None:
         """Write ``config.json``, or check that the one there is equal.
@@ -308,6 +330,12 @@ def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
     return policy.eval(), config
 
 
+def origin_of(run: str) -> Origin:
+    """A finished run as what another starts from; errors as `find_run`, and if it is not finished."""
+    folder = find_run(run)
+    return Origin(run, file_hash(folder / WEIGHTS), tuple(dict.fromkeys(PolicyConfig.load(folder).seen)))
+
+
 def _rebuilt(config: PolicyConfig, path: Path) -> Policy:
     """The policy that a file describes.
 
@@ -322,46 +350,6 @@ def _rebuilt(config: PolicyConfig, path: Path) -> Policy:
         raise UserError(
             f"{path} describes no policy that can be built ({type(error).__name__}: {error}): restore or train it again"
         ) from error
-
-
-def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
-    """Copy what makes the policy: configuration and weights, with the backbone's on request.
-
-    Args:
-        run: folder of a finished run.
-        out: folder to write to.
-        merged: add adapters to the backbone's weights and write them too, as the library does; the folder then loads
-            without the source.
-
-    Raises:
-        UserError: if the run is not finished, or `out` holds something else.
-    """
-    config = PolicyConfig.load(run)
-    tensors, metadata = load_tensors(run / WEIGHTS)
-    if not merged:
-        config.save(out)
-        save_tensors(out / WEIGHTS, tensors, **metadata)
-        return config
-    if not isinstance(config.backbone, Pretrained):
-        raise UserError(f"{run} has no pretrained backbone, all its weights are in it: leave --merged out")
-    policy = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, quantize=None)).build()
-    restore(policy, tensors, run / WEIGHTS)
-    backbone: Any = policy.backbone
-    backbone.merge()
-    backbone.save(out / MERGED_BACKBONE)
-    merged_backbone = dataclasses.replace(
-        config.backbone,
-        source=str(out / MERGED_BACKBONE),
-        revision=None,
-        freeze=Freeze(last=0),
-        lora=None,
-        quantize=None,
-    ).pinned()
-    config = dataclasses.replace(config, backbone=dataclasses.replace(merged_backbone, source=MERGED_BACKBONE))
-    config.save(out)
-    beside = {name: tensor for name, tensor in kept(policy).items() if not name.startswith("backbone.inner.model.")}
-    save_tensors(out / WEIGHTS, beside, **metadata)
-    return config
 
 
 def weights_hash(policy: torch.nn.Module, part: str) -> str:

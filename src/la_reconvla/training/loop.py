@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,17 +22,19 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
 from la_reconvla.method.variants.teacher import averaged, follow, teacher_of
 from la_reconvla.processes import keep_memory
+from la_reconvla.progress import Ticker
 from la_reconvla.randomness import derive, generator, seeded
-from la_reconvla.storage import claim, require_free_space
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept, restore, weights_hash
+from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.held_out import held_out_loss, save_looks
 from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
+from la_reconvla.training.parts import Part, claim_part, scheduled
+from la_reconvla.training.run_state import STATE, finished, require_room
 from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
 from la_reconvla.training.trackers import JsonLines, Service, ServiceName, TensorBoard, Tracker, require_service
 
-SCHEDULE, STATE = "train.json", "state/latest.safetensors"
-SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
+SCHEDULE = "train.json"
 WHITENED = 256  # training images that the patch embedding starts from
 
 
@@ -42,7 +43,7 @@ class TrainConfig:
     """How to train; the same for every arm.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps, of all parts together.
         batch_size: samples per step.
         accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
         learning_rate: peak learning rate (linear warm-up, then cosine decay to a hundredth).
@@ -58,6 +59,7 @@ class TrainConfig:
         save_every: steps between saved states.
         check_every: steps between looks at held-out samples.
         track: service that gets the lines of ``metrics.jsonl`` too.
+        earlier: parts that have ended, where a finished training goes on; `learning_rate` and `warmup` are of the last.
     """
 
     steps: int = 2000
@@ -76,6 +78,7 @@ class TrainConfig:
     save_every: int = 200
     check_every: int = 200
     track: ServiceName | None = None
+    earlier: tuple[Part, ...] = ()
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "threads", "log_every", "save_every", "check_every"):
@@ -85,6 +88,8 @@ class TrainConfig:
             raise UserError(f"accumulate {self.accumulate} does not divide the batch of {self.batch_size}")
         if self.shift < 0:
             raise UserError(f"shift must not be negative: {self.shift}")
+        if self.steps <= self.begun:
+            raise UserError(f"{self.begun} steps are done: steps must be more than that, not {self.steps}")
 
     @property
     def identity(self) -> dict[str, object]:
@@ -92,46 +97,27 @@ class TrainConfig:
         free = ("device", "threads", "log_every", "save_every", "check_every", "track")
         return {key: value for key, value in kinds.to_json(self).items() if key not in free}
 
+    @property
+    def begun(self) -> int:
+        """Step at which the last part begins."""
+        return sum(part.steps for part in self.earlier)
+
+    @property
+    def before(self) -> TrainConfig | None:
+        """The same without the last part; None for a training of one part."""
+        if not self.earlier:
+            return None
+        *parts, last = self.earlier
+        own = {"learning_rate": last.learning_rate, "warmup": last.warmup}
+        return replace(self, steps=self.begun, earlier=tuple(parts), **own)
+
     def rate(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, counted from 0."""
-        return scheduled(step, self.steps, self.warmup, self.learning_rate)
+        """Learning rate of optimizer step `step`, counted from 0, in the last part."""
+        return scheduled(step - self.begun, self.steps - self.begun, self.warmup, self.learning_rate)
 
-
-class Ticker(Protocol):
-    """Where progress is reported."""
-
-    def advance(self, steps: float = 1, note: str | None = None) -> None: ...
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of this name; ``auto`` takes a GPU if there is one.
-
-    Raises:
-        UserError: if it does not exist here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' is not usable here ({error}): use --device cpu") from error
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass. ``auto``: bf16 on a GPU that has it, else fp16 on a GPU, else fp32."""
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-
-
-def scheduled(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak`, then a cosine to a hundredth of it; `step` counts from 0."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+    def progress(self, step: int) -> float:
+        """Share of the training that is done; what an arm changes with it ends with the first part, and stays."""
+        return min(1.0, step / (self.earlier[0].steps if self.earlier else self.steps))
 
 
 def train(
@@ -143,7 +129,7 @@ def train(
     folder: Path,
     ticker: Ticker | None = None,
 ) -> Path:
-    """Train one arm with one seed, or resume an interrupted run.
+    """Train one arm with one seed, resume an interrupted run, or train the next part of a finished one.
 
     Args:
         condition: the arm.
@@ -151,7 +137,7 @@ def train(
         config: how it is trained.
         samples: training samples.
         held_out: samples of other episodes, for the curve of the held-out action loss.
-        folder: run folder; ``model.safetensors`` appears in it when training is complete.
+        folder: run folder; ``model.safetensors`` of these steps appears in it when training is complete.
         ticker: advanced by every step.
 
     Returns:
@@ -167,6 +153,8 @@ def train(
     device, seed = pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
     keep_memory()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what asks for no device, as kernels of libraries do, gets this one
     torch.set_num_threads(config.threads)  # before the first sum: the bits that the whitening gives depend on it
     some = spread_indices(len(samples), WHITENED)
     policy = policy_config.start(None if condition.blind else samples.batch(some).images).to(device).train()
@@ -174,7 +162,9 @@ def train(
     dry_run(policy, policy_config.backbone, instructions)
     if condition.saliency:
         condition.saliency.require(instructions)
-    _require_space(folder, policy, _decay(condition) is not None)
+    done = finished(folder, config.steps)
+    if not done:
+        require_room(folder, kept(policy), _decay(condition) is not None, going_on=bool(config.earlier))
     policy_config.save(folder)
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
@@ -183,9 +173,9 @@ def train(
     share = round(len(names) / (len(names) + len(samples.demonstrations.episodes)), 4)
     kept_back = {"share": share, "episodes": names}
     defaults = functools.partial(_with_defaults, config, condition)
-    claim(folder / SCHEDULE, {**config.identity, **arm}, defaults, held_out=kept_back)
-    if (folder / WEIGHTS).exists():
-        drop_state(folder)  # a kill may have come between the two
+    before = config.before and {**config.before.identity, **arm}
+    claim_part(folder / SCHEDULE, {**config.identity, **arm}, before, defaults, held_out=kept_back)
+    if done:
         return folder
     Training(condition, config, seed, samples, held_out, folder, policy, device, dtype).run(ticker)
     return folder
@@ -267,6 +257,7 @@ class Training:
                 values["samples_per_second"] = counted / (time.perf_counter() - clock)
                 if done % config.check_every == 0 or done == config.steps:
                     values |= self.check(done)
+                values |= {"part": 1 + len(config.earlier), "samples": done * config.batch_size}
                 for tracker in trackers:
                     tracker.log({**values, "batches": self.batches[:16]}, done)
                 clock, counted = time.perf_counter(), 0
@@ -276,8 +267,8 @@ class Training:
                 ticker.advance(1, note=f"{self.condition.id} seed {self.seed}: loss {values['action_loss']:.3f}")
         for tracker in trackers:
             tracker.close()
+        self.save(config.steps)  # before the weights: a finished run can go on
         save_tensors(self.folder / WEIGHTS, kept(self.policy), steps=config.steps, batches=self.batches[:16])
-        drop_state(self.folder)
 
     def start(self) -> dict[str, Any]:
         """What is logged before the first step: numbers of parameters, and hashes of the weights."""
@@ -299,14 +290,15 @@ class Training:
         """
         config, learned = self.config, self.condition.learned_saliency
         batch = self.batch(step)
-        self.optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
+        part = step - config.begun, config.steps - config.begun, config.warmup
+        self.optimizer.schedule(functools.partial(scheduled, *part))
         if learned is not None and learned.refresh and step % learned.refresh == 0:
             self.learn(learned)
         try:
             with seeded(self.seed, f"dropout/{step}"):
                 draws, noise = generator(self.seed, "mask", step), generator(self.seed, "noise", step)
                 arguments = self.policy, batch, self.condition, config.accumulate, draws, self.scaler, self.dtype
-                values = backward(*arguments, step / config.steps, self.teacher, noise)
+                values = backward(*arguments, config.progress(step), self.teacher, noise)
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
         norm = self.update(step)
@@ -384,17 +376,3 @@ class Training:
 
 def _diverged(reason: str, step: int) -> UserError:
     return UserError(f"{reason} at step {step}: lower the learning rate or check the data")
-
-
-def _require_space(folder: Path, policy: Policy, averages: bool) -> None:
-    """A state is the weights, two moments and perhaps an average of each; the next is complete before the last goes."""
-    if (folder / WEIGHTS).exists():
-        return
-    weights = sum(tensor.nbytes for tensor in kept(policy).values())
-    states = 1 if (folder / STATE).exists() else 2
-    require_free_space(folder, states * (3 + averages) * weights + SMALL_FILES)
-
-
-def drop_state(folder: Path) -> None:
-    """Remove what only an unfinished run needs."""
-    shutil.rmtree((folder / STATE).parent, ignore_errors=True)

@@ -30,17 +30,20 @@ from la_reconvla.data.scenes import Scenes
 from la_reconvla.errors import UserError
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.progress import Ticker
 from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.storage import claim, locked
 from la_reconvla.training.checkpoint import WEIGHTS as POLICY
 from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import half
 from la_reconvla.training.held_out import held_out_loss
-from la_reconvla.training.loop import STATE, Ticker, drop_state, pick_device, pick_precision, scheduled
 from la_reconvla.training.optimizers import Optimizers, optimizers_for
 from la_reconvla.training.options import PretrainOptions
+from la_reconvla.training.parts import scheduled
 from la_reconvla.training.pretraining_data import pictures, relabeller_of, whiten
 from la_reconvla.training.pretraining_objectives import CaptionBatch, Captioning, Contrast, MaskedWords
+from la_reconvla.training.run_state import STATE, drop_state
 from la_reconvla.training.start_weights import StartWeights, bins_of
 from la_reconvla.training.tensors import load_tensors, save_tensors
 from la_reconvla.training.trackers import JsonLines
