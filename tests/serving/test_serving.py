@@ -262,7 +262,7 @@ def test_a_server_is_a_policy_to_roll_out(serving, monkeypatch):
     with pytest.raises(UserError, match="LA_RECONVLA_TOKEN"):
         client.Remote(url).build()
     monkeypatch.setenv("LA_RECONVLA_TOKEN", TOKEN)
-    start = type("Start", (), {"instruction": TOLD, "task": 0})()
+    start = type("Start", (), {"instruction": TOLD, "task": 0, "suite": "libero_spatial"})()
     seen = Observation(picture(3, (32, 32, 3)), TOLD)
     direct = tiny_policy(head=None)
 
