@@ -33,7 +33,7 @@ def by_name(out: Path | str = ".") -> dict[str, Check]:
 
 def test_a_failing_check_has_a_repair_and_a_passing_one_has_none(broken_opengl, monkeypatch, tmp_path):
     versions = {"mujoco": "3.4.0"}
-    monkeypatch.setattr(machine, "_version", versions.get)  # PyTorch missing, MuJoCo too new
+    monkeypatch.setattr(machine, "installed_version", versions.get)  # PyTorch missing, MuJoCo too new
     monkeypatch.setattr(machine, "free_memory", lambda: 1e9)
     checks = by_name(tmp_path)
     assert {name for name, check in checks.items() if not check.ok} >= {"PyTorch", "MuJoCo", "OpenGL", "memory"}
@@ -46,7 +46,7 @@ def test_a_failing_check_has_a_repair_and_a_passing_one_has_none(broken_opengl, 
 
 def test_the_other_opengl_is_suggested_where_it_works(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    monkeypatch.setattr(machine, "_version", lambda package: "3.3.2")
+    monkeypatch.setattr(machine, "installed_version", lambda package: "3.3.2")
     monkeypatch.setattr(machine, "_drawing_error", only_osmesa)
     assert machine._opengl().repair == "export MUJOCO_GL=osmesa"
     assert not machine._opengl().ok
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_run(tmp_path, broke
 
 
 def test_the_simulator_is_refused_with_the_one_command_that_repairs_it(broken_opengl, monkeypatch):
-    monkeypatch.setattr(machine, "_version", lambda package: "3.3.2")
+    monkeypatch.setattr(machine, "installed_version", lambda package: "3.3.2")
     monkeypatch.setattr(machine, "prepare_simulator", lambda **_: pytest.fail("imported beside a broken driver"))
     monkeypatch.setenv("MUJOCO_GL", "egl")
     with pytest.raises(UserError, match=r"egl is broken; repair it with: .*install -y libegl1"):
@@ -78,13 +78,13 @@ def test_the_simulator_is_refused_without_the_right_mujoco(monkeypatch):
     allowed: list[bool] = []
     monkeypatch.setattr(machine, "_opengl", lambda: Check("OpenGL", True, "fine"))
     monkeypatch.setattr(machine, "prepare_simulator", lambda *, allow_any_mujoco: allowed.append(allow_any_mujoco))
-    monkeypatch.setattr(machine, "_version", lambda package: "3.4.0")
+    monkeypatch.setattr(machine, "installed_version", lambda package: "3.4.0")
     with pytest.raises(UserError, match=r"MuJoCo 3\.4\.0 is installed.*pip install"):
         require_simulator()
     require_simulator(allow_any_mujoco=True)
     assert allowed == [True]
     monkeypatch.undo()
-    monkeypatch.setattr(machine, "_version", lambda package: None)
+    monkeypatch.setattr(machine, "installed_version", lambda package: None)
     with pytest.raises(UserError, match=r"repair it with: .* -m pip install -e '/.*\[sim\]'$"):
         require_simulator()
 

@@ -343,7 +343,7 @@ def test_whose_attention_it_was_stands_in_the_records(run: Path, samples: Sample
 def placed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets and destinations on some patches: random demonstrations show theirs everywhere or nowhere."""
 
-    def masks(samples: Samples, indices: Any) -> np.ndarray:
+    def masks(samples: Samples, indices: Any, boxes: Any = None) -> np.ndarray:
         found = np.zeros((len(indices), 3, 32, 32), bool)
         for row, index in zip(found, indices, strict=True):
             for part, patches in ((0, (index % 16, (index + 1) % 16)), (1, ((index + 7) % 16,))):
