@@ -19,9 +19,9 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.saliency import saliency
 from la_reconvla.randomness import seeded
-from la_reconvla.robot import proprio_width
+from la_reconvla.robot import LIBERO_INPUTS, proprio_width
 from la_reconvla.study.look import look, look_at, open_backbone
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
+from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig
 from la_reconvla.training.tensors import save_tensors
 from tiny_models import SIZE, random_model, tokenizer
 
@@ -42,9 +42,8 @@ def model_in(folder: Path, name: str) -> str:
     return str(folder)
 
 
-def run_in(folder: Path, condition: str = "C1", head=None, **options) -> str:
-    """A finished run, without its training."""
-    config = PolicyConfig(
+def untrained_in(condition: str = "C1", head=None, **options) -> PolicyConfig:
+    return PolicyConfig(
         condition=condition,
         blind=False,
         seed=0,
@@ -56,6 +55,11 @@ def run_in(folder: Path, condition: str = "C1", head=None, **options) -> str:
         data_hash="",
         train_starts=(),
     )
+
+
+def run_in(folder: Path, condition: str = "C1", head=None, **options) -> str:
+    """A finished run, without its training."""
+    config = untrained_in(condition, head, **options)
     config.save(folder)
     save_tensors(folder / WEIGHTS, config.build().state_dict(), steps=1)
     return str(folder)
@@ -98,12 +102,17 @@ def test_every_head_has_a_place_in_the_grid(tmp_path, picture):
     assert sizes[0][1] < sizes[1][1], "more layers"
 
 
+@pytest.mark.parametrize("fit", ["squeeze", "pad"])
 @pytest.mark.parametrize("options", [{}, {"wrist": True, "proprio": "all"}])
-def test_a_run_is_looked_at_too(tmp_path, picture, options):
+def test_a_run_is_looked_at_too(tmp_path, picture, options, fit):
+    """It is shown the picture as it was trained to see pictures that are not square."""
     source, out = run_in(tmp_path / "run", **options), tmp_path / "map.png"
+    inputs = dataclasses.replace(LIBERO_INPUTS, fit=fit)
+    (tmp_path / "run" / CONFIG).unlink()
+    dataclasses.replace(untrained_in(**options), inputs=inputs).save(tmp_path / "run")
     lines = look(source, picture, TOLD, out, device="cpu")
     backbone, *_ = open_backbone(source, None)
-    image = torch.from_numpy(resize(read_picture(picture)[None], TINY.image_size)).permute(0, 3, 1, 2)
+    image = torch.from_numpy(resize(read_picture(picture)[None], TINY.image_size, fit)).permute(0, 3, 1, 2)
     given = {"wrist": torch.full_like(image, 128), "proprio": torch.zeros(1, proprio_width("all"))} if options else {}
     with torch.no_grad():
         features = backbone(PolicyInput(image, [TOLD], **given), attention="instruction")

@@ -26,7 +26,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.attention_heads import per_head
-from la_reconvla.robot import proprio_width
+from la_reconvla.robot import Fit, proprio_width
 from la_reconvla.storage import atomic_write, read_json
 from la_reconvla.study.timelines import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
@@ -67,9 +67,10 @@ class Look:
         ]
 
 
-def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig, tuple[Policy, Condition] | None]:
+def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig, Fit, tuple[Policy, Condition] | None]:
     """The backbone of a run, of a model in a folder, or of an id on the hub; what it was made from; and the policy.
 
+    Third is what becomes of pictures that are not square: as the run was trained, and models' are squeezed.
     The policy comes with its arm, from a run with a decoder that reconstructs what attention picks; else it is None.
 
     Raises:
@@ -82,12 +83,12 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
         policy, run = load_policy(folder)
         arm = CONDITIONS.get(run.condition)
         if arm is None or arm.saliency is None or policy.reconstruction_head is None:
-            return policy.backbone, run.backbone, None
-        return policy.backbone, run.backbone, (policy, arm)
+            return policy.backbone, run.backbone, run.inputs.fit, None
+        return policy.backbone, run.backbone, run.inputs.fit, (policy, arm)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the library thinks of a configuration helps nobody here
         opened = Opened(source) if layers is None else Opened(source, saliency_layers=layers)
-        return opened.build(), opened, None
+        return opened.build(), opened, "squeeze", None
 
 
 def _inputs(backbone: Any, given: BackboneConfig, image: UInt8[np.ndarray, "H W 3"], instruction: str) -> PolicyInput:
@@ -143,9 +144,9 @@ def look(
     if out.suffix.lower() != ".png":
         raise UserError(f"the map is a PNG: give --out a name that ends in .png, not {out.name}")
     shown = read_picture(image)
-    backbone, given, painter = open_backbone(source, layers)
+    backbone, given, fit, painter = open_backbone(source, layers)
     backbone.to(pick_device(device))
-    picture = resize(shown[None], backbone.grid[0] * backbone.patch_size)[0]
+    picture = resize(shown[None], backbone.grid[0] * backbone.patch_size, fit)[0]
     texts = [instruction] if against is None else [instruction, against]
     looks = [look_at(backbone, given, picture, text) for text in texts]
     if per_head:
