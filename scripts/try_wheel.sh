@@ -8,8 +8,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 pip() { "$1" -m pip -qq --disable-pip-version-check --no-input "${@:2}"; }
 
+mkdir "$work/source"
+git -C "$here" archive HEAD | tar -x -C "$work/source" # a build folder of before would end up in the wheel
 python3 -m venv "$work/build"
-pip "$work/build/bin/python" wheel --no-deps --wheel-dir "$work" "$here"
+pip "$work/build/bin/python" wheel --no-deps --wheel-dir "$work" "$work/source"
 wheel=$(echo "$work"/*.whl)
 cd "$work"
 for python in "$@"; do
