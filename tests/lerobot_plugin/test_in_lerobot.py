@@ -275,7 +275,7 @@ def act_folder(path: Path, **fields: Any) -> Path:
 
 
 def begun(words: str) -> Start:
-    return type("Start", (), {"instruction": words, "task": 0})()
+    return type("Start", (), {"instruction": words, "task": 0, "suite": "libero_spatial"})()
 
 
 def test_act_acts_behind_our_interface(tmp_path: Path) -> None:
