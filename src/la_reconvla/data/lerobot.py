@@ -5,13 +5,13 @@ All but the pictures is checked before anything is returned; those are decoded w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5_layout import checked_text, file_names, lacks, picture_names
@@ -174,15 +174,10 @@ def read_folder(folder: Path) -> list[Episode]:
         UserError: a file is missing, truncated or damaged, the version is another, a column that is needed is not
             there, lengths disagree, actions are not finite, or an episode has more than one instruction.
     """
-    info = _info(folder)
-    features, ours = info["features"], _ours(folder)
-    keys = tuple(k for k, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f))
-    if not keys:
-        raise UserError(f"{folder / INFO}: no camera among its features; a policy needs pictures")
-    if ACTION not in features:
-        raise UserError(
-            f"{folder / INFO}: no column '{ACTION}', found {', '.join(features)}; name it so and write again"
-        )
+    info, ours = read_info(folder), read_ours(folder)
+    features = info["features"]
+    sizes = camera_sizes(folder, features)
+    keys = tuple(sizes)
     rows = read_rows(folder, info, [key for key in keys if features[key]["dtype"] == "video"])
     tasks = read_tasks(folder, info)
     for row in rows:
@@ -190,7 +185,7 @@ def read_folder(folder: Path) -> list[Episode]:
             raise UserError(
                 f"{row.data}: actions of episode {row.index} contain NaN or infinity; take that episode out"
             )
-    space, actions = _actions(folder, features[ACTION], [row.actions for row in rows], ours.get("action_kinds"))
+    space, actions = _actions(folder, features, [row.actions for row in rows], ours)
     words = [tasks[row.task] if row.task in tasks else _no_task(folder, row) for row in rows]
     names = file_names(words)
     width = None if rows[0].state is None else rows[0].state.shape[1]
@@ -198,22 +193,21 @@ def read_folder(folder: Path) -> list[Episode]:
         if width != len(LIBERO_STATE):
             raise UserError(f"{folder / OURS}: the state has {width} numbers, LIBERO's 8: take libero_state out")
         width = None
-    sizes = tuple(_size(folder, key, features[key]) for key in keys)
     shared: dict[str, Any] = {
         "path": folder,
         "suite": None,
         "task": None,
         "quality": ours.get("quality", "official"),
-        "image_size": sizes[0][0],
+        "image_size": sizes[keys[0]][0],
         "frame_stride": ours.get("frame_stride", 1),
         "space": space,
-        "cameras": _camera_names(keys),
+        "cameras": camera_names(keys),
         "orientation": ours.get("orientation", "upright"),
         "state_width": width,
         "rate": float(info["fps"]),
         "turn": (1, 1),
         "keys": keys,
-        "sizes": sizes,
+        "sizes": tuple(sizes.values()),
     }
     about = zip(rows, words, actions, strict=True)
     return [
@@ -227,7 +221,12 @@ def read_folder(folder: Path) -> list[Episode]:
 # ---------------------------------------------------------------- what the folder says of itself
 
 
-def _info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> dict[str, Any]:
+    """What `INFO` says.
+
+    Raises:
+        UserError: it is missing or damaged, the version is another, or there is no column of actions.
+    """
     path = folder / INFO
     info = read_json(path)
     version = info.get("codebase_version") if isinstance(info, dict) else None
@@ -247,11 +246,18 @@ def _info(folder: Path) -> dict[str, Any]:
         shape = feature.get("shape") if isinstance(feature, dict) else None
         if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
             raise UserError(f"{path}: the feature '{name}' has the shape {shape}, not numbers from 1; {AGAIN}")
+    if ACTION not in info["features"]:
+        found = ", ".join(info["features"])
+        raise UserError(f"{path}: no column '{ACTION}', found {found}; name it so and write again")
     return info
 
 
-def _ours(folder: Path) -> dict[str, Any]:
-    """What `OURS` says, checked."""
+def read_ours(folder: Path) -> dict[str, Any]:
+    """What `OURS` says; nothing where there is no such file.
+
+    Raises:
+        UserError: it is damaged, or says what cannot be.
+    """
     path = folder / OURS
     said = read_json(path) if path.is_file() else {}
     if not isinstance(said, dict):
@@ -265,6 +271,22 @@ def _ours(folder: Path) -> dict[str, Any]:
             f"{path}: frame_stride is no number from 1, or action_kinds no list of texts; mend that or delete it"
         )
     return said
+
+
+def camera_sizes(folder: Path, features: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the pictures of each camera, by its key; depth maps are none.
+
+    Raises:
+        UserError: there is no camera, or a shape is not that of pictures in colour.
+    """
+    found = {
+        key: _size(folder, key, one)
+        for key, one in features.items()
+        if one.get("dtype") in ("video", "image") and not _is_depth(one)
+    }
+    if not found:
+        raise UserError(f"{folder / INFO}: no camera among its features; a policy needs pictures")
+    return found
 
 
 def _is_depth(feature: dict[str, Any]) -> bool:
@@ -284,7 +306,7 @@ def _size(folder: Path, key: str, feature: dict[str, Any]) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _camera_names(keys: Sequence[str]) -> tuple[str, ...]:
+def camera_names(keys: Sequence[str]) -> tuple[str, ...]:
     """``observation.images.top`` is the camera ``top``; whole keys where two would be called alike."""
     short = [key.removeprefix(IMAGES).removeprefix("observation.") for key in keys]
     return tuple(short if len(set(short)) == len(short) else keys)
@@ -297,28 +319,49 @@ def _no_task(folder: Path, row: Row) -> str:
 # ---------------------------------------------------------------- actions
 
 
-def _actions(
-    folder: Path, feature: dict[str, Any], every: Sequence[np.ndarray], kinds: Any
-) -> tuple[ActionSpace, list[Float32[np.ndarray, "T a"]]]:
-    """What the actions are, and all of them; those of two values become -1 and 1, the smaller -1."""
-    joined = np.concatenate(every)
-    names = _action_names(str(folder / INFO), feature.get("names"), joined.shape[1])
-    two = [np.unique(column) for column in joined.T]
-    kinds = kinds or ["binary" if len(values) == 2 else "continuous" for values in two]
+def action_space(
+    folder: Path, features: Mapping[str, Any], actions: Float[np.ndarray, "N a"], ours: Mapping[str, Any]
+) -> tuple[ActionSpace, dict[int, np.ndarray]]:
+    """What the actions are: by the names of `INFO`, and by the kinds of `OURS` or else by how many values there are.
+
+    Args:
+        folder: of the dataset.
+        features: what `INFO` says of the columns.
+        actions: all of them.
+        ours: what `OURS` says.
+
+    Returns:
+        The space; and by their places the two values, in order, of binary dimensions that have others than -1 and 1.
+
+    Raises:
+        UserError: kinds do not fit, or a binary dimension has not two values.
+    """
+    names = _action_names(str(folder / INFO), features[ACTION].get("names"), actions.shape[1])
+    values = [np.unique(column) for column in actions.T]
+    kinds = ours.get("action_kinds") or ["binary" if len(found) == 2 else "continuous" for found in values]
     try:
         space = ActionSpace(names, tuple(kinds))
     except UserError as error:
         raise UserError(f"{folder / OURS}: {error}; mend action_kinds there") from None
+    others = {place: values[place] for place in space.binary if not set(values[place]) <= {-1, 1}}
+    for place, found in others.items():
+        if len(found) != 2:
+            raise UserError(
+                f"{folder / OURS}: the binary action '{names[place]}' has {len(found)} values, not two: write "
+                "continuous there"
+            )
+    return space, others
+
+
+def _actions(
+    folder: Path, features: Mapping[str, Any], every: Sequence[np.ndarray], ours: Mapping[str, Any]
+) -> tuple[ActionSpace, list[Float32[np.ndarray, "T a"]]]:
+    """What the actions are, and all of them; those of two values become -1 and 1, the smaller -1."""
+    space, others = action_space(folder, features, np.concatenate(every), ours)
     changed = [actions.copy() for actions in every]
-    for place in space.binary:
-        if not set(two[place]) <= {-1, 1}:
-            if len(two[place]) != 2:
-                raise UserError(
-                    f"{folder / OURS}: the binary action '{names[place]}' has {len(two[place])} values, not two: write "
-                    "continuous there"
-                )
-            for actions in changed:
-                actions[:, place] = np.where(actions[:, place] == two[place][1], 1, -1)
+    for place, (_, greater) in others.items():
+        for actions in changed:
+            actions[:, place] = np.where(actions[:, place] == greater, 1, -1)
     return space, changed
 
 

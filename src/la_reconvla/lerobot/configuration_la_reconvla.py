@@ -68,7 +68,7 @@ class LaReconVLAConfig(PreTrainedConfig):
         """Raise a `UserError` if data or environment lack what the policy is given."""
         if (policy := self.policy) is None:
             return
-        inputs, outputs = described.features_of(policy)
+        inputs, outputs = described.features_of(policy, self.image_features)
         given = {**(self.input_features or {}), **(self.output_features or {})}
         for key, wanted in {**inputs, **outputs}.items():
             if key not in given:

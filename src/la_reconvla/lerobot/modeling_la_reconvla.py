@@ -53,11 +53,11 @@ class LaReconVLAPolicy(PreTrainedPolicy):
             recorded = described.read_recorded(dataset_meta.root)
             made = described.describe(config.condition, config.seed, config.study, config.orientation, recorded)
             config.description = described.to_json(made)
-            taken, _ = described.features_of(made)
+            taken, _ = described.features_of(made, config.image_features)
             config.input_features = {key: one for key, one in config.input_features.items() if key in taken}
         self.described = described.from_json(config.description)
         config.validate_features()
-        self.keys = described.camera_keys(self.described.inputs.cameras)
+        self.keys = described.camera_keys(self.described.inputs.cameras, config.image_features)
         self.arm, self.train_config = described.arm_of(self.described), config.study.train
         self.policy = self.described.start(self._pictures()) if new else self.described.build()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
