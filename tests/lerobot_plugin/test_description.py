@@ -18,6 +18,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.lerobot import description
 from la_reconvla.lerobot.description import Recorded, chosen, describe, read_recorded
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace
+from la_reconvla.serving.lerobot_folder import policy_of
 from la_reconvla.training.checkpoint import PolicyConfig
 
 RNG = np.random.default_rng(0)
@@ -169,7 +170,7 @@ def test_changes_are_those_of_train() -> None:
 def test_every_arm_without_boxes_is_kept_whole(arm: str) -> None:
     policy = made(arm)
     assert isinstance(policy, PolicyConfig)
-    assert description.from_json(json.loads(json.dumps(description.to_json(policy)))) == policy
+    assert policy_of(json.loads(json.dumps(description.to_json(policy)))) == policy
     assert description.arm_of(policy) == chosen("smoke", {}).arm(arm)
 
 
@@ -195,6 +196,6 @@ def test_features_are_named_as_lerobot_names_them() -> None:
 
 
 def test_what_describes_nothing() -> None:
-    for raw in ({}, {"kind": "MAEDecoder"}, {"kind": "PolicyConfig", "condition": "C1"}):
+    for raw in (None, {}, {"kind": "MAEDecoder"}, {"kind": "PolicyConfig", "condition": "C1"}):
         with pytest.raises(UserError, match="describes no policy of this version"):
-            description.from_json(raw)
+            policy_of(raw)

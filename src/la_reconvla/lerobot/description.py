@@ -25,7 +25,7 @@ from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Input
 from la_reconvla.serving.lerobot_folder import LIBERO_KEYS
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config
-from la_reconvla.training.checkpoint import SAVED, PolicyConfig
+from la_reconvla.training.checkpoint import PolicyConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,23 +159,6 @@ def describe(
 def to_json(policy: PolicyConfig) -> dict[str, Any]:
     """The description as LeRobot's configuration keeps it."""
     return kinds.to_json(policy)
-
-
-def from_json(raw: Mapping[str, Any]) -> PolicyConfig:
-    """The policy of a description.
-
-    Raises:
-        UserError: if it is none, or of another version.
-    """
-    try:
-        found = kinds.from_json(raw, (PolicyConfig, *SAVED))
-        if not isinstance(found, PolicyConfig):
-            raise TypeError(f"it is a {type(found).__name__}")
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the field 'description' describes no policy of this version ({error}): train it again"
-        ) from error
-    return found
 
 
 def arm_of(policy: PolicyConfig) -> Condition:
