@@ -35,12 +35,15 @@ SMOKE = {"steps": 4, "shift": 2}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written by LeRobot; the first episode's actions are ten times as large as the others'."""
+    return written(tmp_path_factory.mktemp("data") / "set")
+
+
+def written(root: Path, cameras: tuple[str, ...] = ("images.image", "images.image2")) -> Path:
+    """By LeRobot; the first episode's actions are ten times as large as the others'."""
     from lerobot.datasets import LeRobotDataset
 
-    root = tmp_path_factory.mktemp("data") / "set"
     picture = {"dtype": "image", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channel"]}
-    features = {f"observation.images.{name}": picture for name in ("image", "image2")}
+    features = {f"observation.{name}": picture for name in cameras}
     features["observation.state"] = {"dtype": "float32", "shape": (8,), "names": [f"s{n}" for n in range(8)]}
     features["action"] = {"dtype": "float32", "shape": (7,), "names": [f"a{n}" for n in range(7)]}
     made = LeRobotDataset.create("local/set", fps=20, features=features, root=root, use_videos=False)
@@ -167,6 +170,33 @@ def test_our_run_acts_alike_there_and_is_saved_alike(tmp_path: Path, size: int) 
     for name in ("config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
         ours, theirs = (json.loads((f / name).read_text(encoding="utf-8")) for f in (folder, tmp_path / "again"))
         assert ours == theirs
+
+
+@pytest.mark.parametrize("cameras", [("image",), ("images.agentview", "images.eye_in_hand")])
+def test_cameras_keep_the_names_that_the_data_give_them(tmp_path: Path, cameras: tuple[str, ...]) -> None:
+    from lerobot.datasets import LeRobotDataset
+    from lerobot.policies.factory import make_policy
+
+    written(tmp_path / "set", cameras)
+    data = LeRobotDataset("local/set", root=tmp_path / "set", delta_timestamps={"action": [0.0, 0.05]})
+    changes = {**SMOKE, "chunk": 2, "wrist": len(cameras) == 2}
+    policy = make_policy(configured(condition="C1", changes=changes), ds_meta=data.meta)
+    assert policy.described.inputs.cameras == tuple(name.removeprefix("images.") for name in cameras)
+    assert policy.forward(torch.utils.data.default_collate([data[0], data[20]]))[0].isfinite()
+    policy.save_pretrained(tmp_path / "policy")
+    again = type(policy).from_pretrained(tmp_path / "policy", strict=True)
+    assert again.keys == policy.keys == [f"observation.{name}" for name in cameras]
+    assert list(again.config.image_features) == again.keys
+
+
+def test_a_converted_stride_is_refused_before_training(dataset: Path, tmp_path: Path) -> None:
+    from lerobot.datasets import LeRobotDataset
+    from lerobot.policies.factory import make_policy
+
+    root = Path(shutil.copytree(dataset, tmp_path / "set"))
+    (root / "meta/la_reconvla.json").write_text(json.dumps({"frame_stride": 2}), encoding="utf-8")
+    with pytest.raises(UserError, match="frame_stride is 2"):
+        make_policy(configured(), ds_meta=LeRobotDataset("local/set", root=root).meta)
 
 
 FREE = [arm.id for arm in CONDITIONS.values() if arm.annotation_free]

@@ -340,7 +340,7 @@ def action_space(
     values = [np.unique(column) for column in actions.T]
     kinds = ours.get("action_kinds") or ["binary" if len(found) == 2 else "continuous" for found in values]
     try:
-        space = ActionSpace(names, tuple(kinds))
+        space = ActionSpace(names, tuple(kinds))  # pyright: ignore[reportArgumentType] (it checks them)
     except UserError as error:
         raise UserError(f"{folder / OURS}: {error}; mend action_kinds there") from None
     others = {place: values[place] for place in space.binary if not set(values[place]) <= {-1, 1}}

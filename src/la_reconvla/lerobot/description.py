@@ -21,7 +21,7 @@ from la_reconvla.data.lerobot import action_space, camera_names, camera_sizes, r
 from la_reconvla.data.lerobot_layout import ACTION, IMAGES, OURS, STATE, needed
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Inputs, Orientation, Standard
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionKind, ActionSpace, Inputs, Orientation, Standard
 from la_reconvla.serving.lerobot_folder import LIBERO_KEYS
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config
@@ -69,10 +69,10 @@ def read_recorded(root: Path) -> Recorded:
 
     actions = column(ACTION).astype(np.float64)
     space, others = action_space(root, features, actions, said)
-    kinds = tuple("continuous" if place in others else kind for place, kind in enumerate(space.kinds))
+    kept: tuple[ActionKind, ...] = tuple("continuous" if n in others else kind for n, kind in enumerate(space.kinds))
     return Recorded(
         actions,
-        ActionSpace(space.names, kinds),
+        ActionSpace(space.names, kept),
         column(STATE).astype(np.float32) if STATE in features else None,
         {name: rows for name, (rows, _) in zip(camera_names(tuple(sizes)), sizes.values(), strict=True)},
         said,
