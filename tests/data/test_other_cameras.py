@@ -90,6 +90,8 @@ def test_any_two_cameras_are_chosen_by_name(tmp_path: Path) -> None:
         Samples(opened, 8, 1, wrist=True, inputs=Inputs(("front",), "upright"))
     with pytest.raises(UserError, match="a main camera and one beside it"):
         fitted(replace(SMOKE, cameras=("front", "left", "right")), opened)
+    with pytest.raises(UserError, match="unknown camera in these demonstrations 'frnt': did you mean front"):
+        fitted(replace(SMOKE, cameras=("frnt",)), opened)
 
 
 @pytest.mark.parametrize("fit", ["squeeze", "pad"])
