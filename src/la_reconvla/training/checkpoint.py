@@ -228,7 +228,7 @@ def _require_schema(path: Path) -> dict[str, Any]:
     raw = read_json(path)
     if isinstance(raw, dict) and "schema" not in raw and "type" in raw:
         raise UserError(
-            f"{path.parent} is a policy as LeRobot saves it: evaluate it as lerobot:{path.parent}, or make a run of one "
+            f"{path.parent} is a policy that LeRobot saved: evaluate it as lerobot:{path.parent}, or make a run of one "
             "of ours with `la-reconvla share from-lerobot`"
         )
     schema = raw.pop("schema", 1) if isinstance(raw, dict) else None
