@@ -231,6 +231,31 @@ VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
         ("meta/info.json", lambda p: edited(p, lambda i: i["features"].pop("action")), "no column 'action'"),
         ("meta/info.json", lambda p: edited(p, lambda i: i["features"]["action"].update(shape=[6])), "not 6 numbers"),
         ("meta/info.json", lambda p: edited(p, lambda i: i.update(video_path="{nothing}")), "video_path"),
+        *(
+            (
+                "meta/info.json",
+                lambda p, key=key, path=path: edited(p, lambda i: i.update({key: path})),
+                "cannot be read",
+            )
+            for key in ("data_path", "video_path")
+            for path in (
+                "../{episode_index:06d}.parquet",
+                "/tmp/{chunk_index:03d}.mp4",
+                "data/{episode_index:99999999999d}",
+                "data/{episode_index:{length}d}",
+                "data/{length.real}",
+            )
+        ),
+        (
+            LIST,
+            lambda p: rewritten(p, lambda t: with_column(t, f"videos/{CAMERA}/file_index", pa.array(["../x"] * 4))),
+            "cannot be read",
+        ),
+        (
+            "meta/info.json",
+            lambda p: edited(p, lambda i: i["features"].update({"a/../..": i["features"][CAMERA]})),
+            r"camera 'a/\.\./\.\.'",
+        ),
         (LIST, lambda p: rewritten(p, lambda t: with_column(t, "length", pa.array([24, 20, 24, 24]))), "not 20"),
         (DATA, lambda p: rewritten(p, lambda t: with_column(t, "task_index", pa.array([7] * 96))), "in no list"),
         (DATA, lambda p: rewritten(p, lambda t: with_column(t, "task_index", pa.array([0, 1] * 48))), "2 instructions"),
@@ -253,6 +278,13 @@ def test_what_is_damaged_is_refused_at_once(videos: Path, name: str, spoil: Call
     with pytest.raises(UserError, match=message) as raised:
         open_demonstrations(videos)
     assert str(videos) in str(raised.value)
+
+
+def test_files_may_be_links_as_in_the_cache_of_the_hub(videos: Path, tmp_path: Path) -> None:
+    for path in [path for path in videos.rglob("*") if path.is_file()]:
+        path.rename(blob := tmp_path / f"{len(list(tmp_path.iterdir()))}.blob")
+        path.symlink_to(blob)
+    assert len(open_demonstrations(videos).episodes[0].frames()) == LENGTH
 
 
 def test_a_video_that_opens_and_lacks_its_end_is_refused_at_once(videos: Path) -> None:

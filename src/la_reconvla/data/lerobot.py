@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import checked_text, file_names, lacks, picture_names
+from la_reconvla.data.hdf5_layout import checked_cameras, checked_text, file_names, lacks, picture_names
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.lerobot_index import Row, read_rows, read_tasks
 from la_reconvla.data.lerobot_layout import (
@@ -176,7 +176,8 @@ def read_folder(folder: Path) -> list[Episode]:
     """
     info = _info(folder)
     features, ours = info["features"], _ours(folder)
-    keys = tuple(k for k, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f))
+    found = (k for k, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f))
+    keys = checked_cameras(str(folder / INFO), found, AGAIN)
     if not keys:
         raise UserError(f"{folder / INFO}: no camera among its features; a policy needs pictures")
     if ACTION not in features:
