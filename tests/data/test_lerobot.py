@@ -280,6 +280,30 @@ def test_what_is_damaged_is_refused_at_once(videos: Path, name: str, spoil: Call
     assert str(videos) in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", ["images", "av1"])
+def test_the_hash_names_what_is_stored_whatever_decodes_it(kind: str, request, tmp_path: Path, monkeypatch) -> None:
+    folder = request.getfixturevalue("images" if kind == "images" else "videos")
+    before = open_demonstrations(folder).hash
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+
+    def spoil(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        rows[LENGTH]["observation.images.image"]["bytes"] += b"\0"  # after the end of the picture
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    if kind == "images":
+        rewritten(copy / DATA, spoil)
+    else:
+        with (copy / VIDEO).open("ab") as file:
+            file.write(b"\0\0\0\x08free")  # a box of an MP4 that says nothing
+    for changed, same in zip(open_demonstrations(copy).episodes, open_demonstrations(folder).episodes, strict=True):
+        np.testing.assert_array_equal(changed.frames(), same.frames())
+    opened = [open_demonstrations(one) for one in (folder, copy)]
+    for one in ("_frame", "read_picture"):
+        monkeypatch.setattr(f"la_reconvla.data.lerobot.{one}", None)
+    assert opened[0].hash == before != opened[1].hash
+
+
 def test_files_may_be_links_as_in_the_cache_of_the_hub(videos: Path, tmp_path: Path) -> None:
     for path in [path for path in videos.rglob("*") if path.is_file()]:
         path.rename(blob := tmp_path / f"{len(list(tmp_path.iterdir()))}.blob")
