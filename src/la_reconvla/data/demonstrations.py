@@ -343,7 +343,7 @@ class Demonstrations:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the content: equal for equal episodes in equal order, whatever their folder and compression.
+        """Names the content: equal for equal episodes in equal order, whatever their folder and HDF5's compression.
 
         All actions and instructions enter, and of each episode's pictures `Episode.sampled`.
         """
