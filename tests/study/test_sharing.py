@@ -236,7 +236,7 @@ def test_a_link_is_not_replaced(hub: Hub, tmp_path: Path, made: bool) -> None:
     assert hub.asked == []
 
 
-@pytest.mark.parametrize("way", ["/home/me/secret/first", "../secret/first", "me/first"])
+@pytest.mark.parametrize("way", ["/secret/first", "../secret/first", "me/first"])
 def test_of_the_origin_only_its_name_leaves(
     run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
@@ -244,7 +244,7 @@ def test_of_the_origin_only_its_name_leaves(
     monkeypatch.chdir(tmp_path)
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     config = json.loads((copy / "config.json").read_text())
-    config["backbone"]["weights"] = "/home/me/secret/pretrained.safetensors"
+    config["backbone"]["weights"] = "/secret/pretrained.safetensors"
     for starts, licence in (([], None), (["libero_spatial/0/official/train/0"], "apache-2.0")):
         origin = {"kind": "Origin", "run": way, "weights_hash": "0123456789abcdef", "starts": starts}
         (copy / "config.json").write_text(json.dumps({**config, "origin": origin}))
