@@ -109,7 +109,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
     loss = json.loads((copied / METRICS).read_text().splitlines()[-1])["action_loss"]
     for said in (
         "C4: attention mask; attention, mae head, lambda 0.5, masked at the decoder",
-        f"- backbone: {source} at {config.backbone.revision}",  # pyright: ignore
+        f"- backbone: {Path(source).name} at {config.backbone.revision}",  # pyright: ignore
         "LoRA of rank 4 of the language model; the vision tower stayed; base in fp32",
         config.data_hash,
         f"{len(config.train_starts)} initial states",
@@ -122,6 +122,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
         *LIMITS,
     ):
         assert said in card.text
+    assert str(Path(source).parent) not in card.text, "nobody else has that folder"
     assert card.data.library_name == "la-reconvla"
     assert card.data.base_model is None, "a folder of this machine means nothing elsewhere"
 

@@ -5,6 +5,8 @@ All but the pictures is checked before anything is returned; those are decoded w
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import checked_text, file_names, lacks, picture_names
+from la_reconvla.data.hdf5_layout import checked_cameras, checked_text, file_names, lacks, picture_names
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.lerobot_index import Row, read_rows, read_tasks
 from la_reconvla.data.lerobot_layout import (
@@ -73,6 +75,19 @@ class LeRobotEpisode(Episode):
                 )
             yield picture
 
+    def sampled(self) -> Iterator[bytes]:
+        """See `Episode`; of a video where in it the pictures begin, and the hash of the whole file.
+
+        Raises:
+            UserError: a file is damaged or lacks a picture.
+        """
+        key, count = self.keys[0], len(self.frame_steps)
+        if key not in self.row.videos:
+            return self._cells(key, (number * self.frame_stride for number in (0, count // 2, count - 1)))
+        path, since = self.row.videos[key]
+        with reading(path):
+            return iter((f"{since}".encode(), _file_hash(path, path.stat().st_size, path.stat().st_mtime_ns)))
+
     def picture_size(self, camera: str) -> tuple[int, int]:
         """See `Episode`."""
         return self.sizes[self._place(camera)]
@@ -118,22 +133,26 @@ class LeRobotEpisode(Episode):
         raise lacks(self._where, names[0])
 
     def _images(self, key: str, steps: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-        """Pictures that lie in the rows, as PNG or JPEG."""
+        """Pictures that lie in the rows."""
+        numbers = tuple(steps)
+        for step, content in zip(numbers, self._cells(key, numbers), strict=True):
+            yield read_picture(content, f"{self.row.data}: {key} at step {step}")
+
+    def _cells(self, key: str, steps: Iterable[int]) -> Iterator[bytes]:
+        """The same as PNG or JPEG, as they lie there."""
         datasets = needed("pyarrow.dataset")
         with reading(self.row.data):
             mine = datasets.field("episode_index") == self.row.index
             source = datasets.dataset(self.row.data)
             batches = source.scanner([key], filter=mine, batch_size=FAR, batch_readahead=1, fragment_readahead=1)
             cells = (cell for batch in batches.to_batches() for cell in batch.column(0))
-            at, picture = -1, None
+            at, cell = -1, None
             for step in steps:
                 while at < step:
                     at, cell = at + 1, next(cells, None)
-                    if cell is None:
-                        raise ValueError(f"{self.demo} has no picture {step} of {key}")
-                    if at == step:
-                        picture = read_picture(cell["bytes"].as_py(), f"{self.row.data}: {key} at step {step}")
-                yield picture  # pyright: ignore[reportReturnType]
+                if cell is None or not (content := cell["bytes"].as_py()):
+                    raise ValueError(f"{self.demo} has no picture {step} of {key}")
+                yield content
 
     def _frames(self, key: str, steps: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Pictures of a video that begins somewhere in a file: each is where its time says."""
@@ -167,6 +186,16 @@ def _frame(frames: Iterator[Any], number: int, rate: float) -> Any | None:
     return None
 
 
+@functools.cache
+def _file_hash(path: Path, size: int, changed: int) -> bytes:
+    """Hash of a file, which many episodes share, as long as its size and the time of its last change (ns) stay."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.digest()
+
+
 def read_folder(folder: Path) -> list[Episode]:
     """Check a LeRobotDataset and read what its episodes are, without their pictures.
 
@@ -176,7 +205,8 @@ def read_folder(folder: Path) -> list[Episode]:
     """
     info = _info(folder)
     features, ours = info["features"], _ours(folder)
-    keys = tuple(k for k, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f))
+    found = (k for k, f in features.items() if f.get("dtype") in ("video", "image") and not _is_depth(f))
+    keys = checked_cameras(str(folder / INFO), found, AGAIN)
     if not keys:
         raise UserError(f"{folder / INFO}: no camera among its features; a policy needs pictures")
     if ACTION not in features:

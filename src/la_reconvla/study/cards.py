@@ -28,6 +28,7 @@ from la_reconvla.study.heldout import read_held_out
 from la_reconvla.study.results import read_results
 from la_reconvla.study.shareable import LEROBOT, Kind
 from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.run_folders import public_name
 from la_reconvla.training.trackers import METRICS
 
 OURS = "apache-2.0"  # of what this package made from nothing but its own weights and the simulator
@@ -67,11 +68,12 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         config: of what is published.
         labels: what they do not say.
     """
-    backbone, source = config.backbone, _source(PolicyConfig.load(run))
+    backbone, full = config.backbone, _source(PolicyConfig.load(run))
+    source = None if full is None else public_name(full)
     libero = config.bins.space == LIBERO_ACTIONS and config.inputs.orientation == "mirrored"
     data = ModelCardData(
         license=labels.license,
-        base_model=source if source and not Path(source).is_dir() else None,
+        base_model=source if source == full else None,
         datasets=list(labels.datasets) or None,
         library_name="la-reconvla",
         pipeline_tag="robotics",
@@ -90,7 +92,7 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         f"- {config.condition}: {arm.name if arm else 'not among the named ones'}"
         + (f"; {_objective(extra)}" if extra else ""),
         f"- backbone: {source or 'a small PaliGemma trained from random weights'}"
-        + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and source == backbone.source else ""),
+        + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and full == backbone.source else ""),
         *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
         f"- actions in a chunk: {backbone.chunk}, {config.decoding} decoding; robot state: {backbone.proprio}; "
         f"wrist camera: {backbone.wrist}",
@@ -203,6 +205,8 @@ def data_card(folder: Path, kind: Kind, opened: Demonstrations, labels: Labels) 
 
 def policy_licence(config: PolicyConfig) -> str | None:
     """The licence that follows from what a policy was made of; None where only its maker can say."""
+    if config.origin is not None and not config.origin.starts:
+        return None
     if isinstance(config.backbone, Pretrained):
         return "gemma" if config.backbone.source in KNOWN else None
     return OURS if config.train_starts else None
