@@ -130,7 +130,11 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
 def test_a_small_policy_goes_too(tmp_path: Path) -> None:
     small = train_tiny(write_demonstrations(tmp_path / "data"), tmp_path / "run")
     out = export(small, tmp_path / "out")
-    assert "a small PaliGemma trained from random weights" in (out / CARD).read_text()
+    card = (out / CARD).read_text()
+    assert "a small PaliGemma trained from random weights" in card
+    assert "an action: x (continuous), y (continuous)" in card
+    assert "gripper (binary)" in card
+    assert "pictures: agentview, mirrored" in card
     assert torch.equal(acts(out), acts(small))
     with pytest.raises(UserError, match="leave --merged out"):
         export(small, tmp_path / "merged", merged=True)

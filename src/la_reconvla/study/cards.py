@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from la_reconvla import layout
 from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.summaries import rate
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import KNOWN, Pretrained
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.data.checking import described
@@ -20,7 +21,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.robot import LIBERO_ACTIONS
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 from la_reconvla.sim.collection_folder import CONFIG as COLLECTION
 from la_reconvla.sim.collection_folder import SUMMARY, read_summary
 from la_reconvla.storage import read_json, read_jsonl
@@ -91,11 +92,13 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         "",
         f"- {config.condition}: {arm.name if arm else 'not among the named ones'}"
         + (f"; {_objective(extra)}" if extra else ""),
-        f"- backbone: {source or 'a small PaliGemma trained from random weights'}"
+        f"- backbone: {source or _small(config)}"
         + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and full == backbone.source else ""),
         *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
         f"- actions in a chunk: {backbone.chunk}, {config.decoding} decoding; robot state: {backbone.proprio}; "
         f"wrist camera: {backbone.wrist}",
+        f"- an action: {_named(config.bins.space)}",
+        f"- pictures: {' and '.join(config.inputs.cameras[: 1 + backbone.wrist])}, {config.inputs.orientation}",
         "",
         "## Data",
         "",
@@ -276,6 +279,16 @@ def _origin(config: PolicyConfig) -> list[str]:
     if (origin := config.origin) is None:
         return []
     return [f"- it began with the weights {origin.weights_hash} of {origin.run}: {len(origin.starts)} further states"]
+
+
+def _named(space: ActionSpace) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in zip(space.names, space.kinds, strict=True))
+
+
+def _small(config: PolicyConfig) -> str:
+    """What a small backbone began with."""
+    began = config.backbone.weights if isinstance(config.backbone, SmallPaliGemma) else None
+    return f"a small PaliGemma {f'that began as {public_name(began)}' if began else 'trained from random weights'}"
 
 
 def _suites(config: PolicyConfig) -> list[str]:
