@@ -28,6 +28,7 @@ class Repository:
     private: bool = False
     gated: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def head(self) -> str:
@@ -83,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.serve()
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
     def serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -119,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         return held
 
     def files(self, held: Repository, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        sha = held.head if revision in ("", "main") else revision
+        sha = held.head if revision in ("", "main") else held.tags.get(revision, revision)
         if sha not in held.commits:
             return self.reply(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
         return sha, held.commits[sha]
@@ -171,6 +172,21 @@ class Handler(BaseHTTPRequestHandler):
         sha = held.commit(files)
         self.reply(200, {"commitUrl": f"{self.hub.address}/{name}/commit/{sha}", "commitOid": sha})
 
+    def tag(self, kind: str, name: str, revision: str, body: bytes) -> None:
+        held, tag = self.repository(kind, name), json.loads(body)["tag"]
+        if held is None or (found := self.files(held, revision)) is None:
+            return
+        if tag in held.tags:
+            return self.reply(409, {"error": "Tag reference exists already"})
+        held.tags[tag] = found[0]
+        self.reply(200)
+
+    def untag(self, kind: str, name: str, tag: str, body: bytes) -> None:
+        if held := self.repository(kind, name):
+            if held.tags.pop(tag, None) is None:
+                return self.reply(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
+            self.reply(200)
+
     def info(self, kind: str, name: str, revision: str | None, body: bytes) -> None:
         if (held := self.repository(kind, name)) and (found := self.files(held, revision or "")):
             listed = [entry(*file) for file in found[1].items()]
@@ -213,6 +229,8 @@ ROUTES: list[tuple[str, str, Any]] = [
     ("POST", r"/(?:datasets/)?[\w.-]+/[\w.-]+\.git/info/lfs/objects/batch", Handler.batch),
     ("PUT", r"/lfs/(\w+)", Handler.store),
     ("POST", rf"/api/(models|datasets)/{ID}/commit/(\w+)", Handler.commit),
+    ("POST", rf"/api/(models|datasets)/{ID}/tag/(\w+)", Handler.tag),
+    ("DELETE", rf"/api/(models|datasets)/{ID}/tag/([\w.-]+)", Handler.untag),
     ("GET", rf"/api/(models|datasets)/{ID}(?:/revision/([\w.-]+))?", Handler.info),
     ("GET", rf"/api/(models|datasets)/{ID}/tree/(\w+)", Handler.tree),
     *((method, rf"/(?:(datasets)/)?{ID}/resolve/(\w+)/(.+)", Handler.download) for method in ("GET", "HEAD")),

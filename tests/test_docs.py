@@ -129,7 +129,7 @@ def test_every_command_in_a_sentence_exists() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith("- command:") or "commit" in line:
                 continue  # what a finished study was run with
-            for named in re.findall(r"[`/ ]la-reconvla ((?:[a-z]+ ?)+)", line):
+            for named in re.findall(r"[`/ ]la-reconvla ((?:[a-z]+(?:-[a-z]+)* ?)+)", line):
                 word, *rest = named.split()
                 assert word in TREE, f"{path.name}: {line}"
                 branch = TREE[word]

@@ -26,7 +26,7 @@ from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.results import Arm, Results, Study
 from la_reconvla.analysis.summaries import measure_frames, rate
-from la_reconvla.analysis.verdicts import NO_RECONVLA, NOT_COMPARED, ONE_SEED, in_words, judge
+from la_reconvla.analysis.verdicts import FEW_SCENES, NO_RECONVLA, NOT_COMPARED, ONE_SEED, in_words, judge
 from la_reconvla.conditions import ARMS, C1, C2, C4, CONDITIONS
 from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName, append_episodes, read_episodes
 from la_reconvla.errors import UserError
@@ -418,6 +418,17 @@ def test_use_of_the_image_is_judged_against_a_policy_without_one_too(blind_error
     assert found.verdict == expected
     assert bool(found.note) == (blind_error is None)
     assert [key.b for key in found.comparisons] == ["grey_image", *(["no_image"] if blind_error is not None else [])]
+
+
+def test_two_scenes_decide_nothing_however_many_frames_they_have() -> None:
+    """Frames of one scene are nearly copies: of two scenes no sign test can be below 0.05, whatever the interval."""
+    few = [frame for frame in frames(0, 0.1, (0, 1)) if frame.scene in ("0/0", "0/1")]
+    worse = [dataclasses.replace(frame, action_error=frame.action_error + 0.05) for frame in few]
+    same = dataclasses.replace(evidence(0.5, 0, 0.1, (0, 1)), frames=few)
+    floors = [FloorEvidence("grey_image", "C1", frames=worse), FloorEvidence("no_image", None, frames=worse)]
+    found = build(Study(preset="quick"), [(Arm.of(C1), same)], floors).hypothesis("image")
+    assert found is not None
+    assert (found.verdict, found.note) == ("inconclusive", FEW_SCENES)
 
 
 # ---------------------------------------------------------------- the file

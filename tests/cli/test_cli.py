@@ -549,7 +549,7 @@ def test_a_run_of_another_configuration(run, demonstrations: Path, finished: Pat
     assert {path: data for path, data in everything(finished).items() if path in before} == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "shape", "missing", "config"])
+@pytest.mark.parametrize("damage", ["truncated", "shape", "missing", "another program's", "config"])
 def test_a_damaged_run_is_not_evaluated(
     run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -565,6 +565,9 @@ def test_a_damaged_run_is_not_evaluated(
     elif damage == "missing":
         path.unlink()
         expected = "model.safetensors does not exist: train this run first"
+    elif damage == "another program's":
+        (finished / "config.json").write_text('{"type": "act"}')
+        expected = f"evaluate it as lerobot:{finished}"
     else:
         (finished / "config.json").write_text("{}")
         expected = "config.json is no run of this version"

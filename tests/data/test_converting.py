@@ -231,6 +231,27 @@ def test_a_set_appears_when_it_is_complete_and_files_go_on(own: Path, tmp_path: 
         convert(GOLDEN / "images", tmp_path / "back")
 
 
+@pytest.mark.parametrize("name", ["a/../../../../escaped", "/escaped", "..", "a\\b", "a\0b"])
+@pytest.mark.parametrize("pictures", ["png", "h264"])
+def test_no_camera_leads_out_of_the_folder(own: Path, tmp_path: Path, name: str, pictures: Any) -> None:
+    for path in own.glob("*.hdf5"):
+        with h5py.File(path, "a") as file:
+            file["data"].attrs["cameras"] = json.dumps(["main", name])
+            for demo in file["data"].values() if "\0" not in name else ():
+                demo[f"obs/{name}_rgb"] = demo["obs/main_rgb"][()]
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"the camera '.*' has '/'"):
+        convert(own, tmp_path / "deep/there", pictures)
+    assert sorted(tmp_path.rglob("*")) == before
+    writer = LeRobotWriter(tmp_path / "set", contents(cameras={name: (16, 16)}, pictures="h264"))
+    if "/.." in name:
+        with pytest.raises(ValueError, match="does not lie in the folder"):
+            writer.add("go", np.zeros((1, 2), np.float32), None, lambda _: iter(np.zeros((1, 16, 16, 3), np.uint8)))
+    with pytest.raises(UserError, match="the camera"):
+        import_episodes(Import(tmp_path / "episodes", tmp_path / "other", 10.0, "upright", (name,)))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_stands_for_two_values_and_what_is_left_out_is_said(own: Path, tmp_path: Path) -> None:
     convert(own, tmp_path / "there")
     path = tmp_path / "there" / DATA
@@ -259,6 +280,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(own: Path, tmp_pat
     with pytest.raises(UserError, match="there already"):
         convert(own, tmp_path / "taken")
     (tmp_path / "mine.part/kept").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"mine.part is in the way"):
+        convert(own, tmp_path / "mine")
+    (tmp_path / "mine.part/.lock").touch()  # as in every folder that this package has worked in
     with pytest.raises(UserError, match=r"mine.part is in the way"):
         convert(own, tmp_path / "mine")
     assert (tmp_path / "mine.part/kept").exists()

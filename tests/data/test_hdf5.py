@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import traceback
@@ -486,6 +487,27 @@ def test_data_that_differ_in_looks_are_not_mixed(tmp_path: Path, changes: dict[s
     with pytest.raises(UserError, match=r"differs: .* in a_demo.hdf5, .* in b_demo.hdf5"):
         open_demonstrations(tmp_path)
     assert len(open_demonstrations(tmp_path / "a_demo.hdf5").episodes) == 1
+
+
+def hash_of_before(folder: Path) -> str:
+    """The hash of LIBERO's files of one task, as it was first defined: pictures as h5py gives them."""
+    (path,) = folder.glob("*_demo.hdf5")
+    digest = hashlib.sha256()
+    with h5py.File(path) as file:
+        for number, demo in enumerate(file["data"].values()):  # pyright: ignore
+            episode, frames = read_file(path)[number], demo["obs/agentview_rgb"]
+            if number == 0:
+                digest.update(f"{episode.quality}/{episode.image_size}/{episode.frame_stride}".encode())
+            told = f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(demo['actions'])}\0"
+            digest.update(told.encode() + np.asarray(demo["actions"], "<f4").tobytes())
+            for place in (0, len(frames) // 2, len(frames) - 1):
+                digest.update(frames[place].tobytes())
+    return digest.hexdigest()
+
+
+def test_the_hash_of_a_file_stays_what_it_was(tmp_path: Path) -> None:
+    make_official(tmp_path / "a_demo.hdf5")
+    assert open_demonstrations(tmp_path).hash == hash_of_before(tmp_path)
 
 
 def test_the_hash_names_the_content(tmp_path: Path) -> None:

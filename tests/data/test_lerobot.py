@@ -231,6 +231,31 @@ VIDEO = f"videos/{CAMERA}/chunk-000/file-000.mp4"
         ("meta/info.json", lambda p: edited(p, lambda i: i["features"].pop("action")), "no column 'action'"),
         ("meta/info.json", lambda p: edited(p, lambda i: i["features"]["action"].update(shape=[6])), "not 6 numbers"),
         ("meta/info.json", lambda p: edited(p, lambda i: i.update(video_path="{nothing}")), "video_path"),
+        *(
+            (
+                "meta/info.json",
+                lambda p, key=key, path=path: edited(p, lambda i: i.update({key: path})),
+                "cannot be read",
+            )
+            for key in ("data_path", "video_path")
+            for path in (
+                "../{episode_index:06d}.parquet",
+                "/tmp/{chunk_index:03d}.mp4",
+                "data/{episode_index:99999999999d}",
+                "data/{episode_index:{length}d}",
+                "data/{length.real}",
+            )
+        ),
+        (
+            LIST,
+            lambda p: rewritten(p, lambda t: with_column(t, f"videos/{CAMERA}/file_index", pa.array(["../x"] * 4))),
+            "cannot be read",
+        ),
+        (
+            "meta/info.json",
+            lambda p: edited(p, lambda i: i["features"].update({"a/../..": i["features"][CAMERA]})),
+            r"camera 'a/\.\./\.\.'",
+        ),
         (LIST, lambda p: rewritten(p, lambda t: with_column(t, "length", pa.array([24, 20, 24, 24]))), "not 20"),
         (DATA, lambda p: rewritten(p, lambda t: with_column(t, "task_index", pa.array([7] * 96))), "in no list"),
         (DATA, lambda p: rewritten(p, lambda t: with_column(t, "task_index", pa.array([0, 1] * 48))), "2 instructions"),
@@ -253,6 +278,37 @@ def test_what_is_damaged_is_refused_at_once(videos: Path, name: str, spoil: Call
     with pytest.raises(UserError, match=message) as raised:
         open_demonstrations(videos)
     assert str(videos) in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["images", "av1"])
+def test_the_hash_names_what_is_stored_whatever_decodes_it(kind: str, request, tmp_path: Path, monkeypatch) -> None:
+    folder = request.getfixturevalue("images" if kind == "images" else "videos")
+    before = open_demonstrations(folder).hash
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+
+    def spoil(table: pa.Table) -> pa.Table:
+        rows = table.to_pylist()
+        rows[LENGTH]["observation.images.image"]["bytes"] += b"\0"  # after the end of the picture
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    if kind == "images":
+        rewritten(copy / DATA, spoil)
+    else:
+        with (copy / VIDEO).open("ab") as file:
+            file.write(b"\0\0\0\x08free")  # a box of an MP4 that says nothing
+    for changed, same in zip(open_demonstrations(copy).episodes, open_demonstrations(folder).episodes, strict=True):
+        np.testing.assert_array_equal(changed.frames(), same.frames())
+    opened = [open_demonstrations(one) for one in (folder, copy)]
+    for one in ("_frame", "read_picture"):
+        monkeypatch.setattr(f"la_reconvla.data.lerobot.{one}", None)
+    assert opened[0].hash == before != opened[1].hash
+
+
+def test_files_may_be_links_as_in_the_cache_of_the_hub(videos: Path, tmp_path: Path) -> None:
+    for path in [path for path in videos.rglob("*") if path.is_file()]:
+        path.rename(blob := tmp_path / f"{len(list(tmp_path.iterdir()))}.blob")
+        path.symlink_to(blob)
+    assert len(open_demonstrations(videos).episodes[0].frames()) == LENGTH
 
 
 def test_a_video_that_opens_and_lacks_its_end_is_refused_at_once(videos: Path) -> None:

@@ -16,10 +16,11 @@ from test_hdf5 import make_official
 from helpers import TINY, untrained
 from la_reconvla.conditions import C1
 from la_reconvla.contracts import Observation
+from la_reconvla.data.boxes import box_masks, in_square
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, resize
 from la_reconvla.errors import UserError
-from la_reconvla.robot import Inputs, Standard
+from la_reconvla.robot import Fit, Inputs, Standard
 from la_reconvla.study.cells import fitted, say_small
 from la_reconvla.study.presets import preset
 from la_reconvla.study.runs import require_libero
@@ -89,6 +90,19 @@ def test_any_two_cameras_are_chosen_by_name(tmp_path: Path) -> None:
         Samples(opened, 8, 1, wrist=True, inputs=Inputs(("front",), "upright"))
     with pytest.raises(UserError, match="a main camera and one beside it"):
         fitted(replace(SMOKE, cameras=("front", "left", "right")), opened)
+    with pytest.raises(UserError, match="unknown camera in these demonstrations 'frnt': did you mean front"):
+        fitted(replace(SMOKE, cameras=("frnt",)), opened)
+
+
+@pytest.mark.parametrize("fit", ["squeeze", "pad"])
+@pytest.mark.parametrize("shape", [(60, 120), (120, 60), (120, 120)])
+def test_boxes_are_where_the_thing_is_in_the_square(shape: tuple[int, int], fit: Fit) -> None:
+    image = np.zeros((*shape, 3), dtype=np.uint8)
+    rows, columns = shape
+    image[rows // 4 : rows // 2, columns // 4 : 3 * columns // 4] = 255
+    square = resize(image[None], 120, fit)[0, :, :, 0] > 127
+    (found,) = box_masks(in_square(np.float32([[0.25, 0.25, 0.75, 0.5]]), *shape, fit), 120)
+    np.testing.assert_array_equal(found, square)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (10, 6), (7, 10)])

@@ -113,3 +113,13 @@ def test_what_cannot_be_drawn_is_said_before(recorded, tmp_path):
         file["data/demo_0"].attrs["model_file"] = '<mujoco><worldbody><body name="a_door"/></worldbody></mujoco>'
     with pytest.raises(UserError, match="'a_door', and this task has not"):
         render(other, tmp_path / "out", RenderOptions(workers=1))
+
+
+def test_folders_rendered_before_the_difference_was_kept_count_as_none(tmp_path):
+    with h5py.File(tmp_path / "a_demo.hdf5", "w") as file:
+        file.create_group("data/demo_0")
+        file.create_group("data/demo_1").attrs[rendering.DIFFERENCE] = 1.5
+    assert rendering._stored_difference(tmp_path / "a_demo.hdf5") == 1.5
+    with h5py.File(tmp_path / "a_demo.hdf5", "a") as file:
+        del file["data/demo_1"]
+    assert rendering._stored_difference(tmp_path / "a_demo.hdf5") == 0.0

@@ -109,7 +109,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
     loss = json.loads((copied / METRICS).read_text().splitlines()[-1])["action_loss"]
     for said in (
         "C4: attention mask; attention, mae head, lambda 0.5, masked at the decoder",
-        f"- backbone: {source} at {config.backbone.revision}",  # pyright: ignore
+        f"- backbone: {Path(source).name} at {config.backbone.revision}",  # pyright: ignore
         "LoRA of rank 4 of the language model; the vision tower stayed; base in fp32",
         config.data_hash,
         f"{len(config.train_starts)} initial states",
@@ -122,6 +122,7 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
         *LIMITS,
     ):
         assert said in card.text
+    assert str(Path(source).parent) not in card.text, "nobody else has that folder"
     assert card.data.library_name == "la-reconvla"
     assert card.data.base_model is None, "a folder of this machine means nothing elsewhere"
 
@@ -129,7 +130,11 @@ def test_the_card_states_data_condition_results_and_limits(run: Path, source: st
 def test_a_small_policy_goes_too(tmp_path: Path) -> None:
     small = train_tiny(write_demonstrations(tmp_path / "data"), tmp_path / "run")
     out = export(small, tmp_path / "out")
-    assert "a small PaliGemma trained from random weights" in (out / CARD).read_text()
+    card = (out / CARD).read_text()
+    assert "a small PaliGemma trained from random weights" in card
+    assert "an action: x (continuous), y (continuous)" in card
+    assert "gripper (binary)" in card
+    assert "pictures: agentview, mirrored" in card
     assert torch.equal(acts(out), acts(small))
     with pytest.raises(UserError, match="leave --merged out"):
         export(small, tmp_path / "merged", merged=True)

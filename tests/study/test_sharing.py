@@ -27,12 +27,14 @@ from la_reconvla.report.write import write_report
 from la_reconvla.sim.collection_folder import Summary, TaskSummary
 from la_reconvla.storage import write_json
 from la_reconvla.study import publish
-from la_reconvla.study.cards import Labels
+from la_reconvla.study.cards import Labels, policy_licence
 from la_reconvla.study.publish import pull, push
 from la_reconvla.study.shareable import DEMONSTRATIONS, LEROBOT, POLICY, STUDY, kind_of, matching
-from la_reconvla.training.checkpoint import find_run, load_policy
+from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
 
 NAME, PICKLE = "someone/thing", b"\x80\x04\x95 a pickle"
+POLICY_CONFIG = b'{"schema": 2, "condition": "C4"}'
+GOLDEN = Path(__file__).parents[1] / "data/lerobot"
 OURS = Labels(NAME, "mit")
 
 
@@ -202,11 +204,64 @@ def test_demonstrations_go_and_come_back(hub: Hub, tmp_path: Path) -> None:
     assert open_demonstrations(out).hash == opened.hash
 
 
+def test_a_lerobot_dataset_is_had_by_the_version_of_its_format(hub: Hub, tmp_path: Path) -> None:
+    """As LeRobot asks for it; pushed again, the version names what is new."""
+    data = Path(shutil.copytree(GOLDEN / "images", tmp_path / "data"))
+    for stands in ("upright", "mirrored"):
+        write_json(data / "meta/la_reconvla.json", {"orientation": stands})
+        done = push(data, OURS)
+        assert hub.repositories["dataset", NAME].tags == {"v3.0": done.revision}
+        out = pull(done.repo, tmp_path / stands, "v3.0")
+        assert open_demonstrations(out).orientation == stands
+    assert len(set(hub.repositories["dataset", NAME].commits)) == 3, "the empty one of the beginning, and two"
+
+
+def test_the_folder_that_one_stands_in_may_be_the_one(
+    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, OURS)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    pull(NAME, Path())
+    assert set(contents(tmp_path / "empty")) == {"README.md", "config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_link_is_not_replaced(hub: Hub, tmp_path: Path, made: bool) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    if made:
+        (tmp_path / "real").mkdir()
+    with pytest.raises(UserError, match="out is a link, and is not replaced"):
+        pull(NAME, tmp_path / "out")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("way", ["/secret/first", "../secret/first", "me/first"])
+def test_of_the_origin_only_its_name_leaves(
+    run: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A name on the hub stays whole. Nobody knows the licence of what an origin of unknown states has learnt."""
+    monkeypatch.chdir(tmp_path)
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    config = json.loads((copy / "config.json").read_text())
+    config["backbone"]["weights"] = "/secret/pretrained.safetensors"
+    for starts, licence in (([], None), (["libero_spatial/0/official/train/0"], "apache-2.0")):
+        origin = {"kind": "Origin", "run": way, "weights_hash": "0123456789abcdef", "starts": starts}
+        (copy / "config.json").write_text(json.dumps({**config, "origin": origin}))
+        assert policy_licence(PolicyConfig.load(copy)) == licence
+    push(copy, OURS)
+    there, name = kept(hub, "model"), "me/first" if way == "me/first" else "first"
+    assert json.loads(there["config.json"])["origin"] == {**origin, "run": name}
+    assert json.loads(there["config.json"])["backbone"]["weights"] == "pretrained.safetensors"
+    assert f"0123456789abcdef of {name}: 1 further" in there["README.md"].decode()
+    assert not any(b"secret" in content for content in there.values())
+
+
 def test_an_older_commit_is_had_by_its_name(run: Path, hub: Hub, tmp_path: Path) -> None:
     first = push(run, OURS).revision
-    hub.repositories["model", NAME].commit({"config.json": b"{}"})
-    assert (pull(NAME, tmp_path / "new") / "config.json").read_bytes() == b"{}"
-    assert (pull(NAME, tmp_path / "old", first) / "config.json").read_bytes() != b"{}"
+    hub.repositories["model", NAME].commit({"config.json": POLICY_CONFIG})
+    assert (pull(NAME, tmp_path / "new") / "config.json").read_bytes() == POLICY_CONFIG
+    assert (pull(NAME, tmp_path / "old", first) / "config.json").read_bytes() != POLICY_CONFIG
     with pytest.raises(UserError, match="someone/thing has no revision nope on the hub: check it, or leave it out"):
         pull(NAME, tmp_path / "none", "nope")
 
@@ -216,7 +271,7 @@ def test_an_older_commit_is_had_by_its_name(run: Path, hub: Hub, tmp_path: Path)
 
 def test_only_files_that_are_expected_are_asked_for(hub: Hub, tmp_path: Path) -> None:
     held = hub.repositories["model", NAME] = Repository()
-    wanted = {"config.json": b"{}", "model.safetensors": b"w", "backbone/model.safetensors": b"b"}
+    wanted = {"config.json": POLICY_CONFIG, "model.safetensors": b"w", "backbone/model.safetensors": b"b"}
     others = ["pytorch_model.bin", "sub/config.json", "modeling.py", "backbone/x.pkl", "optimizer.pt", ".gitattributes"]
     held.commit({**wanted, **dict.fromkeys(others, PICKLE)})
     assert contents(pull(NAME, tmp_path / "out")) == wanted
@@ -230,6 +285,16 @@ def test_a_repository_of_something_else_is_left_alone(hub: Hub, tmp_path: Path) 
         pull(NAME, tmp_path / "out")
     assert hub.downloaded == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("config", [b'{"type": "act", "n_obs_steps": 1}', b"[]", b"no JSON", b"{}"])
+def test_of_a_policy_of_others_no_weights_are_taken(hub: Hub, tmp_path: Path, config: bytes) -> None:
+    hub.repositories["model", NAME] = Repository()
+    hub.repositories["model", NAME].commit({"config.json": config, "model.safetensors": b"gigabytes"})
+    with pytest.raises(UserError, match=r"holds no policy, .* \(config.json, model.safetensors\): check its name"):
+        pull(NAME, tmp_path / "out")
+    assert hub.downloaded == ["config.json"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
 @pytest.mark.parametrize("name", ["../config.json", "C4/../../config.json", ".hidden/config.json"])
@@ -278,7 +343,11 @@ def test_a_download_that_breaks_off_keeps_the_files_that_are_whole(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits before it tries again
-    files = {"config.json": b"{}", "model.safetensors": bytes(2_000_000), "backbone/model.safetensors": bytes(3_000)}
+    files = {
+        "config.json": POLICY_CONFIG,
+        "model.safetensors": bytes(2_000_000),
+        "backbone/model.safetensors": bytes(3_000),
+    }
     held = hub.repositories["model", NAME] = Repository()
     held.commit(files)
     hub.breaks["model.safetensors"] = 100_000
@@ -287,13 +356,13 @@ def test_a_download_that_breaks_off_keeps_the_files_that_are_whole(
     assert not (tmp_path / "out").exists()
     hub.breaks, hub.downloaded = {}, []
     assert contents(pull(NAME, tmp_path / "out")) == files
-    assert hub.downloaded == ["model.safetensors"]
+    assert hub.downloaded == ["config.json", "model.safetensors"]  # the first again, to see what it is
     assert {path.name for path in tmp_path.iterdir()} <= {"cache", "out"}
 
 
 def test_what_is_not_what_the_hub_says_is_refused(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["model", NAME] = Repository()
-    hub.repositories["model", NAME].commit({"config.json": b"{}", "model.safetensors": b"weights"})
+    hub.repositories["model", NAME].commit({"config.json": POLICY_CONFIG, "model.safetensors": b"weights"})
     real = publish.snapshot_download
 
     def damaging(*given: object, local_dir: Path, **options: object) -> None:

@@ -81,7 +81,7 @@ def test_a_service_gets_what_metrics_hold_in_one_run(demonstrations, tmp_path, s
     assert begun[0]["resume"] == "allow"
     assert begun[0]["project"] == "la-reconvla"
     known = read_json(run / TRACKED)[name]["id"]
-    assert begun[0]["name"].split("/")[-2:] == ["run", known]
+    assert begun[0]["name"] == f"C4/seed0/run/{known}"
     assert (begun[0].get("id") == known) is (name == "wandb")
     assert next(line[1] for line in said if line[0] == "config")["steps"] == 4
     lines, sent = read_jsonl(run / METRICS), [line[1:] for line in said if line[0] == "log"]

@@ -26,6 +26,9 @@ NO_OTHER_SUITES = "Changed wording, objects and suites are not part of this stud
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
+FEW_SCENES = "There are too few held-out scenes to decide: more demonstrations, or more of them held out, can."
+
+
 @dataclass(frozen=True)
 class Judgement:
     """A verdict before it is written down: the word, the comparisons that it rests on, and what was weighed beside."""
@@ -50,8 +53,8 @@ def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -
             [c for c in comparisons if c.kind == "loss" and (c.a, c.b) == declared.losses[0]], declared
         ),
         # A grey image is foreign to a policy trained on images; one trained without images is the fairer floor.
-        "image": _judge_floor(comparisons, "grey_image", "no_image"),
-        "words": _judge_floor(comparisons, "wrong_instruction"),
+        "image": _judge_floor(comparisons, declared.alpha, "grey_image", "no_image"),
+        "words": _judge_floor(comparisons, declared.alpha, "wrong_instruction"),
     }
     for id in declared.claims:
         if id not in judged:
@@ -141,12 +144,18 @@ def _judge_arms(c: Comparison | None, alpha: float) -> Judgement:
     return Judgement(word, (c,))
 
 
-def _judge_floor(comparisons: Sequence[Comparison], *floors: FloorId) -> Judgement:
-    """Action error below each floor in every arm. A claim about these very policies, so one seed will do."""
+def _judge_floor(comparisons: Sequence[Comparison], alpha: float, *floors: FloorId) -> Judgement:
+    """Action error below each floor in every arm. A claim about these very policies, so one seed will do.
+
+    Frames of one scene are nearly copies of each other, so an interval from two or three scenes says little, and the
+    p-value has to agree; "all of them" needs no correction for their number.
+    """
     judged: list[Judgement] = []
     for floor in floors:
         against = [c for c in comparisons if c.b == floor and c.metric == "action_error"]
-        judged.extend(Judgement(decisions.verdict(Interval(c.low, c.high), "below"), (c,)) for c in against)
+        for c in against:
+            word = decisions.verdict(Interval(c.low, c.high), "below", p=c.p, alpha=alpha)
+            judged.append(Judgement(word, (c,), "" if c.p < alpha or c.low <= 0 <= c.high else FEW_SCENES))
         if not against:
             missing = f"The floor {floor.replace('_', ' ')} is not part of this study."
             judged.append(Judgement("inconclusive", note=missing))

@@ -1,6 +1,6 @@
 """Boxes of the target, one a recorded frame: from instance maps or a file, written to a file, compared.
 
-A box is (left, top, right, bottom) as fractions of the square picture, in the public convention of
+A box is (left, top, right, bottom) as fractions of the picture, in the public convention of
 `contracts.Observation`; right and bottom are where the target ends. A frame without a box (the target is hidden, the
 detector silent) takes that of the nearest frame of its episode, `filled`.
 """
@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError
 from la_reconvla.progress import Bar, RemoteTicker
+from la_reconvla.robot import Fit
 from la_reconvla.storage import append_jsonl, atomic_write, parse_json, read_jsonl
 
 BOXES_SUFFIX = ".jsonl"
@@ -251,6 +252,16 @@ def box_of(masks: Bool[np.ndarray, "F H W"]) -> Float32[np.ndarray, "F 4"]:
     boxes = np.stack([left, top, right, bottom], axis=1).astype(np.float32)
     boxes[~np.any(masks, axis=(1, 2))] = np.nan
     return boxes
+
+
+def in_square(boxes: Float32[np.ndarray, "F 4"], rows: int, columns: int, fit: Fit) -> Float32[np.ndarray, "F 4"]:
+    """Boxes of pictures of so many rows and columns as fractions of the squares that `samples.resize` makes of them."""
+    if fit == "squeeze":
+        return boxes
+    side = max(rows, columns)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    scale, offset = (np.array(two * 2, dtype=np.float32) for two in ((columns, rows), (left, top)))
+    return ((boxes * scale + offset) / side).astype(np.float32)
 
 
 def box_masks(boxes: Float32[np.ndarray, "F 4"], size: int) -> Bool[np.ndarray, "F H W"]:

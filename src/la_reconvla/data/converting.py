@@ -23,7 +23,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.storage import LOCK, claim, explain_disk_errors, locked, read_json
 
-CLAIM = "convert.json"
+CLAIM, UNFINISHED = "convert.json", ".unfinished-lerobot"  # the second marks a folder as one that may be emptied
 
 
 def convert(source: Path, target: Path, pictures: PictureKind = "png") -> list[str]:
@@ -74,9 +74,10 @@ def _to_lerobot(source: Path, target: Path, pictures: PictureKind) -> list[str]:
         "libero_state": states is not None and opened.state_width is None,
     }
     part = target.with_name(f"{target.name}.part")
-    if part.exists() and not (part / LOCK).exists():
+    if part.exists() and not (part / UNFINISHED).exists():
         raise UserError(f"{part} is in the way: move it, or choose another folder than {target}")
     with locked(part), explain_disk_errors(target):
+        (part / UNFINISHED).touch()
         for left in (path for path in part.iterdir() if path.is_dir()):  # by a process that was killed
             shutil.rmtree(left)
         writer = LeRobotWriter(part, contents)
@@ -86,7 +87,8 @@ def _to_lerobot(source: Path, target: Path, pictures: PictureKind) -> list[str]:
                 writer.add(episode.instruction, episode.actions, state, _held(episode))
                 bar.advance(note=episode.name)
         writer.finish(ours)
-        (part / LOCK).unlink()
+        for name in (UNFINISHED, LOCK):
+            (part / name).unlink()
         part.replace(target)
     return [*lines, *_lost_to_lerobot(opened, pictures), _written(target, opened)]
 

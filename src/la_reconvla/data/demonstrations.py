@@ -166,6 +166,12 @@ class Episode:
         with opened(self.path) as file:
             yield from pictures_in(self._where, self._stored(file, camera), numbers)
 
+    def sampled(self) -> Iterator[bytes]:
+        """Three of the main camera's pictures as the file has them, encoded or not: no decoder decides a hash."""
+        count = len(self.frame_steps)
+        with opened(self.path) as file:
+            yield from (self._stored(file, self.cameras[0])[n].tobytes() for n in (0, count // 2, count - 1))
+
     def picture_size(self, camera: str) -> tuple[int, int]:
         """Rows and columns of a camera's pictures.
 
@@ -243,8 +249,7 @@ class Episode:
             UserError: they are not finite or outside [-1, 1].
         """
         with opened(self.path) as file:
-            group = file["data"][self.demo]
-            names = ("executed_actions", "actions")
+            group, names = file["data"][self.demo], ("executed_actions", "actions")
             return checked_actions(self._where, dataset_in(self._where, group, names, len(self.actions)), self.space)
 
     def states(self) -> Float[np.ndarray, "T s"]:
@@ -338,22 +343,20 @@ class Demonstrations:
 
     @functools.cached_property
     def hash(self) -> str:
-        """Names the content: equal for equal episodes in equal order, whatever their folder and compression.
+        """Names the content: equal for equal episodes in equal order, whatever their folder and HDF5's compression.
 
-        All actions and instructions enter, and three pictures of each episode.
+        All actions and instructions enter, and of each episode's pictures `Episode.sampled`.
         """
         digest = hashlib.sha256(f"{self.quality}/{self.image_size}/{self.frame_stride}".encode())
         about = self.space, self.cameras, self.orientation
         if about != (LIBERO_ACTIONS, LIBERO_CAMERAS, "mirrored"):
             digest.update("\0".join(map(str, about)).encode())
         for episode in self.episodes:
-            digest.update(
-                f"\0{episode.task_name}\0{episode.instruction}\0{episode.start_id}\0{len(episode.actions)}\0".encode()
-            )
+            told = episode.task_name, episode.instruction, episode.start_id, len(episode.actions)
+            digest.update("".join(f"\0{part}" for part in (*told, "")).encode())
             digest.update(np.ascontiguousarray(episode.actions, "<f4").tobytes())
-            count = len(episode.frame_steps)
-            for picture in episode.stored(self.cameras[0], (0, count // 2, count - 1)):
-                digest.update(picture.tobytes())
+            for content in episode.sampled():
+                digest.update(content)
         return digest.hexdigest()
 
     def divide(self, held_out: float, seed: int = 0) -> tuple[Demonstrations, Demonstrations]:

@@ -36,6 +36,11 @@ LAYOUTS = (
         (*("*/" * depth + name for depth in range(2) for name in ("episode_*.npz", "lang_annotations")),),
         f"{_READ}; CALVIN's own actions and cameras are other ones",
     ),
+    Layout(
+        "episodes of one's own",
+        ("*/actions.csv", "*/actions.npy"),
+        "make demonstrations of them with `la-reconvla data import`",
+    ),
 )
 
 

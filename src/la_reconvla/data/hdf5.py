@@ -27,6 +27,7 @@ from la_reconvla.data.hdf5_layout import (
     SHARDS,
     STATE,
     checked_actions,
+    checked_cameras,
     checked_text,
     dataset_in,
     episode_groups,
@@ -90,7 +91,7 @@ def read_file(path: Path | str) -> list[Episode]:
 def _read_header(path: Path, data: Any) -> dict[str, Any]:
     """What the episodes of a file share, as fields of `Episode` (`instruction` as the fallback)."""
     attributes, where = data.attrs, str(path)
-    cameras = _texts(where, attributes, CAMERAS) if CAMERAS in attributes else LIBERO_CAMERAS
+    cameras = checked_cameras(where, _texts(where, attributes, CAMERAS)) if CAMERAS in attributes else LIBERO_CAMERAS
     if not cameras:
         raise UserError(f"{where}: the list of '{CAMERAS}' is empty; {REMEDY}")
     parent = Path(_attribute(where, attributes, "bddl_file_name", str) or "").parent.name

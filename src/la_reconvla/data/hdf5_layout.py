@@ -139,6 +139,18 @@ def checked_text(where: str, name: str, value: str, remedy: str = REMEDY) -> str
     return value
 
 
+def checked_cameras(where: str, cameras: Iterable[str], remedy: str = REMEDY) -> tuple[str, ...]:
+    """Names of cameras. Files are named after them, so none may lead to another folder.
+
+    Raises:
+        UserError: one could; the message begins with `where` and ends with `remedy`.
+    """
+    found = tuple(cameras)
+    if wrong := [name for name in found if any(mark in name for mark in ("/", "\\", "..", "\0"))]:
+        raise UserError(f"{where}: the camera {wrong[0]!r} has '/', '\\' or '..' in its name; rename it, or {remedy}")
+    return found
+
+
 def checked_actions(where: str, dataset: Any, space: ActionSpace) -> Float32[np.ndarray, "T a"]:
     """A dataset of actions, read.
 

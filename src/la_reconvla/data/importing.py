@@ -78,7 +78,7 @@ def import_episodes(config: Import) -> list[str]:
     if not (np.isfinite(config.rate) and config.rate > 0):
         raise UserError(f"--rate is control steps a second, above 0, not {config.rate}")
     folders = _folders(config.episodes)
-    cameras = config.cameras or _cameras(folders[0])
+    cameras = names.checked_cameras(str(folders[0]), config.cameras or _cameras(folders[0]), "leave it out")
     sources = [_read(folder, config.instruction) for folder in folders]
     _require_alike(sources)
     space = _space(sources[0].names, config.binary)

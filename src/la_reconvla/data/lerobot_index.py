@@ -20,6 +20,7 @@ from la_reconvla.data.lerobot_layout import (
     STATE,
     TASKS,
     needed,
+    placed,
     reading,
 )
 from la_reconvla.errors import UserError
@@ -133,7 +134,7 @@ def _places(
 
     def where(template: str, prefix: str, **more: str) -> Path:
         of_file = {name.removeprefix(prefix): value for name, value in one.items() if name.startswith(prefix)}
-        return folder / template.format(**one, **of_file, **more)
+        return placed(folder, template, {**one, **of_file, **more})
 
     try:
         videos = {}

@@ -24,8 +24,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from la_reconvla.errors import UserError, install_command
@@ -62,6 +63,21 @@ def needed(module: str) -> Any:
     except ImportError as error:
         command = install_command("datasets")
         raise UserError(f"a LeRobotDataset needs pyarrow and PyAV ({error}); install them: {command}") from error
+
+
+def placed(root: Path, template: str, values: Mapping[str, Any]) -> Path:
+    """The file that a template of paths names; its fields are filled in as they are, or as numbers of some width.
+
+    Raises:
+        LookupError: a field has no value.
+        ValueError: it is no such template, or the file would not lie below `root`.
+    """
+    if re.search("[{}]", re.sub(r"\{\w+(:\d{0,2}d)?\}", "", template)):  # any width could fill the memory
+        raise ValueError(f"'{template}' is no path with fields like {{chunk_index:03d}}")
+    path = PurePosixPath(template.format_map(values))
+    if path.is_absolute() or ".." in path.parts:  # a link below the root may lead anywhere: the hub's cache is made so
+        raise ValueError(f"{path} does not lie in the folder of the dataset")
+    return root / path
 
 
 @contextlib.contextmanager

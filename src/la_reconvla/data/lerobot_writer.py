@@ -30,6 +30,7 @@ from la_reconvla.data.lerobot_layout import (
     VIDEO_PATH,
     PictureKind,
     needed,
+    placed,
 )
 from la_reconvla.data.lerobot_statistics import Shades, statistics
 from la_reconvla.storage import write_json
@@ -217,7 +218,7 @@ class _Files:
 
     def next(self, root: Path, **more: str) -> Path:
         self.number, self.size = self.number + 1, 0
-        path = root / self.template.format(**self.place, **more)
+        path = placed(root, self.template, {**self.place, **more})
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

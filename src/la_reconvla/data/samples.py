@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from PIL import Image
 
 from la_reconvla.contracts import Batch
-from la_reconvla.data.boxes import Annotator
+from la_reconvla.data.boxes import Annotator, in_square
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.picture_store import fits_in_memory, gathered, stored
 from la_reconvla.errors import UserError, unknown
@@ -200,11 +200,13 @@ class Samples:
             for picture in episode.stream(camera, range(0, len(episode.frame_steps), every)):
                 yield resize(picture[None], self.image_size, self.inputs.fit)[0].transpose(2, 0, 1)
 
+    def squared(self, boxes: Float32[np.ndarray, "F 4"], episode: Episode) -> Float32[np.ndarray, "F 4"]:
+        """Boxes of recorded pictures of the main camera as fractions of the samples' squares."""
+        return in_square(boxes, *episode.picture_size(self.inputs.cameras[0]), self.inputs.fit)
+
     def _annotate(self, gaze: Annotator) -> None:
         """Take the boxes; `annotation` then identifies their source, None without boxes."""
-        if self.inputs.fit == "pad":
-            raise UserError("boxes are fractions of pictures that were not padded: take --fit squeeze")
-        every = [gaze(e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
+        every = [self.squared(gaze(e), e)[:: self.stride // e.frame_stride] for e in self.demonstrations.episodes]
         self._gaze, self.annotation = torch.from_numpy(np.concatenate(every)), gaze.identity
 
     def _states(self, kind: Proprioception) -> Float[torch.Tensor, "N p"] | None:

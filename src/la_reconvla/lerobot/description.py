@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 
 from la_reconvla import kinds
 from la_reconvla.conditions import Condition, condition
-from la_reconvla.data.lerobot import action_space, camera_names, camera_sizes, read_info, read_ours
+from la_reconvla.data.lerobot_info import action_space, camera_names, camera_sizes, read_info, read_ours
 from la_reconvla.data.lerobot_layout import ACTION, IMAGES, OURS, STATE, needed
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins

@@ -136,13 +136,10 @@ def more(results: Results) -> list[str]:
     words = _without(shlex.split(results.study.command), "--seeds")
     command = shlex.join([*words, "--seeds", *map(str, sorted([*seeds, *added]))])
     needed = {p: rollouts_needed(0.5 - p / 2, 0.5 + p / 2) for p in POINTS}
-    told = [p for p in POINTS if needed[p] <= count * per_seed]
-    smallest = f"differences of {100 * told[0]:.0f} points or more" if told else "only the largest differences"
-    return [
-        "To decide more, add seeds to what is there:",
-        f"  {command}",
-        f"{count * per_seed} episodes per arm find {smallest} four times in five.",
-    ]
+    found = [p for p in POINTS if needed[p] <= count * per_seed]
+    smallest = f"differences of {100 * found[0]:.0f} points or more" if found else "only the largest differences"
+    told = f"{count * per_seed} episodes per arm find {smallest} four times in five."
+    return ["To decide more, add seeds to what is there:", f"  {command}", *([told] if per_seed else [])]
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

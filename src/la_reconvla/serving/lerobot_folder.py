@@ -173,12 +173,7 @@ def policy_of(description: Any) -> PolicyConfig:
     """
     from la_reconvla.training.checkpoint import PolicyConfig
 
-    try:
-        return PolicyConfig.from_json(description)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the field 'description' describes no policy of this version ({error}): train it again"
-        ) from error
+    return PolicyConfig.from_json(description, "the field 'description'")
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def render(source: Path, out: Path, options: RenderOptions) -> Rendered:
 
 def _stored_difference(path: Path) -> float:
     with opened(path) as file:
-        return max(float(demo.attrs[DIFFERENCE]) for demo in file["data"].values())
+        return max(float(demo.attrs.get(DIFFERENCE, 0.0)) for demo in file["data"].values())  # once not recorded
 
 
 def task_of(episode: Episode) -> Task:

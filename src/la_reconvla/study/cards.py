@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from la_reconvla import layout
 from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.summaries import rate
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import KNOWN, Pretrained
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.data.checking import described
@@ -20,7 +21,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.robot import LIBERO_ACTIONS
+from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 from la_reconvla.sim.collection_folder import CONFIG as COLLECTION
 from la_reconvla.sim.collection_folder import SUMMARY, read_summary
 from la_reconvla.storage import read_json, read_jsonl
@@ -28,6 +29,7 @@ from la_reconvla.study.heldout import read_held_out
 from la_reconvla.study.results import read_results
 from la_reconvla.study.shareable import LEROBOT, Kind
 from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.run_folders import public_name
 from la_reconvla.training.trackers import METRICS
 
 OURS = "apache-2.0"  # of what this package made from nothing but its own weights and the simulator
@@ -67,11 +69,12 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         config: of what is published.
         labels: what they do not say.
     """
-    backbone, source = config.backbone, _source(PolicyConfig.load(run))
+    backbone, full = config.backbone, _source(PolicyConfig.load(run))
+    source = None if full is None else public_name(full)
     libero = config.bins.space == LIBERO_ACTIONS and config.inputs.orientation == "mirrored"
     data = ModelCardData(
         license=labels.license,
-        base_model=source if source and not Path(source).is_dir() else None,
+        base_model=source if source == full else None,
         datasets=list(labels.datasets) or None,
         library_name="la-reconvla",
         pipeline_tag="robotics",
@@ -89,11 +92,13 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         "",
         f"- {config.condition}: {arm.name if arm else 'not among the named ones'}"
         + (f"; {_objective(extra)}" if extra else ""),
-        f"- backbone: {source or 'a small PaliGemma trained from random weights'}"
-        + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and source == backbone.source else ""),
+        f"- backbone: {source or _small(config)}"
+        + (f" at {backbone.revision}" if isinstance(backbone, Pretrained) and full == backbone.source else ""),
         *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
         f"- actions in a chunk: {backbone.chunk}, {config.decoding} decoding; robot state: {backbone.proprio}; "
         f"wrist camera: {backbone.wrist}",
+        f"- an action: {_named(config.bins.space)}",
+        f"- pictures: {' and '.join(config.inputs.cameras[: 1 + backbone.wrist])}, {config.inputs.orientation}",
         "",
         "## Data",
         "",
@@ -203,6 +208,8 @@ def data_card(folder: Path, kind: Kind, opened: Demonstrations, labels: Labels) 
 
 def policy_licence(config: PolicyConfig) -> str | None:
     """The licence that follows from what a policy was made of; None where only its maker can say."""
+    if config.origin is not None and not config.origin.starts:
+        return None
     if isinstance(config.backbone, Pretrained):
         return "gemma" if config.backbone.source in KNOWN else None
     return OURS if config.train_starts else None
@@ -272,6 +279,16 @@ def _origin(config: PolicyConfig) -> list[str]:
     if (origin := config.origin) is None:
         return []
     return [f"- it began with the weights {origin.weights_hash} of {origin.run}: {len(origin.starts)} further states"]
+
+
+def _named(space: ActionSpace) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in zip(space.names, space.kinds, strict=True))
+
+
+def _small(config: PolicyConfig) -> str:
+    """What a small backbone began with."""
+    began = config.backbone.weights if isinstance(config.backbone, SmallPaliGemma) else None
+    return f"a small PaliGemma {f'that began as {public_name(began)}' if began else 'trained from random weights'}"
 
 
 def _suites(config: PolicyConfig) -> list[str]:

@@ -13,7 +13,7 @@ from la_reconvla import layout
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.samples import Samples
-from la_reconvla.errors import UserError
+from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import Inputs
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import tasks_of
@@ -56,6 +56,9 @@ def fitted(config: StudyConfig, demonstrations: Demonstrations) -> StudyConfig:
     own, width = config.backbone, demonstrations.state_width
     if len(config.cameras) > 2:
         raise UserError("a policy takes a main camera and one beside it: name two with --cameras")
+    for name in config.cameras:
+        if name not in demonstrations.cameras:
+            raise unknown("camera in these demonstrations", name, demonstrations.cameras)
     if width is not None and own.proprio == "gripper":
         raise UserError("only LIBERO's state says how wide the gripper is: take --proprio all or none")
     changes: dict[str, Any] = {"proprio": width} if width is not None and own.proprio == "all" else {}

@@ -109,7 +109,7 @@ def part_masks(
         here = [row for row, (other, _) in enumerate(places) if other is episode]
         frames = [places[row][1] // episode.frame_stride for row in here]
         if boxes is not None:
-            result[here, 0] = box_masks(boxes.unfilled(episode)[frames, :4], size)
+            result[here, 0] = box_masks(samples.squared(boxes.unfilled(episode)[frames, :4], episode), size)
             continue
         maps = episode.instances()[frames]
         rival = distractor(episode, samples.demonstrations.episodes)

@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, errors, snapshot_download
+from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
 from rich.console import Console
 
 from la_reconvla.backbones.hub import explained
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.data.lerobot_layout import INFO
 from la_reconvla.errors import UserError
-from la_reconvla.storage import atomic_write, explain_disk_errors, locked, require_free_space
+from la_reconvla.storage import atomic_write, explain_disk_errors, locked, parse_json, read_json, require_free_space
 from la_reconvla.study.cards import (
     Labels,
     data_card,
@@ -34,9 +35,20 @@ from la_reconvla.study.cards import (
     study_card,
     study_licence,
 )
-from la_reconvla.study.shareable import CARD, POLICY, STUDY, Kind, files_in, kind_here, kind_of, matching, size_text
+from la_reconvla.study.shareable import (
+    CARD,
+    LEROBOT,
+    POLICY,
+    STUDY,
+    Kind,
+    files_in,
+    kind_here,
+    kind_of,
+    matching,
+    size_text,
+)
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.checkpoint import CONFIG, PolicyConfig
 from la_reconvla.training.exporting import export_policy
 
 UNNAMED = Labels()
@@ -106,6 +118,11 @@ def push(source: Path, labels: Labels, *, merged: bool = False, weights: bool = 
             done = api.upload_folder(
                 repo_id=repo, repo_type=kind.place, folder_path=folder, commit_message=f"A {kind.name} by la-reconvla"
             )
+            if kind is LEROBOT:  # LeRobot asks for the version of the format, not for the newest commit
+                version = read_json(source / INFO)["codebase_version"]
+                with contextlib.suppress(errors.RevisionNotFoundError):  # of an earlier push: it is to name this one
+                    api.delete_tag(repo, tag=version, repo_type=kind.place)
+                api.create_tag(repo, tag=version, revision=done.oid, repo_type=kind.place)
     return Pushed(kind, _address(kind, repo), done.oid)
 
 
@@ -163,12 +180,16 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Path:
         UserError: `out` holds something, the hub has none such or cannot be reached, what is there is none of ours, or
             a file is not what the hub says that it is.
     """
+    target = out.absolute()  # a name of its own, whatever leads there
+    if out.is_symlink():
+        raise UserError(f"{out} is a link, and is not replaced: choose another --out, or the folder that it leads to")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something already, and nothing is overwritten: choose another --out")
     with _reading(repo, revision):
         place, name, info = _look_up(repo, revision)
     sizes = {file.rfilename: int(file.size or 0) for file in info.siblings}
-    if (kind := kind_of(sizes)) is None or kind.place != place:
+    kind = kind_of(sizes)
+    if kind is None or kind.place != place or (kind is POLICY and not _is_ours(name, info.sha)):
         raise UserError(
             f"{repo} holds no policy, study or demonstrations of this package ({_listed(list(sizes))}): check its "
             "name; other models are named as they are, with --backbone"
@@ -181,7 +202,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Path:
         + (f"; left there: {_listed(left)}" if left else "")
         + f"\nexactly this again: --revision {info.sha}"
     )
-    part = out.with_name(f".{out.name}-{info.sha[:12]}")
+    part = target.with_name(f".{target.name}-{info.sha[:12]}")
     present = sum(path.stat().st_size for path in part.rglob("*") if path.is_file()) if part.exists() else 0
     require_free_space(out, max(0, size - present))
     with locked(part):
@@ -194,8 +215,19 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Path:
         for extra in set(files_in(part)) - set(wanted):  # the library's notes, the lock, and what a killed one left
             (part / extra).unlink()
         shutil.rmtree(part / ".cache", ignore_errors=True)
-        os.replace(part, out)
+        os.replace(part, target)
     return out
+
+
+def _is_ours(name: str, commit: str) -> bool:
+    """Whether the configuration of a model is that of a policy of this package, of any version."""
+    with tempfile.TemporaryDirectory() as folder, _reading(name, commit):
+        path = hf_hub_download(name, CONFIG, revision=commit, local_dir=folder)
+        try:
+            said = parse_json(Path(path).read_bytes())
+        except ValueError:
+            return False
+        return isinstance(said, dict) and {"schema", "condition"} <= said.keys()
 
 
 def _look_up(repo: str, revision: str | None) -> tuple[str, str, Any]:

@@ -198,32 +198,27 @@ class PolicyConfig:
         Raises:
             UserError: if it is missing, damaged or of another version, or names a class that is not registered.
         """
-        raw = _require_schema(path := folder / CONFIG)
-        try:
-            config = cls.from_json(raw)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not the configuration of a policy of this version ({error}): train it again"
-            ) from error
+        config = cls.from_json(_require_schema(path := folder / CONFIG), str(path))
         if isinstance(config.backbone, Pretrained) and config.backbone.source == MERGED_BACKBONE:
             backbone = dataclasses.replace(config.backbone, source=str(folder / MERGED_BACKBONE))  # from any directory
             return dataclasses.replace(config, backbone=backbone)
         return config
 
     @classmethod
-    def from_json(cls, raw: Any) -> PolicyConfig:
-        """What `la_reconvla.kinds.to_json` was given; raises as `la_reconvla.kinds.from_json` if it was no such."""
-        config = kinds.from_json(raw, (cls, *SAVED))
-        if not isinstance(config, cls):
-            raise TypeError(f"it is a {type(config).__name__}")
-        config._require_parts()
+    def from_json(cls, raw: Any, where: str) -> PolicyConfig:
+        """What `la_reconvla.kinds.to_json` was given; `where` names it in the `UserError` if it was none such."""
+        try:
+            config = kinds.from_json(raw, (cls, *SAVED))
+            cls._require_parts(config)  # of whatever class it is
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} describes no policy of this version ({error}): train it again") from error
         return config
 
     def _require_parts(self) -> None:
         """Raise a `TypeError` for a part of another class, a `UserError` for one that lacks what its protocol names."""
         classes = {"bins": ActionBins, "inputs": Inputs, "train_starts": tuple, "origin": Origin | None}
         for name, kind in classes.items():
-            if not isinstance(part := getattr(self, name), kind):
+            if not isinstance(part := getattr(self, name, None), kind):
                 raise TypeError(f"{name} is {part!r}")
         for part, protocol in ((self.backbone, BackboneConfig), (self.reconstruction_head, ReconstructorConfig)):
             names = [name for name in vars(protocol) if not name.startswith("_")]
@@ -239,6 +234,11 @@ class PolicyConfig:
 def _require_schema(path: Path) -> dict[str, Any]:
     """The content of a ``config.json``, without its schema number."""
     raw = read_json(path)
+    if isinstance(raw, dict) and "schema" not in raw and "type" in raw:
+        raise UserError(
+            f"{path.parent} is a policy that LeRobot saved: evaluate it as lerobot:{path.parent}, or make a run of one "
+            "of ours with `la-reconvla share from-lerobot`"
+        )
     schema = raw.pop("schema", 1) if isinstance(raw, dict) else None
     if schema != SCHEMA:
         raise UserError(

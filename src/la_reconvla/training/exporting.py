@@ -6,9 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Freeze, Pretrained
 from la_reconvla.errors import UserError
 from la_reconvla.training.checkpoint import MERGED_BACKBONE, WEIGHTS, PolicyConfig, kept, restore
+from la_reconvla.training.run_folders import public_name
 from la_reconvla.training.tensors import load_tensors, save_tensors
 
 
@@ -24,7 +26,7 @@ def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
     Raises:
         UserError: if the run is not finished, or `out` holds something else.
     """
-    config = PolicyConfig.load(run)
+    config = _without_paths(PolicyConfig.load(run))
     tensors, metadata = load_tensors(run / WEIGHTS)
     if not merged:
         config.save(out)
@@ -49,4 +51,15 @@ def export_policy(run: Path, out: Path, merged: bool) -> PolicyConfig:
     config.save(out)
     beside = {name: tensor for name, tensor in kept(policy).items() if not name.startswith("backbone.inner.model.")}
     save_tensors(out / WEIGHTS, beside, **metadata)
+    return config
+
+
+def _without_paths(config: PolicyConfig) -> PolicyConfig:
+    """The same, without the way to what its training began with on this machine; hashes still say what that was."""
+    if config.origin is not None:
+        origin = dataclasses.replace(config.origin, run=public_name(config.origin.run))
+        config = dataclasses.replace(config, origin=origin)
+    if isinstance(config.backbone, SmallPaliGemma) and config.backbone.weights is not None:
+        backbone = dataclasses.replace(config.backbone, weights=public_name(config.backbone.weights))
+        config = dataclasses.replace(config, backbone=backbone)
     return config

@@ -45,6 +45,11 @@ def missing(run: Path | str) -> str:
     return f"there is no folder {folder}{meant}"
 
 
+def public_name(run: str) -> str:
+    """What others may read of where something is: its name on the hub, or that of its folder, not the way there."""
+    return run if _on_hub(run) and not Path(run).exists() else Path(run).resolve().name
+
+
 def _on_hub(run: Path | str) -> bool:
     """Whether this may be ``user/name`` there. A folder here named like the user does not tell, runs in it do."""
     parent = Path(run).parent

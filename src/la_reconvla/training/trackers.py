@@ -89,7 +89,7 @@ class Service:
     Args:
         name: of the service.
         folder: run folder. Its ``metrics.jsonl`` must still hold what a killed run logged.
-        described: what the service shows as the run's configuration.
+        described: what the service shows as the run's configuration, with its ``condition`` and ``seed``.
 
     Raises:
         UserError: if the package is missing, or the service starts no run.
@@ -104,7 +104,8 @@ class Service:
         known = read_json(path) if path.exists() else {}
         run = known.get(name, {"id": uuid.uuid4().hex[:8], "step": -1})
         self.step = run["step"]
-        label = "/".join([*folder.resolve().parts[-3:], run["id"]])  # Trackio knows a run by it
+        arm = f"{described['condition']}/seed{described['seed']}"  # of the folder no more than its name leaves here
+        label = f"{arm}/{folder.resolve().name}/{run['id']}"  # Trackio knows a run by it
         options = {"wandb": {"id": run["id"], "dir": str(folder)}, "trackio": {}}[name]
         try:
             PartialState()  # its trackers say on their own which process speaks
