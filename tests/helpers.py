@@ -28,7 +28,7 @@ INSTRUCTIONS = ["pick up the black bowl next to the plate", "open the drawer", "
 def untrained(arm: Condition, backbone: Any = TINY, **fields: Any) -> PolicyConfig:
     """The configuration of a policy that has seen no data."""
     made = {"seed": 0, "bins": BINS, "quality": "fast", "image_size": backbone.image_size, "data_hash": ""}
-    return PolicyConfig.of(arm, backbone=backbone, train_starts=(), **(made | fields))
+    return PolicyConfig.of(arm, backbone=backbone, **({"train_starts": ()} | made | fields))
 
 
 def tiny_policy(

@@ -79,6 +79,7 @@ def test_cameras_are_named_as_the_world_names_them(tmp_path: Path) -> None:
         ("policy_preprocessor.json", {"steps": [{"class": "os.system", "config": {}}]}, "names code of its own"),
         ("policy_postprocessor.json", {"steps": ["x"]}, "names code of its own"),
         ("policy_preprocessor.json", {"steps": [{"registry_name": "rename_observations_processor"}]}, "is damaged"),
+        ("config.json", {"description": {"inputs": None}}, "describes no policy of this version"),
     ],
 )
 def test_a_folder_that_is_not_loaded(tmp_path: Path, file: str, fields: dict, message: str) -> None:
@@ -86,6 +87,30 @@ def test_a_folder_that_is_not_loaded(tmp_path: Path, file: str, fields: dict, me
     change(path / file, **fields)
     with pytest.raises(UserError, match=message):
         LeRobotFolder.read(path)
+
+
+def test_a_file_that_holds_something_else_is_damaged(tmp_path: Path) -> None:
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json", "config.json"):
+        path = make_folder(tmp_path / name.removesuffix(".json"))
+        (path / name).write_text("[]", encoding="utf-8")
+        with pytest.raises(UserError, match=f"{name} is damaged: not a JSON object"):
+            LeRobotFolder.read(path)
+
+
+@pytest.mark.parametrize("field", ["backbone", "bins", "inputs", "train_starts"])
+def test_a_description_without_a_part_is_none(tmp_path: Path, field: str) -> None:
+    path = make_folder(tmp_path / "one")
+    described = json.loads((path / "config.json").read_text(encoding="utf-8"))["description"]
+    change(path / "config.json", description={**described, field: None})
+    with pytest.raises(UserError, match=r"describes no policy|NoneType lacks"):
+        LeRobotFolder.read(path)
+
+
+def test_who_is_asked_at_each_step(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "one")
+    for fields, expected in (({}, False), ({"n_obs_steps": 2}, True), ({"temporal_ensemble_coeff": 0.01}, True)):
+        change(path / "config.json", **{"n_obs_steps": 1, "temporal_ensemble_coeff": None, **fields})
+        assert LeRobotFolder.read(path).each_step == expected
 
 
 def test_a_folder_that_is_another(tmp_path: Path) -> None:
@@ -136,6 +161,12 @@ def test_adapters_need_what_they_adapt(tmp_path: Path) -> None:
     assert found.path == below
     with pytest.raises(UserError, match="merge them in LeRobot"):
         from_lerobot(path, tmp_path / "back")
+    (path / "adapter_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(UserError, match=r"adapter_config.json is damaged: not a JSON object"):
+        LeRobotFolder.read(path)
+    (path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(path)}), encoding="utf-8")
+    with pytest.raises(UserError, match="which are adapters too: merge those in LeRobot"):
+        LeRobotFolder.read(path)
 
 
 def test_what_cannot_come_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lerobot_folders import make_folder, make_run
+from lerobot_folders import SIZE, WORDS, act_folder, make_folder, make_run, written
 
 from helpers import TINY
 from la_reconvla.conditions import CONDITIONS
@@ -28,33 +28,12 @@ from la_reconvla.training.trained_policy import Trained
 pytest.importorskip("lerobot.policies", reason="LeRobot is not installed: make test-lerobot")
 pytestmark = pytest.mark.slow
 
-WORDS = ("pick up the black bowl", "open the drawer")
-SIZE, EPISODES, STEPS = 48, 4, 12
 SMOKE = {"steps": 4, "shift": 2}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written by LeRobot; the first episode's actions are ten times as large as the others'."""
-    from lerobot.datasets import LeRobotDataset
-
-    root = tmp_path_factory.mktemp("data") / "set"
-    picture = {"dtype": "image", "shape": (SIZE, SIZE, 3), "names": ["height", "width", "channel"]}
-    features = {f"observation.images.{name}": picture for name in ("image", "image2")}
-    features["observation.state"] = {"dtype": "float32", "shape": (8,), "names": [f"s{n}" for n in range(8)]}
-    features["action"] = {"dtype": "float32", "shape": (7,), "names": [f"a{n}" for n in range(7)]}
-    made = LeRobotDataset.create("local/set", fps=20, features=features, root=root, use_videos=False)
-    rng = np.random.default_rng(0)
-    for episode in range(EPISODES):
-        for _ in range(STEPS):
-            shown = {key: rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for key in list(features)[:2]}
-            action = rng.uniform(-1, 1, 7) * (1.0 if episode == 0 else 0.1)
-            numbers = {"observation.state": rng.normal(size=8), "action": action}
-            row = {**shown, **{k: v.astype(np.float32) for k, v in numbers.items()}, "task": WORDS[episode % 2]}
-            made.add_frame(row)
-        made.save_episode()
-    made.finalize()
-    return root
+    return written(tmp_path_factory.mktemp("data") / "set")
 
 
 def configured(**fields: Any) -> Any:
@@ -169,6 +148,33 @@ def test_our_run_acts_alike_there_and_is_saved_alike(tmp_path: Path, size: int) 
         assert ours == theirs
 
 
+@pytest.mark.parametrize("cameras", [("image",), ("images.agentview", "images.eye_in_hand")])
+def test_cameras_keep_the_names_that_the_data_give_them(tmp_path: Path, cameras: tuple[str, ...]) -> None:
+    from lerobot.datasets import LeRobotDataset
+    from lerobot.policies.factory import make_policy
+
+    written(tmp_path / "set", cameras)
+    data = LeRobotDataset("local/set", root=tmp_path / "set", delta_timestamps={"action": [0.0, 0.05]})
+    changes = {**SMOKE, "chunk": 2, "wrist": len(cameras) == 2}
+    policy = make_policy(configured(condition="C1", changes=changes), ds_meta=data.meta)
+    assert policy.described.inputs.cameras == tuple(name.removeprefix("images.") for name in cameras)
+    assert policy.forward(torch.utils.data.default_collate([data[0], data[20]]))[0].isfinite()
+    policy.save_pretrained(tmp_path / "policy")
+    again = type(policy).from_pretrained(tmp_path / "policy", strict=True)
+    assert again.keys == policy.keys == [f"observation.{name}" for name in cameras]
+    assert list(again.config.image_features) == again.keys
+
+
+def test_a_converted_stride_is_refused_before_training(dataset: Path, tmp_path: Path) -> None:
+    from lerobot.datasets import LeRobotDataset
+    from lerobot.policies.factory import make_policy
+
+    root = Path(shutil.copytree(dataset, tmp_path / "set"))
+    (root / "meta/la_reconvla.json").write_text(json.dumps({"frame_stride": 2}), encoding="utf-8")
+    with pytest.raises(UserError, match="frame_stride is 2"):
+        make_policy(configured(), ds_meta=LeRobotDataset("local/set", root=root).meta)
+
+
 FREE = [arm.id for arm in CONDITIONS.values() if arm.annotation_free]
 
 
@@ -246,32 +252,6 @@ def test_data_that_a_policy_was_not_made_for(policy_folder: Path) -> None:
 
 
 # ---------------------------------------------------------------- policies of LeRobot in our simulator
-
-
-def act_folder(path: Path, **fields: Any) -> Path:
-    """A random ACT of a few thousand weights that takes what LIBERO shows."""
-    from lerobot.configs import FeatureType, PolicyFeature
-    from lerobot.policies.act.configuration_act import ACTConfig
-    from lerobot.policies.act.modeling_act import ACTPolicy
-    from lerobot.policies.factory import make_pre_post_processors
-
-    torch.manual_seed(0)
-    inputs = {
-        f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 64, 64)) for name in ("image", "image2")
-    }
-    inputs["observation.state"] = PolicyFeature(FeatureType.STATE, (8,))
-    outputs = {"action": PolicyFeature(FeatureType.ACTION, (7,))}
-    small = {"dim_model": 32, "n_heads": 2, "dim_feedforward": 32, "n_encoder_layers": 1, "n_vae_encoder_layers": 1}
-    given = {"chunk_size": 6, "n_action_steps": 4, "latent_dim": 4, "pretrained_backbone_weights": None, **fields}
-    config = ACTConfig(
-        input_features=inputs, output_features=outputs, device="cpu", push_to_hub=False, **small, **given
-    )
-    policy = ACTPolicy(config)
-    shapes = {k: (3, 1, 1) if "images" in k else v.shape for k, v in {**inputs, **outputs}.items()}
-    stats = {k: {"mean": torch.full(s, 0.1), "std": torch.full(s, 0.3)} for k, s in shapes.items()}
-    for part in (policy, *make_pre_post_processors(config, dataset_stats=stats)):
-        part.save_pretrained(path)
-    return path
 
 
 def begun(words: str) -> Start:

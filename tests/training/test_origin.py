@@ -11,10 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 from test_hdf5 import make_official
+from test_pretrained import save_tiny
+from test_pretrained import tiny as tiny_vlm
 from test_train import SHORT, train_tiny, weights, write_demonstrations
 
 from helpers import BINS, HEAD, TINY, untrained
 from la_reconvla.analysis import leakage
+from la_reconvla.backbones.pretrained import Freeze, Pretrained
 from la_reconvla.conditions import C4
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
@@ -26,7 +29,7 @@ from la_reconvla.study.presets import preset
 from la_reconvla.study.train_cells import train_cells, train_one
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, kept, origin_of
 from la_reconvla.training.loop import train
-from la_reconvla.training.origin import Origin
+from la_reconvla.training.origin import Origin, require_same_frozen
 from la_reconvla.training.tensors import file_hash, save_tensors
 
 ARM = C4.with_reconstruction_head(HEAD)
@@ -76,6 +79,36 @@ def test_robot_state_of_another_width_is_left_and_said(source: Path, capsys: pyt
 def test_another_backbone_is_refused(source: Path) -> None:
     with pytest.raises(UserError, match=r"no weight of the backbone of .* fits: train with the --preset"):
         started(source, backbone=dataclasses.replace(TINY, width=48), bins=BINS)
+
+
+def test_adapters_go_over_the_frozen_weights_that_they_were_trained_with(tmp_path: Path) -> None:
+    one, other = (tiny_vlm(str(save_tiny(tmp_path / str(seed), seed=seed))).pinned() for seed in (0, 1))
+    moved = dataclasses.replace(one, source=str(save_tiny(tmp_path / "moved"))).pinned()
+    config = untrained(ARM, one, seed=3)
+    config.save(tmp_path / "run")
+    tensors = kept(config.build())
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.add_(0.5)
+    save_tensors(tmp_path / "run" / WEIGHTS, tensors)
+    for backbone in (one, moved):  # the same weights, wherever they lie
+        found = started(tmp_path / "run", backbone=backbone)
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    with pytest.raises(UserError, match=r"was trained over weights of .* that stay as they are"):
+        started(tmp_path / "run", backbone=other)
+
+
+def test_who_trains_in_full_takes_all_from_the_run() -> None:
+    full: dict[str, Any] = {"lora": None, "freeze": Freeze(vision=False, embeddings=False)}
+    a, b = Pretrained("user/a", revision="1"), Pretrained("user/b", revision="2")
+    require_same_frozen("run", dataclasses.replace(a, **full), dataclasses.replace(b, **full))
+    require_same_frozen("run", a, dataclasses.replace(a, chunk=4))
+    require_same_frozen("run", a, TINY)
+    for theirs, ours in ((a, b), (dataclasses.replace(a, **full), b), (a, dataclasses.replace(b, **full))):
+        with pytest.raises(UserError, match="train with --backbone user/a"):
+            require_same_frozen("run", theirs, ours)
+    with pytest.raises(UserError, match=r"user/a \(1\).*user/a \(2\)"):
+        require_same_frozen("run", a, dataclasses.replace(a, revision="2"))
 
 
 def test_the_sources_weights_are_part_of_the_run(source: Path, tmp_path: Path) -> None:

@@ -111,6 +111,11 @@ class Pretrained:
         """Rows and columns of image tokens."""
         return self.geometry.grid
 
+    @property
+    def leaves_some(self) -> bool:
+        """Whether some weights of the source stay as they are, so that a run's file lacks them."""
+        return self.lora is not None or self.freeze != Freeze(vision=False, embeddings=False)
+
     def pinned(self) -> Pretrained:
         """The same with `revision` set, so that what is saved names the very weights that it belongs to.
 

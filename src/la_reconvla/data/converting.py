@@ -162,8 +162,8 @@ def _lost_to_lerobot(opened: Demonstrations, pictures: PictureKind) -> list[str]
     first, lines = opened.episodes[0], []
     if opened.frame_stride > 1:
         lines.append(
-            f"pictures: there is one every {opened.frame_stride} steps; between them LeRobot sees the last one again "
-            "(this package knows)"
+            f"pictures: there is one every {opened.frame_stride} steps, and LeRobot sees it again until the next one: "
+            "policies that train there need --frame-stride 1 (this package knows)"
         )
     if pictures != "png":
         lines.append(f"pictures: compressed with loss ({pictures})")

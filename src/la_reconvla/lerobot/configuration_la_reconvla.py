@@ -14,6 +14,7 @@ from lerobot.optim import AdamWConfig, CosineDecayWithWarmupSchedulerConfig
 from la_reconvla.errors import UserError
 from la_reconvla.lerobot import description as described
 from la_reconvla.robot import Orientation
+from la_reconvla.serving.lerobot_folder import policy_of
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.optimizers import BETAS
@@ -57,7 +58,7 @@ class LaReconVLAConfig(PreTrainedConfig):
     @property
     def policy(self) -> PolicyConfig | None:
         """What `description` describes; None before there is one."""
-        return described.from_json(self.description) if self.description else None
+        return policy_of(self.description) if self.description else None
 
     @property
     def chunk_size(self) -> int:
@@ -68,7 +69,7 @@ class LaReconVLAConfig(PreTrainedConfig):
         """Raise a `UserError` if data or environment lack what the policy is given."""
         if (policy := self.policy) is None:
             return
-        inputs, outputs = described.features_of(policy)
+        inputs, outputs = described.features_of(policy, self.image_features)
         given = {**(self.input_features or {}), **(self.output_features or {})}
         for key, wanted in {**inputs, **outputs}.items():
             if key not in given:

@@ -4,12 +4,10 @@ A policy is described by `la_reconvla.training.checkpoint.PolicyConfig`, here as
 translated. LeRobot's configuration keeps it whole, bins included, in its field ``description``.
 """
 
-# pyright: reportMissingImports=false
-
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,15 @@ from jaxtyping import Float, Float32
 
 from la_reconvla import kinds
 from la_reconvla.conditions import Condition, condition
+from la_reconvla.data.lerobot_info import action_space, camera_names, camera_sizes, read_info, read_ours
+from la_reconvla.data.lerobot_layout import ACTION, IMAGES, OURS, STATE, needed
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
-from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Inputs, Orientation, Standard
-from la_reconvla.serving.lerobot_folder import ACTION, IMAGES, LIBERO_KEYS, STATE
-from la_reconvla.storage import read_json
+from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionKind, ActionSpace, Inputs, Orientation, Standard
+from la_reconvla.serving.lerobot_folder import LIBERO_KEYS
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.requirements import pinned_config
-from la_reconvla.training.checkpoint import SAVED, PolicyConfig
-
-OURS = "meta/la_reconvla.json"  # what the format cannot say
+from la_reconvla.training.checkpoint import PolicyConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,40 +33,34 @@ class Recorded:
     """What the policy's description takes from a data set.
 
     Attributes:
-        actions: float64 [N a], all of them.
-        names: of their dimensions.
+        actions: float64 [N a], all of them, in the units of the data set.
+        space: what they are.
         state: float32 [N p]; None where there is none.
-        cameras: their names in the order of the data set.
-        image_size: rows of the main camera's pictures.
+        cameras: rows of their pictures by their names, in the order of the data set.
         said: content of ``meta/la_reconvla.json``.
     """
 
     actions: Float[np.ndarray, "N a"]
-    names: tuple[str, ...]
+    space: ActionSpace
     state: Float32[np.ndarray, "N p"] | None
-    cameras: tuple[str, ...]
-    image_size: int
+    cameras: Mapping[str, int]
     said: Mapping[str, Any]
 
 
 def read_recorded(root: Path) -> Recorded:
-    """The columns of numbers of a LeRobotDataset (version 3.0), without its pictures.
+    """The columns of numbers of a LeRobotDataset, without its pictures; as `la_reconvla.data.lerobot` reads it.
+
+    Two values other than -1 and 1 are a continuous dimension here, as LeRobot gives them in the units of the data set.
 
     Raises:
-        UserError: a file or a column is missing.
+        UserError: a file or a column is missing or damaged.
     """
-    from pyarrow import parquet
-
-    info = read_json(root / "meta/info.json")
-    features = info["features"]
+    parquet = needed("pyarrow.parquet")
+    features, said = read_info(root)["features"], read_ours(root)
+    sizes = camera_sizes(root, features)
     paths = sorted((root / "data").rglob("*.parquet"))
-    if not paths or ACTION not in features:
-        raise UserError(
-            f"{root} has no column '{ACTION}' in data/*/*.parquet: its bins cannot be computed; fetch it whole"
-        )
-    cameras = [key for key, one in features.items() if one["dtype"] in ("image", "video")]
-    if not cameras:
-        raise UserError(f"{root} has no pictures: a policy needs a camera")
+    if not paths:
+        raise UserError(f"{root} has no data/*/*.parquet: its bins cannot be computed; fetch it whole")
     columns = [name for name in (ACTION, STATE) if name in features]
     tables = [parquet.read_table(path, columns=columns) for path in paths]
 
@@ -77,15 +68,14 @@ def read_recorded(root: Path) -> Recorded:
         return np.concatenate([np.stack(t[name].to_numpy()) for t in tables if len(t)])
 
     actions = column(ACTION).astype(np.float64)
-    given = features[ACTION].get("names")
-    fits = isinstance(given, list) and len(set(given)) == actions.shape[1]
+    space, others = action_space(root, features, actions, said)
+    kept: tuple[ActionKind, ...] = tuple("continuous" if n in others else kind for n, kind in enumerate(space.kinds))
     return Recorded(
         actions,
-        tuple(given) if fits else tuple(f"action {place}" for place in range(actions.shape[1])),
+        ActionSpace(space.names, kept),
         column(STATE).astype(np.float32) if STATE in features else None,
-        tuple(key.removeprefix(IMAGES) for key in cameras),
-        int(features[cameras[0]]["shape"][0]),
-        read_json(root / OURS) if (root / OURS).exists() else {},
+        {name: rows for name, (rows, _) in zip(camera_names(tuple(sizes)), sizes.values(), strict=True)},
+        said,
     )
 
 
@@ -106,8 +96,7 @@ def describe(
 ) -> PolicyConfig:
     """The policy that training begins with.
 
-    A dimension whose only values are -1 and 1 is binary, all others are continuous. Quantiles are those of the column:
-    LeRobot 0.6.1 writes the mean of the episodes' quantiles into ``stats.json``.
+    Quantiles are those of the column: LeRobot 0.6.1 writes the mean of the episodes' quantiles into ``stats.json``.
 
     Args:
         arm: id of the condition.
@@ -117,19 +106,26 @@ def describe(
         recorded: the data set.
 
     Raises:
-        UserError: the arm needs boxes, which the format has not, or the data lack a camera or a state.
+        UserError: the arm needs boxes, which the format has not; pictures are repeated between steps; or the data lack
+            a camera or a state.
     """
     trained = study.arm(arm)
     if not trained.annotation_free:
         raise UserError(
             f"{arm} is told where the target is, and a LeRobotDataset has no boxes: train it with `la-reconvla train`"
         )
+    if (stride := recorded.said.get("frame_stride", 1)) > 1:
+        raise UserError(
+            f"frame_stride is {stride} in {OURS}: LeRobot takes a picture for that of the {stride - 1} steps after it "
+            "too. Train it with `la-reconvla train`, or record or draw every frame (`data collect`, `data render`: "
+            "--frame-stride 1) and convert that"
+        )
     study = pinned_config(study)
-    backbone, cameras = study.backbone, study.cameras or recorded.cameras[:2]
+    backbone, cameras = study.backbone, study.cameras or tuple(recorded.cameras)[:2]
     if lacking := [name for name in cameras if name not in recorded.cameras]:
         raise UserError(f"no camera '{lacking[0]}' in the data set: it has {', '.join(recorded.cameras)}")
     if len(cameras) < 1 + backbone.wrist:
-        raise UserError(f"a second camera was asked for (wrist), and the data set has {recorded.cameras[0]} only")
+        raise UserError(f"a second camera was asked for (wrist), and the data set has {cameras[0]} only")
     kind, standard = backbone.proprio, None
     if kind != "none":
         if recorded.state is None:
@@ -141,8 +137,7 @@ def describe(
                 )
             standard = Standard.of(recorded.state)
             study = study.changed(proprio=recorded.state.shape[1])
-    binary = [bool(np.isin(column, (-1.0, 1.0)).all() and len(np.unique(column)) == 2) for column in recorded.actions.T]
-    space = ActionSpace(recorded.names, tuple("binary" if two else "continuous" for two in binary))
+    space = recorded.space
     if recorded.said.get("libero_state") and space.kinds == LIBERO_ACTIONS.kinds:
         space = LIBERO_ACTIONS  # whatever the data set calls them: weights that acted in LIBERO go on from there
     edges = np.quantile(recorded.actions, (0.01, 0.99), axis=0)
@@ -153,7 +148,7 @@ def describe(
         backbone=study.backbone,
         bins=ActionBins.from_quantiles(edges[0], edges[1], space, spread=study.spread),
         quality=recorded.said.get("quality", "official"),
-        image_size=recorded.image_size,
+        image_size=recorded.cameras[cameras[0]],
         data_hash=hashlib.sha256(recorded.actions.tobytes()).hexdigest(),
         train_starts=(),
         decoding=study.decoding,
@@ -166,23 +161,6 @@ def to_json(policy: PolicyConfig) -> dict[str, Any]:
     return kinds.to_json(policy)
 
 
-def from_json(raw: Mapping[str, Any]) -> PolicyConfig:
-    """The policy of a description.
-
-    Raises:
-        UserError: if it is none, or of another version.
-    """
-    try:
-        found = kinds.from_json(raw, (PolicyConfig, *SAVED))
-        if not isinstance(found, PolicyConfig):
-            raise TypeError(f"it is a {type(found).__name__}")
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the field 'description' describes no policy of this version ({error}): train it again"
-        ) from error
-    return found
-
-
 def arm_of(policy: PolicyConfig) -> Condition:
     """The arm that a policy was made for, with a reconstruction head of its size.
 
@@ -193,15 +171,18 @@ def arm_of(policy: PolicyConfig) -> Condition:
     return condition(policy.condition).with_reconstruction_head(*heads)
 
 
-def camera_keys(cameras: Sequence[str]) -> list[str]:
-    """LeRobot's names of a policy's cameras."""
+def camera_keys(cameras: Sequence[str], given: Iterable[str] = ()) -> list[str]:
+    """LeRobot's names of a policy's cameras: those among `given` that are called so, else the usual ones."""
+    keys = tuple(given)
+    called = dict(zip(camera_names(keys), keys, strict=True))
     names = LIBERO_KEYS[: len(cameras)] if tuple(cameras) == LIBERO_CAMERAS[: len(cameras)] else cameras
-    return [name if name.startswith("observation.") else IMAGES + name for name in names]
+    usual = [name if name.startswith("observation.") else IMAGES + name for name in names]
+    return [called.get(camera, key) for camera, key in zip(cameras, usual, strict=True)]
 
 
-def features_of(policy: PolicyConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """LeRobot's ``input_features`` and ``output_features`` of a policy."""
-    cameras = camera_keys(policy.inputs.cameras)[: 1 + policy.backbone.wrist]
+def features_of(policy: PolicyConfig, given: Iterable[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LeRobot's ``input_features`` and ``output_features`` of a policy; `given` as of `camera_keys`."""
+    cameras = camera_keys(policy.inputs.cameras, given)[: 1 + policy.backbone.wrist]
     shape = [3, policy.image_size, policy.image_size]
     inputs: dict[str, Any] = {key: {"type": "VISUAL", "shape": shape} for key in cameras}
     if policy.backbone.proprio != "none":

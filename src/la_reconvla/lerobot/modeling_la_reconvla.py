@@ -22,6 +22,7 @@ from la_reconvla.method.objective import losses
 from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
 from la_reconvla.method.variants.teacher import follow, teacher_of
 from la_reconvla.randomness import generator
+from la_reconvla.serving.lerobot_folder import policy_of
 from la_reconvla.training.loop import WHITENED
 
 TASK, PADDED = "task", "action_is_pad"
@@ -53,11 +54,11 @@ class LaReconVLAPolicy(PreTrainedPolicy):
             recorded = described.read_recorded(dataset_meta.root)
             made = described.describe(config.condition, config.seed, config.study, config.orientation, recorded)
             config.description = described.to_json(made)
-            taken, _ = described.features_of(made)
+            taken, _ = described.features_of(made, config.image_features)
             config.input_features = {key: one for key, one in config.input_features.items() if key in taken}
-        self.described = described.from_json(config.description)
+        self.described = policy_of(config.description)
         config.validate_features()
-        self.keys = described.camera_keys(self.described.inputs.cameras)
+        self.keys = described.camera_keys(self.described.inputs.cameras, config.image_features)
         self.arm, self.train_config = described.arm_of(self.described), config.study.train
         self.policy = self.described.start(self._pictures()) if new else self.described.build()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))

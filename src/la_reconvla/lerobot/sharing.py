@@ -13,7 +13,7 @@ from torch import nn
 
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.errors import UserError
-from la_reconvla.lerobot.description import features_of, from_json, to_json
+from la_reconvla.lerobot.description import features_of, to_json
 from la_reconvla.method.policy import Policy
 from la_reconvla.serving.lerobot_folder import (
     CONFIG,
@@ -76,13 +76,12 @@ def from_lerobot(folder: Path, out: Path) -> Path:
         UserError: it is a policy of another type, holds adapters, or is damaged; `out` holds something else.
     """
     found = LeRobotFolder.read(folder)
-    if found.type != OURS:
+    if (config := found.policy) is None:
         raise UserError(
             f"{folder} is a policy of type '{found.type}', which no run can hold: `eval lerobot:` rolls it out"
         )
     if found.base() is not None:
         raise UserError(f"{folder} holds adapters: merge them in LeRobot (merge_and_unload), save that, and take it")
-    config = from_json(found.description)
     held = Held(config.build())
     try:
         load_model(held, str(folder / WEIGHTS), strict=True)

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from la_reconvla.errors import UserError, unknown
+from la_reconvla.robot import Quality
 from la_reconvla.storage import read_json
+
+if TYPE_CHECKING:  # the command line reads this file before torch is loaded
+    from la_reconvla.training.checkpoint import PolicyConfig
 
 SCHEME = "lerobot:"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -21,6 +25,7 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.
 RENAMES = "rename_observations_processor"
 OURS = "la_reconvla"
 TYPES = ("act", "diffusion", OURS, "pi0", "pi05", "smolvla")  # others run code that their folder or the hub names
+SMALL = ("act", "diffusion")  # millions of weights; the others have billions
 IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
 LIBERO_KEYS = ("image", "image2")  # what LeRobot calls LIBERO's cameras, the main one first
 MAIN, WRIST = ("image", "agentview"), ("image2", "wrist_image", "wrist", "eye_in_hand")
@@ -40,11 +45,13 @@ class LeRobotFolder:
         path: of the folder.
         config: content of its ``config.json``.
         renames: of observations, by its first processing step: their names in the world, and in the policy.
+        policy: what a policy of ours is; None of others.
     """
 
     path: Path
     config: Mapping[str, Any]
     renames: Mapping[str, str]
+    policy: PolicyConfig | None
 
     @classmethod
     def read(cls, path: Path) -> LeRobotFolder:
@@ -56,10 +63,9 @@ class LeRobotFolder:
         for below in (path / "pretrained_model", path / "checkpoints/last/pretrained_model"):
             if below.is_dir():
                 raise UserError(f"{path} is a folder of lerobot-train: name the policy in it, {below}")
-        config = read_json(path / CONFIG)
-        if not isinstance(config, dict) or not isinstance(config.get("type"), str):
-            ours = isinstance(config, dict) and "schema" in config
-            hint = f"it is a run of la-reconvla: leave '{SCHEME}' out" if ours else "it has no 'type'"
+        config = _read_object(path / CONFIG)
+        if not isinstance(config.get("type"), str):
+            hint = f"it is a run of la-reconvla: leave '{SCHEME}' out" if "schema" in config else "it has no 'type'"
             raise UserError(f"{path} is no policy of LeRobot: {hint}")
         if config["type"] not in TYPES:
             raise unknown("type of LeRobot policy", config["type"], TYPES)
@@ -77,7 +83,7 @@ class LeRobotFolder:
                 raise TypeError(f"shapes are no numbers: {shapes}")
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: {CONFIG} or {PREPROCESSOR} is damaged ({error!r}): save it again") from error
-        found = cls(path, config, renames)
+        found = cls(path, config, renames, policy_of(config.get("description")) if config["type"] == OURS else None)
         found.base()
         return found
 
@@ -87,14 +93,15 @@ class LeRobotFolder:
         return self.config["type"]
 
     @property
-    def description(self) -> Mapping[str, Any]:
-        """`la_reconvla.training.checkpoint.PolicyConfig` as JSON, of a policy of ours."""
-        return self.config.get("description") or {} if self.type == OURS else {}
+    def quality(self) -> Quality:
+        """How its pictures were rendered; those of others look as LIBERO's do."""
+        return "official" if self.policy is None else self.policy.quality
 
     @property
-    def quality(self) -> str:
-        """How its pictures were rendered; those of others look as LIBERO's do."""
-        return str(self.description.get("quality", "official"))
+    def each_step(self) -> bool:
+        """Whether it is asked at every step for one action: it keeps what it saw, or averages over its chunks."""
+        history = self.config.get("n_obs_steps")
+        return (type(history) is int and history > 1) or self.config.get("temporal_ensemble_coeff") is not None
 
     @property
     def image_size(self) -> int:
@@ -119,7 +126,7 @@ class LeRobotFolder:
                 raise UserError(f"{self.path}: LIBERO's '{name}' is {width} numbers, not {features[name]['shape']}")
         if ACTION not in features:
             raise UserError(f"{self.path}: it gives no '{ACTION}'")
-        stands = self.description.get("inputs", {}).get("orientation", "mirrored")
+        stands = "mirrored" if self.policy is None else self.policy.inputs.orientation
         if stands != "mirrored":
             raise UserError(
                 f"{self.path} takes pictures that are {stands}, LIBERO's are mirrored: if it was trained on these, "
@@ -141,16 +148,39 @@ class LeRobotFolder:
         """The policy below adapters; None without adapters.
 
         Raises:
-            UserError: it is not on this machine.
+            UserError: it is not on this machine, or has adapters itself.
         """
         if not self.config.get("use_peft"):
             return None
-        below = Path(str(read_json(self.path / ADAPTER).get("base_model_name_or_path")))
+        below = Path(str(_read_object(self.path / ADAPTER).get("base_model_name_or_path")))
         if not below.is_dir():
             raise UserError(
                 f"{self.path} holds adapters of {below}, which is no folder here: bring it, and name it in {ADAPTER}"
             )
+        if _read_object(below / CONFIG).get("use_peft"):
+            raise UserError(
+                f"{self.path} holds adapters of {below}, which are adapters too: merge those in LeRobot "
+                f"(merge_and_unload), save that, and name it in {ADAPTER}"
+            )
         return LeRobotFolder.read(below)
+
+
+def policy_of(description: Any) -> PolicyConfig:
+    """What a policy of ours is, from the field ``description`` of its configuration.
+
+    Raises:
+        UserError: it describes none, or one of another version.
+    """
+    from la_reconvla.training.checkpoint import PolicyConfig
+
+    return PolicyConfig.from_json(description, "the field 'description'")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: not a JSON object; save the policy again")
+    return content
 
 
 def _steps(path: Path) -> list[Any]:
@@ -159,7 +189,7 @@ def _steps(path: Path) -> list[Any]:
             f"{path} is missing: the policy was saved before LeRobot had processors; convert it, "
             "python -m lerobot.processor.migrate_policy_normalization --pretrained-path FOLDER"
         )
-    steps = read_json(path).get("steps")
+    steps = _read_object(path).get("steps")
     return steps if isinstance(steps, list) else []
 
 

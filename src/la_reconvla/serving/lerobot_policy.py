@@ -95,7 +95,7 @@ class LeRobot:
         folder = LeRobotFolder.read(self.path)
         wrist, quality = any(folder.cameras().values()), folder.quality
         size = folder.image_size
-        return EnvSettings(image_size=size, wrist=wrist, proprio=folder.takes_state, quality=quality, **more)  # pyright: ignore[reportArgumentType]
+        return EnvSettings(image_size=size, wrist=wrist, proprio=folder.takes_state, quality=quality, **more)
 
     def build(self) -> LeRobotPolicy:
         """Load it.
@@ -142,7 +142,7 @@ class LeRobotPolicy:
         if observation is None:
             raise ValueError("a policy of LeRobot needs an observation")
         batch = self._before(self._batch(observation))
-        if self._config.n_obs_steps > 1 or getattr(self._config, "temporal_ensemble_coeff", None) is not None:
+        if self._folder.each_step:
             chunk = self._policy.select_action(batch)[:, None]
         else:
             chunk = self._policy.predict_action_chunk(batch)

@@ -22,7 +22,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
 from la_reconvla.serving.client import SHOWN, Remote, is_address
-from la_reconvla.serving.lerobot_folder import SCHEME, LeRobotFolder, is_lerobot
+from la_reconvla.serving.lerobot_folder import SCHEME, SMALL, LeRobotFolder, is_lerobot
 from la_reconvla.serving.lerobot_policy import LeRobot
 from la_reconvla.sim.expert_tasks import require_feasible
 from la_reconvla.sim.machine import default_workers, require_simulator
@@ -33,7 +33,7 @@ from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
 from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
-from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
+from la_reconvla.study.runs import SPACE, learned_tasks, open_run, tell_unnamed, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, dry_run
@@ -169,12 +169,20 @@ def _subject(run: str, options: EvaluateOptions) -> Subject:
         )
         found = LeRobotFolder.read(theirs.path)
         theirs.identity()  # LeRobot is there, before anything is made
-        arm, seed = found.description.get("condition", found.type), found.description.get("seed")
+        if options.execute is not None and found.each_step:
+            raise UserError(
+                f"{theirs.path} gives one action at a time, as it has a history or averages its chunks: leave "
+                "--execute out"
+            )
+        own = found.policy
+        arm, seed = (found.type, None) if own is None else (own.condition, own.seed)
         label = Label(arm, seed, None if view == "true" else view)
         settings = theirs.settings(allow_any_mujoco=allow_any_mujoco, max_steps=options.max_steps)
         folder = out or layout.RUNS / re.sub(r"\W+", "_", run) / name
-        starts = frozenset(found.description.get("train_starts", ()))
-        return Subject(theirs, label, settings, folder, default_workers(), trained_on=starts)
+        tell_unnamed(run, own)
+        if own is None:
+            return Subject(theirs, label, settings, folder, default_workers() if found.type in SMALL else 1)
+        return Subject(theirs, label, settings, folder, usual_workers(own.backbone), trained_on=frozenset(own.seen))
     trained, config, policy = open_run(run, view, options.device)
     settings = settings_for(config.backbone, config.image_size, config.quality, allow_any_mujoco)
     return Subject(

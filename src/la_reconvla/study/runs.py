@@ -36,13 +36,18 @@ def open_run(run: str, view: View, device: str) -> tuple[Policy, PolicyConfig, T
     found = find_run(run)
     policy, config = load_policy(found)
     require_libero(run, config)
-    unnamed = [run] if not config.train_starts else []
-    if config.origin is not None and not config.origin.starts:
+    tell_unnamed(run, config)
+    return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
+
+
+def tell_unnamed(run: str, config: PolicyConfig | None) -> None:
+    """Say whose training data do not name their starts: those of `run`, of another program's if None, or its origin."""
+    unnamed = [] if config is not None and config.train_starts else [run]
+    if config is not None and config.origin is not None and not config.origin.starts:
         unnamed.append(config.origin.run)
     for name in unnamed:
         said = f"the training data of {name} do not name their initial states, so none of those can be excluded"
         tell(said, Console(stderr=True))
-    return policy, config, Trained(found.resolve(), view, device=str(pick_device(device)))
 
 
 def require_libero(run: str, config: PolicyConfig) -> None:

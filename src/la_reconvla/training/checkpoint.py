@@ -38,7 +38,7 @@ from la_reconvla.randomness import seeded
 from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
 from la_reconvla.storage import claim, read_json
 from la_reconvla.text_table import tell
-from la_reconvla.training.origin import Origin, take
+from la_reconvla.training.origin import Origin, require_same_frozen, take
 from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, named_as, save_tensors
@@ -148,9 +148,10 @@ class PolicyConfig:
                 other stems than 'patch' ignore them.
 
         Raises:
-            UserError: as `StartWeights.of`, `StartWeights.load_into` and `la_reconvla.training.origin.take`, or if the
-                origin has other weights now.
+            UserError: as those of `StartWeights` and `la_reconvla.training.origin`; the origin has other weights now.
         """
+        if (before := self.origin) is not None:
+            require_same_frozen(before.run, PolicyConfig.load(find_run(before.run)).backbone, self.backbone)
         policy = self.build()
         if (start := StartWeights.of(self.backbone)) is not None:
             acts = start.bins is not None and start.bins.space == self.bins.space
@@ -159,8 +160,8 @@ class PolicyConfig:
                 policy.action_head.adopt(policy.backbone)
         elif images is not None and isinstance(policy.backbone, PaliGemmaBackbone) and policy.backbone.whitens:
             whiten_patches(policy.backbone, images)
-        if self.origin is not None:
-            self._start_from(self.origin, policy)
+        if before is not None:
+            self._start_from(before, policy)
         return policy
 
     def _start_from(self, origin: Origin, policy: Policy) -> None:
@@ -197,26 +198,33 @@ class PolicyConfig:
         Raises:
             UserError: if it is missing, damaged or of another version, or names a class that is not registered.
         """
-        raw = _require_schema(path := folder / CONFIG)
-        try:
-            config: PolicyConfig = kinds.from_json(raw, (cls, *SAVED))
-            config._require_parts()
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not the configuration of a policy of this version ({error}): train it again"
-            ) from error
+        config = cls.from_json(_require_schema(path := folder / CONFIG), str(path))
         if isinstance(config.backbone, Pretrained) and config.backbone.source == MERGED_BACKBONE:
             backbone = dataclasses.replace(config.backbone, source=str(folder / MERGED_BACKBONE))  # from any directory
             return dataclasses.replace(config, backbone=backbone)
         return config
 
+    @classmethod
+    def from_json(cls, raw: Any, where: str) -> PolicyConfig:
+        """What `la_reconvla.kinds.to_json` was given; `where` names it in the `UserError` if it was none such."""
+        try:
+            config = kinds.from_json(raw, (cls, *SAVED))
+            cls._require_parts(config)  # of whatever class it is
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} describes no policy of this version ({error}): train it again") from error
+        return config
+
     def _require_parts(self) -> None:
-        """Raise a `UserError` for a part that lacks what its protocol names."""
+        """Raise a `TypeError` for a part of another class, a `UserError` for one that lacks what its protocol names."""
+        classes = {"bins": ActionBins, "inputs": Inputs, "train_starts": tuple, "origin": Origin | None}
+        for name, kind in classes.items():
+            if not isinstance(part := getattr(self, name, None), kind):
+                raise TypeError(f"{name} is {part!r}")
         for part, protocol in ((self.backbone, BackboneConfig), (self.reconstruction_head, ReconstructorConfig)):
             names = [name for name in vars(protocol) if not name.startswith("_")]
             # looked up, not asked: a pretrained backbone reads its files to say its image size
             lacks = [name for name in names if inspect.getattr_static(part, name, part) is part]
-            if part is not None and lacks:
+            if lacks and (part is not None or protocol is BackboneConfig):
                 raise UserError(
                     f"{kinds.name_of(type(part))} lacks {', '.join(lacks)}: give it what "
                     f"{protocol.__module__}.{protocol.__name__} names"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.errors import UserError
 
 SHOWN = 4  # names that the line lists for each reason
@@ -26,6 +28,30 @@ class Origin:
     run: str
     weights_hash: str
     starts: tuple[str, ...]
+
+
+def require_same_frozen(run: str, theirs: BackboneConfig, ours: BackboneConfig) -> None:
+    """Refuse adapters and heads of a run that were trained over other frozen weights.
+
+    Args:
+        run: whose they are.
+        theirs: what its backbone was made from.
+        ours: the same of the policy that starts from it.
+
+    Raises:
+        UserError: both are pretrained, some of their weights stay as they are, and source or revision differ.
+    """
+    if not isinstance(theirs, Pretrained) or not isinstance(ours, Pretrained):
+        return
+    equal = theirs.revision == ours.revision and (
+        theirs.source == ours.source or str(ours.revision).startswith("sha256:")  # of a folder, wherever it lies
+    )
+    if (theirs.leaves_some or ours.leaves_some) and not equal:
+        raise UserError(
+            f"{run} was trained over weights of {theirs.source} ({theirs.revision}) that stay as they are, and here "
+            f"they would be those of {ours.source} ({ours.revision}): train with --backbone {theirs.source}, or begin "
+            "without --init-from"
+        )
 
 
 @torch.no_grad()
