@@ -19,8 +19,9 @@ from lerobot.envs.utils import freeze_after_episode_end
 
 from la_reconvla.contracts import Observation
 from la_reconvla.data.instructions import Words
+from la_reconvla.data.lerobot_layout import ACTION, IMAGES, STATE
 from la_reconvla.errors import unknown
-from la_reconvla.serving.lerobot_folder import ACTION, ACTION_WIDTH, IMAGES, LIBERO_KEYS, STATE, STATE_WIDTH
+from la_reconvla.serving.lerobot_folder import ACTION_WIDTH, LIBERO_KEYS, STATE_WIDTH
 from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings
 from la_reconvla.sim.tasks import in_words, load_suite, load_task, official_start, official_states
 

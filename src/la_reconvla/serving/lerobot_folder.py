@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from la_reconvla.data.lerobot_layout import ACTION, IMAGES, STATE
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.robot import Quality
+from la_reconvla.robot import LIBERO_ACTIONS, Quality, proprio_width
 from la_reconvla.storage import read_json
 
 if TYPE_CHECKING:  # the command line reads this file before torch is loaded
@@ -26,10 +27,9 @@ RENAMES = "rename_observations_processor"
 OURS = "la_reconvla"
 TYPES = ("act", "diffusion", OURS, "pi0", "pi05", "smolvla")  # others run code that their folder or the hub names
 SMALL = ("act", "diffusion")  # millions of weights; the others have billions
-IMAGES, STATE, ACTION = "observation.images.", "observation.state", "action"
 LIBERO_KEYS = ("image", "image2")  # what LeRobot calls LIBERO's cameras, the main one first
 MAIN, WRIST = ("image", "agentview"), ("image2", "wrist_image", "wrist", "eye_in_hand")
-STATE_WIDTH, ACTION_WIDTH = 8, 7  # LIBERO's
+STATE_WIDTH, ACTION_WIDTH = proprio_width("all"), len(LIBERO_ACTIONS)
 
 
 def is_lerobot(run: str) -> bool:

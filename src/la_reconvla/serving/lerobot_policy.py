@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from la_reconvla.contracts import Observation
 from la_reconvla.data.instructions import Words
+from la_reconvla.data.lerobot_layout import STATE
 from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
@@ -25,7 +26,6 @@ from la_reconvla.serving.lerobot_folder import (
     ACTION_WIDTH,
     ADAPTER_WEIGHTS,
     OURS,
-    STATE,
     WEIGHTS,
     LeRobotFolder,
 )
