@@ -146,6 +146,11 @@ def attempt(reader: Reader, name: str, number: int, valid: Path, folder: Path) -
 
 
 def _work(reader: Reader, name: str, numbers: range, valid: Path, pipe: Any) -> None:
+    import torch
+
+    # Threads of OpenMP do not survive a fork: a child that asks for them, as a run's configuration may, waits forever.
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda _: None
     free = psutil.Process().memory_info().vms + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (free, free))
     for number in numbers:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import reliability
+import torch
 
 from la_reconvla.errors import UserError
 
@@ -65,3 +66,17 @@ def test_each_outcome_is_seen(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     found = reliability.fuzz("x", range(2), reader)
     assert found.counts == {kind: 2}
     assert len(found.wrong) == (0 if kind in ("read", "refused") else 2)
+
+
+def test_what_is_read_may_ask_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forked child that uses the threads of its parent waits forever, whatever file it reads."""
+
+    def read(folder: Path) -> None:
+        torch.set_num_threads(2)
+        torch.ones(1_000_000).exp()
+
+    monkeypatch.setattr(reliability, "SECONDS", 5)
+    reader = reliability.Reader(
+        lambda folder: (folder / "x.json").write_text("{}"), read, {".json": (lambda path, draws: None,)}
+    )
+    assert reliability.fuzz("x", range(2), reader).counts == {"read": 2}
