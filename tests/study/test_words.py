@@ -158,11 +158,14 @@ def test_looking_is_the_saliency_that_a_mask_is_made_of():
 
 def test_report_has_every_source_and_control_with_its_count(file, tmp_path):
     train, test = small_scenes(12), small_scenes(5)
-    tables = words.measure_words([str(file), str(file)], train, test, tmp_path)
+    tensors, facts = load_tensors(file)
+    facts["backbone"] |= {"wrist": True, "proprio": "gripper"}  # a scene has neither: the same weights without them
+    save_tensors(wide := tmp_path / "wrist.safetensors", tensors, **facts)
+    tables = words.measure_words([str(file), str(wide)], train, test, tmp_path)
     rows = json.loads((tmp_path / "words.json").read_text())["rows"]
     everywhere = [row for row in rows if row["arenas"] == words.EVERYWHERE]
     whose = ["mean", "wrong word", "mean map", "words", "heads", "sinks", "landmark"]
-    whose += [str(file), "random weights", "centre prior"]
+    whose += [str(wide), "random weights", "centre prior"]
     assert [row["whose"] for row in everywhere] == 2 * whose
     asked = len([q for q in word_questions.questions(test) if q.alike < 0])
     for row in everywhere:
@@ -173,7 +176,7 @@ def test_report_has_every_source_and_control_with_its_count(file, tmp_path):
         assert named["questions"] == asked
         assert 0 <= named["low"] <= named["mean"] <= named["high"] <= 1
     controls = {row["whose"]: row["scores"] for row in everywhere}
-    assert controls["mean"] == controls[str(file)]  # the same weights
+    assert controls["mean"] == controls[str(wide)]  # the same weights
     assert controls["random weights"] != controls["mean"]
     assert controls["centre prior"]["aid"]["mean"] == pytest.approx(0, abs=1e-6)  # it knows no words
     assert controls["mean map"]["aid"]["mean"] == pytest.approx(0, abs=1e-6)

@@ -300,7 +300,9 @@ def measure_words(weights: Sequence[str], train: Scenes, test: Scenes, out: Path
     Raises:
         UserError: as `StartWeights.of` and `StartWeights.load_into`.
     """
-    first, *rest = (StartWeights.read(name).config for name in weights)
+    # A scene has one picture and no robot: what else a policy sees is left out, as in pretraining's captions.
+    alone = {"wrist": False, "proprio": "none"}
+    first, *rest = (replace(StartWeights.read(name).config, **alone) for name in weights)
     arenas = np.array(test.arenas)
     records = []
     rows = compare(first, {str(config.weights): config for config in rest}, train, test, seed)
