@@ -292,9 +292,15 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes that may be trained on together: of one robot, recorded alike."""
+    """Episodes that may be trained on together: of one robot, recorded alike.
+
+    Attributes:
+        episodes: all of them.
+        notes: sentences on what reading them has changed or left out.
+    """
 
     episodes: tuple[Episode, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def quality(self) -> Quality:
@@ -381,11 +387,12 @@ class Demonstrations:
                 "no episode can be held out: each task has one scene only; collect more, or train on all (--held-out 0)"
             )
         rest = tuple(e for e in self.episodes if e.scene not in chosen)
-        return Demonstrations(rest), Demonstrations(tuple(e for e in self.episodes if e.scene in chosen))
+        taken = tuple(e for e in self.episodes if e.scene in chosen)
+        return Demonstrations(rest, self.notes), Demonstrations(taken, self.notes)
 
 
-def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
-    """These episodes as one set.
+def same_kind(episodes: Sequence[Episode], where: str, notes: tuple[str, ...] = ()) -> Demonstrations:
+    """These episodes as one set, with what there is to say of them.
 
     Raises:
         UserError: if they differ in how they were recorded or by which robot; the message begins with `where`.
@@ -396,4 +403,4 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
             raise UserError(
                 f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
-    return Demonstrations(tuple(episodes))
+    return Demonstrations(tuple(episodes), notes)

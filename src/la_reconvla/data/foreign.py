@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from la_reconvla.data.rlds_layout import FEATURES, INFO
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -24,12 +26,23 @@ class Layout:
     instead: str
 
 
-_READ = "give a folder of LIBERO's HDF5 files (*_demo.hdf5), or a LeRobotDataset"
+_READ = "give a folder of LIBERO's HDF5 files (*_demo.hdf5), a LeRobotDataset, or a dataset in RLDS"
 LAYOUTS = (
     Layout(
-        "a dataset in RLDS (TensorFlow Datasets)",
-        (*("*/" * depth + name for depth in range(3) for name in ("dataset_info.json", "*.tfrecord*")),),
-        f"{_READ}; those that OpenVLA's RLDS data were made from are its script's output, and are read",
+        "a folder of datasets in RLDS (TensorFlow Datasets)",
+        (f"*/{INFO}", f"*/*/{INFO}"),
+        f"give the folder of one of them, which holds {INFO}",
+    ),
+    Layout(
+        "a dataset in RLDS (TensorFlow Datasets) without what says of it what it is",
+        tuple("*/" * depth + "*.tfrecord*" for depth in range(3)),
+        f"download {INFO} and {FEATURES} to the folder of these files",
+    ),
+    Layout(
+        "a raw release of BridgeData V2, which is pickled",
+        tuple("*/" * depth + name for depth in range(11) for name in ("policy_out.pkl", "obs_dict.pkl", "out.npy")),
+        "unpickling runs whatever code is in a file. Download the same data in RLDS: bridge_dataset/1.0.0 in data/tfds/ "
+        "of the release, which OpenVLA calls bridge_orig",
     ),
     Layout(
         "a dataset of CALVIN",
