@@ -50,7 +50,7 @@ def space_of(
 def two_valued(
     every: Sequence[Float32[np.ndarray, "T a"]], others: Mapping[int, np.ndarray]
 ) -> list[Float32[np.ndarray, "T a"]]:
-    """The actions of all episodes with -1 in the place of the smaller of the values in `others`, and 1 of the greater."""
+    """The actions of all episodes, with -1 for the smaller of the two values that `others` has of a place, and 1."""
     changed = [actions.copy() for actions in every]
     for place, (_, greater) in others.items():
         for actions in changed:

@@ -292,12 +292,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes that may be trained on together: of one robot, recorded alike.
-
-    Attributes:
-        episodes: all of them.
-        notes: sentences on what reading them has changed or left out.
-    """
+    """Episodes that may be trained on together: of one robot, recorded alike; `notes` say what reading has changed."""
 
     episodes: tuple[Episode, ...]
     notes: tuple[str, ...] = ()
@@ -387,12 +382,11 @@ class Demonstrations:
                 "no episode can be held out: each task has one scene only; collect more, or train on all (--held-out 0)"
             )
         rest = tuple(e for e in self.episodes if e.scene not in chosen)
-        taken = tuple(e for e in self.episodes if e.scene in chosen)
-        return Demonstrations(rest, self.notes), Demonstrations(taken, self.notes)
+        return Demonstrations(rest), Demonstrations(tuple(e for e in self.episodes if e.scene in chosen))
 
 
 def same_kind(episodes: Sequence[Episode], where: str, notes: tuple[str, ...] = ()) -> Demonstrations:
-    """These episodes as one set, with what there is to say of them.
+    """These episodes as one set.
 
     Raises:
         UserError: if they differ in how they were recorded or by which robot; the message begins with `where`.

@@ -41,8 +41,8 @@ LAYOUTS = (
     Layout(
         "a raw release of BridgeData V2, which is pickled",
         tuple("*/" * depth + name for depth in range(11) for name in ("policy_out.pkl", "obs_dict.pkl", "out.npy")),
-        "unpickling runs whatever code is in a file. Download the same data in RLDS: bridge_dataset/1.0.0 in data/tfds/ "
-        "of the release, which OpenVLA calls bridge_orig",
+        "unpickling runs whatever code a file holds. Download the same data in RLDS, bridge_dataset/1.0.0 below "
+        "data/tfds of the release, which OpenVLA calls bridge_orig",
     ),
     Layout(
         "a dataset of CALVIN",

@@ -172,7 +172,9 @@ def read_folder(folder: Path) -> tuple[list[Episode], tuple[str, ...]]:
     every = [_read(layout, number, record, words) for number, record in enumerate(_records(layout))]
     used = [one for one in every if one.words and len(one.steps.actions)]
     if not used:
-        raise UserError(f"{folder}: none of {len(every)} episodes has an instruction ('{words}') and a step that is kept")
+        raise UserError(
+            f"{folder}: none of {len(every)} episodes has an instruction ('{words}') and a step that is kept"
+        )
     names = conventions.action_names or tuple(f"action {place}" for place in range(layout.action_width))
     where, unchanged = str(folder / OURS), [one.steps.actions for one in used]
     space, others = space_of(where, names, conventions.action_kinds, np.concatenate(unchanged))
@@ -209,10 +211,19 @@ def read_folder(folder: Path) -> tuple[list[Episode], tuple[str, ...]]:
         )
         for one, actions in zip(used, two_valued(unchanged, others), strict=True)
     ]
-    changed = (
-        f"{names[place]}: {low:g} is read as -1, {high:g} as 1" for place, (low, high) in sorted(others.items())
-    )
+    changed = (f"{names[place]}: {low:g} is read as -1, {high:g} as 1" for place, (low, high) in sorted(others.items()))
     return episodes, (*_said(layout, every, used), *changed)
+
+
+def unread(folder: Path) -> list[str]:
+    """Names of the features of a dataset that nothing here reads.
+
+    Raises:
+        UserError: as `read_layout`.
+    """
+    layout = read_layout(folder)
+    read = {ACTION, STATE, layout.words, *(f"{OBSERVATION}{camera}" for camera in layout.cameras)}
+    return [name for name in layout.features if name not in read]
 
 
 def _require_fit(layout: Layout) -> None:

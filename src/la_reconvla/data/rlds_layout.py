@@ -181,13 +181,20 @@ class Layout:
         found = {
             name.removeprefix(OBSERVATION): leaf.shape[:2]
             for name, leaf in self.features.items()
-            if name.startswith(OBSERVATION) and leaf.kind == "image" and leaf.dtype == "uint8" and leaf.shape[2:] == (3,)
+            if name.startswith(OBSERVATION)
+            and leaf.kind == "image"
+            and leaf.dtype == "uint8"
+            and leaf.shape[2:] == (3,)
         }
         for name, size in found.items():
             if min(size) < 1:
-                raise UserError(f"{where}: pictures of '{name}' have no size that is said there; write them at one size")
+                raise UserError(
+                    f"{where}: pictures of '{name}' have no size that is said there; write them at one size"
+                )
         if not found:
-            raise UserError(f"{where}: no camera (uint8, three colours) among its observations; a policy needs pictures")
+            raise UserError(
+                f"{where}: no camera (uint8, three colours) among its observations; a policy needs pictures"
+            )
         return dict(zip(checked_cameras(where, found, AGAIN), ((r, c) for r, c in found.values()), strict=True))
 
 

@@ -68,8 +68,6 @@ def binarised(gripper: Float32[np.ndarray, " T"]) -> Float32[np.ndarray, " T"]:
     return result
 
 
-def relabelled(
-    actions: Float32[np.ndarray, "T a"], state: Float32[np.ndarray, "T p"]
-) -> Float32[np.ndarray, "T-1 a"]:
+def relabelled(actions: Float32[np.ndarray, "T a"], state: Float32[np.ndarray, "T p"]) -> Float32[np.ndarray, "T-1 a"]:
     """Actions whose six motions are what the robot did: the next state minus this one. The last step has no next one."""
     return np.concatenate([np.diff(state[:, :MOTIONS], axis=0), actions[:-1, MOTIONS:]], axis=1)
