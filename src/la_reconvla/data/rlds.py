@@ -1,8 +1,8 @@
 """Reads datasets in RLDS as demonstrations, without TensorFlow; the layout: `la_reconvla.data.rlds_layout`.
 
-Opening one reads of each file the lengths of its records, and of each record the numbers and the words. A record's checksum
-is compared when its pictures are read, which the hash, a check and every training do of all of them: a record at a time is
-in memory, and no more of a file.
+Opening one reads of each file the lengths of its records, and of each record the numbers and the words. A record's
+checksum is compared when its pictures are read, which `Demonstrations.hash`, a check and every training do of all of
+them: then one record is in memory, and no more of a file.
 """
 
 from __future__ import annotations
@@ -228,16 +228,17 @@ def unread(folder: Path) -> list[str]:
 
 def _require_fit(layout: Layout) -> None:
     """Raise a `UserError` where the conventions ask for what the dataset has not."""
-    conventions, where = layout.conventions, layout.folder / OURS
-    if conventions.libero_state and layout.state_width != LIBERO_STATE_WIDTH:
+    conventions, width = layout.conventions, layout.state_width or 0
+    where, repair = layout.folder / FEATURES, f"to {layout.folder / OURS}"
+    if conventions.libero_state and width != LIBERO_STATE_WIDTH:
         raise UserError(
-            f"{layout.folder / FEATURES}: the state has {layout.state_width or 'no'} numbers, LIBERO's {LIBERO_STATE_WIDTH}: "
-            f'write {{"libero_state": false}} to {where}'
+            f"{where}: the state has {width} numbers, LIBERO's {LIBERO_STATE_WIDTH}: write "
+            f'{{"libero_state": false}} {repair}'
         )
-    if conventions.relabel_from_states and ((layout.state_width or 0) < MOTIONS or layout.action_width < MOTIONS):
+    if conventions.relabel_from_states and min(width, layout.action_width) < MOTIONS:
         raise UserError(
-            f"{layout.folder / FEATURES}: actions cannot be relabelled from a state of {layout.state_width or 'no'} numbers: "
-            f'write {{"relabel_from_states": false}} to {where}'
+            f"{where}: {MOTIONS} numbers of an action cannot be relabelled from a state of {width}: write "
+            f'{{"relabel_from_states": false}} {repair}'
         )
 
 

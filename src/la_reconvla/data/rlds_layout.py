@@ -12,8 +12,8 @@
     steps/language_instruction       T times the words
     episode_metadata/has_image_0     0 where that camera's pictures are black; may be missing
 
-What that format cannot say is in a file of ours beside it, `OURS`, whose fields are those of `Conventions`. For BridgeData
-V2 and for LIBERO's data of OpenVLA they are known by the name of the dataset.
+What that format cannot say is in a file of ours beside it, `OURS`, whose fields are those of `Conventions`. For
+BridgeData V2 and for OpenVLA's data of LIBERO they are known by the name of the dataset.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ ACTION, OBSERVATION, METADATA = "steps/action", "steps/observation/", "episode_m
 STATE = f"{OBSERVATION}state"
 WORDS = ("steps/language_instruction", f"{OBSERVATION}natural_language_instruction")
 """Where the instruction is; the first that there is counts."""
+FLOATS = ("float16", "float32", "float64")
 AGAIN = "download it again"
 FASTEST = 10**6  # steps a second
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -167,8 +168,9 @@ class Layout:
 
     def _width(self, name: str) -> int | None:
         leaf = self.features.get(name)
-        floats = leaf is not None and leaf.kind == "tensor" and leaf.dtype in ("float32", "float64", "float16")
-        return leaf.shape[0] if floats and len(leaf.shape) == 1 and leaf.shape[0] > 0 else None
+        if leaf is None or leaf.kind != "tensor" or leaf.dtype not in FLOATS or len(leaf.shape) != 1:
+            return None
+        return leaf.shape[0] if leaf.shape[0] > 0 else None
 
     @property
     def cameras(self) -> dict[str, tuple[int, int]]:

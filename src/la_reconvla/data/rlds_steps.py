@@ -1,8 +1,8 @@
 """OpenVLA's conventions for the steps of an episode in RLDS, each of them as a function of arrays.
 
-What OpenVLA's code does (``bridge_orig_dataset_transform`` in ``prismatic/vla/datasets/rlds/oxe/transforms.py``), with two
-differences: the first step is left out only where its action is all zeros, which it is in BridgeData V2, and a gripper that
-ends between open and closed is rounded, where OpenVLA keeps the number.
+They do what OpenVLA's code does (``bridge_orig_dataset_transform`` in ``prismatic/vla/datasets/rlds/oxe/transforms.py``),
+with two differences: the first step is left out only where its action is all zeros, and a gripper that ends between open
+and closed is rounded, where OpenVLA keeps the number.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ def binarised(gripper: Float32[np.ndarray, " T"]) -> Float32[np.ndarray, " T"]:
 
 
 def relabelled(actions: Float32[np.ndarray, "T a"], state: Float32[np.ndarray, "T p"]) -> Float32[np.ndarray, "T-1 a"]:
-    """Actions whose six motions are what the robot did: the next state minus this one. The last step has no next one."""
+    """Actions whose six motions are what the robot did: the next state minus this one, which the last step lacks."""
     return np.concatenate([np.diff(state[:, :MOTIONS], axis=0), actions[:-1, MOTIONS:]], axis=1)
