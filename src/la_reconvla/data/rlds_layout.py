@@ -183,10 +183,7 @@ class Layout:
         found = {
             name.removeprefix(OBSERVATION): leaf.shape[:2]
             for name, leaf in self.features.items()
-            if name.startswith(OBSERVATION)
-            and leaf.kind == "image"
-            and leaf.dtype == "uint8"
-            and leaf.shape[2:] == (3,)
+            if name.startswith(OBSERVATION) and (leaf.kind, leaf.dtype, leaf.shape[2:]) == ("image", "uint8", (3,))
         }
         for name, size in found.items():
             if min(size) < 1:

@@ -1,8 +1,8 @@
 """OpenVLA's conventions for the steps of an episode in RLDS, each of them as a function of arrays.
 
-They do what OpenVLA's code does (``bridge_orig_dataset_transform`` in ``prismatic/vla/datasets/rlds/oxe/transforms.py``),
-with two differences: the first step is left out only where its action is all zeros, and a gripper that ends between open
-and closed is rounded, where OpenVLA keeps the number.
+They do what OpenVLA's ``bridge_orig_dataset_transform`` does (``prismatic/vla/datasets/rlds/oxe/transforms.py``), with
+two differences: the first step is left out only where its action is all zeros, and a gripper that ends between open and
+closed is rounded, where OpenVLA keeps the number.
 """
 
 from __future__ import annotations

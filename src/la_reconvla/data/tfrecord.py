@@ -5,8 +5,8 @@
     length uint64 | its checksum uint32 | data | their checksum uint32        little-endian, one record after another
 
 A checksum is CRC-32C (Castagnoli), rotated and shifted, as data that hold their own plain one are checked badly by it.
-The data are a protocol buffer: a map from names of features to lists of bytes, of floats or of integers. Fields are found
-by their lengths, so that a feature can be read without what lies before it: an episode's actions, but not its pictures.
+The data are a protocol buffer: a map from names of features to lists of bytes, of floats or of integers. Fields are
+found by their lengths, so that a feature can be read without what lies before it: actions, but no pictures.
 """
 
 from __future__ import annotations

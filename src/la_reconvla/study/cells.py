@@ -116,7 +116,7 @@ def offline(config: StudyConfig, changes: Mapping[str, Any], demonstrations: Dem
 
 
 def say_changes(config: StudyConfig, demonstrations: Demonstrations) -> None:
-    """On standard error, what reading changed, and whether pictures are smaller than the policy's: they are enlarged."""
+    """On standard error, what reading changed, and whether pictures are smaller than the policy's (are enlarged)."""
     console = Console(stderr=True)
     for note in demonstrations.notes:
         console.print(note, soft_wrap=True, markup=False)
