@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers import tiny_policy
 from la_reconvla.training.checkpoint import kept, restore, weights_hash
 from la_reconvla.training.start_weights import StartWeights
-from la_reconvla.training.tensors import flat_name, named_as
+from la_reconvla.training.tensors import file_hash, flat_name, load_metadata, load_tensors, named_as, save_tensors
 
 OLD, NEW = "model.vision_tower.vision_model.encoder.weight", "model.vision_tower.encoder.weight"
 
@@ -39,3 +40,18 @@ def test_a_policy_and_its_start_take_weights_of_either_kind(tmp_path, deeper):
     found = {flat_name(name): tensor for name, tensor in policy.backbone.model.state_dict().items()}
     for name, tensor in model.items():
         assert torch.equal(found[flat_name(name).removeprefix("model.")], tensor)
+
+
+def test_equal_tensors_give_equal_files(tmp_path):
+    facts = {name: [name] for name in "abcdefgh"}
+    for count in range(8):
+        save_tensors(tmp_path / f"{count}.safetensors", {"w": torch.ones(2)}, **facts)
+    assert len({file_hash(path) for path in tmp_path.iterdir()}) == 1
+    assert load_metadata(tmp_path / "0.safetensors") == facts
+
+
+def test_files_with_many_keys_are_read(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path / "old.safetensors", metadata={"step": "7", "arm": '"C1"'})
+    tensors, facts = load_tensors(tmp_path / "old.safetensors")
+    assert facts == {"step": 7, "arm": "C1"}
+    assert tensors["w"].tolist() == [1, 1]

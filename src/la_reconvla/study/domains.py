@@ -128,6 +128,7 @@ def _collecting(config: StudyConfig, out: Path, workers: int) -> CollectConfig:
         quality=config.quality,
         image_size=config.backbone.image_size,
         frame_stride=config.frame_stride,
+        mistakes=config.mistakes,
         wrist=config.backbone.wrist,
         workers=workers,
     )

@@ -47,6 +47,7 @@ class StudyConfig:
         held_out: share of the scenes kept for held-out frames.
         quality: render quality of everything.
         frame_stride: control steps between recorded frames.
+        mistakes: share of scenes that are recorded from a state after a mistake, see `la_reconvla.sim.options`.
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
         cameras: names of the main camera and of one beside it, see `la_reconvla.robot.Inputs`; () for the data's.
         fit: what becomes of pictures that are not square.
@@ -81,6 +82,7 @@ class StudyConfig:
     held_out: float = 0.15
     quality: Quality = "fast"
     frame_stride: int = 2
+    mistakes: float = 0.0
     backbone: BackboneConfig = field(default_factory=SmallPaliGemma)
     cameras: tuple[str, ...] = ()
     fit: Fit = "squeeze"

@@ -16,12 +16,15 @@ from safetensors.torch import save_file
 from la_reconvla.errors import UserError
 from la_reconvla.storage import atomic_write, parse_json
 
+METADATA = "la_reconvla"
+
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], **metadata: Any) -> None:
-    """Atomic safetensors file; each value of `metadata` is stored as JSON."""
+    """Atomic safetensors file, with `metadata` as one value of JSON: safetensors writes several in a random order, and
+    equal weights would get files of different hashes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(contiguous, temporary, metadata={key: json.dumps(value) for key, value in metadata.items()})
+        save_file(contiguous, temporary, metadata={METADATA: json.dumps(metadata)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -41,7 +44,8 @@ def load_metadata(path: Path) -> dict[str, Any]:
 
 
 def _metadata(file: Any) -> dict[str, Any]:
-    return {key: parse_json(value) for key, value in (file.metadata() or {}).items()}
+    found = {key: parse_json(value) for key, value in (file.metadata() or {}).items()}
+    return found[METADATA] if isinstance(found.get(METADATA), dict) else found  # files before 2026-11-29 had many keys
 
 
 @contextlib.contextmanager
