@@ -200,6 +200,15 @@ def test_the_folder_of_a_version_or_of_the_dataset(bridge: Path) -> None:
         open_demonstrations(bridge.parent)
 
 
+def test_the_dataset_has_its_own_name_whatever_its_folder_is_called(bridge: Path) -> None:
+    """BridgeData V2 is released as bridge_dataset, and OpenVLA renames the folder; old versions write no template."""
+    before = open_demonstrations(bridge)
+    edited(INFO, lambda c: [split.pop("filepathTemplate") for split in c["splits"]])(bridge)
+    after = open_demonstrations(bridge.parent.rename(bridge.parent.with_name("mine")))
+    assert (after.hash, after.notes) == (before.hash, before.notes)
+    assert [e.name for e in after.episodes] == [f"bridge_orig/episode_00000{n}" for n in (1, 2, 3)]
+
+
 def test_damage_to_a_record_is_named_by_file_and_offset(bridge: Path) -> None:
     damaged = open_demonstrations(bridge).episodes[2]
     path, offset = damaged.files[0], damaged.record.offset  # type: ignore[attr-defined]
