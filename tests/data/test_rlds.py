@@ -202,10 +202,11 @@ def test_the_folder_of_a_version_or_of_the_dataset(bridge: Path) -> None:
 
 def test_the_dataset_has_its_own_name_whatever_its_folder_is_called(bridge: Path) -> None:
     """BridgeData V2 is released as bridge_dataset, and OpenVLA renames the folder; old versions write no template."""
-    before = open_demonstrations(bridge)
+    opened = open_demonstrations(bridge)
+    before = opened.hash, opened.notes
     edited(INFO, lambda c: [split.pop("filepathTemplate") for split in c["splits"]])(bridge)
     after = open_demonstrations(bridge.parent.rename(bridge.parent.with_name("mine")))
-    assert (after.hash, after.notes) == (before.hash, before.notes)
+    assert (after.hash, after.notes) == before
     assert [e.name for e in after.episodes] == [f"bridge_orig/episode_00000{n}" for n in (1, 2, 3)]
 
 
