@@ -67,17 +67,21 @@ class Reader:
 def readers() -> dict[str, Reader]:
     """All of them, by name. Imported late: `--help` needs no torch."""
     import reliability_readers as r
+    from reliability_rlds import damage_record, make_rlds
 
     json_, lines = (damage_json, damage_json, damage_bytes, nest), (damage_line, damage_line, damage_bytes, nest)
     tensors = (damage_header, damage_header, damage_bytes)
     hdf5 = {".hdf5": (damage_hdf5, damage_hdf5, damage_hdf5, damage_bytes)}
     parquet = (damage_parquet, damage_parquet, damage_parquet, damage_bytes)
+    record = (damage_record, damage_record, damage_bytes)
+    rlds = {".json": json_, ".tfrecord-00000-of-00002": record, ".tfrecord-00001-of-00002": record}
     lerobot = {".parquet": parquet, ".json": json_, ".jsonl": lines, ".mp4": (damage_bytes,)}
     return {
         "HDF5 demonstrations": Reader(r.make_demonstrations, r.read_demonstrations, hdf5),
         "HDF5, robomimic's names, encoded": Reader(r.make_others, r.read_demonstrations, hdf5),
         "LeRobotDataset 3.0, AV1": Reader(r.make_lerobot, r.read_lerobot, lerobot),
         "LeRobotDataset 2.1, PNG": Reader(r.make_lerobot_before, r.read_lerobot, lerobot),
+        "RLDS": Reader(make_rlds, r.read_lerobot, rlds),
         "boxes.jsonl": Reader(r.make_boxes, r.read_boxes, {".jsonl": lines}),
         "run: config.json": Reader(r.make_run, r.read_run, {".json": json_}),
         "run: model.safetensors": Reader(r.make_run, r.read_run, {".safetensors": tensors}),

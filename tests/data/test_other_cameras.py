@@ -21,7 +21,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, resize
 from la_reconvla.errors import UserError
 from la_reconvla.robot import Fit, Inputs, Standard
-from la_reconvla.study.cells import fitted, say_small
+from la_reconvla.study.cells import fitted, say_changes
 from la_reconvla.study.presets import preset
 from la_reconvla.study.runs import require_libero
 from la_reconvla.training.checkpoint import PolicyConfig
@@ -131,12 +131,12 @@ def test_an_orientation_refuses_another(tmp_path: Path) -> None:
 
 def test_small_pictures_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     opened = open_demonstrations(own(tmp_path / "own", front=(60, 20), hand=(9, 9)))
-    say_small(SMOKE, opened)
+    say_changes(SMOKE, opened)
     said = " ".join(capsys.readouterr().err.split())
     assert "56 pixels" in said
     assert "front has 20" in said
     assert "hand" not in said  # this policy does not see it
-    say_small(SMOKE, open_demonstrations(own(tmp_path / "large", front=(56, 99))))
+    say_changes(SMOKE, open_demonstrations(own(tmp_path / "large", front=(56, 99))))
     assert capsys.readouterr().err == ""
 
 

@@ -85,7 +85,7 @@ def check(demonstrations: Positional[Path], sheet: IfGiven[Path] = None) -> None
     """Say what a folder of demonstrations holds, what in it looks wrong, and draw a sheet of its pictures.
 
     Args:
-        demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
+        demonstrations: folder with *_demo.hdf5 files, a LeRobotDataset, or a dataset in RLDS.
         sheet: the PNG; by default contact-sheet.png in that folder.
     """
     from la_reconvla.data.checking import check as run
@@ -98,7 +98,7 @@ def convert(source: Positional[Path], target: Positional[Path], pictures: Pictur
     """Write demonstrations as a LeRobotDataset, or a LeRobotDataset as demonstration files. It says what is not kept.
 
     Args:
-        source: a LeRobotDataset, or a folder with *_demo.hdf5 files.
+        source: a LeRobotDataset; or a folder with *_demo.hdf5 files, or a dataset in RLDS.
         target: the folder to write. A LeRobotDataset appears when it is complete; HDF5 files, stopped, go on.
         pictures: of a LeRobotDataset: png, without loss, or a video, av1 or h264.
     """

@@ -24,7 +24,7 @@ def train(
     """Train one policy on a folder of demonstrations, LIBERO's own files included.
 
     Args:
-        demonstrations: folder with *_demo.hdf5 files, or a LeRobotDataset.
+        demonstrations: folder with *_demo.hdf5 files, a LeRobotDataset, or a dataset in RLDS.
         out: run folder; an interrupted run resumes in it, a finished one goes on to more steps.
         policy: what is trained, where it differs from the preset.
         training: how it is trained, where it differs from the preset.

@@ -50,6 +50,7 @@ def _about(opened: Demonstrations) -> list[str]:
         f"{sum(lengths) / first.rate:.0f} s",
         f"cameras (rows x columns): {shown}; {opened.orientation}, every {opened.frame_stride} steps",
         f"state: {state}",
+        *opened.notes,
         *(f"{count:5d}  {text}" for text, count in told.most_common()),
     ]
 

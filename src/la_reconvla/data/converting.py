@@ -1,4 +1,4 @@
-"""Demonstrations from LIBERO's layout to LeRobot's and back, and what each cannot keep of the other, in words."""
+"""Demonstrations from LIBERO's layout or RLDS to LeRobot's, from that to LIBERO's, and what is not kept, in words."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.lerobot import LeRobotEpisode
 from la_reconvla.data.lerobot_layout import ACTION, INFO, LIBERO_STATE, STATE, PictureKind, is_lerobot, needed
 from la_reconvla.data.lerobot_writer import ENCODERS, OWN, Contents, LeRobotWriter
+from la_reconvla.data.rlds import RLDSEpisode, unread
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.storage import LOCK, claim, explain_disk_errors, locked, read_json
@@ -32,7 +33,8 @@ def convert(source: Path, target: Path, pictures: PictureKind = "png") -> list[s
     A LeRobotDataset appears when it is complete; demonstration files go on where they were.
 
     Args:
-        source: a LeRobotDataset, or a folder of ``*_demo.hdf5`` files.
+        source: a LeRobotDataset, which becomes demonstration files; a folder of ``*_demo.hdf5`` files or a dataset in
+            RLDS, which become a LeRobotDataset.
         target: the folder to write.
         pictures: how a LeRobotDataset stores them.
 
@@ -159,7 +161,7 @@ def _held(episode: Episode) -> Callable[[str], Iterator[UInt8[np.ndarray, "H W 3
 
 
 def _lost_to_lerobot(opened: Demonstrations, pictures: PictureKind) -> list[str]:
-    first, lines = opened.episodes[0], []
+    first, lines = opened.episodes[0], [*opened.notes]
     if opened.frame_stride > 1:
         lines.append(
             f"pictures: there is one every {opened.frame_stride} steps, and LeRobot sees it again until the next one: "
@@ -167,15 +169,20 @@ def _lost_to_lerobot(opened: Demonstrations, pictures: PictureKind) -> list[str]
         )
     if pictures != "png":
         lines.append(f"pictures: compressed with loss ({pictures})")
-    with names.opened(first.path) as file:
-        group = file["data"][first.demo]
-        kept = {f"obs/{names.STATE}", names.HAND, *names.ROBOMIMIC_HAND, *names.FINGERS}
-        kept.update(name for camera in opened.cameras for name in names.picture_names(camera))
-        left = [name for name in group if name not in ("actions", "obs")]
-        left += [f"obs/{name}" for name in group["obs"] if f"obs/{name}" not in kept]
+    left = unread(first.path) if isinstance(first, RLDSEpisode) else _left_of_file(first)
     if first.start_id is not None:
         left.append("starts, targets and seeds (attributes)")
     return [*lines, f"not kept: {', '.join(left)}"] if left else lines
+
+
+def _left_of_file(episode: Episode) -> list[str]:
+    """What of a demonstration file LeRobot's format has no place for."""
+    kept = {f"obs/{names.STATE}", names.HAND, *names.ROBOMIMIC_HAND, *names.FINGERS}
+    kept.update(name for camera in episode.cameras for name in names.picture_names(camera))
+    with names.opened(episode.path) as file:
+        group = file["data"][episode.demo]
+        left = [name for name in group if name not in ("actions", "obs")]
+        return left + [f"obs/{name}" for name in group["obs"] if f"obs/{name}" not in kept]
 
 
 # ---------------------------------------------------------------- to LIBERO's layout

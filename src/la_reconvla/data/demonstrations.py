@@ -292,9 +292,10 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """Episodes that may be trained on together: of one robot, recorded alike."""
+    """Episodes that may be trained on together: of one robot, recorded alike; `notes` say what reading has changed."""
 
     episodes: tuple[Episode, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def quality(self) -> Quality:
@@ -384,7 +385,7 @@ class Demonstrations:
         return Demonstrations(rest), Demonstrations(tuple(e for e in self.episodes if e.scene in chosen))
 
 
-def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
+def same_kind(episodes: Sequence[Episode], where: str, notes: tuple[str, ...] = ()) -> Demonstrations:
     """These episodes as one set.
 
     Raises:
@@ -396,4 +397,4 @@ def same_kind(episodes: Sequence[Episode], where: str) -> Demonstrations:
             raise UserError(
                 f"{where}: the {kind} differs: {listed}. Such data must not be mixed: choose tasks or collect"
             )
-    return Demonstrations(tuple(episodes))
+    return Demonstrations(tuple(episodes), notes)

@@ -1,6 +1,7 @@
 """Opens folders of demonstrations; reads LIBERO's files and ours, and refuses damaged ones.
 
-The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reconvla.data.lerobot`.
+The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reconvla.data.lerobot`, datasets in RLDS by
+`la_reconvla.data.rlds`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import h5py
 import numpy as np
 
 from la_reconvla import layout
-from la_reconvla.data import foreign, instructions
+from la_reconvla.data import foreign, instructions, lerobot, rlds
 from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
 from la_reconvla.data.hdf5_layout import (
     ACTION_KINDS,
@@ -35,8 +36,8 @@ from la_reconvla.data.hdf5_layout import (
     picture_names,
     picture_size,
 )
-from la_reconvla.data.lerobot import read_folder
 from la_reconvla.data.lerobot_layout import INFO, is_lerobot
+from la_reconvla.data.rlds_layout import rlds_folder
 from la_reconvla.data.starts import PlacementKind, Split
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
@@ -47,20 +48,22 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
     """All demonstrations in a folder, ordered by task and episode.
 
     Args:
-        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset.
+        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset or a dataset in RLDS.
         tasks: names of the tasks wanted, or (our files only) their indices; all by default.
 
     Raises:
         UserError: no demonstrations there, an unfinished collection, an unknown task, a damaged or foreign file, or
             files of different render quality, picture size or frame stride.
     """
-    folder = Path(folder)
+    folder, notes = Path(folder), ()
     if is_lerobot(folder):
-        episodes: list[Episode] = read_folder(folder)
+        episodes: list[Episode] = lerobot.read_folder(folder)
+    elif (dataset := rlds_folder(folder)) is not None:
+        episodes, notes = rlds.read_folder(dataset)
     else:
         episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
     episodes = episodes if tasks is None else _of_tasks(episodes, tasks)
-    return same_kind(episodes, str(folder))
+    return same_kind(episodes, str(folder), notes)
 
 
 def read_file(path: Path | str) -> list[Episode]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from la_reconvla.data.action_values import two_valued
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5_layout import file_names, lacks, picture_names
 from la_reconvla.data.image_files import read_picture
@@ -31,7 +32,6 @@ from la_reconvla.data.lerobot_layout import (
 )
 from la_reconvla.data.robot_states import checked_state
 from la_reconvla.errors import UserError
-from la_reconvla.robot import ActionSpace
 
 FAR = 32  # pictures of a video; what lies further ahead is sought, not decoded through
 
@@ -209,7 +209,9 @@ def read_folder(folder: Path) -> list[Episode]:
             raise UserError(
                 f"{row.data}: actions of episode {row.index} contain NaN or infinity; take that episode out"
             )
-    space, actions = _actions(folder, features, [row.actions for row in rows], ours)
+    every = [row.actions for row in rows]
+    space, others = action_space(folder, features, np.concatenate(every), ours)
+    actions = two_valued(every, others)
     words = [tasks[row.task] if row.task in tasks else _no_task(folder, row) for row in rows]
     names = file_names(words)
     width = None if rows[0].state is None else rows[0].state.shape[1]
@@ -244,15 +246,3 @@ def read_folder(folder: Path) -> list[Episode]:
 
 def _no_task(folder: Path, row: Row) -> str:
     raise UserError(f"{folder}: episode {row.index} has the instruction {row.task}, which is in no list; {AGAIN}")
-
-
-def _actions(
-    folder: Path, features: Mapping[str, Any], every: Sequence[np.ndarray], ours: Mapping[str, Any]
-) -> tuple[ActionSpace, list[Float32[np.ndarray, "T a"]]]:
-    """What the actions are, and all of them; those of two values become -1 and 1, the smaller -1."""
-    space, others = action_space(folder, features, np.concatenate(every), ours)
-    changed = [actions.copy() for actions in every]
-    for place, (_, greater) in others.items():
-        for actions in changed:
-            actions[:, place] = np.where(actions[:, place] == greater, 1, -1)
-    return space, changed

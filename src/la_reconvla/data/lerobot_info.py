@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Float
 
+from la_reconvla.data.action_values import space_of
 from la_reconvla.data.hdf5_layout import checked_cameras, checked_text
 from la_reconvla.data.lerobot_layout import ACTION, AGAIN, BEFORE, IMAGES, INFO, OURS, VERSION
 from la_reconvla.errors import UserError, unknown
@@ -118,26 +119,13 @@ def action_space(
         ours: what `OURS` says.
 
     Returns:
-        The space; and by their places the two values, in order, of binary dimensions that have others than -1 and 1.
+        See `la_reconvla.data.action_values.space_of`.
 
     Raises:
         UserError: kinds do not fit, or a binary dimension has not two values.
     """
     names = _action_names(str(folder / INFO), features[ACTION].get("names"), actions.shape[1])
-    values = [np.unique(column) for column in actions.T]
-    kinds = ours.get("action_kinds") or ["binary" if len(found) == 2 else "continuous" for found in values]
-    try:
-        space = ActionSpace(names, tuple(kinds))  # pyright: ignore[reportArgumentType] (it checks them)
-    except UserError as error:
-        raise UserError(f"{folder / OURS}: {error}; mend action_kinds there") from None
-    others = {place: values[place] for place in space.binary if not set(values[place]) <= {-1, 1}}
-    for place, found in others.items():
-        if len(found) != 2:
-            raise UserError(
-                f"{folder / OURS}: the binary action '{names[place]}' has {len(found)} values, not two: write "
-                "continuous there"
-            )
-    return space, others
+    return space_of(str(folder / OURS), names, ours.get("action_kinds", ()), actions)
 
 
 def _action_names(where: str, given: Any, width: int) -> tuple[str, ...]:

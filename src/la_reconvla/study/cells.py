@@ -108,21 +108,24 @@ def offline(config: StudyConfig, changes: Mapping[str, Any], demonstrations: Dem
     if given := [name for name in ROLLED_OUT if changes.get(name) is not None]:
         raise UserError(f"{', '.join(given)}: an offline study rolls nothing out, leave that out")
     demonstrations.divide(config.held_out)  # something is held out
-    say_small(config, demonstrations)
+    say_changes(config, demonstrations)
     nothing: dict[str, Any] = {"also_official": 0, "elsewhere": (), "episodes": 1, "floor_episodes": 1}
     recorded: dict[str, Any] = {"suite": "recorded", "tasks": (0,), "placement": "official"}
     made = {"quality": demonstrations.quality, "frame_stride": demonstrations.frame_stride}
     return fitted(replace(config, **nothing, **recorded, **made, demos=len(demonstrations.episodes)), demonstrations)
 
 
-def say_small(config: StudyConfig, demonstrations: Demonstrations) -> None:
-    """A line on the standard error if recorded pictures are smaller than the policy's, and so are made larger."""
+def say_changes(config: StudyConfig, demonstrations: Demonstrations) -> None:
+    """On standard error, what reading changed, and whether pictures are smaller than the policy's (are enlarged)."""
+    console = Console(stderr=True)
+    for note in demonstrations.notes:
+        console.print(note, soft_wrap=True, markup=False)
     cameras = (config.cameras or demonstrations.cameras)[: 1 + config.backbone.wrist]
     small = {name: min(demonstrations.episodes[0].picture_size(name)) for name in cameras}
     small = {name: side for name, side in small.items() if side < config.backbone.image_size}
     if small:
         listed = ", ".join(f"{name} has {side}" for name, side in small.items())
-        Console(stderr=True).print(
+        console.print(
             f"the policy's pictures have {config.backbone.image_size} pixels a side, {listed}: they are made larger, "
             "and show no more than before",
             soft_wrap=True,

@@ -195,6 +195,7 @@ def study_description(
             *((OFFLINE,) if evaluations.domain.recorded is not None else ()),
             *(() if begun.hypotheses is not None else (UNDECLARED,)),
             *(() if c.judged else (NOT_JUDGED,)),
+            *evaluations.demonstrations.notes,
         ),
         judged=c.judged,
     )

@@ -28,7 +28,7 @@ from la_reconvla.method.saliency import MEAN
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.storage import locked, read_json
-from la_reconvla.study.cells import Cell, fitted, samples_of, say_small
+from la_reconvla.study.cells import Cell, fitted, samples_of, say_changes
 from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
@@ -278,7 +278,7 @@ def train_one(
     config = replace(config, train=_continued(config.train, out))
     opened = open_demonstrations(demonstrations)
     config = fitted(config, opened)
-    say_small(config, opened)
+    say_changes(config, opened)
     require_room(config, (episode.instruction for episode in opened.episodes), opened.space)
     require_heads(config, [arm])
     training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
