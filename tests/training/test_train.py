@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ class StopAt:
     def __init__(self, steps: int):
         self.left = steps
 
-    def advance(self, steps: float = 1, note: str | None = None) -> None:
+    def advance(self, steps: float = 1, note: str | None = None, before: bool = False) -> None:
         if note is not None:  # the first call only reports what had been done before
             self.left -= 1
         if self.left == 0:
@@ -120,6 +121,16 @@ class StopAt:
 
 
 # ---------------------------------------------------------------- killed and resumed
+
+
+def test_a_resumed_training_says_which_steps_were_done_before(demonstrations: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "run", C1, ticker=StopAt(3))
+    ticker = Mock()
+    train_tiny(demonstrations, tmp_path / "run", C1, ticker=ticker)
+    before, *fresh = (call.kwargs.get("before", False) for call in ticker.advance.call_args_list)
+    assert ticker.advance.call_args_list[0].args == (2,), "the state of step 2 was the last"
+    assert (before, fresh) == (True, [False, False])
 
 
 CHILD = "import sys; from pathlib import Path; import test_train as t; import torch; torch.set_num_threads(1); "

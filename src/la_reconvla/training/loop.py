@@ -250,7 +250,7 @@ class Training:
                 tracker.log(self.start(), 0)
             self.check(0)
         if ticker:
-            ticker.advance(first)
+            ticker.advance(first, before=True)
         for step in range(first, config.steps):
             values, done = self.step(step), step + 1
             counted += config.batch_size
