@@ -324,6 +324,19 @@ def test_a_bar_leaves_out_whole_what_does_not_fit(monkeypatch: pytest.MonkeyPatc
     assert shown == list(parts[: {56: 1, 80: 2, 90: 3, 120: 4}[width]])
 
 
+@pytest.mark.parametrize("far", [False, True])
+def test_steps_done_before_a_resume_do_not_enter_the_rate(monkeypatch: pytest.MonkeyPatch, far: bool) -> None:
+    """40 steps in 100 s are 24 a minute, and the 1060 that are left take 2650 s, whoever reports them."""
+    with progress("Pretraining", total=3600, unit="steps", console=Console(file=io.StringIO())) as bar:
+        ticker = bar.ticker(multiprocessing.get_context("spawn")) if far else bar
+        ticker.advance(2500, before=True)
+        ticker.advance(40)
+        while bar._done < 2540:
+            time.sleep(0.001)
+        monkeypatch.setattr(bar, "_started", time.monotonic() - 100)
+        assert bar.pace() == "44 min 10 s left, 24.0 steps/min"
+
+
 def test_a_log_has_one_line_with_separators() -> None:
     text = io.StringIO()
     with progress("Training", total=2, unit="steps", console=Console(file=text, width=40)) as bar:

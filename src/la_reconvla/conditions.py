@@ -28,7 +28,8 @@ whole image                  R3
 C1 that never sees anything but grey; ``G1-shuffled`` is G1 with the boxes of other samples, for the study whose answer
 is known (``study/known_answer.json``, preset ``known-answer``). The arms below `FOLLOWING` differ from C4 in one thing
 each: what the mask follows (`method.saliency`) or how it is cut (`method.mask`). They are not part of the default
-study.
+study, and neither is ``S2``, the opposite: it sees nothing but a budget of patches, which the action loss chooses, and
+reconstructs nothing (`method.variants.budget`, after arXiv 2606.02735).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from la_reconvla.method.reconstruction import Reconstruction, ReconstructorConfi
 from la_reconvla.method.saliency import SaliencySource
 from la_reconvla.method.variants.action_rows import ActionRows
 from la_reconvla.method.variants.attention_heads import SinkRemoved
+from la_reconvla.method.variants.budget import Budget
 from la_reconvla.method.variants.content_words import ContentWords
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.gaze import GazeCrop, GazeMask, RandomCrop, ShuffledGazeMask, WholeImage
@@ -62,16 +64,27 @@ class Condition:
         name: for people.
         reconstruction: what is added to the action loss; None for nothing.
         blind: train and act on a grey image.
+        budget: how much of the picture the policy sees, in training and acting; None for all of it.
+
+    Raises:
+        ValueError: for a budget beside a reconstruction.
     """
 
     id: str
     name: str
     reconstruction: Reconstruction | None = None
     blind: bool = False
+    budget: Budget | None = None
+
+    def __post_init__(self):
+        if self.budget is not None and self.reconstruction is not None:
+            raise ValueError("an arm either reconstructs patches or hides all but a budget of them")
 
     @property
     def saliency(self) -> SaliencySource | None:
-        """What the arm's mask follows; None where it follows nothing."""
+        """What the arm's mask or budget follows; None where it follows nothing."""
+        if self.budget is not None:
+            return self.budget.saliency
         return None if self.reconstruction is None else self.reconstruction.follows
 
     @property
@@ -107,6 +120,7 @@ C3_HIGH = Condition("C3-1.0", "attention mask, lambda 1.0", Reconstruction(Atten
 C4 = Condition("C4", "attention mask", Reconstruction(AttentionMask(), weight=0.5))
 C2_INPUT = Condition("C2-input", "random mask, leak-free", Reconstruction(RandomMask(), mask_at="input"))
 C4_INPUT = Condition("C4-input", "attention mask, leak-free", Reconstruction(AttentionMask(), mask_at="input"))
+S2 = Condition("S2", "all hidden but a learned budget", budget=Budget())
 NO_IMAGE = Condition("no-image", "instruction only, grey image", blind=True)
 
 FOLLOWING = (  # the others whose mask follows attention
@@ -133,7 +147,7 @@ D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), DIFF
 GRID = (C1, C2, D2, C4, A1, G1, G2, R1, R2, R3)
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
 CONDITIONS = {
-    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *FOLLOWING, NO_IMAGE)
+    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *FOLLOWING, S2, NO_IMAGE)
 }
 
 
@@ -181,4 +195,5 @@ def _apart(one: Condition, other: Condition) -> tuple[int, float]:
     a, b = one.reconstruction, other.reconstruction
     differing = sum(getattr(a, f.name, None) != getattr(b, f.name, None) for f in fields(Reconstruction))
     weights = [0.0 if extra is None else extra.weight_at(0.5) for extra in (a, b)]
-    return differing + (one.blind != other.blind), abs(weights[0] - weights[1])
+    differing += (one.blind != other.blind) + (one.budget != other.budget)
+    return differing, abs(weights[0] - weights[1])

@@ -128,7 +128,7 @@ class Backbone(Protocol):
     def __call__(
         self, inputs: PolicyInput, *, attention: AttentionRows | None = None, hidden: Bool[Tensor, "b n"] | None = None
     ) -> Features:
-        """`attention` asks for rows of the probe; `hidden` patches' pixels are removed before the vision tower.
+        """`attention` asks for rows of the probe; `hidden` patches' pixels, or a share (float), go before the tower.
 
         Raises:
             UserError: for images, robot state or instructions that it was not built for.

@@ -36,7 +36,7 @@ _after: float | None = None  # seconds of what follows, see `followed_by`
 class Ticker(Protocol):
     """Where progress is reported."""
 
-    def advance(self, steps: float = 1, note: str | None = None) -> None: ...
+    def advance(self, steps: float = 1, note: str | None = None, before: bool = False) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class RemoteTicker:
 
     pipe: Connection
 
-    def advance(self, steps: float = 1, note: str | None = None) -> None:
-        """Count `steps` more; `note` replaces the text behind the bar. Does nothing once the bar has gone."""
-        message = json.dumps((steps, note and note[:LONGEST_NOTE]), ensure_ascii=False).encode()
+    def advance(self, steps: float = 1, note: str | None = None, before: bool = False) -> None:
+        """See `Bar.advance`. Does nothing once the bar has gone."""
+        message = json.dumps((steps, note and note[:LONGEST_NOTE], before), ensure_ascii=False).encode()
         with contextlib.suppress(OSError):
             self.pipe.send_bytes(message)
 
@@ -81,10 +81,14 @@ class Bar:
         """Columns of the terminal."""
         return self._console.width
 
-    def advance(self, steps: float = 1, note: str | None = None) -> None:
-        """Count `steps` more; `note` replaces the text behind the bar."""
+    def advance(self, steps: float = 1, note: str | None = None, before: bool = False) -> None:
+        """Count `steps` more; `note` replaces the text behind the bar.
+
+        Those that were done `before`, by a run that is being resumed, do not enter the rate.
+        """
         with self._lock:
             self._done += steps
+            self._begun_with += steps if before else 0
             self._note = self._note if note is None else note
             self._rich.update(self._task, completed=self._done)
             now = time.monotonic()

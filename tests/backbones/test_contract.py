@@ -32,9 +32,10 @@ from la_reconvla.robot import proprio_width
 from la_reconvla.study.gathering import shared
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.requirements import pinned_config
-from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, dry_run, kept, load_policy
+from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, kept, load_policy
 from la_reconvla.training.loop import train
 from la_reconvla.training.tensors import save_tensors
+from la_reconvla.training.trial import dry_run
 from tiny_models import BUILDERS, Given, backbone
 
 

@@ -28,9 +28,10 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS, TokenHead, bin_values
 from la_reconvla.randomness import generator, seeded
 from la_reconvla.study.presets import preset
-from la_reconvla.training.checkpoint import CONFIG, PolicyConfig, dry_run, load_policy
+from la_reconvla.training.checkpoint import CONFIG, PolicyConfig, load_policy
 from la_reconvla.training.exporting import export_policy
 from la_reconvla.training.loop import train
+from la_reconvla.training.trial import dry_run
 from tiny_models import LANGUAGE, Given, backbone
 
 CHUNK = 2

@@ -206,7 +206,7 @@ class KilledAt:
     def __init__(self, steps: int):
         self.left = steps
 
-    def advance(self, steps: float = 1, note: str | None = None) -> None:
+    def advance(self, steps: float = 1, note: str | None = None, before: bool = False) -> None:
         self.left -= steps
         if self.left == 0:
             raise Killed

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from test_hdf5 import make_header, make_recording
 
 from helpers import HEAD, TINY, random_batch
 from la_reconvla import storage
-from la_reconvla.conditions import C1, C2, C4, CONDITIONS, NO_IMAGE, Condition
+from la_reconvla.conditions import C1, C2, C4, CONDITIONS, NO_IMAGE, S2, Condition
 from la_reconvla.data.boxes import Masks
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_writer import write_file
@@ -112,7 +113,7 @@ class StopAt:
     def __init__(self, steps: int):
         self.left = steps
 
-    def advance(self, steps: float = 1, note: str | None = None) -> None:
+    def advance(self, steps: float = 1, note: str | None = None, before: bool = False) -> None:
         if note is not None:  # the first call only reports what had been done before
             self.left -= 1
         if self.left == 0:
@@ -120,6 +121,16 @@ class StopAt:
 
 
 # ---------------------------------------------------------------- killed and resumed
+
+
+def test_a_resumed_training_says_which_steps_were_done_before(demonstrations: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "run", C1, ticker=StopAt(3))
+    ticker = Mock()
+    train_tiny(demonstrations, tmp_path / "run", C1, ticker=ticker)
+    before, *fresh = (call.kwargs.get("before", False) for call in ticker.advance.call_args_list)
+    assert ticker.advance.call_args_list[0].args == (2,), "the state of step 2 was the last"
+    assert (before, fresh) == (True, [False, False])
 
 
 CHILD = "import sys; from pathlib import Path; import test_train as t; import torch; torch.set_num_threads(1); "
@@ -367,20 +378,21 @@ def test_shifts_move_all_arms_alike(demonstrations: Path, tmp_path: Path, monkey
 # ---------------------------------------------------------------- sources that live through training
 
 REFRESHED = LocalisationHeads(count=2, frames=6, refresh=2)
-LIVING = {
+MASKS = {
     "C4-teacher": Reconstruction(saliency=EMATeacher(decay=0.5)),
     "C4-heads": Reconstruction(saliency=REFRESHED),
     "C4-heads-of-a-teacher": Reconstruction(saliency=EMATeacher(decay=0.5, source=REFRESHED)),
     "C4-warmup": Reconstruction(WarmUp(share=0.4)),
     "C4-two": Reconstruction(TwoRegionMask()),
 }
+LIVING = {name: Condition(name, name, extra) for name, extra in MASKS.items()} | {"S2": S2}
 
 
 @pytest.mark.parametrize("stop", [2, 3])
 @pytest.mark.parametrize("name", LIVING)
 def test_arms_with_a_memory_end_at_the_same_bits(demonstrations: Path, tmp_path: Path, name: str, stop: int) -> None:
     """Stopped at a saved state and one step after it; heads are chosen anew at steps 0, 2 and 4."""
-    arm = Condition(name, name, LIVING[name])
+    arm = LIVING[name]
     config = dataclasses.replace(SHORT, steps=6)
     whole = train_tiny(demonstrations, tmp_path / "whole", arm, config=config)
     with pytest.raises(Stop):
@@ -402,7 +414,7 @@ def test_arms_with_a_memory_end_at_the_same_bits(demonstrations: Path, tmp_path:
 
 def test_a_state_carries_the_teacher(demonstrations: Path, tmp_path: Path) -> None:
     """A build that starts the teacher again from the student would pass only with decay 0."""
-    arm = Condition("C4-teacher", "teacher", LIVING["C4-teacher"])
+    arm = LIVING["C4-teacher"]
     with pytest.raises(Stop):
         train_tiny(demonstrations, tmp_path / "run", arm, ticker=StopAt(3))
     tensors, _ = load_tensors(tmp_path / "run" / STATE)

@@ -119,9 +119,9 @@ class CellResult:
 class Arm:
     """What a condition is, in words and numbers; None where it has no such part.
 
-    `mask` names what is reconstructed, masked patches or a crop, `fraction` is the share of the patches that are
-    masked, `saliency` names what the mask follows, `weight` is lambda, at the end of the training where it changes, and
-    `schedule` then names how; the two of the head are those of `la_reconvla.study.head_cost`.
+    `mask` names what is reconstructed, masked patches or a crop, or what is hidden for good; `fraction` is the share of
+    the patches that are masked, `saliency` names what the mask follows, `weight` is lambda, at the end of the training
+    where it changes, and `schedule` then names how; the two of the head are those of `la_reconvla.study.head_cost`.
     """
 
     id: str
@@ -140,17 +140,18 @@ class Arm:
     @classmethod
     def of(cls, condition: Condition, cost: HeadCost | None = None) -> Arm:
         """The description of `condition`; `cost` is that of its head."""
-        extra = condition.reconstruction
+        extra, budget = condition.reconstruction, condition.budget
+        hidden = budget if extra is None else extra.region
         return cls(
             id=condition.id,
             name=condition.name,
-            mask=None if extra is None else extra.region.label,
+            mask=None if hidden is None else hidden.label,
             reconstructor=None if extra is None else extra.reconstruction_head.label,
             weight=None if extra is None else extra.weight_at(1.0),
             annotation_free=condition.annotation_free,
-            mask_at=None if extra is None or extra.mask is None else extra.mask_at,
-            fraction=None if extra is None else getattr(extra.region, "fraction", None),
-            saliency=None if extra is None or extra.follows is None else extra.follows.label,
+            mask_at=("input" if budget else None) if extra is None or extra.mask is None else extra.mask_at,
+            fraction=getattr(hidden, "fraction", None),
+            saliency=None if condition.saliency is None else condition.saliency.label,
             head_parameters=None if cost is None else cost.parameters,
             head_operations=None if cost is None else cost.operations,
             schedule=None if extra is None else getattr(extra.weight, "label", None),

@@ -82,15 +82,21 @@ class Normalisation:
         self,
         images: UInt8[Tensor, "b 3 H W"],
         geometry: Geometry,
-        hidden: Bool[Tensor, "b n"] | None,
+        hidden: Bool[Tensor, "b n"] | Float[Tensor, "b n"] | None,
         dtype: torch.dtype,
     ) -> Float[Tensor, "b 3 H W"]:
-        """What the tower gets; the pixels of `hidden` patches are mid-grey, whatever they were."""
+        """What the tower gets; the pixels of `hidden` patches are mid-grey, whatever they were.
+
+        A number instead of a truth value is the share of mid-grey in a patch, with a gradient; 0 and 1 are exact.
+        """
         pixels = images.to(dtype) / 255
         if hidden is not None:
             p, rows = geometry.patch, geometry.grid[0]
             cover = repeat(hidden, "b (r c) -> b 1 (r p) (c q)", r=rows, p=p, q=p)
-            pixels = pixels.masked_fill(cover, 0.5)
+            if cover.dtype == torch.bool:
+                pixels = pixels.masked_fill(cover, 0.5)
+            else:
+                pixels = pixels * (1 - cover.to(dtype)) + 0.5 * cover.to(dtype)
         mean, std = (pixels.new_tensor(part).view(1, 3, 1, 1) for part in (self.mean, self.std))
         return (pixels - mean) / std
 

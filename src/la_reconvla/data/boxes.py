@@ -196,7 +196,7 @@ def write_boxes(demonstrations: Demonstrations, annotator: Annotator, path: Path
     key = hashlib.sha256(json.dumps([annotator.identity, demonstrations.hash, names]).encode()).hexdigest()[:8]
     part = path.with_name(f"{path.name}.{key}.part")
     done: list[list[dict[str, Any]]] = read_jsonl(part)
-    ticker.advance(len(done))
+    ticker.advance(len(done), before=True)
     for episode in episodes[len(done) :]:
         lines = []
         for step, (*box, score) in zip(episode.frame_steps.tolist(), annotator.unfilled(episode).tolist(), strict=True):

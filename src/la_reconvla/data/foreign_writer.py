@@ -64,9 +64,10 @@ def write_foreign(out: Path, episodes: Sequence[Foreign], cameras: Sequence[str]
             task = tasks[episode.instruction]
             shard = out / names.SHARDS / f"{number:05d}.hdf5"
             of_file.setdefault(task, []).append(shard)
-            if not (out / f"{task}{names.DEMO_SUFFIX}").exists() and not shard.exists():
+            there = (out / f"{task}{names.DEMO_SUFFIX}").exists() or shard.exists()
+            if not there:
                 _write_shard(shard, episode, cameras, {**about, "task_name": task})
-            bar.advance(note=Path(episode.where).name)
+            bar.advance(note=Path(episode.where).name, before=there)
     for task, shards in of_file.items():
         path = out / f"{task}{names.DEMO_SUFFIX}"
         if not path.exists():

@@ -111,6 +111,8 @@ class LaReconVLAPolicy(PreTrainedPolicy):
         attention = ("q_proj", "k_proj", "v_proj", "o_proj")
         targets = [n for n in linear if n.endswith(attention) and not ("vision" in n or "visual" in n)]
         heads = ["policy.action_head"]
+        if self.arm.budget is not None:
+            heads.append("policy.gate")
         if self.policy.reconstruction_head is not None:
             heads.append("policy.reconstruction_head")
         return {"target_modules": targets, "modules_to_save": heads}

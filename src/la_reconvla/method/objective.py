@@ -48,7 +48,7 @@ def losses(
     """
     source = reconstruction.follows if reconstruction is not None else None
     rows = None if source is None else source.attention_rows
-    features = policy.features(batch, attention=rows if teacher is None else None)
+    features = policy.features(batch, attention=rows if teacher is None else None, progress=progress)
     logits = policy.action_head(features.action_states, features.instruction_state)
     action = action_loss(logits, policy.bins, batch.actions, batch.valid)
     if reconstruction is None:

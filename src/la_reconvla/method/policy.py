@@ -51,8 +51,9 @@ class Policy(nn.Module):
         attention: AttentionRows | None = None,
         hidden: Bool[Tensor, "b n"] | None = None,
         teacher: Backbone | None = None,
+        progress: float = 1.0,
     ) -> Features:
-        """The features of a batch from the backbone, or from its `teacher`; see `la_reconvla.contracts.Backbone`.
+        """Of a batch, by the backbone or its `teacher`; `progress` is for policies that learn to see less.
 
         A head that decodes token by token gives the true actions to all passes but those that only reconstruct.
         """

@@ -36,9 +36,10 @@ from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, tell_unnamed, usual_workers
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import PolicyConfig, dry_run
+from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
+from la_reconvla.training.trial import dry_run
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,8 @@ from la_reconvla.study.options import CompareOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import PolicyConfig, dry_run
+from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.trial import dry_run
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,19 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
     The policy comes with its arm, from a run with a decoder that reconstructs what attention picks; else it is None.
 
     Raises:
-        UserError: if there is none, or `layers` is given for a run, which was trained with certain layers.
+        UserError: if there is none, `layers` is given for a run, which was trained with certain layers, or a run sees
+            a budget of patches only.
     """
     folder = Path(source)
     if (folder / CONFIG).exists() and "condition" in read_json(folder / CONFIG):
         if layers is not None:
             raise UserError("a run uses the layers that it was trained with: leave --layers out")
         policy, run = load_policy(folder)
+        if run.budget is not None:
+            raise UserError(
+                f"{source} sees only a budget of patches, and this command would show what it sees without: its map is "
+                "among the pictures of its study's report"
+            )
         arm = CONDITIONS.get(run.condition)
         if arm is None or arm.saliency is None or policy.reconstruction_head is None:
             return policy.backbone, run.backbone, run.inputs.fit, None

@@ -20,9 +20,9 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 from la_reconvla.study.presets import StudyConfig
-from la_reconvla.training.checkpoint import dry_run
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.start_weights import StartWeights, pinned
+from la_reconvla.training.trial import dry_run
 
 
 def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
@@ -86,8 +86,13 @@ def require_room(config: StudyConfig, instructions: Iterable[str], space: Action
 
 
 def require_heads(config: StudyConfig, arms: Iterable[Condition]) -> None:
-    """Raise a `UserError` if boxes or a VAE that an arm needs are not there, while nothing is written yet."""
+    """Raise a `UserError` if boxes or a VAE that an arm needs are not there, while nothing is written yet.
+
+    Also if actions are decoded in a way that an arm cannot have.
+    """
     for arm in arms:
+        if arm.budget is not None:
+            arm.budget.require(config.decoding)
         if not arm.annotation_free:
             annotator(config.gaze)
         if arm.reconstruction is not None:

@@ -29,6 +29,7 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEReconstructor
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.variants.budget import BudgetedPolicy
 from la_reconvla.robot import LIBERO_ACTIONS, proprio_width
 
 LANGUAGE = "pick up the black bowl next to the plate"
@@ -114,6 +115,8 @@ def skeleton(backbone: Pretrained, condition: Condition) -> Policy:
             policy.reconstruction_head = condition.reconstruction.reconstruction_head.build(
                 inner.width, inner.grid, inner.patch_size
             )
+        if condition.budget is not None:
+            policy = BudgetedPolicy(policy, condition.budget)
     return policy.train()
 
 

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from la_reconvla.backbones.paligemma import PaliGemmaBackbone, SmallPaliGemma, w
 from la_reconvla.backbones.pretrained import Freeze, Lora, Pretrained, hub_files
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C1, Condition
-from la_reconvla.contracts import PolicyInput
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
@@ -31,11 +29,12 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.reconstruction import ReconstructorConfig
 from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName, TokenHead
+from la_reconvla.method.variants.budget import Budget, BudgetedPolicy
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.learned import unlearned
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
-from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard, proprio_width
+from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard
 from la_reconvla.storage import claim, read_json
 from la_reconvla.text_table import tell
 from la_reconvla.training.origin import Origin, require_same_frozen, take
@@ -46,7 +45,7 @@ from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, nam
 SCHEMA = 2  # of config.json; 2 names the class of every value, and 1 did not
 SAVED = (
     *(ActionBins, ActionSpace, Inputs, Standard, Origin),
-    *(SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents),
+    *(SmallPaliGemma, Pretrained, Freeze, Lora, MAEDecoder, Denoiser, Pixels, Latents, Budget),
 )
 """This package's own classes that a configuration is made of; others are registered, `la_reconvla.kinds.register`."""
 
@@ -70,6 +69,7 @@ class PolicyConfig:
         decoding: how actions come out, a key of `la_reconvla.method.variants.autoregressive.DECODINGS`.
         inputs: what it is given of the robot's data, and how that is prepared.
         origin: the run whose weights its training started from.
+        budget: how much of the picture it sees; None for all of it.
     """
 
     condition: str
@@ -86,6 +86,7 @@ class PolicyConfig:
     decoding: DecodingName = "parallel"
     inputs: Inputs = LIBERO_INPUTS
     origin: Origin | None = None
+    budget: Budget | None = None
 
     @property
     def seen(self) -> tuple[str, ...]:
@@ -102,6 +103,7 @@ class PolicyConfig:
             blind=condition.blind,
             reconstruction_head=head,
             saliency_state_shape=shape,
+            budget=condition.budget,
             **fields,
         )
 
@@ -125,8 +127,11 @@ class PolicyConfig:
     def build(self) -> Policy:
         """A policy with fresh weights, into which others can be loaded.
 
-        Backbone and action head are drawn from one stream and the decoder from another, so that all arms of one seed
-        start from equal weights, with or without a decoder.
+        Backbone and action head are drawn from one stream, decoder and gate from others, so that all arms of one seed
+        start from equal weights, with or without those.
+
+        Raises:
+            UserError: if the backbone cannot decode in this way, or a budget cannot be kept so.
         """
         with seeded(self.seed, "weights"):
             decoding = DECODINGS[self.decoding]
@@ -138,6 +143,10 @@ class PolicyConfig:
             with seeded(self.seed, "decoder"):
                 inner = policy.backbone
                 policy.reconstruction_head = self.reconstruction_head.build(inner.width, inner.grid, inner.patch_size)
+        if self.budget is not None:
+            self.budget.require(self.decoding)
+            with seeded(self.seed, "gate"):
+                policy = BudgetedPolicy(policy, self.budget)
         return policy
 
     def start(self, images: UInt8[torch.Tensor, "m 3 H W"] | None) -> Policy:
@@ -216,7 +225,13 @@ class PolicyConfig:
 
     def _require_parts(self) -> None:
         """Raise a `TypeError` for a part of another class, a `UserError` for one that lacks what its protocol names."""
-        classes = {"bins": ActionBins, "inputs": Inputs, "train_starts": tuple, "origin": Origin | None}
+        classes = {
+            "bins": ActionBins,
+            "inputs": Inputs,
+            "train_starts": tuple,
+            "origin": Origin | None,
+            "budget": Budget | None,
+        }
         for name, kind in classes.items():
             if not isinstance(part := getattr(self, name, None), kind):
                 raise TypeError(f"{name} is {part!r}")
@@ -373,28 +388,3 @@ def weights_hash(policy: torch.nn.Module, part: str) -> str:
             digest.update(flat_name(name).encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def dry_run(policy: Policy, given: BackboneConfig, instructions: Iterable[str]) -> None:
-    """Act once on every instruction, so that one that is too long is refused before long work.
-
-    Args:
-        policy: the policy.
-        given: what its backbone was made from.
-        instructions: texts.
-
-    Raises:
-        UserError: from the backbone.
-    """
-    distinct, patch = sorted(set(instructions)), policy.backbone.patch_size
-    rows, columns = policy.backbone.grid
-    images = torch.zeros(len(distinct), 3, rows * patch, columns * patch, dtype=torch.uint8)
-    device = next(policy.parameters()).device
-    wrist = images if given.wrist else None
-    width = proprio_width(given.proprio)
-    proprio = torch.zeros(len(distinct), width, device=device) if width else None
-    training = policy.training
-    policy.eval()  # checkpointing, which only training does, and a cache of keys exclude each other
-    policy.act(PolicyInput(images.to(device), distinct, None if wrist is None else wrist.to(device), proprio))
-    policy.train(training)

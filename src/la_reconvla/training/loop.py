@@ -24,7 +24,7 @@ from la_reconvla.method.variants.teacher import averaged, follow, teacher_of
 from la_reconvla.processes import keep_memory
 from la_reconvla.progress import Ticker
 from la_reconvla.randomness import derive, generator, seeded
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, kept, restore, weights_hash
+from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, restore, weights_hash
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.held_out import held_out_loss, save_looks
@@ -33,6 +33,7 @@ from la_reconvla.training.parts import Part, claim_part, scheduled
 from la_reconvla.training.run_state import STATE, finished, require_room
 from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
 from la_reconvla.training.trackers import JsonLines, Service, ServiceName, TensorBoard, Tracker, require_service
+from la_reconvla.training.trial import dry_run
 
 SCHEDULE = "train.json"
 WHITENED = 256  # training images that the patch embedding starts from
@@ -249,7 +250,7 @@ class Training:
                 tracker.log(self.start(), 0)
             self.check(0)
         if ticker:
-            ticker.advance(first)
+            ticker.advance(first, before=True)
         for step in range(first, config.steps):
             values, done = self.step(step), step + 1
             counted += config.batch_size

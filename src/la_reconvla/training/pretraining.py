@@ -246,7 +246,7 @@ def _train(
     first = _resume(folder / STATE, learner, optimizer)
     lines = JsonLines(folder, first)
     if ticker:
-        ticker.advance(first)
+        ticker.advance(first, before=True)
     clock, counted = time.perf_counter(), 0
     for step in range(first, config.steps):
         optimizer.schedule(functools.partial(scheduled, step, config.steps, config.warmup))
