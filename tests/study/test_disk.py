@@ -24,10 +24,10 @@ def test_the_sizes_of_the_preset_quick() -> None:
 
 
 def test_every_part_grows_as_it_should() -> None:
-    small = preset("quick")
+    small = preset("quick").changed(wrist=False)
     needs, twice = disk(small, 1e6), disk(replace(small, demos=2 * small.demos), 1e6)
     assert twice.demonstrations == 2 * needs.demonstrations
-    assert twice.pictures == 2 * needs.pictures == 2 * (2 * 16 * 45 * 0.85 * 3 * 112**2)
+    assert twice.pictures == 2 * needs.pictures == 2 * (2 * 16 * 22.5 * 0.85 * 3 * 112**2)
     seen = disk(small.changed(wrist=True), 1e6)
     assert seen.pictures == 2 * needs.pictures
     assert 1.5 < seen.demonstrations / needs.demonstrations < 2

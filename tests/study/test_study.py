@@ -265,7 +265,6 @@ def test_presets_need_the_image():
     for config in PRESETS.values():
         assert config.placement == "wide"
         assert config.backbone.proprio == "none"
-        assert not config.backbone.wrist
 
 
 def test_presets_are_complete_and_near_misses_are_named():

@@ -26,7 +26,8 @@ COARSE = Pixels(side=4)
 
 # What the small presets train: a backbone that has acted before (docs/base.md), and reconstruction heads that are cheap
 # beside it. Both have equal parameters to 5 %; the denoiser takes about 1.5 times the operations.
-ACTING = SmallPaliGemma(mlp=2, chunk=24, stem="conv", weights="base")
+ACTING = SmallPaliGemma(mlp=2, chunk=12, wrist=True, stem="conv", weights="base")
+RECOVERING = 1 / 3  # of their scenes are recorded from a mistake on
 LIGHT = MAEDecoder(depth=2, width=128, attention_heads=4)
 LIGHT_DENOISER = Denoiser(depth=2, width=108, attention_heads=4, repeats=1, target=COARSE)
 
@@ -233,10 +234,12 @@ PRESETS = {
             preset="quick",
             tasks=(0, 1),
             demos=16,
+            frame_stride=4,
+            mistakes=RECOVERING,
             backbone=ACTING,
             decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=160, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=20, shift=4),
+            train=TrainConfig(steps=80, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=10, shift=4),
             episodes=4,
             floor_episodes=2,
             frames=120,
@@ -246,10 +249,11 @@ PRESETS = {
             tasks=(0, 1, 2),
             also_official=10,
             demos=50,
+            mistakes=RECOVERING,
             backbone=ACTING,
             decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=800, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=50, shift=4),
+            train=TrainConfig(steps=400, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=30, shift=4),
             seeds=(0, 1, 2),
             episodes=20,
             floor_episodes=20,
