@@ -47,7 +47,7 @@ from la_reconvla.training.trackers import METRICS
 
 POLICY = (
     "cameras fit held-out backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens "
-    "norm-pixels latents steps shift gaze device track"
+    "norm-pixels latents steps ema shift gaze device track"
 )
 COMMANDS = {  # and the names of their options, which scripts depend on
     "check machine": "out",

@@ -107,8 +107,8 @@ def describe(
         recorded: the data set.
 
     Raises:
-        UserError: the arm needs boxes, which the format has not; an average of weights is asked for; pictures are repeated between steps; or the data lack
-            a camera or a state.
+        UserError: the arm needs boxes, which the format has not; an average of weights is asked for; pictures are
+            repeated between steps; or the data lack a camera or a state.
     """
     trained = study.arm(arm)
     if not trained.annotation_free:

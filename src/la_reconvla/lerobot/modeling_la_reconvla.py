@@ -160,7 +160,9 @@ class LaReconVLAPolicy(PreTrainedPolicy):
     def predict_action_chunk(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
         """Actions [b c a] in the robot's units."""
         inputs = self._inputs(batch)
-        names = [f"{row}/{self._chunks}" for row in range(len(inputs.images))]  # LeRobot does not say which episode it is
+        names = [
+            f"{row}/{self._chunks}" for row in range(len(inputs.images))
+        ]  # LeRobot does not say which episode it is
         self._chunks += 1
         return self.policy.act(with_noise(self.policy, inputs, names))
 

@@ -141,7 +141,7 @@ def in_one_pass(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
 def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     """One recording of what the network is conditioned on, and one of the network, which is run again for each step."""
     head: Any = policy.action_head
-    examples = tensors_of(inputs)
+    examples: dict[str, Tensor] = tensors_of(inputs)
 
     def start(*tensors: Tensor) -> Tensor:
         return head.states(policy.backbone(with_tensors(inputs, tensors)))
@@ -149,7 +149,8 @@ def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     first = recorded(start, tuple(examples.values()))
     states = first(*examples.values())
     x = examples.get("noise", head.still.expand(len(states), -1, -1))
-    predict = recorded(lambda *given: head.predict(*given), (x, torch.zeros(len(x), device=x.device), states))
+    level = torch.zeros(len(states), device=states.device)
+    predict = recorded(lambda *given: head.predict(*given), (x, level, states))
 
     def act(*tensors: Tensor) -> Tensor:
         states, noise = first(*tensors), dict(zip(examples, tensors, strict=True)).get("noise", x)

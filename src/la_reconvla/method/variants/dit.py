@@ -1,4 +1,4 @@
-"""The network of the diffusion heads: a transformer whose blocks are conditioned, token by token, on what to draw there.
+"""The network of all diffusion heads: a transformer whose blocks are conditioned, token by token, on what to draw.
 
 ::
 
