@@ -148,7 +148,7 @@ def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
 
     first = recorded(start, tuple(examples.values()))
     states = first(*examples.values())
-    x = examples.get("noise", head.still.repeat(len(states), 1, 1))
+    x = examples["noise"] if "noise" in examples else head.still.repeat(len(states), 1, 1)
     level = torch.zeros(len(states), device=states.device)
     predict = recorded(lambda *given: head.predict(*given), (x, level, states))
 
