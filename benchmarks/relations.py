@@ -89,7 +89,7 @@ def pairs(samples: Samples) -> list[tuple[int, int]]:
 
 def chosen(policy: Policy, batch: Batch, other: Batch, features: Features) -> list[bool]:
     """Whether each chunk is nearer to the expert's than to the expert's of the other instruction."""
-    acted = policy.bins.decide(policy.action_head(features.action_states, features.instruction_state))[..., :MOTION]
+    acted = policy.bins.decide(policy.action_head(features))[..., :MOTION]
     both = (batch.valid & other.valid)[..., None]
     near, far = ((acted - shown.actions[..., :MOTION]).abs() * both for shown in (batch, other))
     return (near.sum((1, 2)) < far.sum((1, 2))).tolist()

@@ -21,6 +21,7 @@ from la_reconvla.data.samples import Samples, pad_actions
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.objective import losses
+from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.randomness import generator
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 from la_reconvla.training.acting import Actor
@@ -70,7 +71,7 @@ def test_without_a_binary_dimension_no_number_is_rounded_to_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+@pytest.mark.parametrize("decoding", list(DECODINGS))
 @pytest.mark.parametrize("space", [JOINTS, HAND], ids=["six", "three"])
 def test_a_policy_of_another_robot_learns_acts_and_is_read_again(space: Any, decoding: Any, tmp_path: Path) -> None:
     run = untrained(C4, bins=bins_over(space), decoding=decoding)

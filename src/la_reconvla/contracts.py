@@ -41,12 +41,14 @@ class PolicyInput:
         instructions: b strings.
         wrist: uint8 [b 3 H W], the second camera, or None.
         proprio: float32 [b p], the robot's own state, or None.
+        noise: float32 [b c a], what an action head that denoises begins with; None for the same in every call.
     """
 
     images: UInt8[Tensor, "b 3 H W"]
     instructions: list[str]
     wrist: UInt8[Tensor, "b 3 H W"] | None = None
     proprio: Float[Tensor, "b p"] | None = None
+    noise: Float[Tensor, "b c a"] | None = None
 
 
 @dataclass(eq=False)

@@ -363,7 +363,7 @@ def test_the_action_loss_reaches_every_row_that_the_saliency_reads(name):
         attention.q_proj.register_forward_hook(keep)
         attention.register_forward_pre_hook(lambda _m, _a, kwargs: probes.append(kwargs["probe"]), with_kwargs=True)
     features = policy.features(batch, attention="instruction")
-    logits = policy.action_head(features.action_states, features.instruction_state)
+    logits = policy.action_head(features)
     action_loss(logits, policy.bins, batch.actions, batch.valid).backward()
     assert len(asked) == 3
     for index, queries in asked.items():

@@ -262,7 +262,7 @@ def test_gradients_reach_every_matrix_that_the_attention_depends_on(name):
     features = wrapped(inputs, attention="instruction")
     before = features.attention
     weights = {key: p for key, p in wrapped.named_parameters() if p.requires_grad and p.dim() > 1}
-    logits = policy.action_head(features.action_states, features.instruction_state)
+    logits = policy.action_head(features)
     actions = torch.rand(logits.shape[:3], generator=generator(0, "actions")) * 2 - 1
     sources = [action_loss(logits, BINS, actions, torch.ones(actions.shape[:2], dtype=torch.bool))]
     if features.channel == "language":

@@ -21,7 +21,7 @@ from la_reconvla import cli, kinds
 from la_reconvla.bench import acting, sizes
 from la_reconvla.bench import rows as rows_module
 from la_reconvla.bench import run as bench_module
-from la_reconvla.bench.acting import CONTROL, EQUAL, PUBLISHED, Act, NotRecordedError, unrecorded
+from la_reconvla.bench.acting import CONTROL, EQUAL, PUBLISHED, Act, BackboneAlone, NotRecordedError, unrecorded
 from la_reconvla.bench.draw_pictures import Draw
 from la_reconvla.bench.load_batches import Load, recording
 from la_reconvla.bench.rows import BenchRow, ControlRow, ExtraRow, LimitRow, NotRecordedRow, ShareRow
@@ -35,6 +35,7 @@ from la_reconvla.conditions import C1, C4, CONDITIONS
 from la_reconvla.data.samples import Samples, batch_indices
 from la_reconvla.errors import UserError
 from la_reconvla.method.decoder import MAEDecoder
+from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
 
@@ -173,7 +174,7 @@ def test_a_fast_row_that_would_be_slow_is_marked(monkeypatch: pytest.MonkeyPatch
     def refused(*_: Any) -> Any:
         raise ValueError("a tensor was asked\nfor its value")
 
-    monkeypatch.setattr(acting, "in_one_pass", refused)
+    monkeypatch.setattr(acting, "recording", refused)
     monkeypatch.setattr(acting.Actor, "records", lambda self: 0)
     monkeypatch.setattr(bench_module, "CONTROL", (Act("C4", 1), Act("C4", 1, fast=True)))
     with pytest.raises(NotRecordedError, match=r"^ValueError: a tensor was asked$"):
@@ -189,9 +190,36 @@ def test_a_fast_row_that_would_be_slow_is_marked(monkeypatch: pytest.MonkeyPatch
     assert list(shown["Control: no fast path"]) == [("quick", Act("C4", 1, fast=True).id, reason)]
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_backbone_s_part_and_the_head_s_are_apart(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [Act("C4", 8, "flow", steps=n, fast=fast) for n in (1, 4)]
+    monkeypatch.setattr(bench_module, "CONTROL", (*cases, Act("ReconVLA", 8, "autoregressive")))
+    taken = {cases[0].id: [0.03, 0.05], cases[1].id: [0.07, 0.09], BackboneAlone(fast).id: [0.01, 0.02]}
+    tokens = Act("ReconVLA", 8, "autoregressive").id
+    built: list[Any] = []
+
+    def timed(self: Any, size: Any, section: str, works: Any) -> Any:
+        built.extend(works)
+        shapes = {name: work() for name, work in works.items()}
+        assert shapes[BackboneAlone(fast).id][0].shape == (1, 8, TINY.width)
+        return {**taken, tokens: [0.5, 0.5]}
+
+    monkeypatch.setattr(Bench, "timed", timed)
+    bench = Bench(Settings(repeats=1, only=("control",)), HERE)
+    bench.control(TINY_SIZE)
+    assert sorted(built) == sorted([*taken, tokens])
+    rows: Any = {row.case: row for row in bench.rows}
+    assert list(rows) == [cases[0].id, cases[1].id, tokens]
+    assert rows[cases[0].id].head_ms == pytest.approx(25)
+    assert rows[cases[1].id].head_ms == pytest.approx(65)
+    assert rows[cases[1].id].backbone_ms == pytest.approx(15)
+    assert rows[cases[1].id].steps == 4
+    assert rows[tokens].head_ms is rows[tokens].backbone_ms is None
+
+
 def test_a_recording_that_differs_is_said_to_differ() -> None:
     policy, batch = tiny_policy(None), random_batch(1)
-    assert "differ" in unrecorded(policy, batch)
+    assert "differ" in unrecorded(policy, batch.inputs)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +336,7 @@ def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, ready.policy.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+@pytest.mark.parametrize("decoding", list(DECODINGS))
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_an_arm_acts_with_its_chunk_and_its_image_tokens(chunk: int, decoding: Any) -> None:
     act = Act("C4", chunk, decoding, side=3)

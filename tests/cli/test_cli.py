@@ -47,7 +47,7 @@ from la_reconvla.training.trackers import METRICS
 
 POLICY = (
     "cameras fit held-out backbone weights lora-rank quantize dtype chunk decoding proprio wrist max-tokens "
-    "norm-pixels latents steps shift gaze device track"
+    "norm-pixels latents steps ema shift gaze device track"
 )
 COMMANDS = {  # and the names of their options, which scripts depend on
     "check machine": "out",
@@ -327,7 +327,7 @@ def test_what_may_be_changed_of_a_preset_is_a_field_of_its_type() -> None:
                 assert holders, f"nothing has a field {name}"
                 assert all(offered == (held | None) for held in holders), f"{name}: {offered}, {holders}"
                 changed.add(name)
-    assert len(changed) == 29
+    assert len(changed) == 30
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,10 @@ def test_changes_are_those_of_train() -> None:
     assert (policy.backbone.chunk, policy.backbone.wrist, policy.decoding) == (3, True, "autoregressive")
     assert policy.backbone.grid == (7, 7)
     assert (policy.inputs.cameras, policy.image_size) == (("image2", "image"), 48)
+    drawn = made(decoding="flow")
+    np.testing.assert_allclose(drawn.bins.low[:-1], ACTIONS[:, :-1].min(0), atol=1e-6)
+    with pytest.raises(UserError, match="ema is for"):
+        made(ema=True)
     study = chosen("smoke", {"backbone": "user/name", "steps": 9})
     assert (study.backbone.source, study.train.steps) == ("user/name", 9)  # pyright: ignore
     for changes, message in (({"chunks": 3}, "named as the options"), ({"steps": 0}, "steps must be at least 1")):

@@ -82,7 +82,7 @@ def test_cached_greedy_decoding_is_the_argmax_of_one_pass_over_its_own_tokens(na
     assert torch.equal(BINS.labels(batch.actions).round().long()[..., :6], tokens[..., :6])
     following = policy.action_head.embed(tokens.flatten(1)[:, :-1])
     features = policy.backbone(batch.inputs, following=following)
-    logits = policy.action_head(features.action_states, features.instruction_state)
+    logits = policy.action_head(features)
     assert torch.equal(logits.argmax(-1), tokens)
     torch.testing.assert_close(torch.stack(stepped, 1), logits.flatten(1, 2), rtol=1e-4, atol=1e-4)
     assert tokens.unique().numel() > 3
@@ -95,12 +95,12 @@ def test_a_token_changes_nothing_before_it(name):
     policy = policy_named(name)
     batch = batch_for(policy)
     before = policy.features(batch, attention="instruction")
-    logits = policy.action_head(before.action_states, before.instruction_state).flatten(1, 2)
+    logits = policy.action_head(before).flatten(1, 2)
     at = 9  # the token of the second step's third dimension is the input of position 10
     batch.actions = batch.actions.clone()
     batch.actions[:, 1, 2] *= -1
     after = policy.features(batch, attention="instruction")
-    changed = policy.action_head(after.action_states, after.instruction_state).flatten(1, 2)
+    changed = policy.action_head(after).flatten(1, 2)
     torch.testing.assert_close(changed[:, : at + 1], logits[:, : at + 1], rtol=0, atol=1e-6)
     assert ((changed - logits).abs().amax(-1)[:, at + 1 :] > 1e-4).all()
     assert torch.equal(before.attention, after.attention)

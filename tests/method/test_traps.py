@@ -28,6 +28,7 @@ from la_reconvla.method.mask import MaskContext, RandomMask
 from la_reconvla.method.objective import losses
 from la_reconvla.method.pixels import patchify
 from la_reconvla.method.reconstruction import Reconstruction
+from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.randomness import derive, generator, seeded
 
 # ---------------------------------------------------------------- leakage
@@ -100,7 +101,7 @@ def test_the_reconstruction_gradient_reaches_the_backbone(place):
 
 
 @pytest.mark.parametrize("naive", [False, True])
-@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+@pytest.mark.parametrize("decoding", list(DECODINGS))
 def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_saliency_reads(naive, decoding):
     """In a decoder read at the action tokens only, the last layer's text rows are dead: no gradient reaches them.
 
@@ -123,6 +124,8 @@ def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_sali
     policy.backbone.model.language_model.set_attn_implementation("recorded_for_test")
     if naive:
         torch.nn.init.zeros_(policy.action_head.from_instruction.weight)
+    for p in getattr(policy.action_head, "network", torch.nn.Module()).parameters():
+        torch.nn.init.normal_(p, std=0.1)  # DiT's own start is a network that reads nothing
     losses(policy, batch, None, generator(0, "mask")).action.backward()
     rows = policy.backbone.encode(batch.instructions).token_mask
     for layer in policy.backbone.saliency_layers:

@@ -31,8 +31,8 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_writer import write_file
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
-from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.reconstruction import Reconstruction
+from la_reconvla.method.variants.autoregressive import DecodingName
 from la_reconvla.method.variants.content_words import ContentWords
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.localisation_heads import LocalisationHeads
@@ -47,6 +47,7 @@ from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.loop import SCHEDULE, WHITENED, TrainConfig, train
 from la_reconvla.training.run_state import SMALL_FILES, STATE
+from la_reconvla.training.start_weights import bins_of
 from la_reconvla.training.tensors import load_tensors, save_tensors
 from la_reconvla.training.trackers import METRICS
 from search_path import SEARCH
@@ -77,6 +78,7 @@ def train_tiny(
     ticker: Any = None,
     held_out: float = 0.25,
     spread: float = 4.0,
+    decoding: DecodingName = "parallel",
 ) -> Path:
     """Train the tiny policy; the same call goes on with a run that was stopped."""
     parts = open_demonstrations(demonstrations).divide(held_out)
@@ -84,8 +86,9 @@ def train_tiny(
     condition = condition.with_reconstruction_head(HEAD, DENOISER)
     if not condition.annotation_free:
         training = training.annotated(Masks())
-    bins = ActionBins.from_quantiles(*training.quantiles(), spread=spread)
-    policy = PolicyConfig.trained_on(condition, training, seed=seed, backbone=TINY, bins=bins)
+    bins = bins_of(None, training, spread, decoding)
+    fields: Any = {"seed": seed, "backbone": TINY, "bins": bins, "decoding": decoding}
+    policy = PolicyConfig.trained_on(condition, training, **fields)
     return train(condition, policy, config, training, rest, out, ticker)
 
 

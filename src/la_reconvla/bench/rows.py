@@ -56,10 +56,13 @@ class ControlRow(TimedRow):
     Attributes:
         arm: whose way of acting it is.
         chunk: actions.
-        decoding: all in one pass, or token by token.
+        decoding: all in one pass, token by token, or from noise.
         fast: by a recording.
         image_tokens: where they are not the backbone's number.
         hertz: actions per second if all of a chunk are executed.
+        steps: from noise to actions, where it denoises.
+        backbone_ms: what of it the backbone alone takes, where that was timed.
+        head_ms: what it takes more than the backbone alone, the median over the rounds.
     """
 
     section: Section = "control"
@@ -70,6 +73,9 @@ class ControlRow(TimedRow):
     fast: bool
     image_tokens: int | None
     hertz: float
+    steps: int | None = None
+    backbone_ms: float | None = None
+    head_ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,13 +85,18 @@ class Bench:
         """Milliseconds a chunk; with ``limit`` also the bound of each."""
         cases = {case.id: case for case in CONTROL if case.fits(size)}
         shared, works = size.acting(1).sharing(self.compute), {}
-        for name, case in cases.items():
+        parts = {part.id: part for case in cases.values() if (part := case.backbone) is not None}
+        for name, case in {**cases, **parts}.items():
             try:
                 works[name] = case.build(shared, self.compute)
             except NotRecordedError as reason:
                 self.rows.append(NotRecordedRow(backbone=size.id, case=name, reason=str(reason)))
-        for name, seconds in self.timed(size, "control", works).items():
+        timed = self.timed(size, "control", works)
+        for name, seconds in timed.items():
+            if name in parts:
+                continue
             case, times = cases[name], Times.of(seconds)
+            alone = None if case.backbone is None else timed.get(case.backbone.id)
             row = ControlRow(
                 backbone=size.id,
                 case=name,
@@ -102,6 +107,9 @@ class Bench:
                 fast=case.fast,
                 image_tokens=case.side and case.side**2,
                 hertz=case.chunk / times.median,
+                steps=case.steps,
+                backbone_ms=None if alone is None else 1e3 * Times.of(alone).median,
+                head_ms=None if alone is None else 1e3 * difference(seconds, alone),
             )
             self.rows.append(row)
         if "limit" in self.settings.only:

@@ -76,6 +76,10 @@ def tables(rows: Sequence[BenchRow], device_type: str) -> list[TextTable]:
 
 
 def _acting_tables(rows: Sequence[BenchRow]) -> list[TextTable]:
+    def control(row: ControlRow) -> tuple[str, ...]:
+        apart = ("–" if part is None else f"{part:.1f}" for part in (row.backbone_ms, row.head_ms))
+        return (row.case, *spread(row), *apart, f"{row.hertz / row.chunk:.1f}", f"{row.hertz:.0f}")
+
     def limit(row: LimitRow) -> tuple[str, ...]:
         fast = ("–" if value is None else f"{value:.1f}" for value in (row.fast, row.fast_ratio))
         times = (row.case, f"{row.median:.1f}", f"{row.bound:.2f}", f"{row.ratio:.1f}", *fast)
@@ -85,9 +89,10 @@ def _acting_tables(rows: Sequence[BenchRow]) -> list[TextTable]:
         _table(
             rows,
             ControlRow,
-            "Control: milliseconds per chunk, and actions per second if all are executed; arms of a backbone in turn",
-            ("arm", *STATISTICS, "Hz"),
-            lambda row: (row.case, *spread(row), f"{row.hertz:.0f}"),
+            "Control: milliseconds per chunk, the backbone's part and the head's where they are apart, chunks per "
+            "second, and actions per second if all are executed; arms of a backbone in turn",
+            ("arm", *STATISTICS, "backbone", "head", "chunks/s", "Hz"),
+            control,
         ),
         _table(
             rows,

@@ -21,6 +21,7 @@ from la_reconvla.data.lerobot_info import action_space, camera_names, camera_siz
 from la_reconvla.data.lerobot_layout import ACTION, IMAGES, OURS, STATE, needed
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
+from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionKind, ActionSpace, Inputs, Orientation, Standard
 from la_reconvla.serving.lerobot_folder import LIBERO_KEYS
 from la_reconvla.study.presets import StudyConfig, preset
@@ -106,8 +107,8 @@ def describe(
         recorded: the data set.
 
     Raises:
-        UserError: the arm needs boxes, which the format has not; pictures are repeated between steps; or the data lack
-            a camera or a state.
+        UserError: the arm needs boxes, which the format has not; an average of weights is asked for; pictures are
+            repeated between steps; or the data lack a camera or a state.
     """
     trained = study.arm(arm)
     if not trained.annotation_free:
@@ -120,6 +121,8 @@ def describe(
             "too. Train it with `la-reconvla train`, or record or draw every frame (`data collect`, `data render`: "
             "--frame-stride 1) and convert that"
         )
+    if study.train.ema:
+        raise UserError("policy.changes: ema is for `la-reconvla train`, LeRobot keeps no average: leave it out")
     study = pinned_config(study)
     backbone, cameras = study.backbone, study.cameras or tuple(recorded.cameras)[:2]
     if lacking := [name for name in cameras if name not in recorded.cameras]:
@@ -140,7 +143,7 @@ def describe(
     space = recorded.space
     if recorded.said.get("libero_state") and space.kinds == LIBERO_ACTIONS.kinds:
         space = LIBERO_ACTIONS  # whatever the data set calls them: weights that acted in LIBERO go on from there
-    edges = np.quantile(recorded.actions, (0.01, 0.99), axis=0)
+    edges = np.quantile(recorded.actions, DECODINGS[study.decoding].reach, axis=0)
     stands = orientation or recorded.said.get("orientation", "upright")
     return PolicyConfig.of(
         trained,

@@ -23,6 +23,7 @@ from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
 from la_reconvla.method.variants.teacher import follow, teacher_of
 from la_reconvla.randomness import generator
 from la_reconvla.serving.lerobot_folder import policy_of
+from la_reconvla.training.acting import with_noise
 from la_reconvla.training.loop import WHITENED
 
 TASK, PADDED = "task", "action_is_pad"
@@ -91,9 +92,9 @@ class LaReconVLAPolicy(PreTrainedPolicy):
                 self._learn(learned, teacher)
         elif learned is not None and learned.decay is not None:
             teacher = self.policy.backbone  # a trained policy's map of such a source is that of its own weights
-        draws, noise = generator(seed, "mask", step), generator(seed, "noise", step)
+        draws, *noise = (generator(seed, name, step) for name in ("mask", "noise", "action noise"))
         done = min(step / self.train_config.steps, 1.0)
-        out = losses(self.policy, given, self.arm.reconstruction, draws, done, teacher, noise)  # pyright: ignore
+        out = losses(self.policy, given, self.arm.reconstruction, draws, done, teacher, *noise)  # pyright: ignore
         logged = {"action_loss": out.action.item()}
         if out.reconstruction is not None:
             logged["reconstruction_loss"] = out.reconstruction.item()
@@ -155,11 +156,17 @@ class LaReconVLAPolicy(PreTrainedPolicy):
     def reset(self) -> None:
         """A new episode begins."""
         self._queue: deque[Tensor] = deque()
+        self._chunks = 0
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
         """Actions [b c a] in the robot's units."""
-        return self.policy.act(self._inputs(batch))
+        inputs = self._inputs(batch)
+        names = [
+            f"{row}/{self._chunks}" for row in range(len(inputs.images))
+        ]  # LeRobot does not say which episode it is
+        self._chunks += 1
+        return self.policy.act(with_noise(self.policy, inputs, names))
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any], **_: Any) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from la_reconvla.contracts import Backbone, PolicyInput
+from la_reconvla.contracts import Backbone, Batch, Features, PolicyInput
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
 
 REACH = 6  # standard deviations; beyond are 2e-9 of the labels
@@ -25,8 +25,8 @@ class ActionBins:
     """Edges of the bins and how labels and decisions are made; saved with the policy.
 
     Attributes:
-        low: 1st percentile of each dimension of the training actions (a numbers; -1 and 1 where binary).
-        high: 99th percentile of each dimension.
+        low: 1st percentile of each dimension of the training actions (a numbers; -1 and 1 where binary), or another.
+        high: 99th percentile of each dimension, or another: which, the decoding says.
         count: bins per dimension.
         spread: standard deviation, in bins, of the soft labels; 0 gives the published one-hot labels.
         decision: ``expectation`` over the bins (the default, smoother in closed loop) or ``argmax`` (published).
@@ -49,10 +49,9 @@ class ActionBins:
     @classmethod
     def from_quantiles(cls, low, high, space: ActionSpace = LIBERO_ACTIONS, **options) -> ActionBins:
         """Bins over [low, high], arrays [a]; a dimension that never moves gets a narrow range around its value."""
-        pairs = [(float(lo), float(hi)) for lo, hi in zip(low, high, strict=True)]
-        pairs = [(lo, hi) if hi - lo > 1e-3 else (lo - 5e-4, hi + 5e-4) for lo, hi in pairs]
+        pairs = [(lo, hi) if hi - lo > 1e-3 else (lo - 5e-4, hi + 5e-4) for lo, hi in zip(low, high, strict=True)]
         pairs = [(-1.0, 1.0) if place in space.binary else pair for place, pair in enumerate(pairs)]
-        return cls(tuple(lo for lo, _ in pairs), tuple(hi for _, hi in pairs), space=space, **options)
+        return cls(tuple(float(lo) for lo, _ in pairs), tuple(float(hi) for _, hi in pairs), space=space, **options)
 
     def centers(self, device: torch.device | str = "cpu") -> Float[Tensor, "a v"]:
         """Value of each bin, float32 [a count]."""
@@ -115,11 +114,9 @@ class ActionHead(nn.Module):
         nn.init.normal_(self.logits.weight, std=0.02)
         nn.init.zeros_(self.logits.bias)
 
-    def forward(
-        self, action_states: Float[Tensor, "b c d"], instruction_state: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b c a v"]:
+    def forward(self, features: Features) -> Float[Tensor, "b c a v"]:
         """Logits in float32, all dimensions and all steps of the chunk in one pass."""
-        hidden = self.norm(action_states + self.from_instruction(instruction_state)[:, None])
+        hidden = self.norm(features.action_states + self.from_instruction(features.instruction_state)[:, None])
         return self.logits(hidden).float().unflatten(-1, self.shape)
 
     def teacher_forcing(self, bins: ActionBins, actions: Float[Tensor, "b c a"]) -> None:
@@ -127,8 +124,11 @@ class ActionHead(nn.Module):
 
     def act(self, backbone: Backbone, bins: ActionBins, inputs: PolicyInput) -> Float[Tensor, "b c a"]:
         """Actions in the robot's units, from one pass of the backbone."""
-        features = backbone(inputs)
-        return bins.decide(self(features.action_states, features.instruction_state))
+        return bins.decide(self(backbone(inputs)))
+
+    def loss(self, features: Features, bins: ActionBins, batch: Batch, noise: torch.Generator) -> Float[Tensor, ""]:
+        """L_action of a batch; `noise` is for heads that draw some."""
+        return action_loss(self(features), bins, batch.actions, batch.valid)
 
 
 def action_loss(

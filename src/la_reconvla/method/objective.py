@@ -19,7 +19,6 @@ from __future__ import annotations
 import torch
 
 from la_reconvla.contracts import Backbone, Batch, Losses
-from la_reconvla.method.actions import action_loss
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.reconstruction import Reconstruction
 
@@ -32,6 +31,7 @@ def losses(
     progress: float = 0.0,
     teacher: Backbone | None = None,
     noise: torch.Generator | None = None,
+    action_noise: torch.Generator | None = None,
 ) -> Losses:
     """All terms of the objective for one batch.
 
@@ -41,16 +41,14 @@ def losses(
         generator: the stream of masks and crops, on the CPU.
         progress: share of the training that is done, for masks and weights that change while it goes on.
         teacher: other weights whose attention the mask follows; None for those that train.
-        noise: the stream of a head that draws noise; by default `generator`.
+        noise, action_noise: streams of a reconstruction head and an action head that draw some; else `generator`.
 
     Raises:
         ValueError: if the reconstruction head or the target's boxes are missing.
     """
-    source = reconstruction.follows if reconstruction is not None else None
-    rows = None if source is None else source.attention_rows
+    rows = source.attention_rows if reconstruction and (source := reconstruction.follows) else None
     features = policy.features(batch, attention=rows if teacher is None else None, progress=progress)
-    logits = policy.action_head(features.action_states, features.instruction_state)
-    action = action_loss(logits, policy.bins, batch.actions, batch.valid)
+    action = policy.action_head.loss(features, policy.bins, batch, action_noise or generator)
     if reconstruction is None:
         return Losses(total=action, action=action)
     if policy.reconstruction_head is None:

@@ -31,6 +31,7 @@ from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import read_json, write_json
 from la_reconvla.study import occlusion as causal
 from la_reconvla.study.parts import PARTS, part_boxes, part_masks, part_patches, phases
+from la_reconvla.training.acting import with_noise
 from la_reconvla.training.checkpoint import load_policy
 from la_reconvla.training.gradient import to_device
 from la_reconvla.training.held_out import LOOKS
@@ -40,7 +41,7 @@ INSTRUCTIONS = 8  # at most so many are told of one picture
 UNIT = "mean absolute error of the six motion dimensions over a chunk, in the environment's units ([-1, 1])"
 OTHER_UNIT = (
     "mean absolute error of the continuous dimensions over a chunk; in each the range of the training actions (1st to "
-    "99th percentile) counts 2, as LIBERO's [-1, 1] does"
+    "99th percentile; of diffusion and flow least to largest) counts 2, as LIBERO's [-1, 1] does"
 )
 VIEWS: tuple[View, ...] = ("true", "grey_image", "wrong_instruction")
 MapOverlaps = dict[MapPart, dict[MapKind, FrameOverlap]]
@@ -57,9 +58,9 @@ def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int
 
 
 @torch.no_grad()
-def action_errors(policy: Policy, batch: Batch) -> Float[np.ndarray, " b"]:
-    """See `UNIT` and `OTHER_UNIT`; steps past the end of an episode do not count."""
-    acted, space = policy.act(batch.inputs), policy.bins.space
+def action_errors(policy: Policy, batch: Batch, names: Sequence[str]) -> Float[np.ndarray, " b"]:
+    """See `UNIT` and `OTHER_UNIT`; steps past the end of an episode do not count. `names` are the streams of noise."""
+    acted, space = policy.act(with_noise(policy, batch.inputs, names)), policy.bins.space
     error = (acted - batch.actions).abs()
     if space != LIBERO_ACTIONS:  # numbers of different units do not add up
         low, high = (torch.tensor(edges, device=error.device) for edges in (policy.bins.low, policy.bins.high))
@@ -169,7 +170,8 @@ def _errors(
     origins = [samples.origin(int(index)) for index in part]
     tasks = [episode.task or 0 for episode, _ in origins]
     views = VIEWS if table else VIEWS[:2]
-    errors = {view: action_errors(policy, view_of(batch, view, tasks, table)) for view in views}
+    names = [f"{episode.name}/{step}" for episode, step in origins]
+    errors = {view: action_errors(policy, view_of(batch, view, tasks, table), names) for view in views}
     return {
         view: [
             FrameRecord(seed, task, episode.scene, episode.name, step, float(error))

@@ -28,11 +28,11 @@ TRIES = 64
 
 @torch.no_grad()
 def distribution(policy: Policy, batch: Batch) -> Float[Tensor, "b c a v"] | None:
-    """Probability of each bin of each action of a chunk; None if it is not known at once (decoding token by token)."""
+    """Probability of each bin of each action of a chunk; None if it is not known at once, as of tokens or of noise."""
     if not isinstance(policy.action_head, ActionHead):
         return None
     features = policy.features(batch)
-    return policy.action_head(features.action_states, features.instruction_state).softmax(-1)
+    return policy.action_head(features).softmax(-1)
 
 
 def moved(

@@ -35,7 +35,8 @@ class PolicyChanges:
         quantize: nf4 keeps a pretrained backbone's linear layers in 4 bits; needs a GPU.
         dtype: dtype of a pretrained backbone's weights.
         chunk: actions decoded and executed per forward pass; 1 is the published setting.
-        decoding: parallel (a chunk in one forward pass) or autoregressive (token by token, as RT-2 and OpenVLA).
+        decoding: parallel (a chunk in one forward pass), autoregressive (token by token, as RT-2 and OpenVLA), or a
+            chunk drawn from noise: diffusion (as Diffusion Policy) or flow (as pi0).
         proprio: robot state as input: none (published), the gripper's width (LIBERO's), or all.
         cameras: the main camera, and with a second name another one beside it; by default the data's first.
         fit: of images that are not square: squeeze them, or pad them with black.
@@ -51,7 +52,7 @@ class PolicyChanges:
     quantize: PerPreset[Literal["nf4"]] = None
     dtype: PerPreset[Literal["fp32", "bf16", "fp16"]] = None
     chunk: PerPreset[int] = None
-    decoding: PerPreset[Literal["parallel", "autoregressive"]] = None
+    decoding: PerPreset[Literal["parallel", "autoregressive", "diffusion", "flow"]] = None
     proprio: PerPreset[StateChoice] = None
     cameras: PerPreset[tuple[str, ...]] = None
     fit: PerPreset[Fit] = None
@@ -68,6 +69,7 @@ class TrainingChanges:
     Attributes:
         steps: optimizer steps.
         held_out: share of each instruction's episodes to keep for held-out frames; 0 trains one policy on all.
+        ema: let a moving average of the weights act, as Diffusion Policy does.
         shift: augmentation: shift training images at random by up to this many pixels.
         gaze: target boxes, for arms that use them: masks (the simulator's), or a file written by data boxes.
         device: where policies train and act: auto, cpu, cuda or mps.
@@ -76,6 +78,7 @@ class TrainingChanges:
 
     steps: PerPreset[int] = None
     held_out: PerPreset[float] = None
+    ema: PerPreset[bool] = None
     shift: PerPreset[int] = None
     gaze: PerPreset[str] = None
     device: PerPreset[str] = None

@@ -52,7 +52,7 @@ class StudyConfig:
         backbone: the policy's backbone; its image size is also the size that frames are rendered at.
         cameras: names of the main camera and of one beside it, see `la_reconvla.robot.Inputs`; () for the data's.
         fit: what becomes of pictures that are not square.
-        decoding: of actions: all in one pass, or token by token.
+        decoding: of actions: all in one pass, token by token, or drawn from noise.
         decoder: size of the MAE decoder in every arm that has one.
         denoiser: size of the diffusion head in every arm that has one. In the presets with a small backbone it has the
             parameters of `decoder` to 5 % and draws one noise level per sample: its operations are 1.5 times those of

@@ -183,7 +183,7 @@ def _objective(policy: Policy, batch: Batch, condition: Condition) -> tuple[Tens
     extra = condition.reconstruction
     features = policy.features(batch, attention=condition.saliency.attention_rows if condition.saliency else None)
     rows = float(features.attention.nbytes) if features.attention is not None else 0.0
-    logits = policy.action_head(features.action_states, features.instruction_state)
+    logits = policy.action_head(features)
     action = -(torch.zeros_like(logits) * logits.log_softmax(-1)).sum(-1).mean()
     if extra is None:
         return action, rows

@@ -195,14 +195,14 @@ def _read() -> tuple[Samples, Samples | None, ActionBins]:
     config, training, held_out, _ = _inherited
     samples = samples_of(training, config)
     shown = None if held_out is None else samples_of(held_out, config, samples.inputs)
-    return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread)
+    return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread, config.decoding)
 
 
 def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
     config, _, _, ticker = _inherited
     samples, held_out, bins = _read()
     if origin is not None:  # bins of the new data, whatever the start weights of the backbone acted with
-        bins = bins_of(None, samples, config.spread)
+        bins = bins_of(None, samples, config.spread, config.decoding)
     if not cell.condition.annotation_free:
         samples = samples.annotated(annotator(config.gaze))
     policy = PolicyConfig.trained_on(

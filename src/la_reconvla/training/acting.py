@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +30,9 @@ from la_reconvla.backbones.pretrained import PretrainedBackbone
 from la_reconvla.backbones.windows import window_masks
 from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.variants.action_diffusion import DenoisingHead, unscaled
 from la_reconvla.method.variants.autoregressive import TokenHead, bin_values
+from la_reconvla.randomness import generator
 
 TOLERANCE = 1e-4  # largest difference to `Policy.act` in the robot's units
 KEPT = 8  # recordings at once
@@ -81,8 +83,7 @@ class Actor:
         examples = tuple(tensors_of(inputs).values())
         others = tuple(255 - x if x.dtype == torch.uint8 else x / 2 for x in examples)  # is anything of these baked in?
         try:
-            kind = decoded if isinstance(self.policy.action_head, TokenHead) else in_one_pass
-            fast = kind(self.policy, inputs)
+            fast = recording(self.policy, inputs)
             for _ in range(2):  # the interpreter settles in its first calls
                 fast(*examples)
             pairs = (
@@ -95,14 +96,37 @@ class Actor:
 
 
 def tensors_of(inputs: PolicyInput) -> dict[str, Tensor]:
-    """Pictures and robot state, those that there are."""
-    given = {"images": inputs.images, "wrist": inputs.wrist, "proprio": inputs.proprio}
-    return {name: value for name, value in given.items() if value is not None}
+    """Pictures, robot state and noise, those that there are."""
+    return {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+
+
+def with_noise(policy: Policy, inputs: PolicyInput, names: Sequence[str]) -> PolicyInput:
+    """With noise for a policy that draws its actions, else as it is.
+
+    The noise of a sample depends on its name alone: all arms begin with the same.
+
+    Args:
+        policy: what acts.
+        inputs: of b samples.
+        names: b streams, as that of the episode and the step.
+    """
+    head = policy.action_head
+    if not isinstance(head, DenoisingHead):
+        return inputs
+    drawn = [torch.randn(head.shape, generator=generator(0, f"acting/{name}")) for name in names]
+    return replace(inputs, noise=torch.stack(drawn).to(inputs.images.device))
 
 
 def with_tensors(inputs: PolicyInput, tensors: tuple[Tensor, ...]) -> PolicyInput:
     """The same input with others in the place of `tensors_of`."""
     return replace(inputs, **dict(zip(tensors_of(inputs), tensors, strict=True)))
+
+
+def recording(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
+    """`Policy.act` for these instructions and shapes: takes `tensors_of` other inputs."""
+    if isinstance(policy.action_head, TokenHead):
+        return decoded(policy, inputs)
+    return denoised(policy, inputs) if isinstance(policy.action_head, DenoisingHead) else in_one_pass(policy, inputs)
 
 
 def in_one_pass(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
@@ -112,6 +136,27 @@ def in_one_pass(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
         return policy.act(with_tensors(inputs, tensors))
 
     return recorded(act, tuple(tensors_of(inputs).values()))
+
+
+def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
+    """One recording of what the network is conditioned on, and one of the network, which is run again for each step."""
+    head: Any = policy.action_head
+    examples: dict[str, Tensor] = tensors_of(inputs)
+
+    def start(*tensors: Tensor) -> Tensor:
+        return head.states(policy.backbone(with_tensors(inputs, tensors)))
+
+    first = recorded(start, tuple(examples.values()))
+    states = first(*examples.values())
+    x = examples["noise"] if "noise" in examples else head.still.repeat(len(states), 1, 1)
+    level = torch.zeros(len(states), device=states.device)
+    predict = recorded(lambda *given: head.predict(*given), (x, level, states))
+
+    def act(*tensors: Tensor) -> Tensor:
+        states, noise = first(*tensors), dict(zip(examples, tensors, strict=True)).get("noise", x)
+        return unscaled(policy.bins, head.drawn(lambda x, level: predict(x, level, states), noise))
+
+    return act
 
 
 class Slots(DynamicCache):

@@ -112,10 +112,10 @@ class PolicyConfig:
         cls, condition: Condition, samples: Samples, *, bins: ActionBins | None = None, **fields: Any
     ) -> PolicyConfig:
         """`of`, with the metadata of the demonstrations of `samples`; `bins` from their quantiles if None."""
-        shown = samples.demonstrations
+        shown, reach = samples.demonstrations, DECODINGS[fields.get("decoding", "parallel")].reach
         return cls.of(
             condition,
-            bins=bins or ActionBins.from_quantiles(*samples.quantiles(), shown.space),
+            bins=bins or ActionBins.from_quantiles(*samples.quantiles(*reach), shown.space),
             quality=shown.quality,
             image_size=shown.image_size,
             data_hash=shown.hash,

@@ -49,6 +49,7 @@ def backward(
     progress: float = 0.0,
     teacher: Backbone | None = None,
     noise: torch.Generator | None = None,
+    action_noise: torch.Generator | None = None,
 ) -> dict[str, Any]:
     """Add the gradient of one batch, taken in `accumulate` micro-batches, to the parameters; what to log of it.
 
@@ -63,7 +64,7 @@ def backward(
     values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
     for part, of_samples, of_steps in micro_batches(batch, accumulate):
         with half(dtype, device):
-            loss = losses(policy, part, condition.reconstruction, draws, progress, teacher, noise)
+            loss = losses(policy, part, condition.reconstruction, draws, progress, teacher, noise, action_noise)
             # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
             total = of_samples * loss.total + (of_steps - of_samples) * loss.action
         if not math.isfinite(value := total.item()):

@@ -24,6 +24,7 @@ from la_reconvla.method.variants.teacher import averaged, follow, teacher_of
 from la_reconvla.processes import keep_memory
 from la_reconvla.progress import Ticker
 from la_reconvla.randomness import derive, generator, seeded
+from la_reconvla.training.averaging import averaged_decay
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, restore, weights_hash
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
@@ -52,6 +53,7 @@ class TrainConfig:
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.
+        ema: keep a moving average of the weights, which is what acts in the end, see `training.averaging`.
         shift: random shift of training pictures, up to this many pixels, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -71,6 +73,7 @@ class TrainConfig:
     warmup: int = 100
     weight_decay: float = 0.01
     clip: float = 1.0
+    ema: bool = False
     shift: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: str = "auto"
@@ -165,7 +168,8 @@ def train(
         condition.saliency.require(instructions)
     done = finished(folder, config.steps)
     if not done:
-        require_room(folder, kept(policy), _decay(condition) is not None, going_on=bool(config.earlier))
+        averages = (_decay(condition) is not None) + config.ema
+        require_room(folder, kept(policy), averages, going_on=bool(config.earlier))
     policy_config.save(folder)
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
     if samples.annotation is not None:
@@ -211,6 +215,7 @@ class Training:
 
     Attributes:
         teacher: the moving average of the backbone that the arm's saliency reads; None for other arms.
+        average: the moving average of the policy; None without `TrainConfig.ema`.
         batches: running hash of the samples' numbers, step by step.
     """
 
@@ -226,6 +231,7 @@ class Training:
     optimizer: Optimizers = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     teacher: Any = field(init=False)
+    average: Any = field(init=False)
     batches: str = ""
 
     def __post_init__(self):
@@ -235,6 +241,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=torch.float16 in halves)
         module: Any = backbone
         self.teacher = None if _decay(self.condition) is None else teacher_of(module)
+        self.average = teacher_of(self.policy) if config.ema else None
 
     def run(self, ticker: Ticker | None) -> None:
         """All steps that are left, and the weights on disk."""
@@ -269,7 +276,7 @@ class Training:
         for tracker in trackers:
             tracker.close()
         self.save(config.steps)  # before the weights: a finished run can go on
-        save_tensors(self.folder / WEIGHTS, kept(self.policy), steps=config.steps, batches=self.batches[:16])
+        save_tensors(self.folder / WEIGHTS, self.trained(), steps=config.steps, batches=self.batches[:16])
 
     def start(self) -> dict[str, Any]:
         """What is logged before the first step: numbers of parameters, and hashes of the weights."""
@@ -297,14 +304,16 @@ class Training:
             self.learn(learned)
         try:
             with seeded(self.seed, f"dropout/{step}"):
-                draws, noise = generator(self.seed, "mask", step), generator(self.seed, "noise", step)
+                draws, *noise = (generator(self.seed, name, step) for name in ("mask", "noise", "action noise"))
                 arguments = self.policy, batch, self.condition, config.accumulate, draws, self.scaler, self.dtype
-                values = backward(*arguments, config.progress(step), self.teacher, noise)
+                values = backward(*arguments, config.progress(step), self.teacher, *noise)
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
         norm = self.update(step)
         if (decay := _decay(self.condition)) is not None:
             follow(self.teacher, self.policy.backbone, decay)  # pyright: ignore[reportArgumentType] (a module)
+        if self.average is not None:
+            follow(self.average, self.policy, averaged_decay(step))
         return {**values, "gradient_norm": norm, "learning_rate": config.rate(step)}
 
     def batch(self, step: int) -> Batch:
@@ -340,17 +349,27 @@ class Training:
         """Where the policy looks on held-out samples, as a file, and after the first step its action loss there."""
         if self.held_out is None:
             return {}
-        measured = self.policy, self.held_out, self.device, self.condition.blind
+        measured = self.average or self.policy, self.held_out, self.device, self.condition.blind
         values = {"held_out_action_loss": held_out_loss(*measured)} if done else {}
         save_looks(self.folder, done, *measured)
         return values
 
+    def trained(self) -> dict[str, torch.Tensor]:
+        """The weights that come out: where there is an average, those that it averages are its own."""
+        own = {} if self.average is None else averaged(self.average, self.policy)
+        return kept(self.policy) | {name: mine for name, (mine, _) in own.items()}
+
+    def averages(self) -> dict[str, torch.Tensor]:
+        """All moving averages by their names in a saved state."""
+        backbone: Any = self.policy.backbone
+        pairs = {"teacher": (self.teacher, backbone), "average": (self.average, self.policy)}
+        found = {kind: averaged(*pair) for kind, pair in pairs.items() if pair[0] is not None}
+        return {f"{kind}.{name}": mine for kind, own in found.items() for name, (mine, _) in own.items()}
+
     def save(self, done: int) -> None:
         """Keep what a resumed run needs."""
         tensors = {f"policy.{name}": value for name, value in kept(self.policy).items()}
-        if self.teacher is not None:
-            averages = averaged(self.teacher, self.policy.backbone)  # pyright: ignore[reportArgumentType] (a module)
-            tensors |= {f"teacher.{name}": mine for name, (mine, _) in averages.items()}
+        tensors |= self.averages()
         tensors |= self.optimizer.tensors()
         save_tensors(self.folder / STATE, tensors, step=done, seen=self.batches, scaler=self.scaler.state_dict())
 
@@ -362,12 +381,10 @@ class Training:
         tensors, metadata = load_tensors(path)
         weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
         restore(self.policy, weights, path)
-        if self.teacher is not None:
-            averages = averaged(self.teacher, self.policy.backbone)  # pyright: ignore[reportArgumentType] (a module)
-            tensors = named_as(tensors, [f"teacher.{name}" for name in averages])
-            with torch.no_grad():
-                for name, (mine, _) in averages.items():
-                    mine.copy_(tensors[f"teacher.{name}"])
+        if averages := self.averages():
+            tensors = named_as(tensors, averages)
+            for name, mine in averages.items():
+                mine.copy_(tensors[name])
         self.optimizer.load(tensors)
         if metadata["scaler"]:
             self.scaler.load_state_dict(metadata["scaler"])

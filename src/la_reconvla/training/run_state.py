@@ -26,15 +26,15 @@ def finished(folder: Path, steps: int) -> bool:
     return path.exists() and load_metadata(path).get("steps", steps) == steps
 
 
-def require_room(folder: Path, weights: dict[str, torch.Tensor], averages: bool, going_on: bool = False) -> None:
+def require_room(folder: Path, weights: dict[str, torch.Tensor], averages: int, going_on: bool = False) -> None:
     """See that the states of a training that is not finished fit on the disk.
 
-    A state is the weights, two moments and perhaps an average of each; the next is complete before the last goes.
+    A state is the weights, two moments and the averages of each; the next is complete before the last goes.
 
     Args:
         folder: of the run.
         weights: what trains.
-        averages: whether a moving average of them is kept too.
+        averages: how many moving averages of them are kept too.
         going_on: whether an earlier part of the training has left a state.
 
     Raises:

@@ -20,6 +20,8 @@ from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins, ActionHead
+from la_reconvla.method.variants.action_diffusion import DenoisingHead
+from la_reconvla.method.variants.autoregressive import DECODINGS, OUTER, DecodingName
 from la_reconvla.robot import ActionSpace
 from la_reconvla.training.tensors import file_hash, load_tensors, named_as
 
@@ -100,6 +102,7 @@ class StartWeights:
         """Put the weights into a backbone; what they do not hold stays as it is.
 
         Weights that have acted also bring the action queries, as many as a chunk has, and the parallel action head.
+        A head that denoises gets the queries and stays as it is.
 
         Args:
             backbone: of the size that they were made for.
@@ -127,7 +130,7 @@ class StartWeights:
         backbone.load_state_dict(model, strict=False)  # queries for actions and robot state are not among them
         head = {name.removeprefix(HEAD): tensor for name, tensor in self.tensors.items() if name.startswith(HEAD)}
         queries = self.tensors.get(QUERIES)
-        if isinstance(action_head, ActionHead) and head and queries is not None:
+        if isinstance(action_head, ActionHead | DenoisingHead) and head and queries is not None:
             if config.chunk > len(queries):
                 raise UserError(
                     f"the weights '{self.name}' act in chunks of {len(queries)} actions, {config.chunk} were asked "
@@ -135,7 +138,8 @@ class StartWeights:
                 )
             with torch.no_grad():
                 backbone.queries.copy_(queries[: config.chunk])
-            action_head.load_state_dict(head)
+            if isinstance(action_head, ActionHead):
+                action_head.load_state_dict(head)
 
 
 def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
@@ -147,22 +151,28 @@ def pinned(config: SmallPaliGemma) -> SmallPaliGemma:
     return replace(config, weights_hash=config.weights and file_hash(_file(config.weights)))
 
 
-def bins_of(start: StartWeights | None, samples: Samples, spread: float = ActionBins.spread) -> ActionBins:
+def bins_of(
+    start: StartWeights | None,
+    samples: Samples,
+    spread: float = ActionBins.spread,
+    decoding: DecodingName = "parallel",
+) -> ActionBins:
     """The bins to train with: those of the start weights' actions if the samples' are of their kind, else between
     quantiles of the samples' actions.
 
     An action head means something over the bins that it was trained with only, so a training that starts from one keeps
-    them.
+    them. A decoding with another `reach` starts from no head.
 
     Args:
         start: what training starts from.
         samples: training samples.
         spread: standard deviation of the soft labels, in bins.
+        decoding: whose `reach` the quantiles are.
     """
-    space = samples.demonstrations.space
-    if start is not None and start.bins is not None and start.bins.space == space:
+    space, reach = samples.demonstrations.space, DECODINGS[decoding].reach
+    if start is not None and start.bins is not None and start.bins.space == space and reach == OUTER:
         return replace(start.bins, spread=spread)
-    return ActionBins.from_quantiles(*samples.quantiles(), space, spread=spread)
+    return ActionBins.from_quantiles(*samples.quantiles(*reach), space, spread=spread)
 
 
 def _value(raw: Mapping[str, Any], kind: type[T]) -> T:

@@ -17,7 +17,7 @@ from la_reconvla.episodes import View
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.env import Env
 from la_reconvla.sim.policies import told
-from la_reconvla.training.acting import Actor
+from la_reconvla.training.acting import Actor, with_noise
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, load_policy
 from la_reconvla.training.tensors import file_hash
 
@@ -64,23 +64,26 @@ class TrainedPolicy:
         self.name, self.quality = config.condition, config.quality
         self.policy, self.config, self.specification = policy.to(specification.device), config, specification
         self.actor = Actor(self.policy, self.patience)
-        self._instruction = ""
+        self._instruction, self._episode, self._chunks = "", "", 0
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor reads `start`, to choose another instruction.
+        """The wrong-instruction floor chooses another instruction by `start`; noise is that of its id and of the chunk.
 
         Raises:
             UserError: if that floor was given no swap for this instruction.
         """
         self.tell(told(start, self.specification.view, self.specification.swaps))
+        self._episode, self._chunks = start.id, 0
 
     def tell(self, instruction: str) -> None:
         """What it is to do from now on."""
         self._instruction = instruction
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c a"]:
-        """One chunk from one forward pass."""
-        return self.actor(self._inputs(observation))[0].cpu().numpy()
+        """One chunk from one forward pass of the backbone."""
+        inputs = with_noise(self.policy, self._inputs(observation), [f"{self._episode}/{self._chunks}"])
+        self._chunks += 1
+        return self.actor(inputs)[0].cpu().numpy()
 
     def look(self, observation: Observation) -> Float[np.ndarray, " n"]:
         """Saliency for this observation under the instruction that the policy was given."""

@@ -20,10 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from la_reconvla.contracts import AttentionRows, Backbone, Features, PolicyInput
+from la_reconvla.contracts import AttentionRows, Backbone, Batch, Features, PolicyInput
 from la_reconvla.errors import UserError
-from la_reconvla.method.actions import ActionBins, ActionHead
+from la_reconvla.method.actions import ActionBins, ActionHead, action_loss
+from la_reconvla.method.variants.action_diffusion import DenoisingHead, DiffusionHead, FlowHead
 
+OUTER = 0.01, 0.99  # quantiles of the actions, as OpenVLA's bins have them
 Step = Callable[[Tensor], Tensor]
 """Puts one more token, an embedding [b d], behind a sequence and returns its final hidden state [b d]."""
 
@@ -106,11 +108,13 @@ class TokenHead(nn.Module):
         """The tokens as the language model takes them."""
         return self.table[tokens] * self.scale
 
-    def forward(
-        self, action_states: Float[Tensor, "b s d"], instruction_state: Float[Tensor, "b d"]
-    ) -> Float[Tensor, "b c a v"]:
-        """Logits in float32 of all tokens, from the states at the query and at every token but the last; s = a c."""
-        return self.next(action_states, instruction_state[:, None]).unflatten(1, self.shape)
+    def forward(self, features: Features) -> Float[Tensor, "b c a v"]:
+        """Logits in float32 of all tokens, from the states at the query and at every token but the last."""
+        return self.next(features.action_states, features.instruction_state[:, None]).unflatten(1, self.shape)
+
+    def loss(self, features: Features, bins: ActionBins, batch: Batch, noise: torch.Generator) -> Float[Tensor, ""]:
+        """As that of `ActionHead`."""
+        return action_loss(self(features), bins, batch.actions, batch.valid)
 
     def next(self, states: Float[Tensor, "... d"], instruction_state: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
         """Logits in float32 of the token that follows each state."""
@@ -138,13 +142,20 @@ def bin_values(bins: ActionBins, tokens: Int64[Tensor, "... a"]) -> Float[Tensor
 
 
 class Decoding(Protocol):
-    """How actions come out of a backbone: as a value."""
+    """How actions come out of a backbone: as a value.
+
+    Attributes:
+        reach: the two quantiles of the training actions that `ActionBins` lie between.
+    """
+
+    @property
+    def reach(self) -> tuple[float, float]: ...
 
     def given(self, config: Any) -> Any:
         """What the backbone is built from: `config` with as many queries as are needed."""
         ...
 
-    def action_head(self, backbone: Backbone, bins: ActionBins, chunk: int) -> ActionHead | TokenHead:
+    def action_head(self, backbone: Backbone, bins: ActionBins, chunk: int) -> ActionHead | TokenHead | DenoisingHead:
         """The action head with fresh weights.
 
         Raises:
@@ -156,6 +167,8 @@ class Decoding(Protocol):
 @dataclass(frozen=True)
 class Parallel:
     """One query for each step of the chunk, everything in one pass (OpenVLA-OFT, arXiv 2502.19645)."""
+
+    reach = OUTER
 
     def given(self, config: Any) -> Any:
         """As it is."""
@@ -170,6 +183,8 @@ class Parallel:
 class Autoregressive:
     """One query, behind which a c tokens follow, each given the ones before it."""
 
+    reach = OUTER
+
     def given(self, config: Any) -> Any:
         """With one query."""
         return replace(config, chunk=1)
@@ -179,5 +194,27 @@ class Autoregressive:
         return TokenHead(backbone, bins, chunk)
 
 
-DecodingName = Literal["parallel", "autoregressive"]
-DECODINGS: dict[DecodingName, Decoding] = {"parallel": Parallel(), "autoregressive": Autoregressive()}
+@dataclass(frozen=True)
+class Denoised:
+    """One query for each step of the chunk; given their states, the head turns noise into actions in `steps` steps."""
+
+    kind: type[DenoisingHead]
+    steps: int = 10
+    reach = (0.0, 1.0)
+
+    def given(self, config: Any) -> Any:
+        """As it is."""
+        return config
+
+    def action_head(self, backbone: Backbone, bins: ActionBins, chunk: int) -> DenoisingHead:
+        """See `Decoding`."""
+        return self.kind(backbone.width, bins, chunk, self.steps)
+
+
+DecodingName = Literal["parallel", "autoregressive", "diffusion", "flow"]
+DECODINGS: dict[DecodingName, Decoding] = {
+    "parallel": Parallel(),
+    "autoregressive": Autoregressive(),
+    "diffusion": Denoised(DiffusionHead),
+    "flow": Denoised(FlowHead),
+}

@@ -72,10 +72,10 @@ class Budget:
 
     def require(self, decoding: str) -> None:
         """Raise a `UserError` if actions are decoded in a way that cannot hide patches."""
-        if decoding != "parallel":
+        if decoding == "autoregressive":
             raise UserError(
-                f"a learned budget hides patches in one pass, and {decoding} decoding has several: take --decoding "
-                "parallel, or leave the arm out"
+                "a learned budget hides patches in one pass of the backbone, and autoregressive decoding has several: "
+                "take another --decoding, or leave the arm out"
             )
 
 

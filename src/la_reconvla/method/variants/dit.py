@@ -1,4 +1,4 @@
-"""The network of the diffusion head: a transformer whose blocks are conditioned, token by token, on what to draw there.
+"""The network of all diffusion heads: a transformer whose blocks are conditioned, token by token, on what to draw.
 
 ::
 
@@ -18,7 +18,7 @@ one has a state but nothing is drawn there::
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from la_reconvla.method.decoder import position_table
@@ -69,7 +69,7 @@ class DiT(nn.Module):
     def forward(
         self,
         noised: Float[Tensor, "b n q"],
-        t: Int64[Tensor, " b"],
+        t: Num[Tensor, " b"],
         patches: Float[Tensor, "b n d"],
         mask: Bool[Tensor, "b n"] | None,
         masked_only: bool = False,
