@@ -14,6 +14,7 @@ from la_reconvla.analysis.comparisons import Comparison, ComparisonKey, Hypothes
 from la_reconvla.analysis.measures import (
     Counterfactual,
     Effect,
+    Following,
     GroundingMeans,
     HeadCost,
     Leak,
@@ -173,6 +174,7 @@ class ConditionResult(Arm):
         maps: overlap by thing, phase and kind of map, controls included.
         causal: what hiding things does to the actions.
         counterfactual: which object is moved when two instructions are given in the same state.
+        following: whether the first thing touched, held or moved was one asked for.
     """
 
     cells: tuple[CellResult, ...] = ()
@@ -186,6 +188,7 @@ class ConditionResult(Arm):
     maps: tuple[MapRow, ...] = ()
     causal: tuple[Effect, ...] = ()
     counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class Floor:
     action_error: Measure | None = None
     stages: Stages | None = None
     counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ class Reference:
     tsr: Rate
     stages: Stages | None = None
     counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,8 @@ class OtherStarts:
     condition: str | None = None
     floor: str | None = None
     change: str = ""
+    counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def loss_table(results: Results) -> TextTable:
 def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:
     arms = [e for e in found if e.condition is not None and e.floor is None]
     others = [e for e in found if e not in arms]
-    shown = [(e.condition or "", e) for e in arms] + [(_not_arm(e), e) for e in others]
+    shown = [(policy_elsewhere(e), e) for e in (*arms, *others)]
     rows: list[tuple[str, ...]] = [
         (name, *_rate(e.tsr), *(percent(getattr(e.stages, s, None)) for s in STAGES)) for name, e in shown
     ]
@@ -113,10 +113,11 @@ def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:
     return TextTable(f"Success elsewhere: {name}", header, rows)
 
 
-def _not_arm(e: OtherStarts) -> str:
+def policy_elsewhere(e: OtherStarts) -> str:
+    """Which policy that was, as in the other tables."""
     if e.floor is not None:
         return f"floor: {FLOORS.get(e.floor, e.floor.replace('_', ' '))} {e.condition or ''}".strip()
-    return e.label.replace("_", " ")
+    return e.condition or e.label.replace("_", " ")
 
 
 def error_table(results: Results) -> TextTable:

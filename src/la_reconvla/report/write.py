@@ -93,6 +93,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "aid": evidence_tables.aid_table(results),
         "causal": evidence_tables.causal_table(results),
         "counterfactual": evidence_tables.counterfactual_table(results),
+        "following": evidence_tables.following_table(results),
         "elsewhere": other_starts_tables(results),
         "losses": loss_table(results),
         "floors_said": FLOORS_SAID,

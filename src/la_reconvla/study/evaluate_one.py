@@ -14,10 +14,10 @@ from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.counterfactual import counterfactual
 from la_reconvla.analysis.evidence import by_start
 from la_reconvla.analysis.measures import STAGES
-from la_reconvla.analysis.summaries import rate
+from la_reconvla.analysis.summaries import following, rate
 from la_reconvla.analysis.verdicts import in_words
 from la_reconvla.data.starts import Start
-from la_reconvla.episodes import EpisodeRecord, Label, read_episodes
+from la_reconvla.episodes import WAYS, EpisodeRecord, Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
@@ -231,6 +231,10 @@ def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path, aske
         )
         reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
         tell(f"stages: {reached}; details: {path}", console)
+    if asked and (first := following(records)):
+        shares = ((way, getattr(first, way)) for way in WAYS)
+        said = ", ".join(f"{way} {share.successes} of {share.episodes}" for way, share in shares if share)
+        tell(f"the first thing was asked for, of the episodes in which there was one: {said}", console)
     if asked and (two := counterfactual(records)):
         tell(
             f"{two.pairs} states with two instructions each: first moved the object asked for {two.asked} times, "
