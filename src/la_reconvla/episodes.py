@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from la_reconvla import layout
-from la_reconvla.data.starts import PlacementKind, Split, Start
+from la_reconvla.data.starts import COUNTERFACTUAL, PlacementKind, Split, Start
 from la_reconvla.storage import append_jsonl, read_jsonl
 from la_reconvla.typed_json import parse
 
@@ -56,6 +56,13 @@ class StartName:
     def id(self) -> str:
         """As `la_reconvla.data.starts.Start.id`."""
         return f"{self.suite}/{self.task}/{self.placement}/{self.split}/{self.index}"
+
+    @property
+    def pair(self) -> tuple[str, int]:
+        """The initial state, and which of the two things is asked for there: 0 or 1."""
+        suite = self.suite.removesuffix(COUNTERFACTUAL)
+        scene, which = divmod(self.index, 2) if self.placement == "wide" else (self.index, int(suite != self.suite))
+        return f"{suite}/{self.task}/{self.placement}/{self.split}/{scene}", which
 
 
 @dataclass(frozen=True)

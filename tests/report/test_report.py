@@ -144,6 +144,7 @@ def with_evidence(results: Results) -> Results:
     """A study in which everything was measured that the schema knows."""
     rate = Rate(0.25, 0.1, 0.5, 3, 12)
     places = {"suite": "libero_object", "change": "lan"}
+    said = {"suite": "libero_object_paraphrase", "change": "paraphrase"}
     return replace(
         results,
         conditions=tuple(evidence_of(arm, number) for number, arm in enumerate(results.conditions)),
@@ -153,6 +154,7 @@ def with_evidence(results: Results) -> Results:
             OtherStarts(
                 "official", "C4", Rate(0.5, 0.2, 0.8, 6, 12), condition="C4", following=Following(rate), **places
             ),
+            OtherStarts("official", "C4", rate, condition="C4", wordings={"verb": Rate(0.75, 0.3, 0.95, 3, 4)}, **said),
         ),
         comparisons=(*results.comparisons, LOSS),
         hypotheses=tuple(replace(h, comparisons=(LOSS.key,)) if h.id == "H4" else h for h in results.hypotheses),
@@ -535,7 +537,9 @@ def test_the_evidence_around_success_stands_on_the_page_and_in_the_tables(study:
     titles = ["libero_spatial, official states<", "libero_object (LIBERO-PRO lan: changed wording), official states<"]
     assert places.index(titles[0]) < places.index(titles[1])
     assert "floor: grey image C4" in places
-    assert places.count(">floors: ") == 1, "one place has no floors, and says so"
+    assert places.count(">floors: ") == 2, "two places have no floors, and say so"
+    assert "libero_object_paraphrase (our rewordings), official states<" in places
+    assert "3 / 4, 75 % (30 % to 95 %)" in places
     assert "1565" in section(text, "power", "leakage")
     assert "by design" in section(text, "leakage", "cost")
     cost = section(text, "cost", "facts")

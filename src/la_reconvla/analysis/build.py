@@ -9,7 +9,7 @@ from la_reconvla.analysis.counterfactual import counterfactual
 from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence
 from la_reconvla.analysis.leakage import withheld
-from la_reconvla.analysis.measures import Leak
+from la_reconvla.analysis.measures import Leak, Rate
 from la_reconvla.analysis.results import Arm, Floor, OtherStarts, Picture, Reference, Results, Study, Timeline, Video
 from la_reconvla.analysis.summaries import condition_summary, following, measure_frames, rate, stages
 from la_reconvla.analysis.verdicts import judge
@@ -80,6 +80,7 @@ def build(
                 e.change,
                 counterfactual(e.episodes),
                 following(e.episodes),
+                _by_wording(e),
             )
             for e in elsewhere
             if (found := rate(e.episodes)) is not None
@@ -91,3 +92,11 @@ def build(
         videos=tuple(videos),
         timelines=tuple(timelines),
     )
+
+
+def _by_wording(e: OtherStartsEvidence) -> dict[str, Rate]:
+    """Success by the kind of what was said."""
+    kinds = {
+        kind: [r for r in e.episodes if e.wordings.get(r.start.instruction) == kind] for kind in e.wordings.values()
+    }
+    return {kind: found for kind, episodes in kinds.items() if (found := rate(episodes))}

@@ -1,7 +1,8 @@
 """Which object is moved when one state is given two instructions: does the policy follow its instruction?
 
 Wide starts come in pairs, 2j and 2j + 1: one initial state, two things that are asked for
-(`la_reconvla.sim.placements`). What is scored is the object that was moved **first**
+(`la_reconvla.sim.placements`). So do official states in suites that end in ``_counterfactual``
+(`la_reconvla.sim.suite_changes`). What is scored is the object that was moved **first**
 (`la_reconvla.sim.rollout.StageTracker`), which needs no success and tells a policy that follows its words from one that
 always goes for the same thing: that one prefers what was asked for in half of the episodes.
 """
@@ -26,10 +27,8 @@ def pairs(episodes: Iterable[EpisodeRecord]) -> dict[Key, Pair]:
     """Both episodes of every (seed, scene) that has two."""
     found: dict[Key, dict[int, EpisodeRecord]] = {}
     for record in episodes:
-        start = record.start
-        if start.placement == "wide":
-            scene = f"{start.suite}/{start.task}/{start.split}/{start.index // 2}"
-            found.setdefault((record.label.seed, scene), {})[start.index % 2] = record
+        scene, which = record.start.pair
+        found.setdefault((record.label.seed, scene), {})[which] = record
     return {key: (two[0], two[1]) for key, two in found.items() if len(two) == 2}
 
 

@@ -227,7 +227,11 @@ class OtherStarts:
         suite: LIBERO suite, empty if it is the study's own.
         condition: arm, None for references and floors that are no arm's.
         floor: floor that it is, None for the policy as trained.
-        change: what LIBERO-PRO changed: ``lan`` (wording), ``object``, ``swap`` (positions) or ``task``; else empty.
+        change: what LIBERO-PRO changed: ``lan`` (wording), ``object``, ``swap`` (positions) or ``task``; or what
+            `la_reconvla.sim.suite_changes` did: ``paraphrase``, ``counterfactual`` or ``plus``; else empty.
+        counterfactual: which object is moved when two instructions are given in the same state.
+        following: whether the first thing touched, held or moved was one asked for.
+        wordings: success by kind of rewording, of suites with paraphrases.
     """
 
     placement: str
@@ -240,6 +244,7 @@ class OtherStarts:
     change: str = ""
     counterfactual: Counterfactual | None = None
     following: Following | None = None
+    wordings: dict[str, Rate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

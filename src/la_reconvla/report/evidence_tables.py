@@ -14,7 +14,7 @@ from la_reconvla.analysis.measures import GroundingMeans, MapKind, MapPart, MapP
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.episodes import WAYS
 from la_reconvla.report.phrases import scenes
-from la_reconvla.report.tables import beside, place, policy_elsewhere
+from la_reconvla.report.tables import beside, counted, place, policy_elsewhere
 from la_reconvla.text_table import TextTable, duration, number, percent
 
 MAPS: dict[MapKind, str] = {
@@ -135,7 +135,7 @@ def counterfactual_table(results: Results) -> TextTable:
 def following_table(results: Results) -> TextTable:
     """Whether the first thing touched, held or moved was one asked for: all policies, all starts."""
     rows = [
-        (name, where, *(_rate_or_dash(getattr(found.following, way), counts=True) for way in WAYS))
+        (name, where, *(counted(getattr(found.following, way)) for way in WAYS))
         for name, where, found in policies(results)
         if found.following is not None
     ]
@@ -266,8 +266,5 @@ def _measured(measure: Measure | None, sign: bool = False) -> str:
     return f"{number(measure.mean, 3, sign)} ({between}, n = {scenes(measure.n)})"
 
 
-def _rate_or_dash(rate: Rate | None, counts: bool = False) -> str:
-    if rate is None:
-        return "–"
-    among = f"{rate.successes} / {rate.episodes}, " if counts else ""
-    return f"{among}{percent(rate.rate)} ({percent(rate.low)} to {percent(rate.high)})"
+def _rate_or_dash(rate: Rate | None) -> str:
+    return "–" if rate is None else f"{percent(rate.rate)} ({percent(rate.low)} to {percent(rate.high)})"

@@ -30,6 +30,9 @@ MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "l
 ROBOT = 1 + 9  # a state begins with the time and the joints of arm and fingers
 # What LIBERO-PRO changes in a suite, task by task: wording, kinds of objects, their positions, what is asked for.
 CHANGES = ("lan", "object", "swap", "task")
+# What `la_reconvla.sim.suite_changes` changes in the suites that it knows. Scenes and initial states are the base's.
+OWN_CHANGES = ("paraphrase", "counterfactual", "plus")
+CHANGED_HERE = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 Predicate = tuple[str, ...]
 
@@ -72,6 +75,7 @@ class Task:
         regions: the named places of the scene.
         max_steps: step limit of an episode.
         init: predicates that hold at the start.
+        wordings: what starts say in turn in place of `instruction`, by the number of their initial state.
     """
 
     suite: str
@@ -87,6 +91,7 @@ class Task:
     regions: tuple[Region, ...]
     max_steps: int
     init: tuple[Predicate, ...]
+    wordings: tuple[str, ...] = ()
 
     def instance(self, name: str) -> str:
         """The object or fixture that `name` refers to: itself, or the owner where `name` is a region.
@@ -117,28 +122,34 @@ class Task:
 
 @lru_cache(maxsize=1)
 def suites() -> tuple[str, ...]:
-    """Names of all suites that can be built: LIBERO's own, and LIBERO-PRO's as far as it ships their files.
+    """Names of all suites that can be built: LIBERO's own, LIBERO-PRO's as far as it ships their files, and ours.
+
+    Those of LIBERO-Plus's wordings are among them; a task of theirs says what to install.
 
     Raises:
         UserError: if the simulator's packages are not installed.
     """
-    whole = (
-        suite for suite, names in _task_names().items() if _base(suite) and not any(_lacks(suite, n) for n in names)
-    )
-    return tuple(sorted(whole))
+    listed = [*_task_names(), *(f"{base}_{change}" for base in CHANGED_HERE for change in OWN_CHANGES)]
+    return tuple(sorted(suite for suite in listed if _base(suite) and not any(_lacks(suite, n) for n in _names(suite))))
 
 
 def base_of(suite: str) -> str:
-    """LIBERO's own suite of which LIBERO-PRO changed one thing, for example ``libero_goal`` of ``libero_goal_lan``.
+    """LIBERO's own suite of which one thing was changed, for example ``libero_goal`` of ``libero_goal_lan``.
 
     Task i of such a suite is task i of its base, changed. Every other suite is its own base.
     """
     base, _, changed = suite.rpartition("_")
-    return base if changed in CHANGES and base in MAX_STEPS else suite
+    known = MAX_STEPS if changed in CHANGES else CHANGED_HERE if changed in OWN_CHANGES else ()
+    return base if base in known else suite
+
+
+def is_own(suite: str) -> bool:
+    """Whether it is one of `la_reconvla.sim.suite_changes`, on the initial states of its base."""
+    return change_of(suite) in OWN_CHANGES
 
 
 def change_of(suite: str) -> str:
-    """Which of `CHANGES` LIBERO-PRO made in `suite`; empty for any other suite."""
+    """Which of `CHANGES` or `OWN_CHANGES` was made in `suite`; empty for any other suite."""
     return suite.removeprefix(base_of(suite)).removeprefix("_")
 
 
@@ -190,12 +201,11 @@ def official_states(task: Task) -> Float[np.ndarray, "i s"]:
         UserError: if the file is missing or damaged.
     """
     try:
-        states = _initial_states(_states(task.suite, task.name))
+        return _initial_states(_states(task.suite, task.name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the initial states of {task.suite} task {task.index} cannot be read ({error}): {INSTALL_SIM}"
         ) from error
-    return states
 
 
 def official_start(task: Task, index: int, *, split: Split = "test", seed: int | None = None) -> Start:
@@ -223,7 +233,7 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
         index=index,
         seed=index if seed is None else seed,
         state=states[index],
-        instruction=task.instruction,
+        instruction=task.wordings[index % len(task.wordings)] if task.wordings else task.instruction,
         target=task.target,
         destination=task.destination,
     )
@@ -283,7 +293,7 @@ def _task_names() -> dict[str, list[str]]:
 
 
 def _names(suite: str) -> list[str]:
-    names = _task_names().get(suite) if _base(suite) else None
+    names = _task_names().get(_files(suite)) if _base(suite) else None
     if not names:
         raise unknown("suite", suite, suites())
     return names
@@ -304,7 +314,7 @@ def _lacks(suite: str, name: str) -> str:
 
 
 def _bddl(suite: str, name: str) -> Path:
-    return resources("bddl_files") / suite / f"{name}.bddl"
+    return resources("bddl_files") / _files(suite) / f"{name}.bddl"
 
 
 def _initial_states(path: Path) -> Float[np.ndarray, "i s"]:
@@ -314,7 +324,12 @@ def _initial_states(path: Path) -> Float[np.ndarray, "i s"]:
 
 
 def _states(suite: str, name: str) -> Path:
-    return resources("init_states") / suite / f"{name}.pruned_init.npz"
+    return resources("init_states") / _files(suite) / f"{name}.pruned_init.npz"
+
+
+def _files(suite: str) -> str:
+    """The suite whose files `suite` uses."""
+    return base_of(suite) if is_own(suite) else suite
 
 
 def _base(suite: str) -> str | None:
@@ -329,6 +344,10 @@ def _base(suite: str) -> str | None:
 def _read(suite: str, index: int) -> Task:
     from bddl.parsing import scan_tokens
 
+    if is_own(suite):
+        from la_reconvla.sim.suite_changes import changed
+
+        return changed(suite, _read(base_of(suite), index))
     name = _names(suite)[index]
     bddl = _bddl(suite, name)
     try:

@@ -28,6 +28,7 @@ from la_reconvla.sim.expert_tasks import require_feasible
 from la_reconvla.sim.machine import default_workers, require_simulator
 from la_reconvla.sim.policies import Scripted, Specification, Uniform
 from la_reconvla.sim.rollout import EnvSettings
+from la_reconvla.sim.suite_changes import KINDS, kinds_of_wording
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
@@ -231,6 +232,10 @@ def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path, aske
         )
         reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
         tell(f"stages: {reached}; details: {path}", console)
+    kinds = kinds_of_wording(records[0].start.suite) if records else {}
+    if told := [(kinds[r.start.instruction], r.success) for r in records if r.start.instruction in kinds]:
+        counts = (f"{kind} {told.count((kind, True))} of {[k for k, _ in told].count(kind)}" for kind in KINDS)
+        tell(f"successes by kind of wording: {', '.join(counts)}", console)
     if asked and (first := following(records)):
         shares = ((way, getattr(first, way)) for way in WAYS)
         said = ", ".join(f"{way} {share.successes} of {share.episodes}" for way, share in shares if share)

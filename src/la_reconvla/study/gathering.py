@@ -25,6 +25,7 @@ from la_reconvla.data.samples import patch_coverage, spread_indices
 from la_reconvla.episodes import EpisodeRecord, View
 from la_reconvla.method.mask import masked_count
 from la_reconvla.robot import LIBERO_ACTIONS
+from la_reconvla.sim.suite_changes import kinds_of_wording
 from la_reconvla.sim.tasks import Task, change_of
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.begun import read_begun
@@ -126,6 +127,7 @@ def other_starts(evaluations: Evaluations) -> list[OtherStartsEvidence]:
                 change=change_of(place.suite),
                 condition=arm if arm in evaluations.config.conditions else None,
                 floor=floor,
+                wordings=kinds_of_wording(place.suite),
             )
     return list(found.values())
 
