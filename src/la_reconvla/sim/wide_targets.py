@@ -56,9 +56,9 @@ def asks(task: Task) -> tuple[Ask, Ask]:
     Raises:
         UserError: if there are not two; the message names the suite's tasks that have them.
     """
-    if pair := pair_of_asks(task):
+    if pair := _asks(task):
         return pair
-    able = [str(other.index) for other in load_suite(task.suite) if pair_of_asks(other)]
+    able = [str(other.index) for other in load_suite(task.suite) if _asks(other)]
     raise UserError(
         f"{task.suite} task {task.index} has no wide placements: they are made for scenes in which two things can be "
         f"asked for by instructions of the suite (its tasks that have them: {', '.join(able) or 'none'}); "
@@ -66,8 +66,7 @@ def asks(task: Task) -> tuple[Ask, Ask]:
     )
 
 
-def pair_of_asks(task: Task) -> tuple[Ask, Ask] | None:
-    """`asks`, or None where there are not two."""
+def _asks(task: Task) -> tuple[Ask, Ask] | None:
     suite = load_suite(task.suite)
     if twins := alike_things(task):
         words = {supports(other).get(other.target): other.instruction for other in suite}

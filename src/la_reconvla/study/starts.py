@@ -11,8 +11,16 @@ from la_reconvla.data.starts import COUNTERFACTUAL, PlacementKind, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim.placements import wide_starts
 from la_reconvla.sim.policies import swapped
-from la_reconvla.sim.suite_changes import has_another_thing
-from la_reconvla.sim.tasks import Task, base_of, is_own, load_suite, load_task, official_start, official_states
+from la_reconvla.sim.tasks import (
+    Task,
+    base_of,
+    is_own,
+    load_suite,
+    load_task,
+    official_start,
+    official_states,
+    other_request,
+)
 from la_reconvla.sim.wide_targets import instructions
 
 
@@ -29,16 +37,20 @@ def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[t
         )
     told = set()
     for index in tasks:
-        task = load_task(suite, index)
-        words = instructions(task).values() if placement == "wide" else task.wordings or [task.instruction]
-        told |= {(index, other.instruction) for other in _beside(task)}
-        told |= {(index, text) for text in words}
+        for task in met(suite, index):
+            words = instructions(task).values() if placement == "wide" else task.wordings or [task.instruction]
+            told |= {(index, text) for text in words}
     return told
 
 
-def _beside(task: Task) -> list[Task]:
-    """Of a task that asks for another thing the one that it stands beside; of any other task nothing."""
-    return [load_task(base_of(task.suite), task.index)] if task.suite.endswith(COUNTERFACTUAL) else []
+def met(suite: str, index: int) -> tuple[Task, ...]:
+    """What the starts of a task ask for: the task; of one that asks for another thing its base's before it.
+
+    Raises:
+        UserError: for unknown names.
+    """
+    task = load_task(suite, index)
+    return (load_task(base_of(suite), index), task) if suite.endswith(COUNTERFACTUAL) else (task,)
 
 
 def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
@@ -58,7 +70,7 @@ def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
     return tuple(
         index
         for index in found
-        if not suite.endswith(COUNTERFACTUAL) or has_another_thing(load_task(base_of(suite), index))
+        if not suite.endswith(COUNTERFACTUAL) or other_request(load_task(base_of(suite), index))
     )
 
 
@@ -115,7 +127,7 @@ def evaluation_starts(
         else:
             numbers = range(len(official_states(task)))
             numbers = numbers if split == "train" else numbers[::-1]
-            starts = [official_start(told, i, split=split) for i in numbers for told in (*_beside(task), task)]
+            starts = [official_start(told, i, split=split) for i in numbers for told in met(suite, index)]
             starts = [start for start in starts if not was_trained_on(start, trained_on)][:episodes]
         if len(starts) < episodes:
             raise UserError(
