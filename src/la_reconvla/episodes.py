@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from la_reconvla import layout
-from la_reconvla.data.starts import PlacementKind, Split, Start
+from la_reconvla.data.starts import COUNTERFACTUAL, PlacementKind, Split, Start
 from la_reconvla.storage import append_jsonl, read_jsonl
 from la_reconvla.typed_json import parse
 
 View = Literal["true", "grey_image", "wrong_instruction"]
+WAYS = ("touched", "held", "moved")
+"""In which a hand can come to a thing; `EpisodeRecord.value` tells of each whether the first thing was asked for."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class StartName:
         """As `la_reconvla.data.starts.Start.id`."""
         return f"{self.suite}/{self.task}/{self.placement}/{self.split}/{self.index}"
 
+    @property
+    def pair(self) -> tuple[str, int]:
+        """The initial state, and which of the two things is asked for there: 0 or 1."""
+        suite = self.suite.removesuffix(COUNTERFACTUAL)
+        scene, which = divmod(self.index, 2) if self.placement == "wide" else (self.index, int(suite != self.suite))
+        return f"{suite}/{self.task}/{self.placement}/{self.split}/{scene}", which
+
 
 @dataclass(frozen=True)
 class Reached:
@@ -72,6 +81,21 @@ class Reached:
 
 
 @dataclass(frozen=True)
+class First:
+    """What the hand did first, whatever was asked for; a thing is an object or a piece of furniture, by its instance.
+
+    Attributes:
+        asked: the things that the goal wants moved, opened, closed or switched; several where it has several parts.
+        touched: the first thing that the hand touched, None if it touched nothing.
+        held: the first thing that both fingers touched at once, None if there was none.
+    """
+
+    asked: tuple[str, ...]
+    touched: str | None = None
+    held: str | None = None
+
+
+@dataclass(frozen=True)
 class EpisodeRecord:
     """One episode.
 
@@ -84,6 +108,7 @@ class EpisodeRecord:
         reached: how far it got.
         moved: the first thing that was moved, None if nothing was.
         video: its path relative to the file of the record, None if none was kept.
+        first: what the hand touched and held first, None in records of before it was watched.
     """
 
     label: Label
@@ -94,10 +119,29 @@ class EpisodeRecord:
     reached: Reached = Reached()
     moved: str | None = None
     video: str | None = None
+    first: First | None = None
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The things that were asked for."""
+        return frozenset(self.first.asked) if self.first and self.first.asked else frozenset({self.start.target})
+
+    def first_thing(self, way: str) -> str | None:
+        """The first thing that was ``touched``, ``held`` or ``moved``; None if there was none, or it is not known."""
+        return self.moved if way == "moved" else getattr(self.first, way, None)
 
     def value(self, metric: str) -> float | None:
-        """``tsr`` (success), a stage or ``smallest_distance``; None if it was not recorded."""
-        found = self.success if metric == "tsr" else getattr(self.reached, metric)
+        """``tsr`` (success), a stage or ``smallest_distance``; None if it was not recorded.
+
+        Of ``touched``, ``held`` and ``moved`` it is whether the first such thing was asked for; None too if there was
+        none, or if the goal can have none: furniture is not moved.
+        """
+        if metric in WAYS:
+            found = None
+            if (thing := self.first_thing(metric)) and (metric != "moved" or self.reached.approached is not None):
+                found = thing in self.asked
+        else:
+            found = self.success if metric == "tsr" else getattr(self.reached, metric)
         return None if found is None else float(found)
 
     def to_json(self) -> dict[str, Any]:

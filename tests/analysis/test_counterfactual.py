@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from la_reconvla.analysis.counterfactual import counterfactual
-from la_reconvla.episodes import EpisodeRecord, Label, StartName
+from la_reconvla.analysis.intervals import wilson
+from la_reconvla.analysis.summaries import following
+from la_reconvla.episodes import EpisodeRecord, First, Label, Reached, StartName
 from la_reconvla.sim.placements import wide_starts
 from la_reconvla.sim.policies import Scripted
 from la_reconvla.sim.rollout import EnvSettings, run_episode
@@ -100,6 +102,59 @@ def test_the_interval_covers_what_new_trainings_prefer() -> None:
         assert found.preference is not None
         held += found.preference.low <= draws.mean() <= found.preference.high
     assert held >= 0.94 * 200
+
+
+def test_what_is_touched_first_is_judged_by_itself() -> None:
+    """Both episodes touch bowl 1 and then move what was asked for; a record of before knows of no touch."""
+    moved = records([("bowl_1", "bowl_2")] * 4)
+    touched = [replace(r, first=First((r.start.target,), "bowl_1", r.moved)) for r in moved]
+    found = counterfactual(touched)
+    assert found is not None
+    assert [(rate.successes, rate.episodes) for rate in (found.preference, found.touched, found.held) if rate] == [
+        (8, 8),
+        (4, 8),
+        (8, 8),
+    ]
+    before = counterfactual(moved)
+    assert before is not None
+    assert (before.preference, before.touched, before.held) == (found.preference, None, None)
+
+
+def test_any_part_of_a_goal_may_come_first() -> None:
+    """Two things asked for at once, two others in the other instruction: each of them counts."""
+    asked = (("soup", "sauce"), ("cheese", "butter"))
+    two = [
+        replace(record, first=First(asked[part], thing), moved=thing)
+        for record, part, thing in zip(records([(None, None)]), (0, 1), ("sauce", "soup"), strict=True)
+    ]
+    found = counterfactual(two)
+    assert found is not None
+    assert (found.asked, found.other, found.followed) == (1, 1, 0)
+    assert found.touched is not None
+    assert (found.touched.successes, found.touched.episodes) == (1, 2)
+
+
+def test_following_counts_episodes_in_which_there_was_a_first_thing() -> None:
+    """Of ten: 6 touch what was asked for, 2 another thing, 1 nothing, 1 is from before; no goal moves furniture."""
+    things = ["bowl_1"] * 6 + ["plate_1"] * 2 + [None]
+    episodes = [
+        replace(record, first=First(("bowl_1",), touched), moved="bowl_1")
+        for record, touched in zip(records([("bowl_1", None)] * 10)[::2], [*things, None], strict=True)
+    ]
+    episodes[-1] = replace(episodes[-1], first=None)
+    found = following(episodes)
+    assert found is not None
+    assert found.touched is not None
+    interval = wilson(6, 8)
+    assert (found.touched.successes, found.touched.episodes) == (6, 8)
+    assert (found.touched.low, found.touched.high) == pytest.approx((interval.low, interval.high))
+    assert (found.held, found.moved) == (None, None), "nothing was held; stages say that the goal moves no thing"
+    stages = [replace(record, reached=Reached(approached=False)) for record in episodes]
+    moved = following(stages)
+    assert moved is not None
+    assert moved.moved is not None
+    assert (moved.moved.successes, moved.moved.episodes) == (10, 10)
+    assert following(records([(None, None)])) is None
 
 
 def test_without_pairs_there_is_nothing_to_say() -> None:

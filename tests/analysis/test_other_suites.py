@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,37 @@ def test_the_words_of_changed_suites_are_their_own_and_so_are_the_wrong_ones() -
         wording(SWAP, (0,), "wide")
     with pytest.raises(UserError, match="no wide placements"):
         wording("libero_10", (0,), "wide")
+
+
+def test_rewordings_and_pairs_are_summed_up_where_they_were_met() -> None:
+    """By kind of wording; a state with two instructions is no loss, and its pairs are counted."""
+    home = episodes(0.5, "libero_spatial", 0, (0,))
+    said = {"set it down": "verb", "please put it down": "politeness"}
+    reworded = [
+        replace(record, success=number % 4 == 0, start=replace(record.start, instruction=list(said)[number % 2]))
+        for number, record in enumerate(episodes(1.0, "libero_spatial_paraphrase", 1, (0,)))
+    ]
+    asked = [
+        replace(record, start=replace(record.start, suite=suite, target=target), moved="bowl_1")
+        for record in home
+        for suite, target in (("libero_spatial", "bowl_1"), ("libero_spatial_counterfactual", "bowl_2"))
+    ]
+    away = [
+        OtherStartsEvidence("official", id, records, suite, change, id, wordings=kinds)
+        for id in ("C4", "R1")
+        for suite, change, records, kinds in (
+            ("libero_spatial_paraphrase", "paraphrase", reworded, said),
+            ("libero_spatial_counterfactual", "counterfactual", asked, {}),
+        )
+    ]
+    arms = [(Arm.of(condition(id)), Evidence(home)) for id in ("C4", "R1")]
+    results = build(Study(preset="quick"), arms, elsewhere=away)
+    words, pairs = results.elsewhere[:2]
+    assert {kind: (found.successes, found.episodes) for kind, found in words.wordings.items()} == {
+        "verb": (len(reworded) / 4, len(reworded) / 2),
+        "politeness": (0, len(reworded) / 2),
+    }
+    assert pairs.counterfactual is not None
+    assert (pairs.counterfactual.pairs, pairs.counterfactual.asked) == (len(home), len(home))
+    assert (words.counterfactual, pairs.wordings) == (None, {})
+    assert [c.suite for c in results.comparisons if c.kind == "loss"] == ["libero_spatial_paraphrase"]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName, append_episodes
+from la_reconvla.episodes import EpisodeRecord, First, Label, Reached, StartName, append_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.episode_table import write_episode_table
 
 COLUMNS = (
     "arm seed floor suite task placement split index instruction target success steps approached "
-    "distractor_approached grasped lifted placed smallest_distance moved"
+    "distractor_approached grasped lifted placed smallest_distance moved touched held"
 )
 WORDS = 'open the cabinet’s "middle" drawer, please\nnow'
 
@@ -30,14 +31,15 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_an_evaluation_and_its_floors_are_one_table(tmp_path: Path) -> None:
     stages = Reached(True, False, True, False, False, 0.01234)
-    append_episodes(tmp_path / "eval", [episode(Label("C4", 1), 7, stages, "bowl_2"), episode(Label("C4", 1), 8)])
+    watched = replace(episode(Label("C4", 1), 7, stages, "bowl_2"), first=First(("bowl_1",), "plate_1"))
+    append_episodes(tmp_path / "eval", [watched, episode(Label("C4", 1), 8)])
     append_episodes(tmp_path / "eval/floors/blind_replay", [episode(Label(None, None, "blind_replay"))])
     rows = read(write_episode_table(tmp_path / "eval", tmp_path / "deeper/table.csv"))
     assert list(rows[0]) == COLUMNS.split()
-    first = "C4 1 _ libero_spatial 2 wide test 7 _ bowl_1 1 57 1 0 1 0 0 0.01234 bowl_2"
+    first = "C4 1 _ libero_spatial 2 wide test 7 _ bowl_1 1 57 1 0 1 0 0 0.01234 bowl_2 plate_1 _"
     expected = ["" if value == "_" else value for value in first.split()]
     assert [*rows[0].values()] == [*expected[:8], WORDS, *expected[9:]]
-    assert [*rows[1].values()][12:] == [""] * 7  # a goal that moves nothing
+    assert [*rows[1].values()][12:] == [""] * 9  # a goal that moves nothing
     assert [rows[2][name] for name in ("arm", "seed", "floor", "index")] == ["", "", "blind_replay", "0"]
 
 

@@ -33,6 +33,7 @@ from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.measures import (
     Counterfactual,
     Effect,
+    Following,
     GroundingMeans,
     Leak,
     MapKind,
@@ -135,6 +136,7 @@ def evidence_of(arm: ConditionResult, number: int) -> ConditionResult:
         maps=tuple(maps),
         causal=tuple(causal),
         counterfactual=Counterfactual(20, 21 + number, 9, 1, 9 - number, 6, Rate(0.7, 0.52, 0.83, 21, 30)),
+        following=Following(Rate(0.41, 0.24, 0.59, 9, 22), None, Rate(0.7, 0.52, 0.83, 21, 30)),
     )
 
 
@@ -142,13 +144,17 @@ def with_evidence(results: Results) -> Results:
     """A study in which everything was measured that the schema knows."""
     rate = Rate(0.25, 0.1, 0.5, 3, 12)
     places = {"suite": "libero_object", "change": "lan"}
+    said = {"suite": "libero_object_paraphrase", "change": "paraphrase"}
     return replace(
         results,
         conditions=tuple(evidence_of(arm, number) for number, arm in enumerate(results.conditions)),
         elsewhere=(
             OtherStarts("official", "C4", rate, condition="C4"),
             OtherStarts("official", "C4 grey_image", Rate(0.0, 0.0, 0.3, 0, 9), condition="C4", floor="grey_image"),
-            OtherStarts("official", "C4", Rate(0.5, 0.2, 0.8, 6, 12), condition="C4", **places),
+            OtherStarts(
+                "official", "C4", Rate(0.5, 0.2, 0.8, 6, 12), condition="C4", following=Following(rate), **places
+            ),
+            OtherStarts("official", "C4", rate, condition="C4", wordings={"verb": Rate(0.75, 0.3, 0.95, 3, 4)}, **said),
         ),
         comparisons=(*results.comparisons, LOSS),
         hypotheses=tuple(replace(h, comparisons=(LOSS.key,)) if h.id == "H4" else h for h in results.hypotheses),
@@ -523,12 +529,17 @@ def test_the_evidence_around_success_stands_on_the_page_and_in_the_tables(study:
                 assert f"{row.means.aos:.3f}" in kept
         for effect in arm.causal:
             assert f"{effect.shift.mean:.3f} ({effect.shift.low:.3f} to" in section(text, "causal", "curves")
-    assert "70 % (52 % to 83 %)" in section(text, "counterfactual", "elsewhere")
+    first = section(text, "counterfactual", "elsewhere")
+    assert "70 % (52 % to 83 %)" in first
+    assert "9 / 22, 41 % (24 % to 59 %)" in first
+    assert first.count("libero_object (LIBERO-PRO lan: changed wording), official states") == 1, "what it came to first"
     places = section(text, "elsewhere", "attention")
     titles = ["libero_spatial, official states<", "libero_object (LIBERO-PRO lan: changed wording), official states<"]
     assert places.index(titles[0]) < places.index(titles[1])
     assert "floor: grey image C4" in places
-    assert places.count(">floors: ") == 1, "one place has no floors, and says so"
+    assert places.count(">floors: ") == 2, "two places have no floors, and say so"
+    assert "libero_object_paraphrase (our rewordings), official states<" in places
+    assert "3 / 4, 75 % (30 % to 95 %)" in places
     assert "1565" in section(text, "power", "leakage")
     assert "by design" in section(text, "leakage", "cost")
     cost = section(text, "cost", "facts")

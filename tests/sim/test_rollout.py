@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import pytest
 from la_reconvla import layout
 from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
-from la_reconvla.episodes import EpisodeRecord, Label, StartName, read_episodes
+from la_reconvla.episodes import WAYS, EpisodeRecord, First, Label, StartName, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.sim import rollout
 from la_reconvla.sim.env import Outcome, Pose
@@ -30,6 +31,11 @@ def start(index: int = 0, task: int = 0, placement: str = "wide", target: str = 
     return Start("toy", task, placement, "test", index, 0, np.zeros(1), "move the bowl", target, "plate_1")
 
 
+def scene(objects, instance):
+    """A task that puts its target on its destination."""
+    return SimpleNamespace(objects=objects, instance=instance, goal_for=lambda *names: (("on", *names),))
+
+
 @dataclass
 class ToyEnv:
     """The hand moves by 10 cm an action; a closed hand within 5 cm of an object carries it; success on the plate."""
@@ -39,7 +45,7 @@ class ToyEnv:
     positions: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.task = SimpleNamespace(objects=("bowl_1", "bowl_2", "plate_1"), instance=lambda name: name)
+        self.task = scene(("bowl_1", "bowl_2", "plate_1"), lambda name: name)
 
     def reset(self, start):
         self.steps = 0
@@ -75,6 +81,15 @@ class ToyEnv:
 
     def height(self, name):
         return 0.04
+
+    def touch(self):
+        """A hand within 12 cm of a bowl touches it, one within 5 cm has it between its fingers."""
+
+        def now():
+            away = {n: np.linalg.norm(self.positions[n] - self.positions["gripper"]) for n in ("bowl_1", "bowl_2")}
+            return {name: bool(d < 0.05) for name, d in away.items() if d < 0.12}
+
+        return SimpleNamespace(now=now)
 
 
 @dataclass
@@ -132,7 +147,7 @@ class RegionEnv(ToyEnv):
 
     def __post_init__(self):
         objects = ("bowl_1", "can_1", "tray_1")
-        self.task = SimpleNamespace(objects=objects, instance=lambda name: name.removesuffix("_inside"))
+        self.task = scene(objects, lambda name: name.removesuffix("_inside"))
 
     def reset(self, start):
         super().reset(start)
@@ -164,6 +179,54 @@ def test_the_first_thing_moved_is_named_and_a_touch_is_no_move():
     both = [*fetch(BACK, RIGHT), (UP, -1), (UP, -1), *[((1, -1, 0), -1)] * 2]
     assert run_episode(ToyEnv(), Script(both), start()).moved == "bowl_2"
     assert run_episode(ToyEnv(), Script([(RIGHT, -1)] * 5 + [(DOWN, -1)] * 3), start()).moved is None
+
+
+def test_the_first_thing_touched_and_held_is_named():
+    """Over the second bowl without taking it, then the first one is fetched."""
+    right = run_episode(ToyEnv(), Script(fetch(RIGHT, BACK)), start())
+    assert right.first == First(("bowl_1",), "bowl_1", "bowl_1")
+    assert [right.value(way) for way in WAYS] == [1.0, 1.0, 1.0]
+    back = (0, -1, 0)
+    passing = [*[(BACK, -1)] * 5, *[(DOWN, -1)] * 2, *[(UP, -1)] * 2, *[(back, -1)] * 5, *fetch(RIGHT, BACK)]
+    touched = run_episode(ToyEnv(), Script(passing), start())
+    assert touched.first == First(("bowl_1",), "bowl_2", "bowl_1")
+    assert [touched.value(way) for way in WAYS] == [0.0, 1.0, 1.0]
+    nothing = run_episode(ToyEnv(), Script([]), start())
+    assert nothing.first == First(("bowl_1",))
+    assert [nothing.value(way) for way in WAYS] == [None, None, None]
+
+
+def test_records_of_before_contacts_were_watched_are_read_and_know_nothing_of_them():
+    record = run_episode(ToyEnv(), Script(fetch(BACK, RIGHT)), start())
+    old = record.to_json()
+    del old["first"]
+    found = EpisodeRecord.from_json(old, "there")
+    assert found == replace(record, first=None)
+    assert [found.value(way) for way in WAYS] == [None, None, 0.0]
+    assert EpisodeRecord.from_json(json.loads(json.dumps(record.to_json())), "there") == record
+
+
+@pytest.mark.sim
+def test_contacts_of_the_hand_are_those_that_mujoco_lists_by_name():
+    """Against names of bodies, read pair by pair, along an episode of the expert."""
+    begin = official_start(load_task("libero_goal", 2), 0)
+    seen = set()
+    with EnvSettings().build() as env:
+        env.reset(begin)
+        expert = Scripted().build()
+        expert.reset(begin, env)
+        touch, sim = env.touch(), env.sim
+        while not env.step(expert.act(None)[:1]).done:
+            found = set()
+            for contact in sim.data._data.contact:
+                bodies = [sim.model.body_id2name(sim.model.geom_bodyid[geom]) for geom in contact.geom]
+                if bodies[1].startswith("gripper0_"):
+                    bodies.reverse()
+                if bodies[0].startswith("gripper0_"):
+                    found |= {name for name in env.poses() if bodies[1].startswith(f"{name}_")}
+            assert set(touch.now()) == found
+            seen |= {(name, held) for name, held in touch.now().items()}
+    assert ("wine_bottle_1", True) in seen
 
 
 class FallingEnv(ToyEnv):
@@ -406,3 +469,4 @@ def test_the_expert_reaches_every_stage_with_a_bottle():
         assert env.height("akita_black_bowl_1") < rollout.DEEP, "of low things nothing but the origin counts"
     assert all(record.value(stage) for stage in ("tsr", "approached", "grasped", "lifted", "placed"))
     assert record.moved == "wine_bottle_1"
+    assert record.first == First(("wine_bottle_1",), "wine_bottle_1", "wine_bottle_1")

@@ -9,9 +9,9 @@ from la_reconvla.analysis.counterfactual import counterfactual
 from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence
 from la_reconvla.analysis.leakage import withheld
-from la_reconvla.analysis.measures import Leak
+from la_reconvla.analysis.measures import Leak, Rate
 from la_reconvla.analysis.results import Arm, Floor, OtherStarts, Picture, Reference, Results, Study, Timeline, Video
-from la_reconvla.analysis.summaries import condition_summary, measure_frames, rate, stages
+from la_reconvla.analysis.summaries import condition_summary, following, measure_frames, rate, stages
 from la_reconvla.analysis.verdicts import judge
 from la_reconvla.conditions import Condition
 from la_reconvla.episodes import EpisodeRecord
@@ -59,16 +59,29 @@ def build(
                 measure_frames(f.frames, "action_error"),
                 stages(f.episodes),
                 counterfactual(f.episodes),
+                following(f.episodes),
             )
             for f in floors
         ),
         references=tuple(
-            Reference(name, found, stages(episodes), counterfactual(episodes))
+            Reference(name, found, stages(episodes), counterfactual(episodes), following(episodes))
             for name, episodes in (references or {}).items()
             if (found := rate(episodes)) is not None
         ),
         elsewhere=tuple(
-            OtherStarts(e.placement, e.label, found, stages(e.episodes), e.suite, e.condition, e.floor, e.change)
+            OtherStarts(
+                e.placement,
+                e.label,
+                found,
+                stages(e.episodes),
+                e.suite,
+                e.condition,
+                e.floor,
+                e.change,
+                counterfactual(e.episodes),
+                following(e.episodes),
+                _by_wording(e),
+            )
             for e in elsewhere
             if (found := rate(e.episodes)) is not None
         ),
@@ -79,3 +92,11 @@ def build(
         videos=tuple(videos),
         timelines=tuple(timelines),
     )
+
+
+def _by_wording(e: OtherStartsEvidence) -> dict[str, Rate]:
+    """Success by the kind of what was said."""
+    kinds = {
+        kind: [r for r in e.episodes if e.wordings.get(r.start.instruction) == kind] for kind in e.wordings.values()
+    }
+    return {kind: found for kind, episodes in kinds.items() if (found := rate(episodes))}

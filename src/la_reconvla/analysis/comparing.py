@@ -163,7 +163,9 @@ def _losses(
     Home is the study's own suite on official states, which other suites are met on, where the study has both arms
     there, else the study's own starts.
     """
-    trained = [e for e in elsewhere if e.floor is None and e.condition in evidence and e.episodes]
+    # Where each state has two instructions, half of the episodes are those of home: nothing was changed for them.
+    changed = [e for e in elsewhere if e.change != "counterfactual"]
+    trained = [e for e in changed if e.floor is None and e.condition in evidence and e.episodes]
     found: dict[str, dict[str, Sequence[EpisodeRecord]]] = {}
     for e in trained:
         found.setdefault(e.suite, {})[str(e.condition)] = e.episodes

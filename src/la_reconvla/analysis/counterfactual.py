@@ -1,16 +1,18 @@
 """Which object is moved when one state is given two instructions: does the policy follow its instruction?
 
 Wide starts come in pairs, 2j and 2j + 1: one initial state, two things that are asked for
-(`la_reconvla.sim.placements`). What is scored is the object that was moved **first**
+(`la_reconvla.sim.placements`). So do official states in suites that end in ``_counterfactual``
+(`la_reconvla.sim.suite_changes`). What is scored is the object that was moved **first**
 (`la_reconvla.sim.rollout.StageTracker`), which needs no success and tells a policy that follows its words from one that
 always goes for the same thing: that one prefers what was asked for in half of the episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, percentiles, student_interval
 from la_reconvla.analysis.intervals import Interval, wilson
@@ -18,16 +20,15 @@ from la_reconvla.analysis.measures import Counterfactual, Rate
 from la_reconvla.episodes import EpisodeRecord
 
 Pair = tuple[EpisodeRecord, EpisodeRecord]
+Key = tuple[int | None, str]  # seed, scene
 
 
-def pairs(episodes: Iterable[EpisodeRecord]) -> dict[tuple[int | None, str], Pair]:
+def pairs(episodes: Iterable[EpisodeRecord]) -> dict[Key, Pair]:
     """Both episodes of every (seed, scene) that has two."""
-    found: dict[tuple[int | None, str], dict[int, EpisodeRecord]] = {}
+    found: dict[Key, dict[int, EpisodeRecord]] = {}
     for record in episodes:
-        start = record.start
-        if start.placement == "wide":
-            scene = f"{start.suite}/{start.task}/{start.split}/{start.index // 2}"
-            found.setdefault((record.label.seed, scene), {})[start.index % 2] = record
+        scene, which = record.start.pair
+        found.setdefault((record.label.seed, scene), {})[which] = record
     return {key: (two[0], two[1]) for key, two in found.items() if len(two) == 2}
 
 
@@ -45,26 +46,34 @@ def counterfactual(episodes: Sequence[EpisodeRecord], rng_seed: int = 0) -> Coun
     found = pairs(episodes)
     if not found:
         return None
+    asked, other, else_moved, neither = (int(part.sum()) for part in _choices(found, "moved"))
+    followed = sum(all(r.moved in r.asked for r in two) for two in found.values())
+    chosen = (_preference(found, way, rng_seed) for way in ("moved", "touched", "held"))
+    return Counterfactual(len(found), asked, other, else_moved, neither, followed, *chosen)
+
+
+def _choices(found: Mapping[Key, Pair], way: str) -> Int[np.ndarray, "4 seeds scenes"]:
+    """How many episodes of each pair came first to what was asked for, to the other thing, to another, to none."""
     seeds, scenes = (sorted({key[i] for key in found}, key=str) for i in (0, 1))
-    asked, other = np.zeros((2, len(seeds), len(scenes)))
-    else_moved = neither = followed = 0
+    counts = np.zeros((4, len(seeds), len(scenes)), dtype=int)
     for (seed, scene), two in found.items():
-        at = seeds.index(seed), scenes.index(scene)
         for record, partner in (two, two[::-1]):
-            asked[at] += record.moved == record.start.target
-            other[at] += record.moved == partner.start.target
-            neither += record.moved is None
-            else_moved += record.moved not in (record.start.target, partner.start.target, None)
-        followed += all(record.moved == record.start.target for record in two)
+            first = record.first_thing(way)
+            which = (first in record.asked, first in partner.asked, first is not None, True)
+            counts[which.index(True), seeds.index(seed), scenes.index(scene)] += 1
+    return counts
+
+
+def _preference(found: Mapping[Key, Pair], way: str, rng_seed: int) -> Rate | None:
+    asked, other, *_ = _choices(found, way)
     yes, no = int(asked.sum()), int(other.sum())
-    preference = None
-    if yes + no:
-        interval = wilson(yes, yes + no).hull(_bootstrap(asked, asked + other, rng_seed))
-        for_it, both = asked.sum(1), (asked + other).sum(1)
-        if over_seeds := student_interval(for_it[both > 0] / both[both > 0]):
-            interval = interval.hull(Interval(max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)))
-        preference = Rate(yes / (yes + no), interval.low, interval.high, yes, yes + no)
-    return Counterfactual(len(found), yes, no, else_moved, neither, followed, preference)
+    if not yes + no:
+        return None
+    interval = wilson(yes, yes + no).hull(_bootstrap(asked, asked + other, rng_seed))
+    for_it, both = asked.sum(1), (asked + other).sum(1)
+    if over_seeds := student_interval(for_it[both > 0] / both[both > 0]):
+        interval = interval.hull(Interval(max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)))
+    return Rate(yes / (yes + no), interval.low, interval.high, yes, yes + no)
 
 
 def _bootstrap(part: np.ndarray, whole: np.ndarray, rng_seed: int) -> Interval:

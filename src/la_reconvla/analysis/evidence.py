@@ -55,11 +55,12 @@ class OtherStartsEvidence:
     Attributes:
         placement: kind of starts.
         suite: LIBERO suite, empty if it is the study's own.
-        change: what LIBERO-PRO changed in it, empty if nothing.
+        change: what was changed in it, empty if nothing.
         condition: arm, None for references and floors that are no arm's.
         floor: floor that it is, None for a policy as trained.
         label: the policy, for people.
         episodes: records, seeds of one policy together.
+        wordings: the kind of each instruction, where the suite reworded them.
     """
 
     placement: str
@@ -69,6 +70,7 @@ class OtherStartsEvidence:
     change: str = ""
     condition: str | None = None
     floor: str | None = None
+    wordings: Mapping[str, str] = field(default_factory=dict)
 
 
 Unit = tuple[int | None, str, str]

@@ -175,6 +175,24 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Following:
+    """Whether the first thing was one asked for, as a share of the episodes in which there was a first thing.
+
+    It needs no success: a policy that takes the right thing and drops it follows its instruction. Of each `Rate`,
+    `successes` counts the episodes whose first thing was asked for.
+
+    Attributes:
+        touched: of episodes in which the hand touched something; None if there are none, or nothing was watched.
+        held: in which both fingers touched something at once.
+        moved: in which a thing was moved that could be, of goals that move one.
+    """
+
+    touched: Rate | None = None
+    held: Rate | None = None
+    moved: Rate | None = None
+
+
+@dataclass(frozen=True)
 class Counterfactual:
     """Episodes in pairs: one initial state, two instructions that ask for different objects.
 
@@ -186,6 +204,8 @@ class Counterfactual:
         neither: in which nothing was moved.
         followed: pairs in which both episodes moved what was asked for.
         preference: asked / (asked + other) with its interval, 0.5 where words do not matter; None if neither was moved.
+        touched: the same of the first thing that the hand touched.
+        held: the same of the first thing between both fingers.
     """
 
     pairs: int
@@ -195,6 +215,8 @@ class Counterfactual:
     neither: int
     followed: int
     preference: Rate | None = None
+    touched: Rate | None = None
+    held: Rate | None = None
 
 
 @dataclass(frozen=True)

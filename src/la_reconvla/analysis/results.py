@@ -14,6 +14,7 @@ from la_reconvla.analysis.comparisons import Comparison, ComparisonKey, Hypothes
 from la_reconvla.analysis.measures import (
     Counterfactual,
     Effect,
+    Following,
     GroundingMeans,
     HeadCost,
     Leak,
@@ -174,6 +175,7 @@ class ConditionResult(Arm):
         maps: overlap by thing, phase and kind of map, controls included.
         causal: what hiding things does to the actions.
         counterfactual: which object is moved when two instructions are given in the same state.
+        following: whether the first thing touched, held or moved was one asked for.
     """
 
     cells: tuple[CellResult, ...] = ()
@@ -187,6 +189,7 @@ class ConditionResult(Arm):
     maps: tuple[MapRow, ...] = ()
     causal: tuple[Effect, ...] = ()
     counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,7 @@ class Floor:
     action_error: Measure | None = None
     stages: Stages | None = None
     counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,7 @@ class Reference:
     tsr: Rate
     stages: Stages | None = None
     counterfactual: Counterfactual | None = None
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,11 @@ class OtherStarts:
         suite: LIBERO suite, empty if it is the study's own.
         condition: arm, None for references and floors that are no arm's.
         floor: floor that it is, None for the policy as trained.
-        change: what LIBERO-PRO changed: ``lan`` (wording), ``object``, ``swap`` (positions) or ``task``; else empty.
+        change: what LIBERO-PRO changed: ``lan`` (wording), ``object``, ``swap`` (positions) or ``task``; or what
+            `la_reconvla.sim.suite_changes` did: ``paraphrase``, ``counterfactual`` or ``plus``; else empty.
+        counterfactual: which object is moved when two instructions are given in the same state.
+        following: whether the first thing touched, held or moved was one asked for.
+        wordings: success by kind of rewording, of suites with paraphrases.
     """
 
     placement: str
@@ -234,6 +243,9 @@ class OtherStarts:
     condition: str | None = None
     floor: str | None = None
     change: str = ""
+    counterfactual: Counterfactual | None = None
+    following: Following | None = None
+    wordings: dict[str, Rate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from la_reconvla.analysis.measures import (
     STAGES,
     Count,
     Effect,
+    Following,
     GroundingMeans,
     MapKind,
     MapPart,
@@ -32,7 +33,7 @@ from la_reconvla.analysis.measures import (
     Tally,
 )
 from la_reconvla.analysis.results import Arm, CellResult, ConditionResult
-from la_reconvla.episodes import EpisodeRecord
+from la_reconvla.episodes import WAYS, EpisodeRecord
 
 Episodes = Sequence[EpisodeRecord]
 Frames = Sequence[FrameRecord]
@@ -55,6 +56,7 @@ def condition_summary(arm: Arm, evidence: Evidence) -> ConditionResult:
         maps=tuple(_maps(frames)),
         causal=tuple(_effects(frames)),
         counterfactual=counterfactual(episodes),
+        following=following(episodes),
     )
 
 
@@ -82,7 +84,16 @@ def rate(episodes: Episodes) -> Rate | None:
     Wilson's interval takes episodes for independent. Seeds share their starts and differ in how well they learnt, so
     with more than one the interval is the hull of Wilson's and that of a mean over seeds.
     """
-    values = by_start(episodes, "tsr")
+    return _share(by_start(episodes, "tsr"))
+
+
+def following(episodes: Episodes) -> Following | None:
+    """How often the first thing touched, held or moved was asked for, intervals as in `rate`; None if none was."""
+    shares = {way: _share(by_start(episodes, way)) for way in WAYS}
+    return Following(**shares) if any(shares.values()) else None
+
+
+def _share(values: Mapping[Unit, float]) -> Rate | None:
     if not values:
         return None
     successes, n = int(sum(values.values())), len(values)

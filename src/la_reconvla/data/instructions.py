@@ -20,6 +20,12 @@ def spoken(name: str) -> str | None:
     return " ".join(words) if len(words) > 1 else None
 
 
+def scene_of(name: str) -> str | None:
+    """The scene that a task's name begins with, for example ``KITCHEN_SCENE3_``; None if it names none."""
+    found = _SCENE.match(name)
+    return found and found[0]
+
+
 def installed(name: str) -> tuple[str, str] | None:
     """Suite and instruction of the task of this name, if LIBERO is installed and knows it. Imports nothing of it."""
     package = importlib.util.find_spec("libero")

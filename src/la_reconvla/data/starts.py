@@ -17,6 +17,10 @@ def object_kind(instance: str) -> str:
     return instance.rsplit("_", 1)[0]
 
 
+COUNTERFACTUAL = "_counterfactual"
+"""How a suite's name ends whose starts show the base suite's states and ask for another thing."""
+
+
 @dataclass(frozen=True, eq=False)
 class Start:
     """One initial state of one task: everything that an episode needs to be repeated exactly.

@@ -125,6 +125,7 @@ class LiberoGym(gym.Env):
     def __init__(self, suite: str, task: int, first: int, stride: int, settings: EnvSettings, words: Words):
         self._task, self._next, self._stride = load_task(suite, task), first, stride
         self._settings, self._env = settings, settings.build()
+        self._words: Words = words
         self.task = self.task_description = in_words(suite, self._task.instruction, words)
         self._max_episode_steps = settings.max_steps or self._task.max_steps
         shape = (settings.image_size, settings.image_size, 3)
@@ -138,7 +139,9 @@ class LiberoGym(gym.Env):
         super().reset(seed=seed)
         number = self._next % len(official_states(self._task))
         self._next += self._stride
-        self._env.reset(official_start(self._task, number))
+        start = official_start(self._task, number)
+        self._env.reset(start)
+        self.task = self.task_description = in_words(start.suite, start.instruction, self._words)
         return self._shown(), {"is_success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:

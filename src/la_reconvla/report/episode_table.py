@@ -14,7 +14,7 @@ from la_reconvla.storage import atomic_write
 
 STAGES = tuple(field.name for field in fields(Reached))
 NAMES = tuple(field.name for field in fields(StartName))
-COLUMNS = ("arm", "seed", "floor", *NAMES, "success", "steps", *STAGES, "moved")
+COLUMNS = ("arm", "seed", "floor", *NAMES, "success", "steps", *STAGES, "moved", "touched", "held")
 # Folders with episodes, below a study and below what it keeps of other starts (docs/conventions.md). What `eval` wrote
 # into a run is deeper.
 _CELLS = ("*/seed*", f"{layout.FLOORS}/*", f"{layout.FLOORS}/*/*/seed*", f"{layout.REFERENCES}/*")
@@ -66,6 +66,6 @@ def _row(record: EpisodeRecord) -> list[Any]:
         *(getattr(start, name) for name in NAMES),
         *(record.success, record.steps),
         *(getattr(reached, name) for name in STAGES),
-        record.moved,
+        *(record.first_thing(way) for way in ("moved", "touched", "held")),
     )
     return [int(value) if isinstance(value, bool) else value for value in values]

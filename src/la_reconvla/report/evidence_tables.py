@@ -5,15 +5,16 @@ Page and ``tables.md`` show the same ones. A table without rows was not measured
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import get_args
 
 import numpy as np
 
 from la_reconvla.analysis.measures import GroundingMeans, MapKind, MapPart, MapPhase, Measure, Rate
-from la_reconvla.analysis.results import ConditionResult, Results
+from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
+from la_reconvla.episodes import WAYS
 from la_reconvla.report.phrases import scenes
-from la_reconvla.report.tables import beside
+from la_reconvla.report.tables import beside, counted, place, policy_elsewhere
 from la_reconvla.text_table import TextTable, duration, number, percent
 
 MAPS: dict[MapKind, str] = {
@@ -114,20 +115,45 @@ def causal_table(results: Results) -> TextTable:
 
 
 def counterfactual_table(results: Results) -> TextTable:
-    """Which object is moved first when two instructions are given in the same state: arms, floors and references."""
+    """Which object is moved first when two instructions are given in the same state: all policies, all starts."""
     rows = []
-    for name, found in [*((arm.id, arm) for arm in results.conditions), *beside(results)]:
+    for name, where, found in policies(results):
         if (c := found.counterfactual) is not None:
-            chosen = "–" if c.preference is None else _rate_with_interval(c.preference)
             counts = (c.pairs, c.asked, c.other, c.else_moved, c.neither, c.followed)
-            rows.append((name, *map(str, counts), chosen))
-    header = ("policy", "pairs", "moved what was asked for", "moved the other", "moved something else", "moved nothing")
+            chosen = map(_rate_or_dash, (c.preference, c.touched, c.held))
+            rows.append((name, where, *map(str, counts), *chosen))
+    header = ("policy", "starts", "pairs", "moved what was asked for", "moved the other", "moved something else")
     note = (
         "Both episodes of a pair begin in one state, and only the instruction differs; the object moved first counts. "
-        "A policy that does not listen has 50 % in the last column."
+        "A policy that does not listen has 50 % in the last three columns: the same of the first object that was "
+        "moved, touched, or held between both fingers."
     )
-    title = "One state, two instructions"
-    return TextTable(title, (*header, "pairs right both times", "asked / (asked + other)"), rows, note)
+    header = (*header, "moved nothing", "pairs right both times", "asked / (asked + other)", "touched", "held")
+    return TextTable("One state, two instructions", header, rows, note)
+
+
+def following_table(results: Results) -> TextTable:
+    """Whether the first thing touched, held or moved was one asked for: all policies, all starts."""
+    rows = [
+        (name, where, *(counted(getattr(found.following, way)) for way in WAYS))
+        for name, where, found in policies(results)
+        if found.following is not None
+    ]
+    note = (
+        "Share of the episodes in which anything was touched, held between both fingers, or moved, whose first such "
+        "thing was asked for. It needs no success. Where one thing is always asked for, a policy that does not "
+        "listen can have 100 %: only pairs of instructions tell."
+    )
+    header = ("policy", "starts", *(f"first thing {way}" for way in WAYS))
+    return TextTable("Was the first thing the one asked for?", header, rows, note)
+
+
+def policies(results: Results) -> Iterator[tuple[str, str, ConditionResult | Floor | Reference | OtherStarts]]:
+    """Everything that was rolled out: the policy and the starts in words, and what was found."""
+    for name, found in [*((arm.id, arm) for arm in results.conditions), *beside(results)]:
+        yield name, "the study's own", found
+    for e in results.elsewhere:
+        yield policy_elsewhere(e), place(results, e.suite, e.change, e.placement), e
 
 
 # ---------------------------------------------------------------- leakage, power, cost
@@ -217,7 +243,16 @@ def _seconds(results: Results, facts: dict) -> float | None:
 
 def all_tables(results: Results) -> Iterable[TextTable]:
     """Those that have rows, in the order of the page."""
-    makers = (aid_table, causal_table, counterfactual_table, power_table, leakage_table, time_table, cost_table)
+    makers = (
+        aid_table,
+        causal_table,
+        counterfactual_table,
+        following_table,
+        power_table,
+        leakage_table,
+        time_table,
+        cost_table,
+    )
     return [table for table in (*maps_tables(results), *(make(results) for make in makers)) if table.rows]
 
 
@@ -231,5 +266,5 @@ def _measured(measure: Measure | None, sign: bool = False) -> str:
     return f"{number(measure.mean, 3, sign)} ({between}, n = {scenes(measure.n)})"
 
 
-def _rate_with_interval(rate: Rate) -> str:
-    return f"{percent(rate.rate)} ({percent(rate.low)} to {percent(rate.high)})"
+def _rate_or_dash(rate: Rate | None) -> str:
+    return "–" if rate is None else f"{percent(rate.rate)} ({percent(rate.low)} to {percent(rate.high)})"

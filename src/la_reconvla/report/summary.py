@@ -29,6 +29,7 @@ from la_reconvla.report.tables import (
     stage_table,
     success_table,
     verdict_table,
+    wording_table,
 )
 from la_reconvla.text_table import TextTable, duration, points
 
@@ -62,7 +63,8 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         exploratory_table,
         verdict_table,
     )
-    tables = [*(make(results) for make in makers), *other_starts_tables(results), loss_table(results), *further]
+    away = (*other_starts_tables(results), wording_table(results), loss_table(results))
+    tables = [*(make(results) for make in makers), *away, *further]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 

@@ -20,6 +20,11 @@ CHANGES = {
     "task": "changed task",
 }
 """What LIBERO-PRO (arXiv 2510.03827) changes, by its name for it."""
+OWN_CHANGES = {
+    "paraphrase": "our rewordings",
+    "counterfactual": "each state with two instructions",
+    "plus": "LIBERO-Plus's rewordings",
+}
 
 # One sentence a table, for the page and for tables.md alike.
 FLOORS_SAID = (
@@ -70,10 +75,30 @@ def other_starts_tables(results: Results) -> list[TextTable]:
 
 
 def place(results: Results, suite: str, change: str, placement: str) -> str:
-    """A suite, what LIBERO-PRO changed in it, and the kind of starts, in words; without `suite` the study's own."""
+    """A suite, what was changed in it, and the kind of starts, in words; without `suite` the study's own."""
     name = suite or results.study.suite or "the study's own suite"
     changed = f" (LIBERO-PRO {change}: {CHANGES.get(change, change)})" if change else ""
+    changed = f" ({OWN_CHANGES[change]})" if change in OWN_CHANGES else changed
     return f"{name}{changed}, {placement} states"
+
+
+def wording_table(results: Results) -> TextTable:
+    """Success by kind of rewording: every policy, every suite with our paraphrases."""
+    found = [e for e in results.elsewhere if e.wordings]
+    kinds = tuple(dict.fromkeys(kind for e in found for kind in e.wordings))
+    rows = [(policy_elsewhere(e), e.suite, *(counted(e.wordings.get(kind)) for kind in kinds)) for e in found]
+    note = (
+        "Each task is told in one wording of each kind: another verb, another name for an object, another syntax, a "
+        "polite request, a subordinate clause."
+    )
+    return TextTable("Success by kind of rewording", ("policy", "suite", *kinds), rows, note)
+
+
+def counted(rate: Rate | None) -> str:
+    """Successes, rate and interval in one cell."""
+    if rate is None:
+        return "–"
+    return f"{rate.successes} / {rate.episodes}, {percent(rate.rate)} ({percent(rate.low)} to {percent(rate.high)})"
 
 
 def loss_table(results: Results) -> TextTable:
@@ -103,7 +128,7 @@ def loss_table(results: Results) -> TextTable:
 def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:
     arms = [e for e in found if e.condition is not None and e.floor is None]
     others = [e for e in found if e not in arms]
-    shown = [(e.condition or "", e) for e in arms] + [(_not_arm(e), e) for e in others]
+    shown = [(policy_elsewhere(e), e) for e in (*arms, *others)]
     rows: list[tuple[str, ...]] = [
         (name, *_rate(e.tsr), *(percent(getattr(e.stages, s, None)) for s in STAGES)) for name, e in shown
     ]
@@ -113,10 +138,11 @@ def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:
     return TextTable(f"Success elsewhere: {name}", header, rows)
 
 
-def _not_arm(e: OtherStarts) -> str:
+def policy_elsewhere(e: OtherStarts) -> str:
+    """Which policy that was, as in the other tables."""
     if e.floor is not None:
         return f"floor: {FLOORS.get(e.floor, e.floor.replace('_', ' '))} {e.condition or ''}".strip()
-    return e.label.replace("_", " ")
+    return e.condition or e.label.replace("_", " ")
 
 
 def error_table(results: Results) -> TextTable:

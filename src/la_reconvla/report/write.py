@@ -24,7 +24,15 @@ from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, headline, leading, reason
 from la_reconvla.report.summary import markdown
-from la_reconvla.report.tables import FLOORS_SAID, HEAD_NAMES, exploratory, grid_table, loss_table, other_starts_tables
+from la_reconvla.report.tables import (
+    FLOORS_SAID,
+    HEAD_NAMES,
+    exploratory,
+    grid_table,
+    loss_table,
+    other_starts_tables,
+    wording_table,
+)
 from la_reconvla.storage import atomic_write, read_jsonl
 from la_reconvla.study.results import results_of
 
@@ -93,7 +101,9 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "aid": evidence_tables.aid_table(results),
         "causal": evidence_tables.causal_table(results),
         "counterfactual": evidence_tables.counterfactual_table(results),
+        "following": evidence_tables.following_table(results),
         "elsewhere": other_starts_tables(results),
+        "wordings": wording_table(results),
         "losses": loss_table(results),
         "floors_said": FLOORS_SAID,
         "effects_said": EFFECTS_SAID,

@@ -21,6 +21,7 @@ from la_reconvla.sim.compiled_model import compile_once
 from la_reconvla.sim.env import ACTION_DIM, GRIPPER_OPEN, Outcome, Pose
 from la_reconvla.sim.prepare import cannot_start, prepare_simulator
 from la_reconvla.sim.tasks import Task, load_task
+from la_reconvla.sim.touch import Touch
 
 if TYPE_CHECKING:
     from la_reconvla.sim.renderer import Renderer
@@ -225,6 +226,10 @@ class LiberoEnv:
         middle, half = model.geom_aabb[geoms, :3], model.geom_aabb[geoms, 3:]
         tops = data.geom_xpos[geoms, 2] + (upward * middle).sum(1) + (abs(upward) * half).sum(1)
         return float(tops.max(initial=-np.inf) - self.poses()[name].position[2])
+
+    def touch(self) -> Touch:
+        """What reads from now on, until the next reset, what the hand touches of all that `poses` names."""
+        return Touch(self._simulator(), self._geoms_of)
 
     def proprio(self) -> Float[np.ndarray, "8"]:
         """float32 [8]: end effector position (m), orientation as axis-angle (rad), two finger positions (m)."""

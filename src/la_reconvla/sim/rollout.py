@@ -12,10 +12,13 @@ placed       after it was lifted it was over the destination: within 6 cm of its
              over a region, where the success predicate of LIBERO has it
 moved        the first thing that was more than 3 cm from where it had stood while within 12 cm of the gripper; the
              nearest of several, None if there was none
+touched      the first thing that the hand was in contact with at the end of a control step; the nearest of several
+held         the first thing that both fingers were in contact with at once
 ============ ==================================================================================================
 
 Of a goal with several parts they watch the first that puts something somewhere. Where a goal moves no thing (a drawer
-to open, a stove to switch) all but `moved` are None: not recorded.
+to open, a stove to switch) all but the last three are None: not recorded. Furniture can be touched and held, too; the
+table and the floor count for nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start, object_kind
-from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName
+from la_reconvla.episodes import EpisodeRecord, First, Label, Reached, StartName
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.robot import Quality
@@ -58,6 +61,16 @@ class TaskEnv(Env, Protocol):
     def success(self) -> bool: ...
 
     def height(self, name: str) -> float: ...
+
+    def touch(self) -> Touching: ...
+
+
+class Touching(Protocol):
+    """Reads contacts of one episode."""
+
+    def now(self) -> dict[str, bool]:
+        """What the hand touches now, and of each thing whether both fingers do."""
+        ...
 
 
 @runtime_checkable
@@ -155,6 +168,11 @@ class StageTracker:
         self.stage = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
         self.smallest_distance = np.inf
         self.moved: str | None = None
+        self._touch = env.touch()
+        self._touched: str | None = None
+        self._held: str | None = None
+        goal = env.task.goal_for(start.target, start.destination)
+        self._asked = tuple(dict.fromkeys(env.task.instance(predicate[1]) for predicate in goal))
         self.look()
 
     def look(self) -> None:
@@ -162,6 +180,10 @@ class StageTracker:
         poses = self._env.poses()
         hand = poses["gripper"].position
         self.moved = self.moved or self._moved_by(hand, poses)
+        if self._held is None and (touched := self._touch.now()):
+            by_distance = sorted(touched, key=lambda name: self._distance(hand, poses, name))
+            self._touched = self._touched or by_distance[0]
+            self._held = next((name for name in by_distance if touched[name]), None)
         if self._target not in self._stood:
             return
         target = poses[self._target].position
@@ -185,6 +207,10 @@ class StageTracker:
         if self._target not in self._stood:
             return Reached()
         return Reached(**self.stage, smallest_distance=round(float(self.smallest_distance), 5))
+
+    def first(self) -> First:
+        """What the hand touched and held first."""
+        return First(self._asked, self._touched, self._held)
 
     def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
         """Of the objects that have moved, the one nearest to the hand, if it is in reach."""
@@ -239,6 +265,7 @@ def run_episode(
         seconds=round(time.perf_counter() - begun, 3),
         reached=stages.reached(),
         moved=stages.moved,
+        first=stages.first(),
     )
 
 

@@ -7,7 +7,7 @@ the goal alone; names of files and objects of interest may differ.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,8 @@ from jaxtyping import Float
 from la_reconvla.data.instructions import Words, language_of, spoken
 from la_reconvla.data.starts import Split, Start
 from la_reconvla.errors import UserError, install_command, unknown
+from la_reconvla.sim.suite_changes import another_request, paraphrases, plus_wordings
+from la_reconvla.sim.task import Task, instances_in, region_in
 from la_reconvla.sim.user_folders import config_file
 
 INSTALL_SIM = install_command("sim")
@@ -30,115 +32,41 @@ MAX_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "l
 ROBOT = 1 + 9  # a state begins with the time and the joints of arm and fingers
 # What LIBERO-PRO changes in a suite, task by task: wording, kinds of objects, their positions, what is asked for.
 CHANGES = ("lan", "object", "swap", "task")
-
-Predicate = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Region:
-    """A named place of a scene.
-
-    Attributes:
-        name: as predicates use it, for example ``main_table_plate_region`` or ``wooden_cabinet_1_top_region``.
-        instance: object or fixture that the region belongs to, for example ``wooden_cabinet_1``.
-        ranges: rectangles (x low, y low, x high, y high) in metres in the frame of `instance`; empty for regions
-            that are sites of a fixture.
-        yaw: lowest and highest rotation about the vertical, in radians, of what is placed there.
-    """
-
-    name: str
-    instance: str
-    ranges: tuple[tuple[float, float, float, float], ...]
-    yaw: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One LIBERO task.
-
-    Attributes:
-        suite: for example ``libero_spatial``.
-        index: number within the suite, in LIBERO's order.
-        name: stem of the BDDL file. It identifies the task but does not describe it: see `instruction`.
-        bddl: the BDDL file.
-        instruction: what the robot is asked to do, from the BDDL file's ``:language``.
-        goal: predicates that must all hold, for example ``(("on", "akita_black_bowl_1", "plate_1"),)``.
-        target: what the first placing predicate of the goal moves; where nothing is placed, what is opened,
-            closed or switched.
-        destination: where `target` must end up, as the goal names it: an instance or a region. Equals `target` where
-            nothing is placed.
-        objects: movable instances.
-        fixtures: instances that stay where a reset puts them (the table is one of them).
-        regions: the named places of the scene.
-        max_steps: step limit of an episode.
-        init: predicates that hold at the start.
-    """
-
-    suite: str
-    index: int
-    name: str
-    bddl: Path
-    instruction: str
-    goal: tuple[Predicate, ...]
-    target: str
-    destination: str
-    objects: tuple[str, ...]
-    fixtures: tuple[str, ...]
-    regions: tuple[Region, ...]
-    max_steps: int
-    init: tuple[Predicate, ...]
-
-    def instance(self, name: str) -> str:
-        """The object or fixture that `name` refers to: itself, or the owner where `name` is a region.
-
-        Raises:
-            UserError: if the task has neither an instance nor a region of this name.
-        """
-        if name in self.objects or name in self.fixtures:
-            return name
-        owners = {region.name: region.instance for region in self.regions}
-        if name not in owners:
-            raise unknown("object", name, {*self.objects, *self.fixtures, *owners})
-        return owners[name]
-
-    def goal_for(self, target: str, destination: str) -> tuple[Predicate, ...]:
-        """The goal with `target` in place of the task's target and `destination` in place of its destination.
-
-        Raises:
-            UserError: if a name is unknown in this task.
-        """
-        for name in (target, destination):
-            self.instance(name)
-        new = {self.target: target, self.destination: destination}
-        return tuple(
-            (predicate, *(new.get(argument, argument) for argument in arguments)) for predicate, *arguments in self.goal
-        )
+# What `la_reconvla.sim.suite_changes` changes in the suites that it knows. Scenes and initial states are the base's.
+OWN_CHANGES = ("paraphrase", "counterfactual", "plus")
+CHANGED_HERE = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 
 
 @lru_cache(maxsize=1)
 def suites() -> tuple[str, ...]:
-    """Names of all suites that can be built: LIBERO's own, and LIBERO-PRO's as far as it ships their files.
+    """Names of all suites that can be built: LIBERO's own, LIBERO-PRO's as far as it ships their files, and ours.
+
+    Those of LIBERO-Plus's wordings are among them; a task of theirs says what to install.
 
     Raises:
         UserError: if the simulator's packages are not installed.
     """
-    whole = (
-        suite for suite, names in _task_names().items() if _base(suite) and not any(_lacks(suite, n) for n in names)
-    )
-    return tuple(sorted(whole))
+    listed = [*_task_names(), *(f"{base}_{change}" for base in CHANGED_HERE for change in OWN_CHANGES)]
+    return tuple(sorted(suite for suite in listed if _base(suite) and not any(_lacks(suite, n) for n in _names(suite))))
 
 
 def base_of(suite: str) -> str:
-    """LIBERO's own suite of which LIBERO-PRO changed one thing, for example ``libero_goal`` of ``libero_goal_lan``.
+    """LIBERO's own suite of which one thing was changed, for example ``libero_goal`` of ``libero_goal_lan``.
 
     Task i of such a suite is task i of its base, changed. Every other suite is its own base.
     """
     base, _, changed = suite.rpartition("_")
-    return base if changed in CHANGES and base in MAX_STEPS else suite
+    known = MAX_STEPS if changed in CHANGES else CHANGED_HERE if changed in OWN_CHANGES else ()
+    return base if base in known else suite
+
+
+def is_own(suite: str) -> bool:
+    """Whether it is one of `la_reconvla.sim.suite_changes`, on the initial states of its base."""
+    return change_of(suite) in OWN_CHANGES
 
 
 def change_of(suite: str) -> str:
-    """Which of `CHANGES` LIBERO-PRO made in `suite`; empty for any other suite."""
+    """Which of `CHANGES` or `OWN_CHANGES` was made in `suite`; empty for any other suite."""
     return suite.removeprefix(base_of(suite)).removeprefix("_")
 
 
@@ -148,8 +76,8 @@ def in_words(suite: str, instruction: str, words: Words) -> str:
     Public LIBERO data, and so policies that others train, say a task's name; this package's collections say its file.
     What LIBERO-PRO changed is in the files only, so in its suites both say these; and no other text is changed.
     """
-    if words == "names" and not change_of(suite):
-        for task in load_suite(suite):
+    if words == "names" and change_of(suite) in ("", "counterfactual"):
+        for task in load_suite(base_of(suite)):
             if task.instruction == instruction:
                 return spoken(task.name) or instruction
     return instruction
@@ -190,12 +118,11 @@ def official_states(task: Task) -> Float[np.ndarray, "i s"]:
         UserError: if the file is missing or damaged.
     """
     try:
-        states = _initial_states(_states(task.suite, task.name))
+        return _initial_states(_states(task.suite, task.name))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the initial states of {task.suite} task {task.index} cannot be read ({error}): {INSTALL_SIM}"
         ) from error
-    return states
 
 
 def official_start(task: Task, index: int, *, split: Split = "test", seed: int | None = None) -> Start:
@@ -223,10 +150,20 @@ def official_start(task: Task, index: int, *, split: Split = "test", seed: int |
         index=index,
         seed=index if seed is None else seed,
         state=states[index],
-        instruction=task.instruction,
+        instruction=task.wordings[index % len(task.wordings)] if task.wordings else task.instruction,
         target=task.target,
         destination=task.destination,
     )
+
+
+def other_request(task: Task) -> Task | None:
+    """`task` with another request for its scene (`suite_changes.another_request`), or None.
+
+    That of the next task of its suite that has one, in turn; for LIBERO-10 then of one of LIBERO-90.
+    """
+    suite = load_suite(task.suite)
+    more = load_suite("libero_90") if task.suite == "libero_10" else ()
+    return another_request(task, (*suite[task.index + 1 :], *suite[: task.index], *more))
 
 
 def parse_as_utf8() -> None:
@@ -283,7 +220,7 @@ def _task_names() -> dict[str, list[str]]:
 
 
 def _names(suite: str) -> list[str]:
-    names = _task_names().get(suite) if _base(suite) else None
+    names = _task_names().get(_files(suite)) if _base(suite) else None
     if not names:
         raise unknown("suite", suite, suites())
     return names
@@ -304,7 +241,7 @@ def _lacks(suite: str, name: str) -> str:
 
 
 def _bddl(suite: str, name: str) -> Path:
-    return resources("bddl_files") / suite / f"{name}.bddl"
+    return resources("bddl_files") / _files(suite) / f"{name}.bddl"
 
 
 def _initial_states(path: Path) -> Float[np.ndarray, "i s"]:
@@ -314,7 +251,12 @@ def _initial_states(path: Path) -> Float[np.ndarray, "i s"]:
 
 
 def _states(suite: str, name: str) -> Path:
-    return resources("init_states") / suite / f"{name}.pruned_init.npz"
+    return resources("init_states") / _files(suite) / f"{name}.pruned_init.npz"
+
+
+def _files(suite: str) -> str:
+    """The suite whose files `suite` uses."""
+    return base_of(suite) if is_own(suite) else suite
 
 
 def _base(suite: str) -> str | None:
@@ -329,6 +271,8 @@ def _base(suite: str) -> str | None:
 def _read(suite: str, index: int) -> Task:
     from bddl.parsing import scan_tokens
 
+    if is_own(suite):
+        return _changed(suite, _read(base_of(suite), index))
     name = _names(suite)[index]
     bddl = _bddl(suite, name)
     try:
@@ -336,8 +280,8 @@ def _read(suite: str, index: int) -> Task:
         tokens: list[Any] = scan_tokens(string=text)
         sections = {section[0]: section[1:] for section in tokens[1:]}
         goal = tuple(tuple(predicate) for predicate in sections[":goal"][0][1:])
-        objects, fixtures = _instances(sections[":objects"]), _instances(sections[":fixtures"])
-        regions = tuple(_region(entry) for entry in sections.get(":regions", []))
+        objects, fixtures = instances_in(sections[":objects"]), instances_in(sections[":fixtures"])
+        regions = tuple(region_in(entry) for entry in sections.get(":regions", []))
         instruction = language_of(text)
         init = tuple(tuple(predicate) for predicate in sections[":init"])
     except Exception as error:  # the parser raises bare Exceptions
@@ -362,19 +306,15 @@ def _read(suite: str, index: int) -> Task:
     )
 
 
-def _instances(section: list[str]) -> tuple[str, ...]:
-    """``["a_1", "a_2", "-", "a", "b_1", "-", "b"]`` -> ``("a_1", "a_2", "b_1")``."""
-    kinds = {i + 1 for i, token in enumerate(section) if token == "-"}
-    return tuple(token for i, token in enumerate(section) if token != "-" and i not in kinds)
-
-
-def _region(entry: list[Any]) -> Region:
-    attributes = {attribute[0]: attribute[1:] for attribute in entry[1:]}
-    owner = attributes[":target"][0]
-    low, high = _numbers(attributes.get(":yaw_rotation", [[["0", "0"]]])[0][0])
-    ranges = tuple(_numbers(box) for box in attributes.get(":ranges", [[]])[0])
-    return Region(name=f"{owner}_{entry[0]}", instance=owner, ranges=ranges, yaw=(low, high))  # type: ignore[arg-type]
-
-
-def _numbers(tokens: list[str]) -> tuple[float, ...]:
-    return tuple(float(token) for token in tokens)
+def _changed(suite: str, task: Task) -> Task:
+    """The task of `suite`, one of `OWN_CHANGES`, that `task` of its base has become."""
+    change = change_of(suite)
+    if change == "counterfactual":
+        if (other := other_request(task)) is None:
+            raise UserError(
+                f"{suite} has no task {task.index}: no other task of its scene wants another thing; leave it out of "
+                "--tasks"
+            )
+        return replace(other, suite=suite)
+    texts = tuple(paraphrases()[task.suite][task.index].values()) if change == "paraphrase" else plus_wordings(task)
+    return replace(task, suite=suite, instruction=texts[0], wordings=texts)

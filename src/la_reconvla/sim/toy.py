@@ -146,6 +146,14 @@ def push(number: int) -> Float[np.ndarray, "7"]:
 # ---------------------------------------------------------------- the environment
 
 
+class Untouched:
+    """`la_reconvla.sim.rollout.Touching` where there is nothing to touch."""
+
+    def now(self) -> dict[str, bool]:
+        """Nothing."""
+        return {}
+
+
 class ToyEnv:
     """`la_reconvla.sim.env.Env` over a pile of boards."""
 
@@ -191,6 +199,10 @@ class ToyEnv:
     def height(self, name: str) -> float:
         """Tiles are flat."""
         return 0.0
+
+    def touch(self) -> Untouched:
+        """Nothing is touched."""
+        return Untouched()
 
     def close(self) -> None:
         """Nothing is held."""

@@ -14,10 +14,10 @@ from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.counterfactual import counterfactual
 from la_reconvla.analysis.evidence import by_start
 from la_reconvla.analysis.measures import STAGES
-from la_reconvla.analysis.summaries import rate
+from la_reconvla.analysis.summaries import following, rate
 from la_reconvla.analysis.verdicts import in_words
 from la_reconvla.data.starts import Start
-from la_reconvla.episodes import EpisodeRecord, Label, read_episodes
+from la_reconvla.episodes import WAYS, EpisodeRecord, Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
@@ -28,13 +28,13 @@ from la_reconvla.sim.expert_tasks import require_feasible
 from la_reconvla.sim.machine import default_workers, require_simulator
 from la_reconvla.sim.policies import Scripted, Specification, Uniform
 from la_reconvla.sim.rollout import EnvSettings
-from la_reconvla.sim.tasks import load_task
+from la_reconvla.sim.suite_changes import KINDS, kind_of_wording
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
 from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, tell_unnamed, usual_workers
-from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording, wrong_words
+from la_reconvla.study.starts import evaluation_starts, met, was_trained_on, wording, wrong_words
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.devices import pick_device
@@ -203,7 +203,7 @@ def _tasks(run: str, subject: Subject, suite: str, tasks: Sequence[int] | None) 
     if tasks is None:
         tasks = (0, 1, 2) if subject.config is None else learned_tasks(run, subject.config, suite)
     if run == "expert":
-        require_feasible(load_task(suite, index) for index in tasks)
+        require_feasible(task for index in tasks for task in met(suite, index))
     return tasks
 
 
@@ -232,6 +232,13 @@ def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path, aske
         )
         reached = ", ".join(f"{stage} {sum(bool(r.value(stage)) for r in records)}" for stage in STAGES)
         tell(f"stages: {reached}; details: {path}", console)
+    if told := [(kind, r.success) for r in records if (kind := kind_of_wording(r.start.instruction))]:
+        counts = (f"{kind} {told.count((kind, True))} of {[k for k, _ in told].count(kind)}" for kind in KINDS)
+        tell(f"successes by kind of wording: {', '.join(counts)}", console)
+    if asked and (first := following(records)):
+        shares = ((way, getattr(first, way)) for way in WAYS)
+        said = ", ".join(f"{way} {share.successes} of {share.episodes}" for way, share in shares if share)
+        tell(f"the first thing was asked for, of the episodes in which there was one: {said}", console)
     if asked and (two := counterfactual(records)):
         tell(
             f"{two.pairs} states with two instructions each: first moved the object asked for {two.asked} times, "

@@ -25,6 +25,7 @@ from la_reconvla.data.samples import patch_coverage, spread_indices
 from la_reconvla.episodes import EpisodeRecord, View
 from la_reconvla.method.mask import masked_count
 from la_reconvla.robot import LIBERO_ACTIONS
+from la_reconvla.sim.suite_changes import kind_of_wording
 from la_reconvla.sim.tasks import Task, change_of
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.begun import read_begun
@@ -118,14 +119,17 @@ def other_starts(evaluations: Evaluations) -> list[OtherStartsEvidence]:
             if arm == NO_IMAGE.id:
                 arm, floor = None, "no_image"
             before = found.get((place.suite, label))
+            records = [*(before.episodes if before else ()), *evaluations.episodes(e.folder)]
+            told = {r.start.instruction for r in records}
             found[place.suite, label] = OtherStartsEvidence(
                 placement="official",
                 label=label,
-                episodes=[*(before.episodes if before else ()), *evaluations.episodes(e.folder)],
+                episodes=records,
                 suite="" if place.home else place.suite,
                 change=change_of(place.suite),
                 condition=arm if arm in evaluations.config.conditions else None,
                 floor=floor,
+                wordings={text: kind for text in sorted(told) if (kind := kind_of_wording(text))},
             )
     return list(found.values())
 

@@ -114,7 +114,8 @@ class StudyChanges:
         demos: demonstrations per task.
         episodes: evaluation episodes per task; a finished study can be extended by more.
         also_official: evaluate also on this many official initial states per task; can extend a finished study.
-        elsewhere: further suites to evaluate on, for example libero_spatial_lan; can extend a finished study.
+        elsewhere: further suites to evaluate on, for example libero_spatial_lan, libero_spatial_paraphrase,
+            libero_spatial_counterfactual; can extend a finished study.
         elsewhere_episodes: official initial states per task of these suites; 10 in the presets.
     """
 
@@ -136,10 +137,10 @@ class StartOptions:
     """On which starts policies are rolled out.
 
     Attributes:
-        suite: LIBERO suite.
-        tasks: indices of its tasks. By default those of the training, on LIBERO-PRO's variants of its suite too; all
+        suite: LIBERO suite; with _paraphrase, _counterfactual or _plus behind the name other words or another request.
+        tasks: indices of its tasks. By default those of the training, on changed variants of its suite too; all
             tasks of another suite; 0 to 2 for expert and random.
-        placement: initial states; LIBERO-PRO's suites and libero_10 have official ones only.
+        placement: initial states; changed suites and libero_10 have official ones only.
     """
 
     suite: str = "libero_spatial"

@@ -7,11 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from la_reconvla.data.starts import PlacementKind, Split, Start
+from la_reconvla.data.starts import COUNTERFACTUAL, PlacementKind, Split, Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim.placements import wide_starts
 from la_reconvla.sim.policies import swapped
-from la_reconvla.sim.tasks import base_of, load_suite, load_task, official_start, official_states
+from la_reconvla.sim.tasks import (
+    Task,
+    base_of,
+    is_own,
+    load_suite,
+    load_task,
+    official_start,
+    official_states,
+    other_request,
+)
 from la_reconvla.sim.wide_targets import instructions
 
 
@@ -23,19 +32,31 @@ def wording(suite: str, tasks: Sequence[int], placement: PlacementKind) -> set[t
     """
     if placement == "wide" and base_of(suite) != suite:
         raise UserError(
-            f"{suite} has no wide placements: they would move again what LIBERO-PRO has changed; "
-            "use --placement official"
+            f"{suite} has no wide placements: it changes one thing in LIBERO's own initial states; use "
+            "--placement official"
         )
     told = set()
     for index in tasks:
-        task = load_task(suite, index)
-        words = instructions(task).values() if placement == "wide" else [task.instruction]
-        told |= {(index, text) for text in words}
+        for task in met(suite, index):
+            words = instructions(task).values() if placement == "wide" else task.wordings or [task.instruction]
+            told |= {(index, text) for text in words}
     return told
 
 
+def met(suite: str, index: int) -> tuple[Task, ...]:
+    """What the starts of a task ask for: the task; of one that asks for another thing its base's before it.
+
+    Raises:
+        UserError: for unknown names.
+    """
+    task = load_task(suite, index)
+    return (load_task(base_of(suite), index), task) if suite.endswith(COUNTERFACTUAL) else (task,)
+
+
 def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
-    """Tasks of `suite` to evaluate a policy on: those it has learned, before or after LIBERO-PRO's change; else all.
+    """Tasks of `suite` to evaluate a policy on: those it has learned, before or after a change; else all.
+
+    A suite that asks for another thing leaves out scenes that have one thing only.
 
     Args:
         suite: LIBERO suite.
@@ -45,7 +66,12 @@ def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
         UserError: for an unknown suite.
     """
     here = {index for other, index in learned if base_of(other) == base_of(suite)}
-    return tuple(sorted(here)) or tuple(range(len(load_suite(suite))))
+    found = tuple(sorted(here)) or tuple(range(len(load_suite(base_of(suite)))))
+    return tuple(
+        index
+        for index in found
+        if not suite.endswith(COUNTERFACTUAL) or other_request(load_task(base_of(suite), index))
+    )
 
 
 def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> tuple[tuple[int, str, str], ...]:
@@ -56,6 +82,9 @@ def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> t
     Raises:
         UserError: if the whole suite has one.
     """
+    if any(load_task(suite, index).wordings for index in tasks):  # another wording of the same task is not wrong
+        other = {index: wrong for index, _, wrong in wrong_words(base_of(suite), tasks, placement)}
+        return tuple((index, text, other[index]) for index, text in sorted(wording(suite, tasks, placement)))
     told = wording(suite, tasks, placement)
     if len({text for _, text in told}) < 2:
         told |= wording(suite, range(len(load_suite(suite))), placement)
@@ -76,7 +105,7 @@ def evaluation_starts(
     """`episodes` starts of each task, interleaved by task, none of which is in `trained_on`.
 
     Args:
-        suite: LIBERO suite.
+        suite: LIBERO suite. Of one that asks for another thing, each state comes twice: first the base's own start.
         tasks: indices of the tasks.
         placement: ``official`` or ``wide``.
         episodes: number for each task.
@@ -97,7 +126,8 @@ def evaluation_starts(
             starts = [start for start in starts if not was_trained_on(start, trained_on)]
         else:
             numbers = range(len(official_states(task)))
-            starts = [official_start(task, i, split=split) for i in (numbers if split == "train" else numbers[::-1])]
+            numbers = numbers if split == "train" else numbers[::-1]
+            starts = [official_start(told, i, split=split) for i in numbers for told in met(suite, index)]
             starts = [start for start in starts if not was_trained_on(start, trained_on)][:episodes]
         if len(starts) < episodes:
             raise UserError(
@@ -109,7 +139,9 @@ def evaluation_starts(
 
 
 def was_trained_on(start: Start, trained_on: frozenset[str]) -> bool:
-    """Whether a policy with these training starts knows `start`; an official state is one whatever its split."""
+    """Whether a policy with these training starts knows `start`: of an official state split and words do not count."""
+    if is_own(start.suite):
+        start = replace(start, suite=base_of(start.suite))
     names = {start.id}
     if start.placement == "official":
         names = {replace(start, split=split).id for split in get_args(Split)}
