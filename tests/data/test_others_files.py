@@ -288,8 +288,6 @@ def test_what_may_not_be_read_is_not_called_damaged(another_user: Path, what: st
     [
         (["libero_goal_no_noops/1.0.0/dataset_info.json"], "RLDS"),
         (["libero_goal-train.tfrecord-00000-of-00016"], "RLDS"),
-        (["training/episode_0358482.npz"], "CALVIN"),
-        (["lang_annotations/auto_lang_ann.npy"], "CALVIN"),
         (["pick_01/actions.csv", "pick_01/main.mp4"], "data import"),
     ],
 )

@@ -24,17 +24,12 @@ class Layout:
     instead: str
 
 
-_READ = "give a folder of LIBERO's HDF5 files (*_demo.hdf5), or a LeRobotDataset"
+_READ = "give a folder of LIBERO's HDF5 files (*_demo.hdf5), a LeRobotDataset, or a dataset of CALVIN"
 LAYOUTS = (
     Layout(
         "a dataset in RLDS (TensorFlow Datasets)",
         (*("*/" * depth + name for depth in range(3) for name in ("dataset_info.json", "*.tfrecord*")),),
         f"{_READ}; those that OpenVLA's RLDS data were made from are its script's output, and are read",
-    ),
-    Layout(
-        "a dataset of CALVIN",
-        (*("*/" * depth + name for depth in range(2) for name in ("episode_*.npz", "lang_annotations")),),
-        f"{_READ}; CALVIN's own actions and cameras are other ones",
     ),
     Layout(
         "episodes of one's own",
