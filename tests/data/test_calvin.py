@@ -120,7 +120,7 @@ def test_frames_that_are_missing_or_of_another_kind_are_named(root: Path) -> Non
     with pytest.raises(UserError, match="7 finite numbers"):
         open_demonstrations(root)
     np.savez(path, **{**calvin_layout.frame(50), "rel_actions": np.array([{}] * 7, dtype=object)})
-    with pytest.raises(UserError, match="0000050.npz"):
+    with pytest.raises(UserError, match=r"0000050\.npz"):
         open_demonstrations(root)
 
 

@@ -164,13 +164,12 @@ def initial_states() -> tuple[State, ...]:
 
 
 def published_sequences(count: int = PUBLISHED) -> list[Sequence]:
-    """The first `count` of the published list; all of them take some seconds.
+    """The first `count` of the published list; all of them take some 20 seconds.
 
     Raises:
         UserError: there are not so many, or none was asked for.
     """
-    if not 1 <= count <= PUBLISHED:
-        raise UserError(f"CALVIN's list has {PUBLISHED} sequences: ask for 1 to {PUBLISHED}, not {count}")
+    require_count(count)
     states = initial_states()
     shares = [len(part) for part in np.array_split(np.arange(PUBLISHED), len(states))]
     drawn = [(number, nth) for number, share in enumerate(shares) for nth in range(share)]
@@ -179,6 +178,12 @@ def published_sequences(count: int = PUBLISHED) -> list[Sequence]:
         Sequence(index, number, states[number], _sequences_of(number, shares[number])[nth])
         for index, (number, nth) in enumerate(drawn[:count])
     ]
+
+
+def require_count(count: int) -> None:
+    """Raise a `UserError` for so many sequences as are not in the list."""
+    if not 1 <= count <= PUBLISHED:
+        raise UserError(f"CALVIN's list has {PUBLISHED} sequences: ask for 1 to {PUBLISHED}, not {count}")
 
 
 @functools.cache
