@@ -38,8 +38,8 @@ CONFIG = Path(".hydra/merged_config.yaml")
 ORACLE = Path("conf/tasks/new_playtable_tasks.yaml")
 NEWEST_PYTHON = (3, 11)  # for which pybullet has a wheel
 INSTALL = (
-    "git clone --recursive https://github.com/mees/calvin_env && pip install -e calvin_env/tacto -e calvin_env  "
-    "# Python 3.10 or 3.11: docs/calvin.md"
+    "git clone --recursive https://github.com/mees/calvin_env && "
+    "pip install 'numpy<2' -e calvin_env/tacto -e calvin_env  # Python 3.10 or 3.11: docs/calvin.md"
 )
 
 
