@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ def test_scenes_are_those_of_the_published_code() -> None:
 
 
 @pytest.fixture
-def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A dataset's description of its environment, with the stand-in installed."""
     needs = dict(zip(FIRST[1], (3, 5, 2, 4, 360), strict=True)) | {SECOND[0]: 361}
     monkeypatch.syspath_prepend(fake_calvin.write(tmp_path / "packages", needs))

@@ -98,7 +98,7 @@ def test_a_policy_is_rolled_out_and_an_evaluation_goes_on(dataset: Path, tmp_pat
     records = {record.index: record for record in read_sequences(folder)}
     assert (records[0].completed, records[0].steps) == (2, (3, 3, 6))
     assert records[1].completed == 0
-    assert "average length 1.00 of 5" in capsys.readouterr().err
+    assert "average length 1.00 of 5" in " ".join(capsys.readouterr().err.split())
     before = (folder / layout.SEQUENCES).read_bytes()
     evaluate_one(str(tmp_path / "run"), options(dataset, episodes=3, max_steps=6))
     assert (folder / layout.SEQUENCES).read_bytes().startswith(before)
@@ -116,7 +116,7 @@ def test_a_study_trains_on_the_data_and_ends_with_average_lengths(dataset: Path,
     folder = study("smoke", tmp_path / "study", 1, changes, None, dataset, ())
     found = json.loads((folder / RESULTS).read_text())
     assert found["sequences"] == 1
-    assert set(found["arms"]) == {"random", "C1", "C2", "no-image"} or len(found["arms"]) == 4
+    assert set(found["arms"]) == {"random", "C1", "C2", "no-image"}
     assert found["arms"]["C1"]["mean"] == 2.0
     assert found["arms"]["C1"]["in_a_row"] == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert [pair["mean"] for pair in found["comparisons"]] == [0.0] * 3
