@@ -323,7 +323,8 @@ def _numbers(split: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
             if bar is not None:
                 bar.advance()
     with contextlib.suppress(OSError, UserError), atomic_write(path) as temporary:
-        np.savez(temporary, key=key, **gathered)  # where nothing may be written, they are read again next time
+        # Where nothing may be written, they are read again next time.
+        np.savez(temporary, key=key, **gathered)  # pyright: ignore[reportArgumentType]
     return gathered
 
 

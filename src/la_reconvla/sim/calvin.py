@@ -177,7 +177,7 @@ def _start(settings: CalvinSettings) -> tuple[Any, Any]:
     from calvin_env.envs.play_table_env import get_env
     from calvin_env.envs.tasks import Tasks
 
-    tasks = yaml.safe_load((Path(calvin_env.__file__).parents[1] / ORACLE).read_text(encoding="utf-8"))["tasks"]
+    tasks = yaml.safe_load((Path(str(calvin_env.__file__)).parents[1] / ORACLE).read_text(encoding="utf-8"))["tasks"]
     with tempfile.TemporaryDirectory() as folder:  # get_env takes a folder, and no word about the renderer
         held = yaml.safe_load((settings.dataset / CONFIG).read_text(encoding="utf-8"))
         held["env"]["use_egl"] = settings.egl
