@@ -166,12 +166,15 @@ def test_nothing_is_pickled() -> None:
     """multiprocessing pickles what it sends to its own workers; files are what this is about.
 
     One published file exists as a `.pth` only: `torch.load` may read it as tensors alone, after its hash was checked.
+    CALVIN's annotations exist as a pickle only: `arrays_only` reads it with an unpickler that knows five names.
     """
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-                assert not {"pickle", "cloudpickle", "joblib", "dill"} & {name.split(".")[0] for name in names}, path
+                known = {"pickle"} if path.name == "arrays_only.py" else set()
+                found = {"pickle", "cloudpickle", "joblib", "dill"} & {name.split(".")[0] for name in names}
+                assert found <= known, path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 allowed = {("torch", "load")} if path.name == "stems.py" else set()
                 assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")} - allowed, path

@@ -1,4 +1,4 @@
-"""The record of one closed-loop episode, and the file that holds them, one line each."""
+"""The record of one closed-loop episode or sequence, and the file that holds them, one line each."""
 
 from __future__ import annotations
 
@@ -156,6 +156,45 @@ class EpisodeRecord:
             UserError: it is of another version, or a field is missing or of another type.
         """
         return parse(cls, layout.require_schema(value, where), where)
+
+
+@dataclass(frozen=True)
+class SequenceRecord:
+    """One of CALVIN's sequences: subtasks in a row, until one fails.
+
+    Attributes:
+        label: which policy acted.
+        index: its place in the published list.
+        state: number of its initial state.
+        subtasks: what was asked for, in order.
+        completed: how many of them were done before the first that was not.
+        steps: control steps of each that was begun.
+        seconds: wall time.
+    """
+
+    label: Label
+    index: int
+    state: int
+    subtasks: tuple[str, ...]
+    completed: int
+    steps: tuple[int, ...]
+    seconds: float
+
+
+def read_sequences(folder: Path) -> list[SequenceRecord]:
+    """Records of all finished sequences in `folder`, in the order in which they ended.
+
+    Raises:
+        UserError: as `EpisodeRecord.from_json`, or a line is not JSON.
+    """
+    path = folder / layout.SEQUENCES
+    lines = ((value, f"{path}, line {i}") for i, value in enumerate(read_jsonl(path), start=1))
+    return [parse(SequenceRecord, layout.require_schema(value, where), where) for value, where in lines]
+
+
+def append_sequences(folder: Path, records: Iterable[SequenceRecord]) -> None:
+    """Add records; when this returns they are on the disk."""
+    append_jsonl(folder / layout.SEQUENCES, *({"schema": layout.SCHEMA, **asdict(record)} for record in records))
 
 
 def read_episodes(folder: Path) -> list[EpisodeRecord]:

@@ -24,6 +24,7 @@ COMPARISON = "comparison.json"
 COMPARISON_PAGE = "comparison.html"
 
 EPISODES = "episodes.jsonl"
+SEQUENCES = "sequences.jsonl"
 EVALUATION = "evaluation.json"
 HELD_OUT = "held_out.json"
 

@@ -290,8 +290,6 @@ def test_what_may_not_be_read_is_not_called_damaged(another_user: Path, what: st
         (["libero_goal-train.tfrecord-00000-of-00016"], "download dataset_info.json and features.json"),
         (["raw/bridge_data_v2/toykitchen/00/raw/traj_group0/traj0/policy_out.pkl"], "bridge_dataset/1.0.0"),
         (["bridge_data_v1/berkeley/toysink/open/train/out.npy"], "bridge_dataset/1.0.0"),
-        (["training/episode_0358482.npz"], "CALVIN"),
-        (["lang_annotations/auto_lang_ann.npy"], "CALVIN"),
         (["pick_01/actions.csv", "pick_01/main.mp4"], "data import"),
     ],
 )

@@ -48,13 +48,17 @@ def run(
         out: study folder; runs/<preset> by default.
         hypotheses: what the study tests, a file like the package's analysis/hypotheses.json; fixed when the study
             begins.
-        demonstrations: a folder of your own, for --offline.
+        demonstrations: a folder of your own, for --offline; a dataset of CALVIN, for --suite calvin (docs/calvin.md).
         offline: train on those and judge on held-out frames of them, without a simulator (docs/own-robot.md).
         workers: processes; 0 takes one per core.
         devices: train policies on several devices side by side, for example cuda:0 cuda:1, one process on each; the
             rest is done on the first. In the place of --device.
     """
-    if offline != (demonstrations is not None):
+    changes = vars(study) | vars(policy) | vars(training)
+    in_calvin = changes["suite"] == "calvin" and not offline
+    if in_calvin and demonstrations is None:
+        raise UserError("--suite calvin trains on CALVIN's own data: give --demonstrations FOLDER (docs/calvin.md)")
+    if not in_calvin and offline != (demonstrations is not None):
         raise UserError(
             "give both --demonstrations FOLDER and --offline, or none: in a simulator a study collects its own"
         )
@@ -65,8 +69,13 @@ def run(
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import results_of
 
-    changes = vars(study) | vars(policy) | vars(training)
-    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
+    given = name or preset or "quick", out, workers, changes, hypotheses
+    if in_calvin and demonstrations is not None:
+        from la_reconvla.study.calvin import study as run_calvin
+
+        folder = run_calvin(*given, demonstrations, devices or ())
+    else:
+        folder = ablate(*given, demonstrations, devices or ())
     page = write_report(folder)
     print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)

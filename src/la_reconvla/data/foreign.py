@@ -32,7 +32,6 @@ class Layout:
     deep: tuple[str, ...] = ()
 
 
-_READ = "give a folder of LIBERO's HDF5 files (*_demo.hdf5), a LeRobotDataset, or a dataset in RLDS"
 LAYOUTS = (
     Layout(
         "a folder of datasets in RLDS (TensorFlow Datasets)",
@@ -50,11 +49,6 @@ LAYOUTS = (
         "unpickling runs whatever code a file holds. Download the same data in RLDS, bridge_dataset/1.0.0 below "
         "data/tfds of the release, which OpenVLA calls bridge_orig",
         deep=("policy_out.pkl", "obs_dict.pkl", "train/out.npy", "val/out.npy"),
-    ),
-    Layout(
-        "a dataset of CALVIN",
-        (*("*/" * depth + name for depth in range(2) for name in ("episode_*.npz", "lang_annotations")),),
-        f"{_READ}; CALVIN's own actions and cameras are other ones",
     ),
     Layout(
         "episodes of one's own",

@@ -1,7 +1,7 @@
 """Opens folders of demonstrations; reads LIBERO's files and ours, and refuses damaged ones.
 
 The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reconvla.data.lerobot`, datasets in RLDS by
-`la_reconvla.data.rlds`.
+`la_reconvla.data.rlds`, CALVIN's by `la_reconvla.data.calvin`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from la_reconvla import layout
-from la_reconvla.data import foreign, instructions, lerobot, rlds
+from la_reconvla.data import calvin, foreign, instructions, lerobot, rlds
 from la_reconvla.data.demonstrations import Demonstrations, Episode, same_kind
 from la_reconvla.data.hdf5_layout import (
     ACTION_KINDS,
@@ -48,7 +48,7 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
     """All demonstrations in a folder, ordered by task and episode.
 
     Args:
-        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset or a dataset in RLDS.
+        folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset, a dataset in RLDS or of CALVIN.
         tasks: names of the tasks wanted, or (our files only) their indices; all by default.
 
     Raises:
@@ -60,6 +60,8 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
         episodes: list[Episode] = lerobot.read_folder(folder)
     elif (dataset := rlds_folder(folder)) is not None:
         episodes, notes = rlds.read_folder(dataset)
+    elif calvin.is_calvin(folder):
+        episodes = calvin.read_folder(folder)
     else:
         episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
     episodes = episodes if tasks is None else _of_tasks(episodes, tasks)

@@ -73,7 +73,7 @@ def check_machine(out_dir: Path | str = ".") -> list[Check]:
     """
     packages = [_python(), _torch(), _mujoco(), _libero(), _opengl()]
     started = [_simulator()] if all(check.ok for check in packages[2:]) else []  # else it is known why it does not
-    return [*packages, *started, _memory(), _disk(Path(out_dir)), _cores(), _ffmpeg(), _gpu()]
+    return [*packages, *started, _memory(), _disk(Path(out_dir)), _cores(), _ffmpeg(), _gpu(), _calvin()]
 
 
 def require_simulator(*, allow_any_mujoco: bool = False) -> None:
@@ -264,6 +264,14 @@ def _gpu() -> Check:
         return Check("GPU", True, f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB")
     unused = shutil.which("nvidia-smi") is not None
     return Check("GPU", True, "there is one, but this PyTorch was built without CUDA" if unused else "none, not needed")
+
+
+def _calvin() -> Check:
+    """Never a failure: ``--suite calvin`` alone needs it."""
+    from la_reconvla.sim.calvin import missing
+
+    lacking = missing()
+    return Check("CALVIN", True, "can be imported" if lacking is None else f"only --suite calvin needs it; {lacking}")
 
 
 # ---------------------------------------------------------------- helpers

@@ -30,6 +30,7 @@ from la_reconvla.sim.policies import Scripted, Specification, Uniform
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.suite_changes import KINDS, kind_of_wording
 from la_reconvla.storage import locked, require_free_space
+from la_reconvla.study import calvin
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
 from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
@@ -69,7 +70,11 @@ class Subject:
 
 def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``eval``."""
+    if options.suite == calvin.SUITE:
+        return calvin.evaluate_one(run, options)
     suite, placement, view = options.suite, options.placement, options.view
+    if options.dataset is not None:
+        raise UserError("--dataset is for --suite calvin: leave it out")
     if options.episodes < 1:
         raise UserError(f"episodes must be at least 1, not {options.episodes}")
     if options.max_steps is not None and options.max_steps < 1:

@@ -108,7 +108,7 @@ class StudyChanges:
         seeds: training seeds; a finished study can be extended by more.
         conditions: arms, for example C1 C2 C4; an unknown name lists all. A finished study can be extended by more.
         grid: all arms of the grid: reconstruction target by reconstruction head.
-        suite: LIBERO suite, for example libero_goal; give --tasks too.
+        suite: LIBERO suite, for example libero_goal; give --tasks too. Or calvin, with its data as --demonstrations.
         tasks: indices of the suite's tasks.
         placement: initial states in training and evaluation: wide, or official (LIBERO's own).
         demos: demonstrations per task.
@@ -137,7 +137,8 @@ class StartOptions:
     """On which starts policies are rolled out.
 
     Attributes:
-        suite: LIBERO suite; with _paraphrase, _counterfactual or _plus behind the name other words or another request.
+        suite: LIBERO suite; with _paraphrase, _counterfactual or _plus behind the name other words or another request;
+            of eval also calvin, with --dataset.
         tasks: indices of its tasks. By default those of the training, on changed variants of its suite too; all
             tasks of another suite; 0 to 2 for expert and random.
         placement: initial states; changed suites and libero_10 have official ones only.
@@ -194,6 +195,8 @@ class RolloutOptions:
             black bowl), as our policies learn, or those of its name (pick up the black bowl), as public data say.
         execute: so many actions of each chunk of others' policies (ws://..., lerobot:...) are carried out before the
             next look; by default all, or what LeRobot's configuration says.
+        dataset: with --suite calvin, the folder of a CALVIN dataset, which says what the scene is; --episodes are then
+            sequences, the first of the published 1000.
     """
 
     episodes: int = 10
@@ -203,6 +206,7 @@ class RolloutOptions:
     instruction: IfGiven[str] = None
     words: Words = "files"
     execute: IfGiven[int] = None
+    dataset: IfGiven[Path] = None
 
 
 @dataclass(frozen=True, kw_only=True)

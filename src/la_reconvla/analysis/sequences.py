@@ -1,0 +1,113 @@
+"""CALVIN's average length: how many subtasks in a row a policy does, with intervals over initial states.
+
+The 1000 sequences begin in 192 states, five or six in each, and what a policy does with a state it does alike in all of
+them. So the bootstrap draws states with all their sequences; with several seeds, crossed with these, and the interval
+is the hull with Student's t over the seeds (`la_reconvla.analysis.bootstrap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, ends, over_seeds
+from la_reconvla.analysis.intervals import LEVEL, Interval, wilson
+from la_reconvla.episodes import SequenceRecord
+from la_reconvla.errors import UserError
+
+LENGTH = 5  # subtasks of a sequence
+Runs = Sequence[Sequence[SequenceRecord]]  # of one policy, the records of each seed
+
+
+@dataclass(frozen=True)
+class AverageLength:
+    """What a policy does in a row.
+
+    Attributes:
+        mean: subtasks, 0 to 5; of a difference -5 to 5.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        in_a_row: shares of sequences with at least 1, 2, ... 5 subtasks done; of a difference the differences.
+        sequences: how many, of each seed.
+        states: initial states of these.
+        seeds: trained policies.
+    """
+
+    mean: float
+    low: float
+    high: float
+    in_a_row: tuple[float, ...]
+    sequences: int
+    states: int
+    seeds: int
+
+
+def average_length(runs: Runs) -> AverageLength:
+    """Average length of one policy.
+
+    Raises:
+        UserError: seeds have other sequences, or there is none.
+    """
+    completed, states = _table(runs)
+    return _found(completed, states, (completed[..., None] > np.arange(LENGTH)).mean((0, 1)), lowest=0)
+
+
+def difference(a: Runs, b: Runs) -> AverageLength:
+    """Average length of `a` minus that of `b`, in pairs of equal sequences and seeds.
+
+    Raises:
+        UserError: as `average_length`, or they differ in sequences or in the number of seeds.
+    """
+    (first, states), (second, others) = _table(a), _table(b)
+    if first.shape != second.shape or (states != others).any():
+        raise UserError("two policies are compared on the same sequences and as many seeds: evaluate both on them")
+    rows = [(table[..., None] > np.arange(LENGTH)).mean((0, 1)) for table in (first, second)]
+    return _found(first - second, states, rows[0] - rows[1], lowest=-LENGTH)
+
+
+def _table(runs: Runs) -> tuple[Float[np.ndarray, "s q"], Int[np.ndarray, " q"]]:
+    """Subtasks done under each seed in each sequence, and the states that these begin in."""
+    ordered = [sorted(records, key=lambda record: record.index) for records in runs]
+    indices = [[record.index for record in records] for records in ordered]
+    if not indices or not indices[0] or any(other != indices[0] for other in indices):
+        raise UserError("an average length needs the same sequences under every seed, and at least one: evaluate again")
+    completed = np.array([[record.completed for record in records] for records in ordered], dtype=float)
+    return completed, np.array([record.state for record in ordered[0]])
+
+
+def _found(
+    values: Float[np.ndarray, "s q"], states: Int[np.ndarray, " q"], in_a_row: Float[np.ndarray, "5"], lowest: int
+) -> AverageLength:
+    _, unit = np.unique(states, return_inverse=True)
+    interval = _interval(values, unit, lowest)
+    return AverageLength(
+        mean=float(values.mean()),
+        low=interval.low,
+        high=interval.high,
+        in_a_row=tuple(float(share) for share in in_a_row),
+        sequences=values.shape[1],
+        states=int(unit.max()) + 1,
+        seeds=values.shape[0],
+    )
+
+
+def _interval(values: Float[np.ndarray, "s q"], unit: Int[np.ndarray, " q"], lowest: int) -> Interval:
+    """Of the mean, over new seeds and states. Where all values are equal, as if one more state could have been others.
+
+    A bootstrap of equal values has no width, however few they are: then Wilson's upper limit of "0 of so many states"
+    is the share that may do as badly or as well as can be.
+    """
+    seeds, states = len(values), int(unit.max()) + 1
+    if np.ptp(values) == 0:
+        share, value = wilson(0, states).high, float(values[0, 0])
+        return Interval(value - (value - lowest) * share, value + (LENGTH - value) * share)
+    rng = np.random.default_rng(0)
+    sums = np.stack([np.bincount(unit, row, minlength=states) for row in values])
+    by_seed, by_unit = drawn_counts(seeds, rng), drawn_counts(states, rng)
+    means = crossed_sum(sums, by_seed, by_unit) / (seeds * (by_unit @ np.bincount(unit)))
+    spread = over_seeds(values.ravel(), np.repeat(np.arange(seeds), values.shape[1]))
+    low, high = ends(means, spread, LEVEL)
+    return Interval(float(low), float(high))
