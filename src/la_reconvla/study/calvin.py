@@ -36,9 +36,10 @@ from la_reconvla.study.options import EvaluateOptions
 from la_reconvla.study.presets import preset
 from la_reconvla.study.runs import SPACE, usual_workers
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, dry_run, find_run, load_policy
+from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, find_run, load_policy
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
+from la_reconvla.training.trial import dry_run
 
 TAKEN = ("suite", "dataset", "episodes", "out", "max_steps", "view", "workers", "device")
 RESULTS = "calvin.json"
