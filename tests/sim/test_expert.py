@@ -19,11 +19,12 @@ import mujoco
 
 from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.errors import UserError
-from la_reconvla.sim.expert import ORDER, Expert
-from la_reconvla.sim.expert_tasks import feasible, place_kind, require_feasible
+from la_reconvla.sim.expert import Expert
+from la_reconvla.sim.expert_tasks import Step, feasible, place_kind, refusal, require_feasible, steps_of
 from la_reconvla.sim.grasps import DEPTH, OPENING, PREFERRED_ANGLE, Grasp, distinct, rank_grasps, side_grips
 from la_reconvla.sim.hand_geometry import clearance, corners, grip_height, passing, rim_point, sides
 from la_reconvla.sim.libero import LiberoEnv
+from la_reconvla.sim.pick_and_place import ORDER, PickAndPlace
 from la_reconvla.sim.tasks import load_suite, load_task, official_start
 
 angles = st.floats(-np.pi, np.pi)
@@ -240,9 +241,12 @@ class Toy:
         self.steps += 1
 
 
-def run(toy: Toy, noise: float = 0.0) -> tuple[Expert, list[str]]:
-    expert, rng, phases = Expert(), np.random.default_rng(0), []
-    expert.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+def onto_the_plate(toy: Toy) -> PickAndPlace:
+    return PickAndPlace(Step("place", "bowl", "plate", ("on", "bowl", "plate")), toy)  # type: ignore[arg-type]
+
+
+def run(toy: Toy, noise: float = 0.0) -> tuple[PickAndPlace, list[str]]:
+    expert, rng, phases = onto_the_plate(toy), np.random.default_rng(0), []
     while not expert.finished and len(phases) < 220:
         action = expert.act()
         assert action.shape == (1, 7)
@@ -270,8 +274,7 @@ def test_one_pass_through_the_phases_puts_the_bowl_on_the_plate(noise):
 
 def test_a_dropped_bowl_is_grasped_again_from_another_side_and_owned_up_to():
     toy = Toy(let_go_at=42)
-    first = Expert()
-    first.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+    first = onto_the_plate(toy)
     expert, phases = run(toy)
     assert phases[42] in ("lift", "carry")
     assert expert.replanned
@@ -283,9 +286,8 @@ def test_a_dropped_bowl_is_grasped_again_from_another_side_and_owned_up_to():
 @pytest.mark.parametrize("phase", ["hover", "close", "lift", "carry", "lower", "retreat"])
 def test_another_one_takes_over_where_the_first_has_got_to(phase):
     """A bowl in the hand is never let go before it is over the plate, whoever took it."""
-    toy, task = Toy(), SimpleNamespace(target="bowl", destination="plate")
-    first, second = Expert(), Expert()
-    first.reset(task, toy)  # type: ignore[arg-type]
+    toy = Toy()
+    first = onto_the_plate(toy)
     while first.phase != phase or first._steps < 3:
         toy.move(first.act()[0], first.grasp.angle)
     second.reset(task, toy)  # type: ignore[arg-type]
@@ -305,9 +307,8 @@ def test_another_one_takes_over_where_the_first_has_got_to(phase):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_blunder_misses_by_centimetres_and_can_be_put_right(seed):
-    toy, task = Toy(), SimpleNamespace(target="bowl", destination="plate")
-    first, second, closed = Expert(), Expert(), []
-    first.reset(task, toy)  # type: ignore[arg-type]
+    toy = Toy()
+    first, closed = onto_the_plate(toy), []
     first.blunder(np.random.default_rng(seed))
     while True:
         action = first.act()[0]
@@ -323,21 +324,20 @@ def test_a_blunder_misses_by_centimetres_and_can_be_put_right(seed):
         assert brought > 0.1, "a bowl that was not grasped stays where it is"
     else:
         assert 0.005 < brought < 0.08
-    second.reset(task, toy)  # type: ignore[arg-type]
+    second = onto_the_plate(toy)
     second.take_over(float(BOWL[2]), False)
     while not second.finished:
         toy.move(second.act()[0], second.grasp.angle)
         assert toy.steps < 300
     assert np.linalg.norm((toy.bowl - PLATE)[:2]) < 0.02
-    second.reset(task, toy)  # type: ignore[arg-type]
-    assert not second.finished
+    assert not onto_the_plate(toy).finished
 
 
 def test_both_blunders_happen():
     late = set()
     for seed in range(8):
-        expert, toy = Expert(), Toy()
-        expert.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+        toy = Toy()
+        expert = onto_the_plate(toy)
         expert.blunder(np.random.default_rng(seed))
         while not expert.finished:
             toy.move(expert.act()[0], expert.grasp.angle)
@@ -347,8 +347,7 @@ def test_both_blunders_happen():
 
 def test_actions_turn_smoothly_and_the_gripper_has_two_values():
     toy = Toy()
-    expert = Expert()
-    expert.reset(SimpleNamespace(target="bowl", destination="plate"), toy)  # type: ignore[arg-type]
+    expert = onto_the_plate(toy)
     actions = []
     while not expert.finished:
         actions.append(expert.act()[0])

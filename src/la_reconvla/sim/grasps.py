@@ -37,6 +37,7 @@ from la_reconvla.sim.hand_geometry import (
     stretch,
     summit,
 )
+from la_reconvla.sim.joints import Joint
 
 DEPTH = 0.027  # the point between the fingers goes this far below the rim (m); deeper, they meet the sloping bottom
 BELOW = np.array([0, 0, DEPTH])  # from the point between the fingers to the rim above it (m)
@@ -90,6 +91,7 @@ class Grasp:
         room: how far aside the hand may be on its way down (m).
         offset: from the destination's origin to the thing's when it is let go (m, world).
         rest: how it is let go.
+        entry: how far beside where it is let go it goes down (m, world).
         approach: height of the hand on its way to the thing, from which it comes down (m, world); -inf: straight there.
         way: height of the hand while it carries the thing (m, world); None: the thing sinks as it goes.
     """
@@ -102,6 +104,7 @@ class Grasp:
     room: float = 0.012
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     rest: Rest = field(default_factory=Rest)
+    entry: tuple[float, float, float] = (0.0, 0.0, 0.0)
     approach: float = -np.inf
     way: float | None = None
 
@@ -176,6 +179,10 @@ class _Transport:
         self.here, self.there = obstacles(self.model, (target,)), obstacles(self.model, (target, owner))
         self.rest = PLACES.get(place_kind(destination), Rest())
         self.shape = corners(self.model, self.data, geoms_of(self.model, target))
+        self.carrier, self.inward = self.here & ~self.there, np.zeros(3)
+        if self.rest.outward:
+            drawer = Joint.of(env, destination)
+            self.carrier, self.inward = drawer.geoms, drawer.axis
 
     def rim_grasps(self) -> list[Grasp]:
         """Grasps of a bowl, all around its rim."""
@@ -212,43 +219,46 @@ class _Transport:
         strain = max(grasp.strain, *(max(reach - ARM_REACH, FOLDED - reach) for reach in reaches))
         turned = abs(grasp.yaw)
         cost = 100 * shortfall + 30 * shortfall_there + 80 * strain + 25 * lowered + 0.8 * turned + 0.8 * apart
-        return replace(grasp, cost=cost, shortfall=shortfall + shortfall_there, strain=strain)
+        return replace(grasp, cost=cost + grasp.cost, shortfall=shortfall + shortfall_there, strain=strain)
 
     def _planned(self, grasp: Grasp) -> Grasp:
         """`grasp` with where the thing is let go, and with ways above what is in between."""
         around = corners(self.model, self.data, self.here, 5).reshape(-1, 3)
         grip = grasp.handle.mark(self.thing, grasp.angle) - BELOW
         height = self.thing.position[2] - self.shape[..., 2].min()  # of the thing's origin above its lowest point
-        position = self._let_go(grasp.angle, grip, height)
+        position, fall = self._let_go(grasp.angle, grip, height)
         end = position + grip - self.thing.position
         highest = min(highest_reach(grip, self.shoulder), highest_reach(end, self.shoulder))
         sag = grasp.handle.sag
         hanging = grip[2] - self.thing.position[2] + height + sag
         way = max(passing(around, grip, end, hanging), end[2] + PASSING + sag, grip[2] + LIFT)
-        offset = position - self.goal
         return replace(
             grasp,
-            offset=(float(offset[0]), float(offset[1]), float(offset[2])),
+            cost=self.rest.falling * fall,
+            offset=_floats(position - self.goal),
+            entry=_floats(-self.rest.entering * self.inward),
             rest=self.rest,
             strain=max(way - highest, 0.0),
             approach=passing(around, self.hand, grip, FINGERTIP),
             way=min(way, highest),
         )
 
-    def _let_go(self, angle: float, grip: Float[np.ndarray, "3"], height: float) -> Float[np.ndarray, "3"]:
-        """Origin (m, world) of the thing where it is let go, if the hand takes it at `grip` (m, world)."""
+    def _let_go(
+        self, angle: float, grip: Float[np.ndarray, "3"], height: float
+    ) -> tuple[Float[np.ndarray, "3"], float]:
+        """Origin (m, world) of the thing where it is let go, if the hand takes it at `grip` (m, world); how far it falls."""
         position = self.goal + self.rest.offset
         if any(self.rest.tilt):
-            return position
-        position = self._within(grip - self.thing.position)
-        owned = corners(self.model, self.data, self.here & ~self.there, 5).reshape(-1, 3)
-        position[2] = summit(owned, position, position, FOOTING) + height
+            return position, 0.0
+        position = self._within(grip - self.thing.position) - self.rest.outward * self.inward
+        owned = corners(self.model, self.data, self.carrier, 5).reshape(-1, 3)
+        low = position[2] = summit(owned, position, position, FOOTING) + height
         for _ in range(60):  # up to where the open hand, too, has room
             points = hand_points(position + grip - self.thing.position, angle, PALM_DENSELY)
             if clearance(points, self.model, self.data, self.here).min() > SAFE_GAP / 2:
                 break
             position[2] += 0.005
-        return position
+        return position, float(position[2] - low)
 
     def _within(self, grip: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
         """Where in a region to put a thing that is held `grip` from its origin: its middle, or as near as must be."""
@@ -270,3 +280,7 @@ def distinct(grasps: list[Grasp], apart: float = np.deg2rad(40)) -> list[Grasp]:
         if all(np.cos(grasp.angle - other.angle) < np.cos(apart) for other in kept):
             kept.append(grasp)
     return kept
+
+
+def _floats(vector: Float[np.ndarray, "3"]) -> tuple[float, float, float]:
+    return float(vector[0]), float(vector[1]), float(vector[2])
