@@ -19,7 +19,7 @@ BRAKING = 0.03  # full speed until this far from a goal (m); half of it overshoo
 TURNING = 0.33  # full speed of turning until this far from a goal (rad)
 MISS = (0.02, 0.06)  # how far beside a blunder goes (m)
 DELAY = 30  # a blunder lasts for up to so many steps more
-WITHIN, CLOSELY, TURNED = 0.012, 0.004, 0.12  # a goal is reached (m, m, rad)
+WITHIN, TURNED = 0.012, 0.12  # a goal is reached (m, rad)
 DOWN = Rotation.from_matrix(np.diag([1.0, -1.0, -1.0]))  # the hand points down, its fingers open along y
 Actions = Iterator[Float[np.ndarray, "7"]]
 
@@ -67,15 +67,14 @@ class Arm:
         closed: bool,
         steps: int = 60,
         until: Callable[[], bool] | None = None,
-        within: float = WITHIN,
         fastest: float = 1,
     ) -> Actions:
-        """Actions on the way to `goal`, which may move, until it is `within` (m) or `until` holds, at most `steps`."""
+        """Actions on the way to `goal`, which may move, until it is reached or `until` holds, at most `steps`."""
         gripper = GRIPPER_CLOSED if closed else GRIPPER_OPEN
         for _ in range(steps):
             wanted = orientation() if callable(orientation) else orientation
             move, turn = goal() + self.beside - self.hand, wanted * self.orientation.inv()
-            near = np.linalg.norm(move) < within and turn.magnitude() < TURNED
+            near = np.linalg.norm(move) < WITHIN and turn.magnitude() < TURNED
             if until() if until else near:
                 return
             yield np.append(approach(move, turn, fastest), gripper)

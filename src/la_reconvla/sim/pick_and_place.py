@@ -71,7 +71,7 @@ class PickAndPlace:
     """
 
     def __init__(self, step: Step, env: PrivilegedEnv) -> None:
-        self._env, self._target, self._destination = env, step.target, step.destination
+        self._env, self._target, self._destination, self._share = env, step.target, step.destination, step.share
         self.replanned = False
         self._attempt = 0
         self._missed, self._last, self._left = {"mark": np.zeros(3), "place": np.zeros(3)}, "finished", 0
@@ -127,7 +127,7 @@ class PickAndPlace:
 
     def _plan(self) -> None:
         try:
-            self._ranked = rank_grasps(self._env, self._target, self._destination)
+            self._ranked = rank_grasps(self._env, self._target, self._destination, self._share)
         except UserError:
             if self._attempt == 0:
                 raise

@@ -14,10 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from la_reconvla.sim.env import GRIPPER_OPEN
 from la_reconvla.sim.expert_tasks import Step
-from la_reconvla.sim.grasps import Grasp
-from la_reconvla.sim.hand_geometry import PrivilegedEnv, anchor, higher
+from la_reconvla.sim.grasps import Grasp, brim_of
+from la_reconvla.sim.hand_geometry import PrivilegedEnv, anchor, corners, geoms_of, higher, physics
 from la_reconvla.sim.joints import Joint
-from la_reconvla.sim.motion import CLOSELY, DELAY, DOWN, Actions, Arm, missed
+from la_reconvla.sim.motion import DELAY, DOWN, Actions, Arm, missed
 
 LEAN = np.deg2rad(40)  # of the hand that pushes below things that stick out, its fingertips in front (rad)
 LEVEL = np.deg2rad(75)  # of the hand that takes a handle from the front (rad)
@@ -27,7 +27,11 @@ SHUT = {True: 0.001, False: -0.003}  # joints of drawers (m) and of doors (rad) 
 OPENED, ON = -0.152, 0.65  # joints of drawers and knobs, past what LIBERO asks for (m, rad)
 DOOR_AT, DOOR_BELOW = 0.17, 0.03  # a door is pushed so far from its hinge and so far below its top (m)
 CROSSING = 0.06  # above what is in between, on the way to where a skill begins (m)
-RIM, ABOVE = 0.06, 0.019  # from a plate's origin to where fingers hold its rim: aside and up (m)
+EDGE, LOW = 0.083, 0.013  # from a plate's middle to fingers that lie against it, and the hand's height above it (m)
+CLEAR, AIMING = 0.025, 0.04  # a push of a plate begins so far behind it and aims so far ahead (m)
+OVER = np.deg2rad(20)  # lean of the hand behind a plate, over it: there is furniture behind (rad)
+HANDLE_DEEP, HANDLE_BELOW = 0.018, 0.037  # a mug's handle is taken so far from its end and below the brim (m)
+INSIDE, FLOOR = 0.04, 0.010  # a mug's middle is put so far behind the front; the floor above the region's lowest (m)
 ARRIVED = 0.015  # a plate is there (m)
 
 # ---------------------------------------------------------------- skills
@@ -81,32 +85,74 @@ def turn_knob(arm: Arm, step: Step) -> Actions:
 
 
 def push_along(arm: Arm, step: Step) -> Actions:
-    """Hold a plate by its rim in front and push it across the table, without lifting it: so it cannot turn away."""
+    """Push a plate across the table with the closed fingers, from behind it as seen from where it is to be."""
     place = anchor(arm.env, arm.env.poses(), step.destination)
 
     def short() -> Float[np.ndarray, "3"]:
         way = place - arm.env.poses()[step.target].position
         return np.append(way[:2], 0)
 
-    ahead = short() / max(float(np.linalg.norm(short())), 1e-9)
-    turn = Grasp(float(np.arctan2(ahead[1], ahead[0])), 0, 0, 0).orientation
+    def ahead() -> Float[np.ndarray, "3"]:
+        return short() / max(float(np.linalg.norm(short())), 1e-9)
 
-    def rim() -> Float[np.ndarray, "3"]:
-        return higher(arm.env.poses()[step.target].position + RIM * ahead, ABOVE)
+    def behind(beyond: float) -> Float[np.ndarray, "3"]:
+        return higher(arm.env.poses()[step.target].position + (beyond - EDGE) * ahead(), LOW)
 
-    yield from _cross(arm, rim, turn, closed=False)
-    yield from arm.go(rim, turn, closed=False, steps=40, within=CLOSELY)
-    yield from arm.hold(12, closed=True)
+    turn = _leaning(arm, ahead(), -OVER)
+    yield from _cross(arm, lambda: behind(-CLEAR), turn, closed=True)
+    yield from arm.go(lambda: behind(-CLEAR), turn, closed=True, steps=40)
     yield from arm.go(
-        lambda: np.append((arm.hand + short())[:2], rim()[2]),
+        lambda: behind(AIMING),
         turn,
         closed=True,
-        steps=120,
+        steps=150,
         until=lambda: float(np.linalg.norm(short())) < ARRIVED,
-        fastest=0.7,
     )
-    yield from arm.hold(8, closed=False)
-    yield from _withdraw(arm, lambda: arm.hand, turn)
+    yield from _withdraw(arm, lambda: behind(-CLEAR), turn)
+
+
+def put_inside(arm: Arm, step: Step) -> Actions:
+    """Take a mug by its handle and put it into an oven from the front, the handle towards the door."""
+    model, data = physics(arm.env)
+    door = Joint.of(arm.env, step.destination.split("_heating")[0])
+    _, along, closing = _panel(door)
+    shut = Rotation.from_rotvec(-door.value * door.axis)
+    inward, width = shut.apply(closing), np.ptp(_panel(door)[0] @ along)
+    front = door.anchor + width / 2 * shut.apply(along)
+    pose = arm.env.poses()[step.target]
+    shape = corners(model, data, geoms_of(model, step.target))
+    brim, _ = brim_of(shape, pose)
+    frame = Rotation.from_quat(pose.quaternion)
+    middle = pose.position + frame.apply(brim.centre)
+    points = shape.reshape(-1, 3)
+    away = np.append((points[np.argmax(np.linalg.norm((points - middle)[:, :2], axis=1))] - middle)[:2], 0)
+    outer, away = float(np.linalg.norm(away)), away / np.linalg.norm(away)
+    grip = middle + (outer - HANDLE_DEEP) * away - [0, 0, HANDLE_BELOW]
+    across = Grasp(float(np.arctan2(away[1], away[0])) + np.pi / 2, 0, 0, 0).orientation
+    angle = np.arctan2(-inward[1], -inward[0]) - np.arctan2(away[1], away[0])
+    turned = Rotation.from_rotvec([0, 0, (angle + np.pi) % (2 * np.pi) - np.pi]) * across
+    site = data.site(step.destination)
+    floor = site.xpos[2] - model.site(step.destination).size[2] + FLOOR
+
+    def brought(inside: float, above: float) -> Float[np.ndarray, "3"]:
+        now = arm.env.poses()[step.target]
+        centre = now.position + Rotation.from_quat(now.quaternion).apply([*brim.centre[:2], 0])
+        wanted = front + inside * inward
+        return arm.hand + np.append((wanted - centre)[:2], floor + above - now.position[2])
+
+    yield from _cross(arm, lambda: grip, across, closed=False)
+    yield from arm.go(lambda: grip, across, closed=False, steps=40)
+    yield from arm.hold(12, closed=True)
+    lifted = higher(arm.hand, 0.10)
+    yield from arm.go(lambda: lifted, across, closed=True, steps=30, fastest=0.6)
+    yield from arm.go(lambda: brought(-0.13, 0.03), turned, closed=True, steps=80)
+    yield from arm.go(lambda: brought(-0.13, 0.01), turned, closed=True, steps=30)
+    yield from arm.go(lambda: brought(INSIDE, 0.01), turned, closed=True, steps=60, fastest=0.6)
+    yield from arm.go(lambda: brought(INSIDE, -0.002), turned, closed=True, steps=15, fastest=0.4)
+    yield from arm.hold(10, closed=False)
+    back = arm.hand - 0.10 * inward
+    yield from arm.go(lambda: back, turned, closed=False, steps=30)
+    yield from arm.go(lambda: higher(back, 0.12), turned, closed=False, steps=30)
 
 
 SKILLS: dict[str, Callable[[Arm, Step], Actions]] = {
@@ -114,6 +160,7 @@ SKILLS: dict[str, Callable[[Arm, Step], Actions]] = {
     "open": pull_open,
     "switch": turn_knob,
     "push": push_along,
+    "insert": put_inside,
 }
 
 
@@ -160,15 +207,20 @@ def _drawer_front(joint: Joint, beyond: float) -> Float[np.ndarray, "3"]:
 
 def _door_outside(joint: Joint, beyond: float) -> Float[np.ndarray, "3"]:
     """The same of the outside of a door, along its way."""
-    shape = joint.shape()
-    panel = shape[np.argmax(np.ptp(shape, axis=1).prod(axis=1))]
-    along = np.append((panel.mean(axis=0) - joint.anchor)[:2], 0)
-    along /= np.linalg.norm(along)
-    closing = np.cross(joint.axis, along)
+    panel, along, closing = _panel(joint)
     depth = np.ptp(panel @ closing) / 2
     point = joint.anchor + DOOR_AT * along + ((panel.mean(axis=0) - joint.anchor) @ closing) * closing
     point[2] = panel[:, 2].max() - DOOR_BELOW
     return point + (beyond - depth - FINGER) * closing
+
+
+def _panel(door: Joint) -> tuple[Float[np.ndarray, "8 3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    """A door's largest box (m, world), its direction from the hinge, and that in which it closes."""
+    shape = door.shape()
+    panel = shape[np.argmax(np.ptp(shape, axis=1).prod(axis=1))]
+    along = np.append((panel.mean(axis=0) - door.anchor)[:2], 0)
+    along /= np.linalg.norm(along)
+    return panel, along, np.cross(door.axis, along)
 
 
 def _leaning(arm: Arm, forward: Float[np.ndarray, "3"], angle: float) -> Rotation:
