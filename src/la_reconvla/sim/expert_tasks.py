@@ -141,7 +141,8 @@ def _beyond(step: Step, task: Task) -> str:
         case "push":
             return f"it cannot push the {_words(kind)} across the table"
         case "open":
-            return f"it cannot pull the {_words(place)} open"
+            if place not in DRAWERS:
+                return f"it cannot pull the {_words(place)} open"
         case "shut":
             if not (place in DRAWERS or kind in DOORS):
                 return f"it cannot close the {_words(place)}"

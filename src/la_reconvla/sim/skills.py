@@ -46,13 +46,13 @@ def push_shut(arm: Arm, step: Step) -> Actions:
     yield from _cross(arm, lambda: contact(joint, -BEFORE), turn, closed=True)
     yield from arm.go(lambda: contact(joint, -BEFORE), turn, closed=True)
     yield from arm.go(lambda: contact(joint, BEYOND), turn, closed=True, steps=120, until=lambda: joint.value > SHUT[slides])
-    yield from _withdraw(arm, lambda: contact(joint, -BEFORE), turn)
+    yield from _withdraw(arm, contact(joint, -BEFORE), turn, closed=True)
 
 
 def pull_open(arm: Arm, step: Step) -> Actions:
     """Take a drawer's handle from the front and pull."""
     joint = Joint.of(arm.env, step.target)
-    turn = _leaning(arm, joint.axis, LEVEL)
+    turn = _leaning(arm, joint.axis, LEVEL, upright=True)
 
     def handle(before: float) -> Float[np.ndarray, "3"]:
         return joint.bar().mean(axis=0) - before * joint.axis
@@ -63,7 +63,7 @@ def pull_open(arm: Arm, step: Step) -> Actions:
     yield from arm.hold(12, closed=True)
     yield from arm.go(lambda: handle(0.06), turn, closed=True, steps=80, until=lambda: joint.value < OPENED)
     yield from arm.hold(8, closed=False)
-    yield from _withdraw(arm, lambda: handle(0.08), turn)
+    yield from _withdraw(arm, handle(0.08), turn, closed=False)
 
 
 def turn_knob(arm: Arm, step: Step) -> Actions:
@@ -73,7 +73,7 @@ def turn_knob(arm: Arm, step: Step) -> Actions:
     bar = shape[shape[..., 2].max(axis=1) > shape[..., 2].max() - 0.03].reshape(-1, 3)
     place = np.append((bar.min(axis=0) + bar.max(axis=0))[:2] / 2, bar[:, 2].max() - 0.02)
     yield from _cross(arm, lambda: place, DOWN, closed=False)
-    yield from arm.go(lambda: place, DOWN, closed=False)
+    yield from arm.go(lambda: place, DOWN, closed=False, steps=35)
     yield from arm.hold(12, closed=True)
 
     def turned() -> Rotation:
@@ -81,7 +81,7 @@ def turn_knob(arm: Arm, step: Step) -> Actions:
 
     yield from arm.go(lambda: place, turned, closed=True, steps=80, until=lambda: joint.value > ON)
     yield from arm.hold(8, closed=False)
-    yield from _withdraw(arm, lambda: place, arm.orientation)
+    yield from _withdraw(arm, arm.hand, arm.orientation, closed=False)
 
 
 def push_along(arm: Arm, step: Step) -> Actions:
@@ -108,7 +108,7 @@ def push_along(arm: Arm, step: Step) -> Actions:
         steps=150,
         until=lambda: float(np.linalg.norm(short())) < ARRIVED,
     )
-    yield from _withdraw(arm, lambda: behind(-CLEAR), turn)
+    yield from _withdraw(arm, behind(-CLEAR), turn, closed=True)
 
 
 def put_inside(arm: Arm, step: Step) -> Actions:
@@ -223,13 +223,14 @@ def _panel(door: Joint) -> tuple[Float[np.ndarray, "8 3"], Float[np.ndarray, "3"
     return panel, along, np.cross(door.axis, along)
 
 
-def _leaning(arm: Arm, forward: Float[np.ndarray, "3"], angle: float) -> Rotation:
+def _leaning(arm: Arm, forward: Float[np.ndarray, "3"], angle: float, *, upright: bool = False) -> Rotation:
     """A hand whose fingertips lean by `angle` (rad) from straight down towards `forward`.
 
-    It opens across; of the two ways to hold it so, which look alike, this is the nearer one.
+    It opens across, or `upright`; of the two ways to hold it so, which look alike, this is the nearer one.
     """
     across = np.cross([0.0, 0.0, 1.0], forward)
-    yaw = np.arctan2(across[1], across[0]) - np.pi / 2
+    opens = forward if upright else across
+    yaw = np.arctan2(opens[1], opens[0]) - np.pi / 2
     lean = Rotation.from_rotvec(-angle * across)
     both = [lean * Rotation.from_rotvec([0, 0, yaw + half]) * DOWN for half in (0.0, np.pi)]
     return min(both, key=lambda turn: (turn * arm.orientation.inv()).magnitude())
@@ -243,8 +244,7 @@ def _cross(arm: Arm, goal: Callable[[], Float[np.ndarray, "3"]], turn: Rotation,
     yield from arm.go(lambda: np.append(goal()[:2], height), turn, closed=closed, steps=80)
 
 
-def _withdraw(arm: Arm, back: Callable[[], Float[np.ndarray, "3"]], turn: Rotation) -> Actions:
-    """Back from what was moved, then up."""
-    place = back()
-    yield from arm.go(lambda: place, turn, closed=True, steps=25)
+def _withdraw(arm: Arm, place: Float[np.ndarray, "3"], turn: Rotation, *, closed: bool) -> Actions:
+    """Back from what was moved to `place`, then up."""
+    yield from arm.go(lambda: place, turn, closed=closed, steps=25)
     yield from arm.go(lambda: higher(place, 0.10), turn, closed=False, steps=30)
