@@ -95,8 +95,8 @@ def place_kind(name: str) -> str:
 def steps_of(task: Task, goal: tuple[Predicate, ...] | None = None) -> tuple[Step, ...]:
     """What has to be done for `goal`, the task's own by default: one step for each predicate that does not hold yet.
 
-    Things are put somewhere before it is closed, and a drawer that is closed at the start is opened first. What belongs
-    on the table is put there before the hand would have to go down beside a mug on a plate.
+    Things are put somewhere before it is closed. What belongs on the table is put there before the hand would have to go
+    down beside a mug on a plate.
 
     Raises:
         UserError: if there is something that the expert cannot do; the message says what.
@@ -110,9 +110,8 @@ def steps_of(task: Task, goal: tuple[Predicate, ...] | None = None) -> tuple[Ste
         if skill == "place" and place_kind(destination) in INSIDE:
             skill = "insert"
         steps.append(Step(skill, target, destination, predicate))
-        opened = ("open", destination)
-        if skill == "place" and place_kind(destination) in DRAWERS and opened not in task.init:
-            steps.append(Step("open", destination, destination, opened))
+        if skill == "place" and place_kind(destination) in DRAWERS and ("open", destination) not in task.init:
+            raise UserError("a drawer that it opens hangs over what it would have to put into it")
     for step in steps:
         if reason := _beyond(step, task):
             raise UserError(reason)
@@ -139,7 +138,8 @@ def _beyond(step: Step, task: Task) -> str:
             if kind not in CUPS:
                 return f"it cannot put the {_words(kind)} into the {_words(place)}"
         case "push":
-            return f"it cannot push the {_words(kind)} across the table"
+            if not _on_table(step.destination, task):
+                return f"it can push the {_words(kind)} across the table only"
         case "open":
             if place not in DRAWERS:
                 return f"it cannot pull the {_words(place)} open"

@@ -26,10 +26,10 @@ FINGER = 0.012  # half the thickness of the closed fingers (m)
 SHUT = {True: 0.001, False: -0.003}  # joints of drawers (m) and of doors (rad) when pushed shut
 OPENED, ON = -0.152, 0.65  # joints of drawers and knobs, past what LIBERO asks for (m, rad)
 DOOR_AT, DOOR_BELOW = 0.17, 0.03  # a door is pushed so far from its hinge and so far below its top (m)
+AJAR = -1.55  # a door that is open less is in the way of what is put behind it (rad)
 CROSSING = 0.06  # above what is in between, on the way to where a skill begins (m)
-EDGE, LOW = 0.083, 0.013  # from a plate's middle to fingers that lie against it, and the hand's height above it (m)
-CLEAR, AIMING = 0.025, 0.04  # a push of a plate begins so far behind it and aims so far ahead (m)
-OVER = np.deg2rad(20)  # lean of the hand behind a plate, over it: there is furniture behind (rad)
+RIM, LOW = 0.055, 0.014  # from a plate's origin to the hand over its rim: aside and up (m)
+PRESSING, AIMING = 0.015, 0.03  # a hand that pushes a plate along aims so far below it, and so far ahead (m)
 HANDLE_DEEP, HANDLE_BELOW = 0.018, 0.037  # a mug's handle is taken so far from its end and below the brim (m)
 INSIDE, FLOOR = 0.04, 0.010  # a mug's middle is put so far behind the front; the floor above the region's lowest (m)
 ARRIVED = 0.015  # a plate is there (m)
@@ -85,36 +85,38 @@ def turn_knob(arm: Arm, step: Step) -> Actions:
 
 
 def push_along(arm: Arm, step: Step) -> Actions:
-    """Push a plate across the table with the closed fingers, from behind it as seen from where it is to be."""
+    """Press the fingers into a plate, against its rim in front, and push it along from within: so it cannot turn away."""
     place = anchor(arm.env, arm.env.poses(), step.destination)
 
     def short() -> Float[np.ndarray, "3"]:
         way = place - arm.env.poses()[step.target].position
         return np.append(way[:2], 0)
 
-    def ahead() -> Float[np.ndarray, "3"]:
-        return short() / max(float(np.linalg.norm(short())), 1e-9)
+    ahead = short() / max(float(np.linalg.norm(short())), 1e-9)
+    turn = Grasp(float(np.arctan2(ahead[1], ahead[0])), 0, 0, 0).orientation
 
-    def behind(beyond: float) -> Float[np.ndarray, "3"]:
-        return higher(arm.env.poses()[step.target].position + (beyond - EDGE) * ahead(), LOW)
+    def rim(height: float) -> Float[np.ndarray, "3"]:
+        return higher(arm.env.poses()[step.target].position + RIM * ahead, height)
 
-    turn = _leaning(arm, ahead(), -OVER)
-    yield from _cross(arm, lambda: behind(-CLEAR), turn, closed=True)
-    yield from arm.go(lambda: behind(-CLEAR), turn, closed=True, steps=40)
-    yield from arm.go(
-        lambda: behind(AIMING),
-        turn,
-        closed=True,
-        steps=150,
-        until=lambda: float(np.linalg.norm(short())) < ARRIVED,
-    )
-    yield from _withdraw(arm, behind(-CLEAR), turn, closed=True)
+    def onwards() -> Float[np.ndarray, "3"]:
+        way = short()
+        return np.append(arm.hand[:2], rim(LOW - PRESSING)[2]) + way * min(1, AIMING / max(np.linalg.norm(way), 1e-9))
+
+    yield from _cross(arm, lambda: rim(LOW), turn, closed=False)
+    yield from arm.go(lambda: rim(LOW), turn, closed=False, steps=30)
+    pressed = rim(LOW - 0.01)
+    yield from arm.go(lambda: pressed, turn, closed=True, steps=12, until=lambda: False)
+    yield from arm.go(onwards, turn, closed=True, steps=120, until=lambda: float(np.linalg.norm(short())) < ARRIVED)
+    yield from arm.hold(8, closed=False)
+    yield from _withdraw(arm, arm.hand, turn, closed=False)
 
 
 def put_inside(arm: Arm, step: Step) -> Actions:
     """Take a mug by its handle and put it into an oven from the front, the handle towards the door."""
     model, data = physics(arm.env)
     door = Joint.of(arm.env, step.destination.split("_heating")[0])
+    if door.value > AJAR:
+        yield from _open_wide(arm, door)
     _, along, closing = _panel(door)
     shut = Rotation.from_rotvec(-door.value * door.axis)
     inward, width = shut.apply(closing), np.ptp(_panel(door)[0] @ along)
@@ -205,13 +207,13 @@ def _drawer_front(joint: Joint, beyond: float) -> Float[np.ndarray, "3"]:
     return bar.mean(axis=0) + (beyond - depth - FINGER) * joint.axis
 
 
-def _door_outside(joint: Joint, beyond: float) -> Float[np.ndarray, "3"]:
-    """The same of the outside of a door, along its way."""
+def _door_outside(joint: Joint, beyond: float, opening: bool = False) -> Float[np.ndarray, "3"]:
+    """The same of the outside of a door, along its way; when `opening`, of its inside."""
     panel, along, closing = _panel(joint)
     depth = np.ptp(panel @ closing) / 2
     point = joint.anchor + DOOR_AT * along + ((panel.mean(axis=0) - joint.anchor) @ closing) * closing
     point[2] = panel[:, 2].max() - DOOR_BELOW
-    return point + (beyond - depth - FINGER) * closing
+    return point + (beyond - depth - FINGER) * (-closing if opening else closing)
 
 
 def _panel(door: Joint) -> tuple[Float[np.ndarray, "8 3"], Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
@@ -221,6 +223,18 @@ def _panel(door: Joint) -> tuple[Float[np.ndarray, "8 3"], Float[np.ndarray, "3"
     along = np.append((panel.mean(axis=0) - door.anchor)[:2], 0)
     along /= np.linalg.norm(along)
     return panel, along, np.cross(door.axis, along)
+
+
+def _open_wide(arm: Arm, door: Joint) -> Actions:
+    """Push a door that is ajar out of the way, from inside."""
+    yield from _cross(arm, lambda: _door_outside(door, -BEFORE, opening=True), DOWN, closed=True)
+    yield from arm.go(lambda: _door_outside(door, -BEFORE, opening=True), DOWN, closed=True)
+    wide = AJAR - 0.05
+    yield from arm.go(
+        lambda: _door_outside(door, BEYOND, opening=True), DOWN, closed=True, until=lambda: door.value < wide
+    )
+    place = higher(arm.hand, CROSSING)
+    yield from arm.go(lambda: place, DOWN, closed=True, steps=20)
 
 
 def _leaning(arm: Arm, forward: Float[np.ndarray, "3"], angle: float, *, upright: bool = False) -> Rotation:
