@@ -204,7 +204,9 @@ REFUSED = {("libero_goal", 3): "hangs over", ("libero_10", 5): "cannot grasp the
 def test_every_tasks_goal_is_read_into_steps_or_refused_for_a_reason(suite, index):
     task = load_task(suite, index)
     if (suite, index) in REFUSED:
-        with pytest.raises(UserError, match=rf"task {index} of {suite} .*{REFUSED[suite, index]}.*its tasks there: 0, 1"):
+        with pytest.raises(
+            UserError, match=rf"task {index} of {suite} .*{REFUSED[suite, index]}.*its tasks there: 0, 1"
+        ):
             require_feasible([load_task(suite, 1), task])
         return
     words = [

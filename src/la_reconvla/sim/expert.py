@@ -5,13 +5,13 @@ skill: `la_reconvla.sim.pick_and_place.PickAndPlace` or one of `la_reconvla.sim.
 the present poses, so that noise added to the *executed* action is corrected by the next one; the action that
 `Expert.act` returns is the clean label.
 
-Told to `blunder`, it does one step beside where it should be done. That is for a recording to begin after: what policies
-miss most they can learn from nothing else how to put right.
+Told to `blunder`, it does one step beside where it should be done. That is for a recording to begin after: what
+policies miss most they can learn from nothing else how to put right.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim.env import Env
-from la_reconvla.sim.expert_tasks import Step, steps_of
+from la_reconvla.sim.expert_tasks import steps_of
 from la_reconvla.sim.hand_geometry import PrivilegedEnv
 from la_reconvla.sim.pick_and_place import PickAndPlace
 from la_reconvla.sim.skills import Motion
@@ -32,8 +32,10 @@ ROUNDS = 3  # so often what does not hold at the end is done
 class Skill(Protocol):
     """What does one step."""
 
-    replanned: bool
     phase: str
+
+    @property
+    def replanned(self) -> bool: ...
 
     @property
     def finished(self) -> bool: ...
@@ -45,6 +47,7 @@ class Skill(Protocol):
     def blunder(self, rng: np.random.Generator) -> None: ...
 
 
+@runtime_checkable
 class Judge(PrivilegedEnv, Protocol):
     """A simulator that tells whether a predicate holds."""
 
@@ -68,7 +71,7 @@ class Expert:
         Raises:
             UserError: if `env` is no simulator whose physics the expert can look at, or it cannot do the task.
         """
-        if not isinstance(env, PrivilegedEnv):
+        if not isinstance(env, Judge):
             raise UserError("the expert needs the simulator's physics: give it a LiberoEnv")
         task = load_task(start.suite, start.task)
         self._env, self._target = env, start.target

@@ -95,8 +95,8 @@ def place_kind(name: str) -> str:
 def steps_of(task: Task, goal: tuple[Predicate, ...] | None = None) -> tuple[Step, ...]:
     """What has to be done for `goal`, the task's own by default: one step for each predicate that does not hold yet.
 
-    Things are put somewhere before it is closed. What belongs on the table is put there before the hand would have to go
-    down beside a mug on a plate.
+    Things are put somewhere before it is closed. What belongs on the table is put there before the hand would have to
+    go down beside a mug on a plate.
 
     Raises:
         UserError: if there is something that the expert cannot do; the message says what.

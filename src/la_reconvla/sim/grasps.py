@@ -304,7 +304,7 @@ class _Transport:
     def _let_go(
         self, angle: float, grip: Float[np.ndarray, "3"], height: float
     ) -> tuple[Float[np.ndarray, "3"], float]:
-        """Origin (m, world) of the thing where it is let go, if the hand takes it at `grip` (m, world); how far it falls."""
+        """Origin (m, world) of the thing where it is let go, if the hand takes it at `grip`; how far it falls (m)."""
         position = self.goal + self.rest.offset
         if any(self.rest.tilt):
             return position, 0.0

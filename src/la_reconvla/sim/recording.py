@@ -44,7 +44,8 @@ class ScriptedExpert(RolloutPolicy, Protocol):
     @property
     def finished(self) -> bool: ...
 
-    replanned: bool
+    @property
+    def replanned(self) -> bool: ...
 
     def blunder(self, rng: np.random.Generator) -> None:
         """From `reset` on make a mistake, and be `finished` with it."""

@@ -1,4 +1,4 @@
-"""What the scripted expert does besides picking things up: each skill is a function that gives one action after another.
+"""What the scripted expert does besides picking things up: each skill is a function that yields action after action.
 
 A skill looks at the present poses before each of its actions, ends when what it is for holds, or when it has tried for
 long enough, and leaves the hand free, open and above what is around.
@@ -45,7 +45,8 @@ def push_shut(arm: Arm, step: Step) -> Actions:
     turn = _leaning(arm, joint.axis, LEAN) if slides else DOWN
     yield from _cross(arm, lambda: contact(joint, -BEFORE), turn, closed=True)
     yield from arm.go(lambda: contact(joint, -BEFORE), turn, closed=True)
-    yield from arm.go(lambda: contact(joint, BEYOND), turn, closed=True, steps=120, until=lambda: joint.value > SHUT[slides])
+    far = SHUT[slides]
+    yield from arm.go(lambda: contact(joint, BEYOND), turn, closed=True, steps=120, until=lambda: joint.value > far)
     yield from _withdraw(arm, contact(joint, -BEFORE), turn, closed=True)
 
 
@@ -85,7 +86,7 @@ def turn_knob(arm: Arm, step: Step) -> Actions:
 
 
 def push_along(arm: Arm, step: Step) -> Actions:
-    """Press the fingers into a plate, against its rim in front, and push it along from within: so it cannot turn away."""
+    """Press the fingers into a plate, against its rim in front, and push it from within: so it cannot turn away."""
     place = anchor(arm.env, arm.env.poses(), step.destination)
 
     def short() -> Float[np.ndarray, "3"]:
