@@ -1,7 +1,7 @@
 """The skill that most tasks need: one thing is picked up and put where it belongs.
 
-The arm takes a thing from above: a bowl by its rim, one finger inside and one outside (`Rim`), anything else across
-two opposite sides of its collision geometry (`OppositeSides`). It goes through the phases of `ORDER`
+The arm takes a thing from above: a bowl or a mug by its rim, one finger inside and one outside (`Rim`, `Brim`),
+anything else across two opposite sides of its collision geometry, or of the knob on its lid (`OppositeSides`). It goes through the phases of `ORDER`
 (``wait`` only before a second try, until the thing has come to rest). Every action is computed from the present
 poses, so that noise added to the *executed* action is corrected by the next one; the action that `PickAndPlace.act`
 returns is the clean label.

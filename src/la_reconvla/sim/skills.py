@@ -32,7 +32,7 @@ RIM, LOW = 0.055, 0.014  # from a plate's origin to the hand over its rim: aside
 PRESSING, AIMING = 0.015, 0.03  # a hand that pushes a plate along aims so far below it, and so far ahead (m)
 HANDLE_DEEP, HANDLE_BELOW = 0.018, 0.037  # a mug's handle is taken so far from its end and below the brim (m)
 INSIDE, FLOOR = 0.04, 0.010  # a mug's middle is put so far behind the front; the floor above the region's lowest (m)
-ARRIVED = 0.015  # a plate is there (m)
+EDGE = 0.003  # a plate is there when its middle is so far inside the region (m)
 
 # ---------------------------------------------------------------- skills
 
@@ -88,6 +88,7 @@ def turn_knob(arm: Arm, step: Step) -> Actions:
 def push_along(arm: Arm, step: Step) -> Actions:
     """Press the fingers into a plate, against its rim in front, and push it from within: so it cannot turn away."""
     place = anchor(arm.env, arm.env.poses(), step.destination)
+    room = physics(arm.env)[0].site(step.destination).size[:2] - EDGE  # farther on, its rim slips off the fingers
 
     def short() -> Float[np.ndarray, "3"]:
         way = place - arm.env.poses()[step.target].position
@@ -107,7 +108,7 @@ def push_along(arm: Arm, step: Step) -> Actions:
     yield from arm.go(lambda: rim(LOW), turn, closed=False, steps=30)
     pressed = rim(LOW - 0.01)
     yield from arm.go(lambda: pressed, turn, closed=True, steps=12, until=lambda: False)
-    yield from arm.go(onwards, turn, closed=True, steps=120, until=lambda: float(np.linalg.norm(short())) < ARRIVED)
+    yield from arm.go(onwards, turn, closed=True, steps=120, until=lambda: bool((np.abs(short()[:2]) < room).all()))
     yield from arm.hold(8, closed=False)
     yield from _withdraw(arm, arm.hand, turn, closed=False)
 
