@@ -101,8 +101,8 @@ def push_along(arm: Arm, step: Step) -> Actions:
         return higher(arm.env.poses()[step.target].position + RIM * ahead, height)
 
     def onwards() -> Float[np.ndarray, "3"]:
-        way = short()
-        return np.append(arm.hand[:2], rim(LOW - PRESSING)[2]) + way * min(1, AIMING / max(np.linalg.norm(way), 1e-9))
+        gone = (arm.hand - pressed) @ ahead + AIMING
+        return np.append((pressed + gone * ahead)[:2], rim(LOW - PRESSING)[2])
 
     yield from _cross(arm, lambda: rim(LOW), turn, closed=False)
     yield from arm.go(lambda: rim(LOW), turn, closed=False, steps=30)
