@@ -1,10 +1,10 @@
 """The skill that most tasks need: one thing is picked up and put where it belongs.
 
 The arm takes a thing from above: a bowl or a mug by its rim, one finger inside and one outside (`Rim`, `Brim`),
-anything else across two opposite sides of its collision geometry, or of the knob on its lid (`OppositeSides`). It goes through the phases of `ORDER`
-(``wait`` only before a second try, until the thing has come to rest). Every action is computed from the present
-poses, so that noise added to the *executed* action is corrected by the next one; the action that `PickAndPlace.act`
-returns is the clean label.
+anything else across two opposite sides of its collision geometry, or of the knob on its lid (`OppositeSides`). It goes
+through the phases of `ORDER` (``wait`` only before a second try, until the thing has come to rest). Every action is
+computed from the present poses, so that noise added to the *executed* action is corrected by the next one; the action
+that `PickAndPlace.act` returns is the clean label.
 
 Demonstrations should be unimodal: among grasps that are equally free of obstacles the hand always takes the one at
 `PREFERRED_ANGLE`, and deviates from it only as far as obstacles or the arm's reach force it to.

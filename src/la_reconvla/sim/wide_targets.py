@@ -60,7 +60,7 @@ def asks(task: Task) -> tuple[Ask, Ask]:
         return pair
     able = [str(other.index) for other in load_suite(task.suite) if _asks(other)]
     raise UserError(
-        f"{task.suite} task {task.index} ('{task.instruction}') has no wide placements: they are made for tasks that put "
+        f"{task.suite} task {task.index} ('{task.instruction}') has no wide placements: they are for tasks that put "
         "one thing somewhere, in scenes in which the suite's instructions ask for two things "
         f"(its tasks that have them: {', '.join(able) or 'none'}); "
         "use --placement official"
