@@ -61,7 +61,6 @@ def episode(env: LiberoEnv, start: Start, noise: float = 0.0) -> tuple[dict[str,
         "clean": env.success() and expert.finished and not expert.replanned,
         "steps": len(actions),
         "success_step": first,
-        "angle": round(float(np.rad2deg(expert.grasp.angle))),
         "phases": dict(phases),
         "seconds": round(time.perf_counter() - began, 2),
     }

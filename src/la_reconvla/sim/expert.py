@@ -1,83 +1,66 @@
-"""A scripted expert that sees the simulator's poses: it picks one thing up and puts it where it belongs.
+"""A scripted expert that sees the simulator's poses and does a task's steps one after another.
 
-It does LIBERO-Spatial, LIBERO-Object and what is pick-and-place in LIBERO-Goal (`feasible`).
+A task's steps are read from the goal of its BDDL file (`la_reconvla.sim.expert_tasks.steps_of`); a step is done by a
+skill: `la_reconvla.sim.pick_and_place.PickAndPlace` or one of `la_reconvla.sim.skills`. Every action is computed from
+the present poses, so that noise added to the *executed* action is corrected by the next one; the action that
+`Expert.act` returns is the clean label.
 
-The arm takes a thing from above: a bowl by its rim, one finger inside and one outside (`Rim`), anything else across
-two opposite sides of its collision geometry (`OppositeSides`). It goes through the phases of `ORDER`
-(``wait`` only before a second try, until the thing has come to rest). Every action is computed from the present
-poses, so that noise added to the *executed* action is corrected by the next one; the action that `Expert.act`
-returns is the clean label.
-
-Told to `blunder`, it grasps beside the thing or lets it go beside its destination. That is for a recording to begin
-after: what policies miss most they can learn from nothing else how to put right.
-
-Demonstrations should be unimodal: among grasps that are equally free of obstacles the expert always takes the one at
-`PREFERRED_ANGLE`, and deviates from it only as far as obstacles or the arm's reach force it to.
-
-The controller is robosuite's OSC_POSE: an action of 1 asks for 0.05 m or 0.5 rad, but the goal is set anew from
-the current pose at each of the 20 steps per second, so the hand really moves about 0.015 m per step.
+Told to `blunder`, it does one step beside where it should be done. That is for a recording to begin after: what
+policies miss most they can learn from nothing else how to put right.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
-from la_reconvla.sim.env import GRIPPER_CLOSED, GRIPPER_OPEN, Env
-from la_reconvla.sim.grasps import BELOW, DEPTH, LIFT, LIFT_OUT, OppositeSides, distinct, rank_grasps
-from la_reconvla.sim.hand_geometry import PrivilegedEnv, anchor, higher, highest_reach, shoulder_of
+from la_reconvla.sim.env import Env
+from la_reconvla.sim.expert_tasks import steps_of
+from la_reconvla.sim.hand_geometry import PrivilegedEnv
+from la_reconvla.sim.pick_and_place import PickAndPlace
+from la_reconvla.sim.skills import Motion
+from la_reconvla.sim.task import Predicate
+from la_reconvla.sim.tasks import load_task
 
-ORDER = ("wait", "hover", "descend", "close", "lift", "carry", "lower", "open", "retreat", "finished")
-PATIENCE = {"wait": 10, "hover": 60, "descend": 35, "lift": 30, "carry": 60, "lower": 30, "retreat": 20}  # steps
-GRIPPING = 11  # steps that the fingers need to grip; to let go, see `letting_go` of a handle
-CLOSE_BEFORE = 0.02  # the fingers start to close this far above the depth of the grasp (m)
-BRAKING = 0.03  # full speed until this far from a goal (m); half of it overshoots
-EASE = 0.25  # share of full speed that lifting gains in each step
-TOUCHING = 0.013  # a bowl that hangs at a slant touches when its origin is this far above the plate's (m)
-HOVER = 0.055  # above the rim before going down (m)
-CRUISE = 0.10  # bowl above the destination while carried from far (m)
-SETTLE = 0.008  # below where a thing was let go, before withdrawing (m)
-RETREAT = 0.08  # above where the bowl was let go (m)
-HELD, AROUND = 0.01, 0.03  # taking over: a thing so much higher than it was is held if a grasp is so near the hand (m)
-MISS = (0.02, 0.06)  # how far beside, when it blunders (m)
-DELAY = 30  # a blunder lasts for up to so many steps more
-CARRIED, ABOUT = 0.05, 0.015  # it is carried on from so high; one that lies is taken if a grasp is so near (m)
+ROUNDS = 3  # so often what does not hold at the end is done
 
 
-@dataclass(frozen=True)
-class ExpertView:
-    """What the expert looks at before each action. Positions in metres, world."""
+class Skill(Protocol):
+    """What does one step."""
 
-    hand: Float[np.ndarray, "3"]
-    orientation: Rotation
-    thing: Float[np.ndarray, "3"]
-    mark: Float[np.ndarray, "3"]
-    place: Float[np.ndarray, "3"]
+    phase: str
 
     @property
-    def offset(self) -> float:
-        """Horizontal distance from the hand to the rim point."""
-        return float(np.linalg.norm((self.mark - self.hand)[:2]))
+    def replanned(self) -> bool: ...
 
     @property
-    def to_place(self) -> Float[np.ndarray, "2"]:
-        """Horizontal way from the bowl to its destination."""
-        return (self.place - self.thing)[:2]
+    def finished(self) -> bool: ...
+
+    def act(self) -> Float[np.ndarray, "1 7"]: ...
+
+    def take_over(self, rested: float, done: bool) -> None: ...
+
+    def blunder(self, rng: np.random.Generator) -> None: ...
+
+
+@runtime_checkable
+class Judge(PrivilegedEnv, Protocol):
+    """A simulator that tells whether a predicate holds."""
+
+    def holds(self, predicate: Predicate) -> bool: ...
 
 
 class Expert:
-    """Privileged policy that moves `Start.target` onto `Start.destination` and then lets go and withdraws.
+    """Privileged policy that does what a start asks for, and then withdraws.
 
     Attributes:
-        phase: one of `ORDER`.
-        replanned: whether the bowl was missed or dropped and grasped again; such episodes make poor demonstrations.
-        grasp: the grasp in use.
+        replanned: whether something had to be done twice; such episodes make poor demonstrations.
+        finished: whether the hand has withdrawn from the last step, or the blunder is over.
     """
 
     name = "expert"
@@ -87,187 +70,70 @@ class Expert:
         """A new episode begins in `env`, which must have been reset to `start`.
 
         Raises:
-            UserError: if `env` is no simulator whose physics the expert can look at.
+            UserError: if `env` is no simulator whose physics the expert can look at, or it cannot do the task.
         """
-        if not isinstance(env, PrivilegedEnv):
+        if not isinstance(env, Judge):
             raise UserError("the expert needs the simulator's physics: give it a LiberoEnv")
-        self._env, self._target, self._destination = env, start.target, start.destination
-        self.replanned = False
-        self._attempt = 0
-        self._missed, self._last, self._left = {"mark": np.zeros(3), "place": np.zeros(3)}, "finished", 0
-        self._plan()
-        self._enter("hover")
+        task = load_task(start.suite, start.task)
+        self._env, self._target = env, start.target
+        self._steps = steps_of(task, task.goal_for(start.target, start.destination))
+        self._left, self._rounds, self._blunders = list(self._steps), ROUNDS, False
+        self.finished, self._again = False, False
+        self._next()
 
     def take_over(self, rested: float, done: bool) -> None:
-        """Go on from what another policy has done since the start, after `reset`.
-
-        A thing that it holds is carried on, one that it is about to take is taken, one that it has brought is let go.
+        """Go on from what another policy has done since the start, after `reset`: with the first step that is not done.
 
         Args:
-            rested: height of the thing's origin at the start (m).
+            rested: height of the origin of the start's target at the start (m).
             done: whether the goal holds.
         """
-        view = self._began = self._look()
-        if done:
-            self._enter("open")
-            return
-        grasps, pose, grip = self._ranked, self._env.poses()[self._target], view.hand + BELOW
-        distances = [float(np.linalg.norm(grasp.handle.mark(pose, grasp.angle) - grip)) for grasp in grasps]
-        nearest, risen = int(np.argmin(distances)), view.thing[2] - rested
-        if risen > HELD and distances[nearest] < AROUND:
-            phase = "carry" if risen > CARRIED or np.linalg.norm(view.to_place) < CRUISE else "lift"
-        elif distances[nearest] < ABOUT:
-            phase = "close"
-        else:
-            return
-        self.grasp = grasps[nearest]
-        self._enter(phase)
+        steps = self._steps if done else [step for step in self._steps if not self._env.holds(step.predicate)]
+        self._left = list(steps[-1:] if done else steps)
+        self._next()
+        if self._step.target == self._target:
+            self._skill.take_over(rested, done)
 
     def blunder(self, rng: np.random.Generator) -> None:
-        """Call after `reset`: miss the grasp or the destination, then be `finished`, with the hand wherever it is."""
-        which, self._last = [("mark", "close"), ("place", "lower")][rng.integers(2)]
-        angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(*MISS)
-        self._missed[which] = radius * np.array([np.cos(angle), np.sin(angle), 0])
-        self._left = int(rng.integers(DELAY))
+        """Call after `reset`: do one step wrongly, then be `finished`, with the hand wherever it is."""
+        ahead = int(rng.integers(len(self._steps))) if len(self._steps) > 1 else 0
+        self._left, self._blunders, self._rng = list(self._steps[1 : ahead + 1]), True, rng
+        if not self._left:
+            self._skill.blunder(rng)
 
     @property
-    def finished(self) -> bool:
-        """Whether the hand has withdrawn from the placed bowl, or the blunder is over."""
-        return self._left < 0
+    def replanned(self) -> bool:
+        """See the class."""
+        return self._again or self._skill.replanned
+
+    @property
+    def phase(self) -> str:
+        """What it is about, for statistics."""
+        return self._skill.phase
 
     def act(self, observation: Observation | None = None) -> Float[np.ndarray, "1 7"]:
         """The next action, float64, clean: [translation 3, rotation 3, gripper] in [-1, 1]."""
-        view = self._look()
-        self._advance(view)
-        self._steps += 1
-        self._left -= ORDER.index(self.phase) >= ORDER.index(self._last)
-        gripper = GRIPPER_CLOSED if self.phase in ("close", "lift", "carry", "lower") else GRIPPER_OPEN
-        if self.phase in ("wait", "finished"):
-            return np.array([[0, 0, 0, 0, 0, 0, gripper]], dtype=np.float64)
-        return np.concatenate([self._towards(view), [gripper]])[None]
+        action = self._skill.act()
+        while self._skill.finished and self._goes_on():
+            action = self._skill.act()
+        self.finished = self._skill.finished
+        return action
 
-    def _plan(self) -> None:
-        try:
-            self._ranked = rank_grasps(self._env, self._target, self._destination)
-        except UserError:
-            if self._attempt == 0:
-                raise
-            return  # a thing that was dropped may lie so that no grasp fits: try the last one again, and fail
-        grasps = distinct(self._ranked)
-        self.grasp = grasps[min(self._attempt, len(grasps) - 1)]
-        self._shoulder = shoulder_of(self._env)
+    def _goes_on(self) -> bool:
+        """Whether there is another step, which then begins."""
+        self._again = self.replanned
+        if not self._left and not self._blunders and len(self._steps) > 1:
+            self._rounds -= 1
+            self._left = [s for s in self._steps if not self._env.holds(s.predicate)] if self._rounds else []
+            self._again = self._again or bool(self._left)
+        if not self._left:
+            return False
+        self._next()
+        if self._blunders and not self._left:
+            self._skill.blunder(self._rng)
+        return True
 
-    def _look(self) -> ExpertView:
-        poses = self._env.poses()
-        hand, thing = poses["gripper"], poses[self._target]
-        mark = self.grasp.handle.mark(thing, self.grasp.angle)
-        place = anchor(self._env, poses, self._destination) + self.grasp.offset
-        mark, place = mark + self._missed["mark"], place + self._missed["place"]
-        return ExpertView(hand.position, Rotation.from_quat(hand.quaternion), thing.position, mark, place)
-
-    def _enter(self, phase: str) -> None:
-        self.phase, self._steps = phase, 0
-
-    def _retry(self, view: ExpertView) -> None:
-        self.replanned = True
-        self._attempt += 1
-        self._was = view.thing
-        self._enter("wait")
-
-    def _advance(self, view: ExpertView) -> None:
-        """Go on to the next phase when this one has reached its end, or back to the start when the bowl was lost."""
-        lost = self.phase in ("carry", "lower") and np.linalg.norm(view.hand - view.mark) > 0.07
-        missed = self.phase == "lift" and self._ended(view) and view.thing[2] < self._began.thing[2] + 0.010
-        astray = self.phase == "retreat" and self._ended(view) and np.linalg.norm(view.to_place) > self.grasp.rest.slack
-        if lost or missed or astray:
-            self._retry(view)
-        elif self._ended(view):
-            self._enter(ORDER[ORDER.index(self.phase) + 1])
-            self._began = view
-            if self.phase == "hover":
-                self._plan()
-
-    def _ended(self, view: ExpertView) -> bool:
-        if self._steps >= PATIENCE.get(self.phase, np.inf):
-            return True
-        match self.phase:
-            case "wait":
-                still = np.linalg.norm(view.thing - self._was) < 5e-4
-                self._was = view.thing
-                return bool(still)
-            case "hover":
-                level = abs(self._goal(view)[2] - view.hand[2]) < 0.02
-                return view.offset < 0.015 and level and self._turn(view).magnitude() < 0.1
-            case "descend":
-                return view.offset < min(0.010, self.grasp.room) and view.hand[2] - view.mark[2] + DEPTH < CLOSE_BEFORE
-            case "lift":
-                return view.hand[2] > self._goal(view)[2] - 0.015
-            case "carry":
-                there = float(np.linalg.norm(view.to_place)) < 0.012
-                return there and (not any(self.grasp.rest.tilt) or self._turn(view).magnitude() < 0.35)
-            case "lower":
-                return view.thing[2] - view.place[2] < TOUCHING
-            case "retreat":
-                return view.hand[2] > self._began.hand[2] + RETREAT - 0.01
-            case "finished":
-                return False
-        return self._steps >= (GRIPPING if self.phase == "close" else self.grasp.handle.letting_go)
-
-    def _goal(self, view: ExpertView) -> Float[np.ndarray, "3"]:
-        """Where the hand should be, as far as the present phase knows (m, world)."""
-        x, y = view.hand[:2] + view.to_place
-        match self.phase:
-            case "hover":
-                reach = highest_reach(view.mark, self._shoulder) - view.mark[2]
-                above = higher(view.mark, float(np.clip(reach, 0.03, HOVER)))
-                above[2] = max(above[2], min(self.grasp.approach, above[2] + 4 * max(view.offset - 0.03, 0)))
-                return above
-            case "descend":
-                return higher(view.mark, 4 * max(view.offset - self.grasp.room, 0) - DEPTH)  # a funnel: sideways first
-            case "close":
-                return np.array([*view.mark[:2], min(view.hand[2], view.mark[2] - DEPTH)])
-            case "lift":
-                return higher(self._began.hand, self._lift())
-            case "carry":
-                if self.grasp.way is not None:
-                    return np.array([x, y, self.grasp.way])
-                return np.array([x, y, view.hand[2] + self._carried_height(view) - view.thing[2]])
-            case "lower":
-                return np.array([x, y, view.hand[2] + view.place[2] + 0.003 - view.thing[2]])
-            case "retreat":
-                return higher(self._began.hand, RETREAT)
-            case "open" if isinstance(self.grasp.handle, OppositeSides) and not any(self.grasp.rest.tilt):
-                return higher(self._began.hand, -SETTLE)  # what hangs on a finger is put down
-        return self._began.hand
-
-    def _lift(self) -> float:
-        """How far to lift (m): farther from furniture than from the table, as far as the arm reaches."""
-        hand, raised = self._began.hand, self._began.thing[2] - self._began.place[2]
-        if self.grasp.way is not None:
-            return max(self.grasp.way - float(hand[2]), LIFT)
-        return LIFT if raised < 0.1 else float(np.clip(highest_reach(hand, self._shoulder) - hand[2], LIFT, LIFT_OUT))
-
-    def _turn(self, view: ExpertView) -> Rotation:
-        """What is left to turn the hand by, in the world."""
-        goal, tilt = self.grasp.orientation, self.grasp.rest.tilt
-        if any(tilt) and self.phase in ("carry", "lower", "open", "retreat"):
-            goal = Rotation.from_rotvec(tilt) * goal
-        return goal * view.orientation.inv()
-
-    def _carried_height(self, view: ExpertView) -> float:
-        """The bowl sinks from where it was lifted to `CRUISE` above the destination, and on over its last 8 cm."""
-        distance = float(np.linalg.norm(view.to_place))
-        full = float(np.linalg.norm(self._began.to_place)) + 1e-6
-        cruise = view.place[2] + min(CRUISE, 0.02 + distance)
-        share = np.clip((distance / full - 0.3) / 0.7, 0, 1)
-        return cruise + share * max(self._began.thing[2] - cruise, 0)
-
-    def _towards(self, view: ExpertView) -> Float[np.ndarray, "6"]:
-        """Motion to the goal on a straight line: scaled, not clipped, at full speed until `BRAKING` before it.
-
-        Lifting starts gently: a jerk pulls the rim out of the fingers before the bowl has tilted into them.
-        """
-        move = (self._goal(view) - view.hand) / BRAKING
-        turn = self._turn(view).as_rotvec() / 0.33
-        fastest = min(1, EASE * self._steps) if self.phase == "lift" else 1
-        return np.concatenate([move * min(1, fastest / max(np.abs(move).max(), 1e-9)), np.clip(turn, -1, 1)])
+    def _next(self) -> None:
+        self._step = self._left.pop(0)
+        skill = PickAndPlace if self._step.skill == "place" else Motion
+        self._skill: Skill = skill(self._step, self._env)

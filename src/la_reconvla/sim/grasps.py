@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError
 from la_reconvla.sim.env import Pose
-from la_reconvla.sim.expert_tasks import BOWLS, PLACES, Rest, place_kind
+from la_reconvla.sim.expert_tasks import BOWLS, CUPS, KNOBBED, PLACES, Rest, place_kind
 from la_reconvla.sim.hand_geometry import (
     ARM_REACH,
     FINGERTIP,
@@ -37,6 +37,7 @@ from la_reconvla.sim.hand_geometry import (
     stretch,
     summit,
 )
+from la_reconvla.sim.joints import Joint
 
 DEPTH = 0.027  # the point between the fingers goes this far below the rim (m); deeper, they meet the sloping bottom
 BELOW = np.array([0, 0, DEPTH])  # from the point between the fingers to the rim above it (m)
@@ -45,6 +46,8 @@ PREFERRED_ANGLE = np.pi / 2  # world direction from the bowl's axis to the grasp
 OPENING, SPARE = 0.08, 0.003  # between the open fingers, and what must be left of it on either side of a thing (m)
 SKEWS, SLIDES = np.deg2rad((0.0, -15.0, 15.0)), (0.0, -0.02, 0.02)  # of the grasp of a thing's sides (rad, m)
 PAD = 0.010  # half the height of the fingers' pads: the part of a thing that they touch (m)
+KNOB = 0.005  # how far below its top a knob is taken (m)
+LEVEL = 0.005  # what is so near to a mug's highest point is its brim (m)
 LIFT, LIFT_OUT = 0.075, 0.11  # before going sideways, from the table and from furniture (out of a drawer) (m)
 FOOTING, EDGE = 0.045, 0.04  # half the width of the surface below a thing; its distance from a region's edge (m)
 
@@ -59,6 +62,25 @@ class Rim:
     def mark(self, pose: Pose, angle: float) -> Float[np.ndarray, "3"]:
         """The point of the rim in world direction `angle` (rad)."""
         return rim_point(pose, angle)
+
+
+@dataclass(frozen=True)
+class Brim:
+    """The brim of a mug.
+
+    Attributes:
+        centre: the middle of it, in the mug's frame (m).
+        radius: of its wall (m).
+    """
+
+    centre: tuple[float, float, float]
+    radius: float
+    sag, letting_go = 0.0, 12
+
+    def mark(self, pose: Pose, angle: float) -> Float[np.ndarray, "3"]:
+        """The point of the brim in world direction `angle` (rad)."""
+        aside = self.radius * np.array([np.cos(angle), np.sin(angle), 0.0])
+        return pose.position + Rotation.from_quat(pose.quaternion).apply(self.centre) + aside
 
 
 @dataclass(frozen=True)
@@ -90,6 +112,7 @@ class Grasp:
         room: how far aside the hand may be on its way down (m).
         offset: from the destination's origin to the thing's when it is let go (m, world).
         rest: how it is let go.
+        entry: how far beside where it is let go it goes down (m, world).
         approach: height of the hand on its way to the thing, from which it comes down (m, world); -inf: straight there.
         way: height of the hand while it carries the thing (m, world); None: the thing sinks as it goes.
     """
@@ -98,10 +121,11 @@ class Grasp:
     cost: float
     shortfall: float
     strain: float
-    handle: Rim | OppositeSides = Rim()
+    handle: Rim | Brim | OppositeSides = Rim()
     room: float = 0.012
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     rest: Rest = field(default_factory=Rest)
+    entry: tuple[float, float, float] = (0.0, 0.0, 0.0)
     approach: float = -np.inf
     way: float | None = None
 
@@ -116,18 +140,21 @@ class Grasp:
         return Rotation.from_rotvec([0, 0, self.yaw]) * Rotation.from_matrix(np.diag([1.0, -1.0, -1.0]))
 
 
-def side_grips(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[float, float, float, OppositeSides]]:
+def side_grips(
+    shape: Float[np.ndarray, "s m 3"], pose: Pose, by_knob: bool = False
+) -> list[tuple[float, float, float, OppositeSides]]:
     """Grasps across a thing, whatever is around it.
 
     Args:
         shape: the corners of its boxes (m, world).
         pose: its pose.
+        by_knob: take it by what is on its top only.
 
     Returns:
         For each pair of sides that fits, taken straight or (to pass a neighbour) at a slant or off its middle: the
         direction of the fingers (rad), the thing's width in it (m), how far this strays from straight, the handle.
     """
-    height = grip_height(shape[..., 2].min(), shape[..., 2].max())
+    height = shape[..., 2].max() - KNOB if by_knob else grip_height(shape[..., 2].min(), shape[..., 2].max())
     touched = shape[(shape[..., 2].min(axis=1) < height + PAD) & (shape[..., 2].max(axis=1) > height - PAD)]
     turn = Rotation.from_quat(pose.quaternion).inv()
     result = []
@@ -146,7 +173,22 @@ def side_grips(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> list[tuple[floa
     return result
 
 
-def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp]:
+def brim_of(shape: Float[np.ndarray, "s m 3"], pose: Pose) -> tuple[Brim, Bool[np.ndarray, " s"]]:
+    """The brim of a mug, and which of its boxes are the wall that ends in it.
+
+    Args:
+        shape: the corners of its boxes (m, world).
+        pose: its pose.
+    """
+    highest = shape[..., 2].max()
+    wall = shape[..., 2].max(axis=1) > highest - LEVEL
+    points = shape[wall].mean(axis=1)[:, :2]
+    middle = (points.min(axis=0) + points.max(axis=0)) / 2
+    local = Rotation.from_quat(pose.quaternion).inv().apply(np.array([*middle, highest]) - pose.position)
+    return Brim(_floats(local), float(np.linalg.norm(points - middle, axis=1).mean())), wall
+
+
+def rank_grasps(env: PrivilegedEnv, target: str, destination: str, share: int = 0) -> list[Grasp]:
     """Grasps of `target`, best first: of a bowl at rim angles 15 degrees apart, of others across all sides that fit.
 
     The cost adds up what lacks to `SAFE_GAP` at the thing (dominant) and over the destination, how far the arm would
@@ -155,8 +197,11 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
     Raises:
         UserError: if no two sides of the thing fit between the fingers.
     """
-    transport = _Transport(env, target, destination)
-    grasps = transport.rim_grasps() if object_kind(target).endswith(BOWLS) else transport.side_grasps()
+    transport, kind = _Transport(env, target, destination, share), object_kind(target)
+    if kind in CUPS:
+        grasps = transport.brim_grasps()
+    else:
+        grasps = transport.rim_grasps() if kind.endswith(BOWLS) else transport.side_grasps(kind in KNOBBED)
     if not grasps:
         raise UserError(f"no two sides of {target} fit between the fingers in this pose: the expert cannot grasp it")
     return sorted(grasps, key=lambda g: g.cost)
@@ -165,7 +210,7 @@ def rank_grasps(env: PrivilegedEnv, target: str, destination: str) -> list[Grasp
 class _Transport:
     """One thing to be moved to one destination, with the poses and obstacles of now."""
 
-    def __init__(self, env: PrivilegedEnv, target: str, destination: str) -> None:
+    def __init__(self, env: PrivilegedEnv, target: str, destination: str, share: int) -> None:
         poses = env.poses()
         longest_first = sorted(poses, key=len, reverse=True)
         owner = next((name for name in longest_first if destination.startswith(name)), destination)
@@ -175,7 +220,13 @@ class _Transport:
         self.shoulder, self.goal = shoulder_of(env), anchor(env, poses, destination)
         self.here, self.there = obstacles(self.model, (target,)), obstacles(self.model, (target, owner))
         self.rest = PLACES.get(place_kind(destination), Rest())
-        self.shape = corners(self.model, self.data, geoms_of(self.model, target))
+        self.own = geoms_of(self.model, target)
+        self.beside = np.array([share * self.rest.apart, 0.0, 0.0])
+        self.shape = corners(self.model, self.data, self.own)
+        self.carrier, self.inward = self.here & ~self.there, np.zeros(3)
+        if self.rest.outward:
+            drawer = Joint.of(env, destination)
+            self.carrier, self.inward = drawer.geoms, drawer.axis
 
     def rim_grasps(self) -> list[Grasp]:
         """Grasps of a bowl, all around its rim."""
@@ -190,10 +241,24 @@ class _Transport:
             grasps.append(self._judged(grasp, rim_point(placed, angle), lowered, apart))
         return grasps
 
-    def side_grasps(self) -> list[Grasp]:
+    def brim_grasps(self) -> list[Grasp]:
+        """Grasps of a mug, all around its brim; its handle is in the way of some."""
+        handle, brim = brim_of(self.shape, self.thing)
+        self.here = self.here.copy()
+        self.here[np.flatnonzero(self.own)[~brim]] = True
+        self.beside = self.beside - Rotation.from_quat(self.thing.quaternion).apply([*handle.centre[:2], 0]) / 2
+        grasps = []
+        for angle in np.deg2rad(np.arange(-180, 180, 15)):
+            grasp = self._planned(Grasp(angle, 0, 0, 0, handle))
+            end = self.goal + grasp.offset + handle.mark(self.thing, angle) - self.thing.position
+            apart = abs((angle - PREFERRED_ANGLE + np.pi) % (2 * np.pi) - np.pi)
+            grasps.append(self._judged(grasp, end, 0, apart))
+        return grasps
+
+    def side_grasps(self, by_knob: bool) -> list[Grasp]:
         """Grasps of anything else, across two sides that fit between the fingers."""
         grasps = []
-        for angle, width, strays, handle in side_grips(self.shape, self.thing):
+        for angle, width, strays, handle in side_grips(self.shape, self.thing, by_knob):
             room = min(0.012, (OPENING - width) / 2 - SPARE)
             grasp = self._planned(Grasp(angle, 0, 0, 0, handle, room))
             end = self.goal + grasp.offset + handle.mark(self.thing, angle) - self.thing.position
@@ -212,43 +277,47 @@ class _Transport:
         strain = max(grasp.strain, *(max(reach - ARM_REACH, FOLDED - reach) for reach in reaches))
         turned = abs(grasp.yaw)
         cost = 100 * shortfall + 30 * shortfall_there + 80 * strain + 25 * lowered + 0.8 * turned + 0.8 * apart
-        return replace(grasp, cost=cost, shortfall=shortfall + shortfall_there, strain=strain)
+        return replace(grasp, cost=cost + grasp.cost, shortfall=shortfall + shortfall_there, strain=strain)
 
     def _planned(self, grasp: Grasp) -> Grasp:
         """`grasp` with where the thing is let go, and with ways above what is in between."""
         around = corners(self.model, self.data, self.here, 5).reshape(-1, 3)
         grip = grasp.handle.mark(self.thing, grasp.angle) - BELOW
         height = self.thing.position[2] - self.shape[..., 2].min()  # of the thing's origin above its lowest point
-        position = self._let_go(grasp.angle, grip, height)
+        position, fall = self._let_go(grasp.angle, grip, height)
         end = position + grip - self.thing.position
         highest = min(highest_reach(grip, self.shoulder), highest_reach(end, self.shoulder))
         sag = grasp.handle.sag
         hanging = grip[2] - self.thing.position[2] + height + sag
         way = max(passing(around, grip, end, hanging), end[2] + PASSING + sag, grip[2] + LIFT)
-        offset = position - self.goal
         return replace(
             grasp,
-            offset=(float(offset[0]), float(offset[1]), float(offset[2])),
+            cost=self.rest.falling * fall,
+            offset=_floats(position - self.goal),
+            entry=_floats(-self.rest.entering * self.inward),
             rest=self.rest,
             strain=max(way - highest, 0.0),
             approach=passing(around, self.hand, grip, FINGERTIP),
             way=min(way, highest),
         )
 
-    def _let_go(self, angle: float, grip: Float[np.ndarray, "3"], height: float) -> Float[np.ndarray, "3"]:
-        """Origin (m, world) of the thing where it is let go, if the hand takes it at `grip` (m, world)."""
+    def _let_go(
+        self, angle: float, grip: Float[np.ndarray, "3"], height: float
+    ) -> tuple[Float[np.ndarray, "3"], float]:
+        """Origin (m, world) of the thing where it is let go, if the hand takes it at `grip`; how far it falls (m)."""
         position = self.goal + self.rest.offset
         if any(self.rest.tilt):
-            return position
-        position = self._within(grip - self.thing.position)
-        owned = corners(self.model, self.data, self.here & ~self.there, 5).reshape(-1, 3)
-        position[2] = summit(owned, position, position, FOOTING) + height
+            return position, 0.0
+        position = self._within(grip - self.thing.position) - self.rest.outward * self.inward + self.beside
+        owned = corners(self.model, self.data, self.carrier, 5).reshape(-1, 3)
+        low = summit(owned, position, position, FOOTING) + height if len(owned) else self.thing.position[2]
+        position[2] = low
         for _ in range(60):  # up to where the open hand, too, has room
             points = hand_points(position + grip - self.thing.position, angle, PALM_DENSELY)
             if clearance(points, self.model, self.data, self.here).min() > SAFE_GAP / 2:
                 break
             position[2] += 0.005
-        return position
+        return position, float(position[2] - low)
 
     def _within(self, grip: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
         """Where in a region to put a thing that is held `grip` from its origin: its middle, or as near as must be."""
@@ -270,3 +339,7 @@ def distinct(grasps: list[Grasp], apart: float = np.deg2rad(40)) -> list[Grasp]:
         if all(np.cos(grasp.angle - other.angle) < np.cos(apart) for other in kept):
             kept.append(grasp)
     return kept
+
+
+def _floats(vector: Float[np.ndarray, "3"]) -> tuple[float, float, float]:
+    return float(vector[0]), float(vector[1]), float(vector[2])

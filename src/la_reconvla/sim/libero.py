@@ -20,6 +20,7 @@ from la_reconvla.robot import Quality
 from la_reconvla.sim.compiled_model import compile_once
 from la_reconvla.sim.env import ACTION_DIM, GRIPPER_OPEN, Outcome, Pose
 from la_reconvla.sim.prepare import cannot_start, prepare_simulator
+from la_reconvla.sim.task import Predicate
 from la_reconvla.sim.tasks import Task, load_task
 from la_reconvla.sim.touch import Touch
 
@@ -127,6 +128,10 @@ class LiberoEnv:
     def success(self) -> bool:
         """Whether the goal holds now, by LIBERO's check."""
         return bool(self._simulator()._check_success())
+
+    def holds(self, predicate: Predicate) -> bool:
+        """Whether one predicate holds now, by LIBERO's check."""
+        return bool(self._simulator()._eval_predicate(list(predicate)))
 
     @property
     def max_steps(self) -> int:

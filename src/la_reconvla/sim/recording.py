@@ -44,7 +44,8 @@ class ScriptedExpert(RolloutPolicy, Protocol):
     @property
     def finished(self) -> bool: ...
 
-    replanned: bool
+    @property
+    def replanned(self) -> bool: ...
 
     def blunder(self, rng: np.random.Generator) -> None:
         """From `reset` on make a mistake, and be `finished` with it."""
@@ -87,7 +88,8 @@ def record_episode(
     """
     env.reset(start)
     first = env.state()
-    rested, rng = float(env.poses()[start.target].position[2]), np.random.default_rng((seed, LEAD))
+    target, rng = env.poses().get(start.target), np.random.default_rng((seed, LEAD))
+    rested = float(target.position[2]) if target is not None else 0.0  # a drawer is no thing that can be lifted
     if blunder and not _blundered(env, expert, start, rng):
         return "the blunder ran out of steps"
     if learner is not None and not _led(env, learner, start, int(rng.integers(LEAD + 1))):

@@ -10,7 +10,7 @@ import numpy as np
 from la_reconvla.data.starts import object_kind
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.sim.env import Pose
-from la_reconvla.sim.expert_tasks import feasible
+from la_reconvla.sim.expert_tasks import feasible, steps_of
 from la_reconvla.sim.tasks import Task, load_suite
 
 CLEARLY = 0.02  # by how much a relation must be truer of the target than of the other bowl (m)
@@ -50,8 +50,8 @@ def asks(task: Task) -> tuple[Ask, Ask]:
 
     Of two bowls the instruction is that of the suite's task whose target starts in the same place (the same region
     of the BDDL file's ``:init``) as this bowl. Otherwise the first is the task's and the second that of the next
-    task of the suite, in turn, that the expert can do, that moves something else, and whose target and destination are
-    in this scene; so all instructions of a suite come about equally often.
+    task of the suite, in turn, that the expert can do, that moves one thing and another one, and whose target and
+    destination are in this scene; so all instructions of a suite come about equally often.
 
     Raises:
         UserError: if there are not two; the message names the suite's tasks that have them.
@@ -60,8 +60,9 @@ def asks(task: Task) -> tuple[Ask, Ask]:
         return pair
     able = [str(other.index) for other in load_suite(task.suite) if _asks(other)]
     raise UserError(
-        f"{task.suite} task {task.index} has no wide placements: they are made for scenes in which two things can be "
-        f"asked for by instructions of the suite (its tasks that have them: {', '.join(able) or 'none'}); "
+        f"{task.suite} task {task.index} ('{task.instruction}') has no wide placements: they are for tasks that put "
+        "one thing somewhere, in scenes in which the suite's instructions ask for two things "
+        f"(its tasks that have them: {', '.join(able) or 'none'}); "
         "use --placement official"
     )
 
@@ -77,15 +78,20 @@ def _asks(task: Task) -> tuple[Ask, Ask] | None:
     others = [
         other
         for other in (*suite[task.index + 1 :], *suite[: task.index])
-        if feasible(other)
+        if _places_one(other)
         and other.target != task.target
         and {other.target, other.destination} <= here
         and other.goal[0][0] == task.goal[0][0]  # a start's goal differs from its task's in names only
     ]
-    if not (feasible(task) and others):
+    if not (_places_one(task) and others):
         return None
     first, second = (Ask(one.target, one.destination, one.instruction) for one in (task, others[0]))
     return first, second
+
+
+def _places_one(task: Task) -> bool:
+    """Whether all that `task` asks of the expert is to put one thing somewhere: what a start can ask for."""
+    return feasible(task) and [step.skill for step in steps_of(task)] == ["place"]
 
 
 def alike_things(task: Task) -> list[str]:
