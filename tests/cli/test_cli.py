@@ -64,7 +64,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset init-from batch-size accumulate learning-rate {POLICY}",
-    "eval": "episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
+    "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
@@ -454,7 +454,8 @@ def test_a_missing_run_shows_before_torch_is_imported(tmp_path: Path, arguments:
         ("data collect --suite libero_spatail", "unknown suite 'libero_spatail': did you mean libero_spatial"),
         ("data collect --tasks 3 10", "unknown task 10"),
         ("data collect --demos 0", "demos must be at least 1"),
-        ("data collect --suite libero_10 --placement wide", "the scripted expert cannot do task 0 of libero_10"),
+        ("data collect --suite libero_10 --tasks 5 --placement official", "the scripted expert cannot do task 5"),
+        ("data collect --suite libero_10 --placement wide", "no wide placements"),
     ],
 )
 def test_a_study_that_cannot_be(

@@ -125,7 +125,7 @@ def test_what_is_outside_the_budget_changes_nothing_but_the_choice():
         policy.backbone(changed.inputs, hidden=~found.visible).action_states, plain.action_states
     )
     torch.testing.assert_close(found.action_states, plain.action_states, rtol=0, atol=0)
-    head = policy.action_head(plain.action_states, plain.instruction_state)
+    head = policy.action_head(plain)
     torch.testing.assert_close(policy.act(batch.inputs), policy.bins.decide(head))
 
 
@@ -173,9 +173,9 @@ def test_the_fast_path_acts_alike():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(UserError, match="take --decoding parallel"):
+    with pytest.raises(UserError, match="take another --decoding"):
         untrained(S2, decoding="autoregressive").build()
-    with pytest.raises(UserError, match="take --decoding parallel"):
+    with pytest.raises(UserError, match="take another --decoding"):
         require_heads(PRESETS["smoke"].changed(decoding="autoregressive"), [S2])
     with pytest.raises(ValueError, match="either reconstructs"):
         Condition("both", "both", C4.reconstruction, budget=Budget())

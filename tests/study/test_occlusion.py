@@ -41,7 +41,8 @@ class Reads(ActionHead):
     def action_head(self) -> Reads:
         return self
 
-    def forward(self, action_states: torch.Tensor, instruction_state: Any) -> torch.Tensor:
+    def forward(self, features: Any) -> torch.Tensor:
+        action_states = features.action_states
         logits = torch.zeros(len(action_states), 2, 7, BINS)
         if self.box is not None:
             left, top, right, bottom = (round(float(x) * SIDE) for x in self.box)
