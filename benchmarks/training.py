@@ -106,7 +106,7 @@ def training(config: Any, arm: str) -> Iterator[dict[str, float]]:
     kind = {"kind": own} if (own := getattr(config.train, "optimizer", None)) else {}
     optimizer, scaler = optimizers_for(policy, 1e-4, 0.01, **kind), torch.amp.GradScaler("cpu", enabled=False)
     for step in count():
-        batch = drawn(step, config.train.batch_size, b.image_size, b.chunk)
+        batch = drawn(step, config.train.batch_size, b.image_size, b.chunk, b.wrist)
         draws, noise = generator(0, "mask", step), generator(0, "noise", step)
         wall, cpu = time.perf_counter(), time.process_time()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -127,11 +127,13 @@ def parsed(value: str) -> Any:
         return value
 
 
-def drawn(step: int, size: int, side: int, chunk: int) -> Batch:
+def drawn(step: int, size: int, side: int, chunk: int, wrist: bool) -> Batch:
     """A batch of noise, equal for equal steps; boxes are there for arms that are told."""
     rng = np.random.default_rng(step)
+    pictures = [torch.from_numpy(rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)) for _ in range(1 + wrist)]
     return Batch(
-        images=torch.from_numpy(rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)),
+        images=pictures[0],
+        wrist=pictures[1] if wrist else None,
         instructions=[INSTRUCTION] * size,
         actions=torch.from_numpy(rng.uniform(-1, 1, (size, chunk, ACTIONS)).astype(np.float32)),
         valid=torch.ones(size, chunk, dtype=torch.bool),
