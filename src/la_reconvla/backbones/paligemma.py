@@ -56,7 +56,7 @@ class SmallPaliGemma:
         mlp: hidden size of the feed-forward layers over `width`.
         chunk: actions decoded in one pass.
         proprio: robot state as one extra token; off by default, as published.
-        wrist: a second camera as a second block of image tokens; off by default, as published.
+        wrist: a second camera as a second block of image tokens; off by default.
         saliency_layers: how many of the last layers the saliency reads.
         max_tokens: maximum length of an instruction in tokens.
         weights: what training starts from: a name in `la_reconvla.backbones.packaged`, a file written by

@@ -49,7 +49,7 @@ class Pretrained:
         revision: commit on the hub, or ``sha256:`` and the hash of a folder's weights; see `pinned`.
         chunk: actions decoded in one pass.
         proprio: robot state as one extra token; off by default, as published.
-        wrist: a second camera as a second block of image tokens; off by default, as published.
+        wrist: a second camera as a second block of image tokens; off by default.
         saliency_layers: how many of the last layers the saliency reads.
         max_tokens: maximum length of an instruction in tokens.
         freeze: where nothing trains.

@@ -174,7 +174,7 @@ class Samples:
         if len(inputs.cameras) < 1 + wrist:
             raise UserError(
                 f"a second camera was asked for, and there is only {inputs.cameras[0]}: name two with --cameras, of "
-                f"{', '.join(demonstrations.cameras)}, or leave --wrist out"
+                f"{', '.join(demonstrations.cameras)}, or give --no-wrist"
             )
         for name in inputs.cameras[: 1 + wrist]:
             if name not in demonstrations.cameras:

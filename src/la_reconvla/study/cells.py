@@ -62,7 +62,7 @@ def fitted(config: StudyConfig, demonstrations: Demonstrations) -> StudyConfig:
     if width is not None and own.proprio == "gripper":
         raise UserError("only LIBERO's state says how wide the gripper is: take --proprio all or none")
     changes: dict[str, Any] = {"proprio": width} if width is not None and own.proprio == "all" else {}
-    changes |= {"wrist": True} if len(config.cameras) == 2 else {}
+    changes |= {"wrist": len(config.cameras) == 2} if config.cameras else {}  # as many as are named
     return replace(config, backbone=replace(own, **changes)) if changes else config  # pyright: ignore
 
 
