@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from calvin_layout import FIRST, LENGTH
 
-from la_reconvla.data.arrays_only import Array, read_object
+from la_reconvla.data.arrays_only import Array, Dtype, read_object
 from la_reconvla.data.calvin import ANNOTATIONS, CALVIN_ACTIONS, NUMBERS, to_ours, to_theirs
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
@@ -233,6 +234,51 @@ def test_arrays_of_impossible_sizes_and_types_are_refused(tmp_path: Path) -> Non
     np.testing.assert_array_equal(held.value, [0, 1])  # numbers they stay
 
 
+def called(module: str, name: str, arguments: bytes) -> bytes:
+    return b"c" + f"{module}\n{name}\n".encode() + arguments + b"R"
+
+
+def test_no_class_of_the_reader_is_changed(tmp_path: Path) -> None:
+    """A state for a class is set as its attributes, and would be there when the next file is read."""
+    for names in (b"_codecs\nencode\n", b"numpy\nndarray\n", b"numpy.core.multiarray\nscalar\n"):
+        content = b"\x80\x04c" + names + b"(N}\x8c\x07__new__cnumpy\nndarray\nstb."
+        with pytest.raises(UserError, match="sets the state of something else"):
+            read_object(pickled(tmp_path / "x.npy", content), "download it again")
+    test_values_are_those_that_numpy_wrote(tmp_path)
+
+
+def test_small_files_fill_no_memory_and_no_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("la_reconvla.data.arrays_only.LARGEST", 1 << 23)
+    text, many = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20), 20
+    dtype = called("numpy", "dtype", b"(\x8c\x08S1048576\x89\x88t")
+    twice = b"".join(b"h" + bytes([n, ord("h"), n]) + b"\x86q" + bytes([n + 1]) for n in range(60))
+    nested = b"".join(b"](h" + bytes([n, ord("h"), n]) + b"eq" + bytes([n + 1]) for n in range(60))
+    started = time.perf_counter()
+    for content in (
+        b"\x96" + struct.pack("<Q", 1 << 35),  # a bytearray of 32 GiB
+        b"](" + text + b"q\0" + called("_codecs", "encode", b"(h\0\x8c\x06latin1t") * many + b"e",
+        b"](B" + text[1:] + b"q\0" + dtype + b"q\1"
+        b"" + called("numpy.core.multiarray", "scalar", b"(h\1h\0t") * many + b"e",
+        b"K\1q\0" + twice + b"}h\x3cNs",  # a hash of 2^60 numbers
+        b"](K\1q\0" + twice + b"(h\x3cNde",
+        b"K\1q\0" + nested + called("numpy", "dtype", b"(h\x3ct"),  # a name of 2^60 letters in the message
+        b"K\1q\0" + nested + called("_codecs", "encode", b"(\x8c\1ah\x3ct"),
+        b"cnumpy.core.multiarray\n_reconstruct\n)\x81",  # an array without a content
+    ):
+        with pytest.raises(UserError, match="download it again"):
+            read_object(pickled(tmp_path / "x.npy", b"\x80\x05" + content + b"."), "download it again")
+    assert time.perf_counter() - started < 20
+
+
+def test_an_array_of_objects_is_no_copy_of_its_list(tmp_path: Path) -> None:
+    box = np.empty((), dtype=object)
+    box[()] = [np.array(["x"] * 5, dtype=object)]
+    held = read_object(pickled(tmp_path / "x.npy", pickle.dumps(box, 4)), "download it again")
+    before = held[0].value
+    held[0].__setstate__((1, (5,), Dtype("O8"), False, before))
+    assert held[0].value is before
+
+
 def edited(content: bytes, before: bytes, after: bytes) -> bytes:
     assert before in content
     return content.replace(before, after)
@@ -275,4 +321,4 @@ def test_values_are_those_that_numpy_wrote(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(mine, expected)
                 assert mine.dtype == expected.dtype
             else:
-                assert mine == (tuple(expected) if isinstance(expected, np.ndarray) else expected)
+                assert mine == (list(expected) if isinstance(expected, np.ndarray) else expected)
