@@ -22,6 +22,7 @@ from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_ACTIONS
 
+HALVES = np.array([0.5] * 6 + [1.0])
 HEADER = b"\x93NUMPY\x01\x00"
 
 
@@ -95,6 +96,23 @@ def test_segments_that_share_frames_are_not_torn(root: Path) -> None:
     assert not {e.scene for e in training.episodes} & {e.scene for e in held_out.episodes}
 
 
+def shared_lists(depth: int) -> list:
+    """Small in a file, and longer in words than any memory."""
+    return [0] if depth == 0 else [shared := shared_lists(depth - 1), shared]
+
+
+def test_other_frames_in_the_place_of_gathered_ones_are_read(root: Path) -> None:
+    before = open_demonstrations(root)
+    for number in range(FIRST, FIRST + LENGTH * 12):
+        held = calvin_layout.frame(number)
+        path = root / f"training/episode_{number:07d}.npz"
+        np.savez_compressed(path, **{**held, "rel_actions": held["rel_actions"] * HALVES})
+    after = open_demonstrations(root)
+    np.testing.assert_allclose(after.episodes[5].actions, before.episodes[5].actions * HALVES, rtol=1e-6)
+    (root / "training" / NUMBERS).write_bytes(b"")
+    assert open_demonstrations(root).hash == after.hash
+
+
 def test_actions_and_states_are_gathered_once(root: Path) -> None:
     first = open_demonstrations(root)
     (root / "training/episode_0000041.npz").write_bytes(b"damaged later")
@@ -134,12 +152,28 @@ def test_frames_that_are_missing_or_of_another_kind_are_named(root: Path) -> Non
         (lambda held: held["language"]["ann"].__setitem__(0, 5), "is no instruction"),
         (lambda held: held["info"]["indx"].__setitem__(0, (9, 3)), r"frame \(9, 3\)"),
         (lambda held: held["info"].update(indx=3), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (9, float("inf"))), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (9, 1 << 20_000)), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (9, 1 << 36)), r"frame \(9, 68719476736\)"),
+        (lambda held: held["language"]["ann"].__setitem__(0, shared_lists(60)), "is no instruction"),
         (
             lambda held: held["language"].update(task=["close_drawer", "open_drawer", "lift_red_block_table"] * 4),
             "16 September 2022",
         ),
     ],
-    ids=["no ends", "no subtasks", "too few", "no text", "backwards", "no list", "of other frames"],
+    ids=[
+        "no ends",
+        "no subtasks",
+        "too few",
+        "no text",
+        "backwards",
+        "no list",
+        "endless",
+        "huge",
+        "long",
+        "deep",
+        "other",
+    ],
 )
 def test_annotations_that_do_not_fit_are_refused(root: Path, edit: Callable[[dict], Any], match: str) -> None:
     annotated(root, edit)
