@@ -61,6 +61,13 @@ def test_seeds_widen_an_interval_to_students_t() -> None:
     assert (found.low, found.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
 
 
+def test_an_interval_ends_where_lengths_do() -> None:
+    low, high = ([[record(n, n, value, seed) for n in range(9)] for seed, value in enumerate((v, 4))] for v in (0, 1))
+    assert (average_length(low).low, average_length(low).high) == (0, 5)
+    found = difference(high, [high[1], high[0]])
+    assert (found.low, found.high) == (-5, 5)
+
+
 def test_a_difference_is_paired() -> None:
     rng = np.random.default_rng(1)
     better = drawn(rng)

@@ -110,4 +110,4 @@ def _interval(values: Float[np.ndarray, "s q"], unit: Int[np.ndarray, " q"], low
     means = crossed_sum(sums, by_seed, by_unit) / (seeds * (by_unit @ np.bincount(unit)))
     spread = over_seeds(values.ravel(), np.repeat(np.arange(seeds), values.shape[1]))
     low, high = ends(means, spread, LEVEL)
-    return Interval(float(low), float(high))
+    return Interval(max(float(low), lowest), min(float(high), LENGTH))  # Student's t knows no ends
