@@ -55,10 +55,10 @@ def test_an_interval_draws_states_not_sequences() -> None:
 
 
 def test_seeds_widen_an_interval_to_students_t() -> None:
-    runs = [[record(n, n, value, seed) for n in range(40)] for seed, value in enumerate((1, 2, 3))]
+    runs = [[record(n, n, value, seed) for n in range(40)] for seed, value in enumerate((2, 2, 3))]
     found = average_length(runs)
-    reach = t.ppf(0.975, 2) * np.std([1, 2, 3], ddof=1) / np.sqrt(3)
-    assert (found.low, found.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    reach = t.ppf(0.975, 2) * np.std([2, 2, 3], ddof=1) / np.sqrt(3)
+    assert (found.low, found.high) == (pytest.approx(7 / 3 - reach), pytest.approx(7 / 3 + reach))
 
 
 def test_an_interval_ends_where_lengths_do() -> None:
