@@ -23,6 +23,9 @@ import numpy as np
 from la_reconvla.errors import UserError
 from la_reconvla.storage import why_unreadable
 
+# pyright: reportAttributeAccessIssue=false
+# (Its stubs know nothing of the Unpickler that is written in Python.)
+
 LARGEST = 1 << 30  # bytes of a file; those of CALVIN's with 23 000 annotations have 40 MB
 KINDS = "biufSUO"  # of numpy's types: numbers, text, objects
 INSTRUCTIONS = (
