@@ -68,6 +68,18 @@ def test_an_interval_ends_where_lengths_do() -> None:
     assert (found.low, found.high) == (-5, 5)
 
 
+def test_one_state_says_little_however_often_it_is_met() -> None:
+    found = average_length([[record(0, 7, 5), record(1, 7, 0)]])
+    assert (found.mean, found.states) == (2.5, 1)
+    assert found.low < 1
+    assert found.high > 4
+
+
+def test_a_sequence_counts_once() -> None:
+    with pytest.raises(UserError, match="recorded twice"):
+        average_length([[record(0, 0, 5), record(0, 0, 5), record(1, 1, 0)]])
+
+
 def test_a_difference_is_paired() -> None:
     rng = np.random.default_rng(1)
     better = drawn(rng)
