@@ -55,10 +55,29 @@ def test_an_interval_draws_states_not_sequences() -> None:
 
 
 def test_seeds_widen_an_interval_to_students_t() -> None:
-    runs = [[record(n, n, value, seed) for n in range(40)] for seed, value in enumerate((1, 2, 3))]
+    runs = [[record(n, n, value, seed) for n in range(40)] for seed, value in enumerate((2, 2, 3))]
     found = average_length(runs)
-    reach = t.ppf(0.975, 2) * np.std([1, 2, 3], ddof=1) / np.sqrt(3)
-    assert (found.low, found.high) == (pytest.approx(2 - reach), pytest.approx(2 + reach))
+    reach = t.ppf(0.975, 2) * np.std([2, 2, 3], ddof=1) / np.sqrt(3)
+    assert (found.low, found.high) == (pytest.approx(7 / 3 - reach), pytest.approx(7 / 3 + reach))
+
+
+def test_an_interval_ends_where_lengths_do() -> None:
+    low, high = ([[record(n, n, value, seed) for n in range(9)] for seed, value in enumerate((v, 4))] for v in (0, 1))
+    assert (average_length(low).low, average_length(low).high) == (0, 5)
+    found = difference(high, [high[1], high[0]])
+    assert (found.low, found.high) == (-5, 5)
+
+
+def test_one_state_says_little_however_often_it_is_met() -> None:
+    found = average_length([[record(0, 7, 5), record(1, 7, 0)]])
+    assert (found.mean, found.states) == (2.5, 1)
+    assert found.low < 1
+    assert found.high > 4
+
+
+def test_a_sequence_counts_once() -> None:
+    with pytest.raises(UserError, match="recorded twice"):
+        average_length([[record(0, 0, 5), record(0, 0, 5), record(1, 1, 0)]])
 
 
 def test_a_difference_is_paired() -> None:

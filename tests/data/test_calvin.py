@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 from calvin_layout import FIRST, LENGTH
 
-from la_reconvla.data.arrays_only import Array, read_object
+from la_reconvla.data.arrays_only import Array, Dtype, read_object
 from la_reconvla.data.calvin import ANNOTATIONS, CALVIN_ACTIONS, NUMBERS, to_ours, to_theirs
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_ACTIONS
 
+HALVES = np.array([0.5] * 6 + [1.0])
 HEADER = b"\x93NUMPY\x01\x00"
 
 
@@ -94,6 +96,23 @@ def test_segments_that_share_frames_are_not_torn(root: Path) -> None:
     assert not {e.scene for e in training.episodes} & {e.scene for e in held_out.episodes}
 
 
+def shared_lists(depth: int) -> list:
+    """Small in a file, and longer in words than any memory."""
+    return [0] if depth == 0 else [shared := shared_lists(depth - 1), shared]
+
+
+def test_other_frames_in_the_place_of_gathered_ones_are_read(root: Path) -> None:
+    before = open_demonstrations(root)
+    for number in range(FIRST, FIRST + LENGTH * 12):
+        held = calvin_layout.frame(number)
+        path = root / f"training/episode_{number:07d}.npz"
+        np.savez_compressed(path, **{**held, "rel_actions": held["rel_actions"] * HALVES})
+    after = open_demonstrations(root)
+    np.testing.assert_allclose(after.episodes[5].actions, before.episodes[5].actions * HALVES, rtol=1e-6)
+    (root / "training" / NUMBERS).write_bytes(b"")
+    assert open_demonstrations(root).hash == after.hash
+
+
 def test_actions_and_states_are_gathered_once(root: Path) -> None:
     first = open_demonstrations(root)
     (root / "training/episode_0000041.npz").write_bytes(b"damaged later")
@@ -133,12 +152,28 @@ def test_frames_that_are_missing_or_of_another_kind_are_named(root: Path) -> Non
         (lambda held: held["language"]["ann"].__setitem__(0, 5), "is no instruction"),
         (lambda held: held["info"]["indx"].__setitem__(0, (9, 3)), r"frame \(9, 3\)"),
         (lambda held: held["info"].update(indx=3), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (9, float("inf"))), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (9, 1 << 20_000)), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (9, 1 << 36)), r"frame \(9, 68719476736\)"),
+        (lambda held: held["language"]["ann"].__setitem__(0, shared_lists(60)), "is no instruction"),
         (
             lambda held: held["language"].update(task=["close_drawer", "open_drawer", "lift_red_block_table"] * 4),
             "16 September 2022",
         ),
     ],
-    ids=["no ends", "no subtasks", "too few", "no text", "backwards", "no list", "of other frames"],
+    ids=[
+        "no ends",
+        "no subtasks",
+        "too few",
+        "no text",
+        "backwards",
+        "no list",
+        "endless",
+        "huge",
+        "long",
+        "deep",
+        "other",
+    ],
 )
 def test_annotations_that_do_not_fit_are_refused(root: Path, edit: Callable[[dict], Any], match: str) -> None:
     annotated(root, edit)
@@ -233,6 +268,51 @@ def test_arrays_of_impossible_sizes_and_types_are_refused(tmp_path: Path) -> Non
     np.testing.assert_array_equal(held.value, [0, 1])  # numbers they stay
 
 
+def called(module: str, name: str, arguments: bytes) -> bytes:
+    return b"c" + f"{module}\n{name}\n".encode() + arguments + b"R"
+
+
+def test_no_class_of_the_reader_is_changed(tmp_path: Path) -> None:
+    """A state for a class is set as its attributes, and would be there when the next file is read."""
+    for names in (b"_codecs\nencode\n", b"numpy\nndarray\n", b"numpy.core.multiarray\nscalar\n"):
+        content = b"\x80\x04c" + names + b"(N}\x8c\x07__new__cnumpy\nndarray\nstb."
+        with pytest.raises(UserError, match="sets the state of something else"):
+            read_object(pickled(tmp_path / "x.npy", content), "download it again")
+    test_values_are_those_that_numpy_wrote(tmp_path)
+
+
+def test_small_files_fill_no_memory_and_no_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("la_reconvla.data.arrays_only.LARGEST", 1 << 23)
+    text, many = b"X" + struct.pack("<I", 1 << 20) + b"a" * (1 << 20), 20
+    dtype = called("numpy", "dtype", b"(\x8c\x08S1048576\x89\x88t")
+    twice = b"".join(b"h" + bytes([n, ord("h"), n]) + b"\x86q" + bytes([n + 1]) for n in range(60))
+    nested = b"".join(b"](h" + bytes([n, ord("h"), n]) + b"eq" + bytes([n + 1]) for n in range(60))
+    started = time.perf_counter()
+    for content in (
+        b"\x96" + struct.pack("<Q", 1 << 35),  # a bytearray of 32 GiB
+        b"](" + text + b"q\0" + called("_codecs", "encode", b"(h\0\x8c\x06latin1t") * many + b"e",
+        b"](B" + text[1:] + b"q\0" + dtype + b"q\1"
+        b"" + called("numpy.core.multiarray", "scalar", b"(h\1h\0t") * many + b"e",
+        b"K\1q\0" + twice + b"}h\x3cNs",  # a hash of 2^60 numbers
+        b"](K\1q\0" + twice + b"(h\x3cNde",
+        b"K\1q\0" + nested + called("numpy", "dtype", b"(h\x3ct"),  # a name of 2^60 letters in the message
+        b"K\1q\0" + nested + called("_codecs", "encode", b"(\x8c\1ah\x3ct"),
+        b"cnumpy.core.multiarray\n_reconstruct\n)\x81",  # an array without a content
+    ):
+        with pytest.raises(UserError, match="download it again"):
+            read_object(pickled(tmp_path / "x.npy", b"\x80\x05" + content + b"."), "download it again")
+    assert time.perf_counter() - started < 20
+
+
+def test_an_array_of_objects_is_no_copy_of_its_list(tmp_path: Path) -> None:
+    box = np.empty((), dtype=object)
+    box[()] = [np.array(["x"] * 5, dtype=object)]
+    held = read_object(pickled(tmp_path / "x.npy", pickle.dumps(box, 4)), "download it again")
+    before = held[0].value
+    held[0].__setstate__((1, (5,), Dtype("O8"), False, before))
+    assert held[0].value is before
+
+
 def edited(content: bytes, before: bytes, after: bytes) -> bytes:
     assert before in content
     return content.replace(before, after)
@@ -275,4 +355,4 @@ def test_values_are_those_that_numpy_wrote(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(mine, expected)
                 assert mine.dtype == expected.dtype
             else:
-                assert mine == (tuple(expected) if isinstance(expected, np.ndarray) else expected)
+                assert mine == (list(expected) if isinstance(expected, np.ndarray) else expected)

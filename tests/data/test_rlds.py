@@ -7,6 +7,7 @@ TensorFlow decoded.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import tracemalloc
@@ -263,6 +264,10 @@ def steps_of(features: Any) -> Any:
 INFO = "dataset_info.json"
 
 
+def endless(feature: Any) -> None:
+    feature["tensor"]["shape"]["dimensions"] = [math.inf]
+
+
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
@@ -273,6 +278,8 @@ INFO = "dataset_info.json"
         (edited(INFO, lambda c: c["splits"][0].update(shardLengths=["1", "2"])), "2 episodes, .* says 1; download"),
         (edited(INFO, lambda c: c["splits"][0].update(filepathTemplate="../{SPLIT}")), "says nothing that can be used"),
         (edited(INFO, lambda c: c["splits"][0].update(filepathTemplate="{SPLIT:9999d}")), "says nothing that can"),
+        (edited(INFO, lambda c: c["splits"][0].update(shardLengths=[math.inf])), "says nothing that can be used"),
+        (edited("features.json", lambda c: endless(steps_of(c)["action"])), "says nothing that can be used"),
         (edited(INFO, lambda c: c.pop("splits")), "says nothing that can be used"),
         (edited("features.json", lambda c: steps_of(c).pop("action")), "'steps/action' is no row of floats"),
         (edited("features.json", lambda c: steps_of(c).pop("observation")), "no camera"),

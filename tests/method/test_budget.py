@@ -163,8 +163,12 @@ def test_it_starts_from_the_weights_of_other_arms():
     assert {name.partition(".")[0] for name in two.keys() - one.keys()} == {"gate"}
 
 
-def test_the_fast_path_acts_alike():
-    policy = untrained(S2).build().eval()
+@pytest.mark.parametrize("decoding", ["parallel", "diffusion", "flow"])
+def test_the_fast_path_acts_alike(decoding: Any):
+    policy = untrained(S2, decoding=decoding).build().eval()
+    with torch.no_grad():
+        for seed, p in enumerate(policy.parameters()):  # a head that denoises says nothing at first
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)))
     actor = Actor(policy)
     for seed in range(3):
         given_now = random_batch(seed=seed).inputs

@@ -74,6 +74,8 @@ def _table(runs: Runs) -> tuple[Float[np.ndarray, "s q"], Int[np.ndarray, " q"]]
     indices = [[record.index for record in records] for records in ordered]
     if not indices or not indices[0] or any(other != indices[0] for other in indices):
         raise UserError("an average length needs the same sequences under every seed, and at least one: evaluate again")
+    if len(set(indices[0])) < len(indices[0]):
+        raise UserError("a sequence is recorded twice: remove one of its lines from the records")
     completed = np.array([[record.completed for record in records] for records in ordered], dtype=float)
     return completed, np.array([record.state for record in ordered[0]])
 
@@ -95,19 +97,20 @@ def _found(
 
 
 def _interval(values: Float[np.ndarray, "s q"], unit: Int[np.ndarray, " q"], lowest: int) -> Interval:
-    """Of the mean, over new seeds and states. Where all values are equal, as if one more state could have been others.
+    """Of the mean, over new seeds and states. Where all states are alike, as if one more could have been otherwise.
 
-    A bootstrap of equal values has no width, however few they are: then Wilson's upper limit of "0 of so many states"
-    is the share that may do as badly or as well as can be.
+    A bootstrap of equal values, as of one state, has no width, however few they are: then Wilson's upper limit of "0 of
+    so many states" is the share that may do as badly or as well as can be.
     """
     seeds, states = len(values), int(unit.max()) + 1
-    if np.ptp(values) == 0:
-        share, value = wilson(0, states).high, float(values[0, 0])
+    sums = np.stack([np.bincount(unit, row, minlength=states) for row in values])
+    of_states = sums / np.bincount(unit)
+    if np.ptp(of_states) == 0:
+        share, value = wilson(0, states).high, float(of_states[0, 0])
         return Interval(value - (value - lowest) * share, value + (LENGTH - value) * share)
     rng = np.random.default_rng(0)
-    sums = np.stack([np.bincount(unit, row, minlength=states) for row in values])
     by_seed, by_unit = drawn_counts(seeds, rng), drawn_counts(states, rng)
     means = crossed_sum(sums, by_seed, by_unit) / (seeds * (by_unit @ np.bincount(unit)))
     spread = over_seeds(values.ravel(), np.repeat(np.arange(seeds), values.shape[1]))
     low, high = ends(means, spread, LEVEL)
-    return Interval(float(low), float(high))
+    return Interval(max(float(low), lowest), min(float(high), LENGTH))  # Student's t knows no ends

@@ -6,12 +6,15 @@ module: they check what they are given and call nothing. numpy's own would be no
 dtype may turn numbers into pointers.
 
 `pickle._Unpickler`, the one written in Python, holds its memo in a dict: a number in the file reserves no memory.
+It follows `INSTRUCTIONS`. Of the others some reserve memory by a number, or could set attributes of the five classes
+themselves, which would outlast the file.
 """
 
 from __future__ import annotations
 
 import io
 import pickle  # the one file of this package that reads pickles
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,20 @@ import numpy as np
 from la_reconvla.errors import UserError
 from la_reconvla.storage import why_unreadable
 
+# pyright: reportAttributeAccessIssue=false
+# (Its stubs know nothing of the Unpickler that is written in Python.)
+
 LARGEST = 1 << 30  # bytes of a file; those of CALVIN's with 23 000 annotations have 40 MB
 KINDS = "biufSUO"  # of numpy's types: numbers, text, objects
-ArrayState = tuple[int, tuple[int, ...], "Dtype", bool, Any]
+INSTRUCTIONS = (
+    "PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL "
+    "NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS "
+    "REDUCE BUILD"
+)
+"""Of pickles, those that plain values and arrays need, in all protocols."""
+_CODES = [getattr(pickle, name)[0] for name in INSTRUCTIONS.split()]
 
 
 class Dtype:
@@ -48,7 +62,7 @@ class Dtype:
 
 
 class Array:
-    """Stands for an array; `value` is it, of objects a tuple of them beside the shape."""
+    """Stands for an array; `value` is it, of objects the list of them."""
 
     __slots__ = ("value",)
 
@@ -65,7 +79,7 @@ class Array:
         if dtype.value.kind == "O":
             if not isinstance(content, list) or shape not in ((), (len(content),)):
                 raise ValueError("an array of objects with another number of them")
-            self.value = tuple(content)
+            self.value = content  # no copy: a small file could ask for very many
         else:
             flat = np.frombuffer(content, dtype.value)
             self.value = flat.reshape(shape, order="F" if fortran else "C")
@@ -95,7 +109,7 @@ class Encode:
 
     def __new__(cls, text: Any, encoding: Any) -> Any:
         if not isinstance(text, str) or encoding != "latin1":
-            raise ValueError(f"bytes in the encoding {encoding!r}")
+            raise ValueError("bytes in another encoding than numpy's")
         return text.encode("latin1")
 
 
@@ -109,11 +123,53 @@ ADMITTED: dict[tuple[str, str], type] = {
 
 
 class _Reader(pickle._Unpickler):  # pyright: ignore
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file)
+        self.made = 0  # bytes of what calls have made
+
     def find_class(self, module: str, name: str) -> Any:
         """One of `ADMITTED`; what else a pickle names is refused by name."""
         if (module, name) not in ADMITTED:
             raise ValueError(f"it names {module}.{name}, and only numpy's arrays are read")
         return ADMITTED[module, name]
+
+    def _refuse(self) -> None:
+        raise ValueError("it has an instruction that plain values and arrays do not need")
+
+    def _call(self) -> None:
+        self.load_reduce()
+        self.made += sys.getsizeof(self.stack[-1])
+        if self.made > LARGEST:
+            raise ValueError("it makes copies that do not fit in memory")
+
+    def _set_state(self) -> None:
+        if not isinstance(self.stack[-2], Dtype | Array):
+            raise ValueError("it sets the state of something else than an array or its type")
+        self.load_build()
+
+    def _add_one(self) -> None:
+        self._require_texts(self.stack[-2:-1])
+        self.load_setitem()
+
+    def _add_some(self) -> None:
+        self._require_texts(self.stack[::2])
+        self.load_setitems()
+
+    def _new_dict(self) -> None:
+        self._require_texts(self.stack[::2])
+        self.load_dict()
+
+    def _require_texts(self, keys: list[Any]) -> None:
+        """Hashing tuples in tuples can take longer than anyone waits."""
+        if not all(isinstance(key, str) for key in keys):
+            raise ValueError("a key that is no text")
+
+    dispatch = (
+        dict.fromkeys(pickle._Unpickler.dispatch, _refuse)  # pyright: ignore
+        | {code: pickle._Unpickler.dispatch[code] for code in _CODES}  # pyright: ignore
+        | {pickle.REDUCE[0]: _call, pickle.BUILD[0]: _set_state}
+        | {pickle.SETITEM[0]: _add_one, pickle.SETITEMS[0]: _add_some, pickle.DICT[0]: _new_dict}
+    )
 
 
 def read_object(path: Path, remedy: str) -> Any:
@@ -136,7 +192,7 @@ def read_object(path: Path, remedy: str) -> Any:
         if shape != () or dtype != np.dtype(object):
             raise ValueError(f"it holds {dtype} of shape {shape}, not one object")
         held = _Reader(file).load()
-        if not isinstance(held, Array) or not isinstance(held.value, tuple) or len(held.value) != 1:
+        if not isinstance(held, Array) or not isinstance(held.value, list) or len(held.value) != 1:
             raise ValueError("it does not hold one object")
         return held.value[0]
     except UserError:
@@ -147,6 +203,6 @@ def read_object(path: Path, remedy: str) -> Any:
 
 def _plain_type(name: Any) -> np.dtype:
     """A type by the name that numpy gives it in a pickle, for example ``f4`` or ``O8``."""
-    if not isinstance(name, str) or name[:1] not in KINDS or not name[1:].isdigit() or len(name) > 10:
-        raise ValueError(f"its arrays have the type {name!r}")
+    if not isinstance(name, str) or len(name) > 10 or name[:1] not in KINDS or not name[1:].isdigit():
+        raise ValueError(f"its arrays have the type {name if isinstance(name, str) else '?':.20}")
     return np.dtype("O" if name[0] == "O" else f"{name[0]}{name[1:]}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import reprlib
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,6 +64,7 @@ ENDS_WITH: Mapping[str, tuple[int, float]] = {  # subtask -> place in scene_obs,
 SINCE_THE_REPAIR = ("lang_BERT", "lang_clip_resnet50", "lang_all-MiniLM-L6-v2")
 """Folders of embeddings that came with the repaired annotations, on 16 September 2022."""
 FEW = 8  # segments with a subtask of `ENDS_WITH`, below which nothing is said of them
+LONGEST, LAST = 10_000, 10**12  # frames of a segment, and a frame's number: CALVIN's segments have at most 65
 MANY = 5000  # frames, from which reading them shows its progress
 
 
@@ -236,8 +238,8 @@ def _told(split: Path) -> list[Told]:
     held = read_object(path, WORDS_AGAIN)
     try:
         words, subtasks = _list(held["language"]["ann"]), _list(held["language"]["task"])
-        ends = [tuple(int(number) for number in pair) for pair in _list(held["info"]["indx"])]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        ends = [tuple(map(_number, pair)) for pair in _list(held["info"]["indx"])]
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise UserError(
             f"{path} holds no words, subtasks and ends of segments ({error!r}), as it has since 2022; {WORDS_AGAIN}"
         ) from None
@@ -247,12 +249,20 @@ def _told(split: Path) -> list[Told]:
     told = []
     for text, subtask, pair in zip(words, subtasks, ends, strict=True):
         if not isinstance(text, str) or not isinstance(subtask, str) or not text.strip():
-            raise UserError(f"{path}: {text!r} for {subtask!r} is no instruction; {WORDS_AGAIN}")
-        if len(pair) != 2 or not 0 <= pair[0] <= pair[1]:
-            raise UserError(f"{path}: a segment goes from frame to frame {pair}; {WORDS_AGAIN}")
+            raise UserError(
+                f"{path}: {reprlib.repr(text)} for {reprlib.repr(subtask)} is no instruction; {WORDS_AGAIN}"
+            )
+        if len(pair) != 2 or not 0 <= pair[0] <= pair[1] < pair[0] + LONGEST:
+            raise UserError(f"{path}: a segment goes from frame to frame {reprlib.repr(pair)}; {WORDS_AGAIN}")
         named = (checked_text(str(path), "ann", " ".join(text.split())), checked_text(str(path), "task", subtask))
         told.append(Told(*named, *pair))
     return told
+
+
+def _number(value: Any) -> int:
+    if abs(found := int(value)) > LAST:
+        raise ValueError("a number that no frame has")
+    return found
 
 
 def _list(value: Any) -> list[Any]:
@@ -305,9 +315,9 @@ _WIDTHS = {"rel_actions": 7, "robot_obs": STATE_WIDTH, "scene_obs": SCENE_WIDTH}
 
 def _numbers(split: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
     """What frames hold beside pictures, float32 [F w] each, from `NUMBERS` or from the frames themselves."""
-    path, key = split / NUMBERS, hashlib.sha256(frames.astype("<i8").tobytes()).hexdigest()
+    path, key = split / NUMBERS, _key(split, frames)
     with (
-        contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
+        contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
         np.load(path, allow_pickle=False) as held,
     ):
         if str(held["key"]) == key:
@@ -326,6 +336,16 @@ def _numbers(split: Path, frames: np.ndarray) -> dict[str, np.ndarray]:
         # Where nothing may be written, they are read again next time.
         np.savez(temporary, key=key, **gathered)  # pyright: ignore[reportArgumentType]
     return gathered
+
+
+def _key(split: Path, frames: np.ndarray) -> str:
+    """Which frames, and as of when: the first, the last and one between tell whether others were put in their place."""
+    digest = hashlib.sha256(frames.astype("<i8").tobytes())
+    for number in frames[[0, len(frames) // 2, -1]]:
+        with contextlib.suppress(OSError):  # it is named when it is read
+            about = _name(split, number).stat()
+            digest.update(f"{about.st_size}/{about.st_mtime_ns}/".encode())
+    return digest.hexdigest()
 
 
 def _row(split: Path, number: int) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ AGAIN = "download it again"
 FASTEST = 10**6  # steps a second
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 # What Python raises where a damaged file gives another kind of something.
-_DAMAGE = (TypeError, KeyError, AttributeError, ValueError, IndexError, RecursionError)
+_DAMAGE = (TypeError, KeyError, AttributeError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)

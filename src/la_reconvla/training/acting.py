@@ -32,6 +32,7 @@ from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.action_diffusion import DenoisingHead, unscaled
 from la_reconvla.method.variants.autoregressive import TokenHead, bin_values
+from la_reconvla.method.variants.budget import BudgetedPolicy
 from la_reconvla.randomness import generator
 
 TOLERANCE = 1e-4  # largest difference to `Policy.act` in the robot's units
@@ -141,10 +142,11 @@ def in_one_pass(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
 def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     """One recording of what the network is conditioned on, and one of the network, which is run again for each step."""
     head: Any = policy.action_head
+    see: Any = policy.see if isinstance(policy, BudgetedPolicy) else policy.backbone
     examples: dict[str, Tensor] = tensors_of(inputs)
 
     def start(*tensors: Tensor) -> Tensor:
-        return head.states(policy.backbone(with_tensors(inputs, tensors)))
+        return head.states(see(with_tensors(inputs, tensors)))
 
     first = recorded(start, tuple(examples.values()))
     states = first(*examples.values())
