@@ -239,7 +239,7 @@ PRESETS = {
             backbone=ACTING,
             decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=120, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=15, shift=4),
+            train=TrainConfig(steps=160, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=20, shift=4),
             episodes=4,
             floor_episodes=2,
             frames=120,
