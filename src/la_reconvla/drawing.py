@@ -169,8 +169,8 @@ def reconstruction_strip(
     masks: Bool[np.ndarray, "f n"],
     predictions: UInt8[np.ndarray, "f H W 3"],
     grid: tuple[int, int],
-    instructions: Sequence[str] | None = None,
-    saliency: Float[np.ndarray, "f n"] | None = None,
+    instructions: Sequence[str],
+    saliency: Float[np.ndarray, "f n"] | None,
 ) -> bytes:
     """Image, attention if it chose the mask, what the decoder was shown, and its prediction, one frame per row, as PNG.
 
@@ -196,11 +196,10 @@ def reconstruction_strip(
     return _strip(rows, instructions)
 
 
-def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str] | None) -> bytes:
+def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str]) -> bytes:
     figure = Figure(figsize=(1.87 * len(rows[0]), 2.05 * len(rows) + 0.3), layout="constrained")
     for i, strip in enumerate(figure.subfigures(len(rows), 1, squeeze=False)[:, 0]):
-        if instructions:
-            strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
+        strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
         for axes, (title, picture) in zip(strip.subplots(1, len(rows[i])), rows[i], strict=True):
             _show(axes, picture, title)
     return _png(figure)

@@ -196,7 +196,7 @@ def write_study(folder: Path, results: Results) -> Path:
     (folder / "maps").mkdir(parents=True)
     (folder / "maps/attention.png").write_bytes(figures.attention_grid(images, instructions, maps, GRID, masks))
     blurred = (images * 0.8 + 20).astype(np.uint8)
-    strip = figures.reconstruction_strip(images, masks["C4"], blurred, GRID, instructions)
+    strip = figures.reconstruction_strip(images, masks["C4"], blurred, GRID, instructions, None)
     (folder / "maps/reconstruction.png").write_bytes(strip)
     film = [figures.overlay(scene(i), maps["C4"][0], GRID) for i in range(8)]
     for name in ("success", "C1", "C4"):
@@ -372,7 +372,7 @@ def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None
     rolled = [f for f in results.floors if f.tsr]
     assert {f.id for f in rolled} == {"blind_replay", "grey_image", "no_image"}
     for name, shown, stages in (
-        *((f"floor: {phrases.FLOORS[f.id]} {f.condition or ''}".strip(), f.id, f.stages) for f in rolled),
+        *((f"floor: {figures.readable(f.id)} {f.condition or ''}".strip(), f.id, f.stages) for f in rolled),
         *((f"reference: {r.id}", r.id, r.stages) for r in results.references),
     ):
         assert stages is not None
@@ -838,7 +838,9 @@ def test_a_reconstruction_shows_predictions_only_under_the_mask() -> None:
     mask = np.zeros((1, 4), dtype=bool)
     mask[0, 3] = True
     red = np.full_like(image, (255, 0, 0))
-    drawn = np.asarray(Image.open(io.BytesIO(figures.reconstruction_strip(image, mask, red, (2, 2)))).convert("RGB"))
+    drawn = np.asarray(
+        Image.open(io.BytesIO(figures.reconstruction_strip(image, mask, red, (2, 2), [""], None))).convert("RGB")
+    )
     red_pixels = (drawn[..., 0] > 250) & (drawn[..., 1] < 5)
     black_pixels = drawn.sum(-1) < 5
     rows, columns = np.nonzero(red_pixels)

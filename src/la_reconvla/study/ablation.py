@@ -40,7 +40,7 @@ from la_reconvla.study.evaluations import Evaluations
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
-from la_reconvla.study.pictures import pictures, videos
+from la_reconvla.study.pictures import pictures, timelines, videos
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.provenance import Energy, commit, hardware, versions
 from la_reconvla.study.requirements import (
@@ -52,7 +52,6 @@ from la_reconvla.study.requirements import (
 )
 from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
-from la_reconvla.study.timelines import timelines
 from la_reconvla.study.train_cells import measure_cells, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
 from la_reconvla.training.devices import pick_device, pick_precision
