@@ -58,7 +58,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_file(path: Path | str, content: str | bytes) -> None:
+def write_content(path: Path | str, content: str | bytes) -> None:
     """Write bytes, or text as UTF-8, atomically. Errors as in `atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -70,7 +70,7 @@ def write_json(path: Path | str, value: Any) -> None:
     Dataclasses, paths, numpy scalars and arrays are written as what they mean; NaN and infinity, which JSON does not
     have, as null.
     """
-    write_file(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    write_content(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

@@ -8,11 +8,11 @@ from tyro.conf import Positional
 
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.serving.lerobot_folder import SCHEME
+from la_reconvla.sim.options import IfGiven
 from la_reconvla.study.options import (
     UNTRAINED,
     EvaluateOptions,
     FloorOptions,
-    IfGiven,
     MachineOptions,
     RolloutOptions,
     StartOptions,

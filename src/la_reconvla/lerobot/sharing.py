@@ -25,7 +25,7 @@ from la_reconvla.serving.lerobot_folder import (
     WEIGHTS,
     LeRobotFolder,
 )
-from la_reconvla.storage import atomic_write, write_file
+from la_reconvla.storage import atomic_write, write_content
 from la_reconvla.training.checkpoint import PolicyConfig, kept, load_policy
 from la_reconvla.training.tensors import load_tensors, save_tensors
 
@@ -65,7 +65,7 @@ def to_lerobot(run: Path, out: Path) -> Path:
         save_model(Held(policy, int(metadata.get("steps", 0))), str(temporary))
     before, after = processors(config)
     for name, content in ((PREPROCESSOR, before), (POSTPROCESSOR, after), (CONFIG, configuration(config))):
-        write_file(out / name, json.dumps(content, indent=4))
+        write_content(out / name, json.dumps(content, indent=4))
     return out
 
 

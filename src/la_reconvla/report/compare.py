@@ -25,8 +25,8 @@ from la_reconvla.drawing import readable
 from la_reconvla.episodes import read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.page import fill
-from la_reconvla.report.phrases import metric_name, scenes
-from la_reconvla.storage import write_file
+from la_reconvla.report.phrases import metric_name
+from la_reconvla.storage import write_content
 from la_reconvla.study.heldout import read_held_out
 from la_reconvla.study.results import results_of
 from la_reconvla.text_table import number, percent, points
@@ -79,7 +79,7 @@ def write_comparison(first: Path | str, second: Path | str, out: Path | str | No
             for mine, own, other in ((folders[0], a, b), (folders[1], b, a))
         ],
     }
-    write_file(path, fill("comparison.html.j2", values))
+    write_content(path, fill("comparison.html.j2", values))
     return path
 
 
@@ -205,7 +205,7 @@ def _value(value: Rate | Measure | Overlap | None) -> str:
         between = f"{percent(value.low)} to {percent(value.high)}"
         return f"{percent(value.rate)}, {value.successes} of {value.episodes} ({between})"
     chance = f"; chance {number(value.chance)}, ceiling {number(value.ceiling)}" if isinstance(value, Overlap) else ""
-    return f"{number(value.mean)} ({number(value.low)} to {number(value.high)}, n = {scenes(value.n)}{chance})"
+    return f"{number(value.mean)} ({number(value.low)} to {number(value.high)}, n = {value.n}{chance})"
 
 
 def _said(metric: str, found: tuple[float, float, float]) -> str:

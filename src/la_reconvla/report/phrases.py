@@ -89,8 +89,3 @@ def effect_size(c: Comparison) -> str:
         if value is not None
     ]
     return "; ".join([*said, *([] if ratio is None else [f"odds ratio {number(ratio, 2)}"])]) or "–"
-
-
-def scenes(n: int) -> str:
-    """A number of scenes; results of an earlier version lack it."""
-    return str(n) if n else "?"

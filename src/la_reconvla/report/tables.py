@@ -11,7 +11,7 @@ from la_reconvla.analysis.measures import STAGES, Measure, Rate, Stages
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.conditions import GRID
 from la_reconvla.drawing import readable
-from la_reconvla.report.phrases import EFFECTS_SAID, compared, effect_size, named, scenes
+from la_reconvla.report.phrases import EFFECTS_SAID, compared, effect_size, named
 from la_reconvla.text_table import TextTable, number, p_value, percent, points
 
 CHANGES = {
@@ -172,7 +172,7 @@ def overlap_table(results: Results) -> TextTable:
         row = ("not measured", *["–"] * (len(header) - 2))
         if c.aos is not None:
             between = f"{number(c.aos.low)} to {number(c.aos.high)}"
-            row = (number(c.aos.mean), between, scenes(c.aos.n), number(c.aos.chance), number(c.aos.ceiling))
+            row = (number(c.aos.mean), between, str(c.aos.n), number(c.aos.chance), number(c.aos.ceiling))
             shown = ("aos_g", "aos_g_chance", "pointing", "auroc", "mass", "mass_over_area")
             row += tuple(number(getattr(c.grounding, name, None)) for name in shown)
         rows.append((named(c), *row))
@@ -279,7 +279,7 @@ def measured(measure: Measure | None, sign: bool = False) -> str:
     if measure is None:
         return "–"
     between = f"{number(measure.low, 3, sign)} to {number(measure.high, 3, sign)}"
-    return f"{number(measure.mean, 3, sign)} ({between}, n = {scenes(measure.n)})"
+    return f"{number(measure.mean, 3, sign)} ({between}, n = {measure.n})"
 
 
 def _difference(found: Comparison | None) -> str:

@@ -33,7 +33,7 @@ from la_reconvla.report.tables import (
     other_starts_tables,
     wording_table,
 )
-from la_reconvla.storage import read_jsonl, write_file
+from la_reconvla.storage import read_jsonl, write_content
 from la_reconvla.study.results import results_of
 
 PAGES = {"": bytes, "-dark": charts.for_dark_page}
@@ -61,7 +61,7 @@ def write_report(run_dir: Path | str) -> Path:
     text = markdown(results, evidence_tables.all_tables(results))
     text += "\n## What this does not show\n\n" + "".join(f"- {said}\n" for said in limits(results))
     for name, content in ((layout.REPORT, render(results, folder)), (layout.TABLES, text)):
-        write_file(folder / name, content)
+        write_content(folder / name, content)
     return folder / layout.REPORT
 
 
@@ -149,7 +149,7 @@ def write_figures(run_dir: Path | str, out: Path) -> list[Path]:
     files = {f"{name}{ending}.svg": of(svg) for name, svg in drawn.items() for ending, of in PAGES.items()}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        write_file(out / name, content)
+        write_content(out / name, content)
     return [out / name for name in files]
 
 

@@ -50,7 +50,6 @@ from la_reconvla.study.requirements import (
     require_heads,
     require_room,
 )
-from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
 from la_reconvla.study.train_cells import measure_cells, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
@@ -136,7 +135,7 @@ class Ablation:
             energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
             results = replace(results, study=study)
-            write_results(self.folder / layout.RESULTS, results)
+            write_json(self.folder / layout.RESULTS, results)
         return results
 
     # ------------------------------------------------------------ parts

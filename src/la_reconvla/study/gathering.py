@@ -33,7 +33,8 @@ from la_reconvla.sim.tasks import Task, base_of, change_of, positions_in
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, samples_of
-from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
+from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.floors import VIEWS
 from la_reconvla.study.heldout import OTHER_UNIT, UNIT, read_held_out, watched
 from la_reconvla.study.parts import boxes_beside, part_masks
 from la_reconvla.study.presets import StudyConfig
@@ -41,10 +42,6 @@ from la_reconvla.training.held_out import WATCHED
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.trackers import METRICS
 
-UNDECLARED = (
-    "This study began without a written declaration: its hypotheses were not declared before the run. It is judged by "
-    "those of the version that wrote these results."
-)
 OFFLINE = (
     "There is no simulator in this study and nothing was rolled out: policies are judged on held-out frames of the "
     "demonstrations. A lower action error does not say that a robot succeeds more often."
@@ -101,7 +98,7 @@ def floors(arms: Sequence[Condition], evaluations: Evaluations, blind: Evidence)
     found = []
     for arm in arms:
         cells = [cell for cell in evaluations.cells if cell.condition == arm]
-        for view in VIEWS_OF_FLOORS:
+        for view in VIEWS:
             episodes: list[EpisodeRecord] = []
             if arm.id == evaluations.config.floor_arm:
                 folders = [layout.floor(evaluations.folder, view, arm.id, cell.seed) for cell in cells]
@@ -237,11 +234,10 @@ def study_description(
         },
         action_error_unit=UNIT if evaluations.demonstrations.space == LIBERO_ACTIONS else OTHER_UNIT,
         pairing=pairing,
-        hypotheses=begun.hypotheses or "",
-        hypotheses_hash=begun.hypotheses_hash or "",
+        hypotheses=begun.hypotheses,
+        hypotheses_hash=begun.hypotheses_hash,
         limits=(
             *((OFFLINE,) if evaluations.domain.recorded is not None else ()),
-            *(() if begun.hypotheses is not None else (UNDECLARED,)),
             *(() if c.judged else (NOT_JUDGED,)),
             *evaluations.demonstrations.notes,
         ),

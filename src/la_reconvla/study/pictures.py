@@ -26,7 +26,7 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
 from la_reconvla.method.variants.targets import unpatchify
 from la_reconvla.randomness import generator
-from la_reconvla.storage import write_file
+from la_reconvla.storage import write_content
 from la_reconvla.study.cells import Cell
 from la_reconvla.study.parts import phases
 from la_reconvla.study.presets import StudyConfig
@@ -113,11 +113,11 @@ def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: S
             if followed is not None:
                 masks[arm.id] = found.mask
         name = f"{layout.MAPS}/reconstruction_{arm.id}.png"
-        write_file(study / name, strip)
+        write_content(study / name, strip)
         caption = f"{arm.id}, {arm.name}: image, what the decoder was shown, prediction"
         yield Picture(name, "reconstruction", caption)
     name = f"{layout.MAPS}/attention.png"
-    write_file(study / name, drawing.attention_grid(images, told, maps, grid, masks))
+    write_content(study / name, drawing.attention_grid(images, told, maps, grid, masks))
     yield Picture(name, "attention", f"Attention on held-out frames, seed {seed}")
 
 
@@ -202,5 +202,5 @@ def _save(study: Path, name: str, pictures: UInt8[np.ndarray, "b H W 3"], at: tu
     """Write one PNG a step; their paths relative to the study's folder."""
     paths = tuple(f"{FOLDER}/{name}_{step:04d}.png" for step in at)
     for path, picture in zip(paths, pictures, strict=True):
-        write_file(study / path, drawing.small_png(picture, SIDE))
+        write_content(study / path, drawing.small_png(picture, SIDE))
     return paths

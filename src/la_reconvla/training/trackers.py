@@ -18,7 +18,7 @@ from la_reconvla.storage import (
     plain,
     read_json,
     read_jsonl,
-    write_file,
+    write_content,
     write_json,
 )
 from la_reconvla.training.options import ServiceName
@@ -42,7 +42,7 @@ class JsonLines:
     def __init__(self, folder: Path, first: int):
         self.path = folder / METRICS
         kept = [line for line in read_jsonl(self.path) if first and line["step"] <= first]
-        write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_content(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Append one line."""
