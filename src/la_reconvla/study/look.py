@@ -176,7 +176,8 @@ def _reconstructed(policy: Policy, arm: Condition, chunk: int, inputs: PolicyInp
     """Image, attention, mask and reconstruction of one picture, as PNG."""
     device = inputs.images.device
     unknown = torch.zeros(1, chunk, len(policy.bins.space), device=device)
-    batch = Batch(**vars(inputs), actions=unknown, valid=torch.zeros(1, chunk, dtype=torch.bool, device=device))
+    valid = torch.zeros(1, chunk, dtype=torch.bool, device=device)
+    batch = Batch(inputs.images, inputs.instructions, unknown, valid, inputs.wrist, inputs.proprio)
     found = draw(policy.to(device), arm, batch, seed=0)
     assert found.mask is not None  # as it follows attention
     assert found.painted is not None
