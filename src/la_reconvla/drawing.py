@@ -85,12 +85,12 @@ def edged(
     return np.where((hidden[1:-1, 1:-1] & ~inner)[..., None], np.uint8(255), image)
 
 
-def small_png(image: UInt8[np.ndarray, "H W 3"], side: int, colours: int = 96) -> bytes:
+def small_png(image: UInt8[np.ndarray, "H W 3"], side: int) -> bytes:
     """`image` as a PNG of few colours and at most `side` pixels per side: hundreds of them fit into one page."""
     picture = Image.fromarray(image)
     picture.thumbnail((side, side))
     buffer = io.BytesIO()
-    picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+    picture.quantize(96, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -169,8 +169,8 @@ def reconstruction_strip(
     masks: Bool[np.ndarray, "f n"],
     predictions: UInt8[np.ndarray, "f H W 3"],
     grid: tuple[int, int],
-    instructions: Sequence[str] | None = None,
-    saliency: Float[np.ndarray, "f n"] | None = None,
+    instructions: Sequence[str],
+    saliency: Float[np.ndarray, "f n"] | None,
 ) -> bytes:
     """Image, attention if it chose the mask, what the decoder was shown, and its prediction, one frame per row, as PNG.
 
@@ -196,11 +196,10 @@ def reconstruction_strip(
     return _strip(rows, instructions)
 
 
-def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str] | None) -> bytes:
+def _strip(rows: Sequence[Sequence[tuple[str, np.ndarray]]], instructions: Sequence[str]) -> bytes:
     figure = Figure(figsize=(1.87 * len(rows[0]), 2.05 * len(rows) + 0.3), layout="constrained")
     for i, strip in enumerate(figure.subfigures(len(rows), 1, squeeze=False)[:, 0]):
-        if instructions:
-            strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
+        strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
         for axes, (title, picture) in zip(strip.subplots(1, len(rows[i])), rows[i], strict=True):
             _show(axes, picture, title)
     return _png(figure)
@@ -269,7 +268,7 @@ def write_video(path: Path | str, frames: Iterable[UInt8[np.ndarray, "H W 3"]], 
             raise UserError(f"{path}: the video was cut short; is the disk full?")
 
 
-def write_gif(path: Path | str, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: float, colours: int = 192) -> None:
+def write_gif(path: Path | str, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: float) -> None:
     """Write an animation that plays for ever where no video plays, such as in a README; atomically.
 
     All frames share one palette, so that what stands still costs nothing.
@@ -278,10 +277,9 @@ def write_gif(path: Path | str, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fp
         path: a ``.gif`` file.
         frames: uint8 pictures of one size.
         fps: pictures per second, at most 50.
-        colours: of the palette, at most 256.
     """
     pictures = [Image.fromarray(frame) for frame in frames]
-    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(colours)
+    palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(192)
     drawn = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     with atomic_write(Path(path)) as temporary:
         first, *others = drawn
@@ -308,9 +306,9 @@ def data_uri(content: bytes, suffix: str) -> str:
     return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
 
 
-def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]], height: int = 96) -> bytes:
-    """Rows of pictures, uint8 [H W 3] each, under their titles, as PNG; all are drawn `height` pixels high."""
-    font, line, gap = ImageFont.load_default(), 14, 2
+def contact_sheet(rows: Sequence[tuple[str, Sequence[np.ndarray]]]) -> bytes:
+    """Rows of pictures, uint8 [H W 3] each, under their titles, as PNG; all are drawn 96 pixels high."""
+    height, font, line, gap = 96, ImageFont.load_default(), 14, 2
     strips = []
     for _, pictures in rows:
         shown = [Image.fromarray(p).resize((max(1, round(height * p.shape[1] / p.shape[0])), height)) for p in pictures]

@@ -58,15 +58,19 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_content(path: Path | str, content: str | bytes) -> None:
+    """Write bytes, or text as UTF-8, atomically. Errors as in `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 
     Dataclasses, paths, numpy scalars and arrays are written as what they mean; NaN and infinity, which JSON does not
     have, as null.
     """
-    text = json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_content(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path | str) -> Any:

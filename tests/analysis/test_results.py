@@ -34,10 +34,10 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.report.tables import grid_table
-from la_reconvla.storage import append_jsonl
+from la_reconvla.storage import append_jsonl, write_json
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.heldout import read_held_out, write_held_out
-from la_reconvla.study.results import read_results, write_results
+from la_reconvla.study.results import read_results
 
 TASKS = (0, 1, 2)
 SAID = {
@@ -436,12 +436,12 @@ def test_two_scenes_decide_nothing_however_many_frames_they_have() -> None:
 
 def test_results_survive_the_file(tmp_path: Path) -> None:
     results = study_results(seeds=(0, 1))
-    write_results(tmp_path / "results.json", results)
+    write_json(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
 
 
 def damaged(path: Path, change: Any) -> Path:
-    write_results(path, study_results(seeds=(0, 1)))
+    write_json(path, study_results(seeds=(0, 1)))
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
@@ -540,6 +540,6 @@ def test_the_grid_stands_by_region_and_head(tmp_path) -> None:
         assert re.search(r"success \d+ / \d+, \d+ % to \d+ %", cell)
         assert "M parameters" in cell
     assert not grid_table(study_results()).rows, "a study without a diffusion head has no grid"
-    write_results(tmp_path / "results.json", grid_results())
+    write_json(tmp_path / "results.json", grid_results())
     told = {c.id: c.annotation_free for c in read_results(tmp_path / "results.json").conditions}
     assert told == {"C2": True, "C4": True, "R1": False, "R2": False, "A1": True}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_hdf5 import NAMES, make_header, make_official, make_recording
+from test_hdf5 import make_header, make_official, make_recording
 
 from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Masks
@@ -74,36 +74,6 @@ def test_batches_do_not_share_memory_with_the_samples(demonstrations: Demonstrat
     before = samples.batch(np.arange(2)).images.clone()
     samples.batch(np.arange(2)).images.zero_()
     assert torch.equal(samples.batch(np.arange(2)).images, before)
-
-
-def test_patches_show_each_episodes_own_target(tmp_path: Path) -> None:
-    recording = make_recording(size=16)
-    recording.instances[:] = 3
-    recording.instances[:, 0:8, 8:16] = 1  # the target: three quarters of the patch of row 0, column 1 ...
-    recording.instances[:, 0:4, 8:12] = 2
-    recording.instances[:, 8, 0] = 1  # ... and one pixel of another patch
-    write_file(tmp_path / "a_demo.hdf5", make_header(size=16), [recording])
-    found = open_demonstrations(tmp_path)
-    samples = Samples(found, 8, 2)
-    shares = samples.instance_patches(np.array([1, 0]), ("destination", "target", "robot"), (2, 2))
-    assert shares.shape == (2, 3, 4)
-    np.testing.assert_allclose(shares[0, 0], [0, 0.25, 0, 0])
-    np.testing.assert_allclose(shares[1, 1], [0, 0.75, 1 / 64, 0])
-    np.testing.assert_allclose(shares.sum(1), 1)
-    with pytest.raises(UserError, match=f"unknown instance.*did you mean {NAMES[1]}"):
-        samples.instance_patches(np.array([0]), ("plate_2",), (2, 2))
-
-
-def test_patches_follow_their_samples(demonstrations: Demonstrations) -> None:
-    samples = Samples(demonstrations, 8, 2)
-    order = np.array([8, 0, 5, 3, 3])
-    found = samples.instance_patches(order, NAMES, (4, 4))
-    for row, index in enumerate(order):
-        episode, step = samples.origin(index)
-        image = episode.instances()[step // 2]
-        for column in range(len(NAMES)):
-            blocks = (image == column + 1).reshape(4, 2, 4, 2).mean((1, 3))
-            np.testing.assert_allclose(found[row, column], blocks.ravel(), atol=1e-7)
 
 
 def test_official_files_have_samples_but_no_gaze(tmp_path: Path) -> None:

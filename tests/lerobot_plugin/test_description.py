@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from la_reconvla import kinds
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
 from la_reconvla.lerobot import description
@@ -174,7 +175,7 @@ def test_changes_are_those_of_train() -> None:
 def test_every_arm_without_boxes_is_kept_whole(arm: str) -> None:
     policy = made(arm)
     assert isinstance(policy, PolicyConfig)
-    assert policy_of(json.loads(json.dumps(description.to_json(policy)))) == policy
+    assert policy_of(json.loads(json.dumps(kinds.to_json(policy)))) == policy
     assert description.arm_of(policy) == chosen("smoke", {}).arm(arm)
 
 

@@ -23,7 +23,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.report import compare
 from la_reconvla.storage import write_json
 from la_reconvla.study.heldout import write_held_out
-from la_reconvla.study.results import read_results, results_of, write_results
+from la_reconvla.study.results import read_results, results_of
 
 
 def write(folder: Path, rates: dict[str, float], study: Study, pull: float = 0.5) -> Path:
@@ -39,7 +39,7 @@ def write(folder: Path, rates: dict[str, float], study: Study, pull: float = 0.5
             append_episodes(cell, [r for r in rolled if r.label.seed == seed])
             write_held_out(cell, HeldOut("", {"true": tuple(r for r in seen if r.seed == seed)}))
     floors = [FloorEvidence("blind_replay", None, episodes(0.05, (None,)))]
-    write_results(folder / "results.json", build(study, arms, floors))
+    write_json(folder / "results.json", build(study, arms, floors))
     return folder
 
 

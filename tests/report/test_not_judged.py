@@ -14,7 +14,8 @@ from la_reconvla.analysis.build import build
 from la_reconvla.analysis.results import Arm
 from la_reconvla.conditions import C1, C2, C4
 from la_reconvla.report import write as report
-from la_reconvla.study.results import read_results, write_results
+from la_reconvla.storage import write_json
+from la_reconvla.study.results import read_results
 
 
 def test_a_study_that_is_not_judged_gives_no_verdict_anywhere(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_a_study_that_is_not_judged_gives_no_verdict_anywhere(tmp_path: Path) ->
     judged, results = build(replace(study, judged=True), arms), build(study, arms)
     assert judged.hypotheses
     assert (results.hypotheses, results.comparisons) == ((), judged.comparisons), "numbers stay, words go"
-    write_results(tmp_path / "results.json", results)
+    write_json(tmp_path / "results.json", results)
     report.write_report(tmp_path)
     _, html = page(tmp_path)
     markdown = (tmp_path / "tables.md").read_text(encoding="utf-8")

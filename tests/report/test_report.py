@@ -62,8 +62,9 @@ from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.report import charts, phrases, summary, tables
 from la_reconvla.report import write as report
 from la_reconvla.sim.rollout import Film
+from la_reconvla.storage import write_json
 from la_reconvla.study.evaluate import save_film
-from la_reconvla.study.results import read_results, write_results
+from la_reconvla.study.results import read_results
 
 SECTIONS = [
     "verdicts", "asked", "success", "comparison", "grid", "stages", "action-error", "counterfactual", "elsewhere",
@@ -196,7 +197,7 @@ def write_study(folder: Path, results: Results) -> Path:
     (folder / "maps").mkdir(parents=True)
     (folder / "maps/attention.png").write_bytes(figures.attention_grid(images, instructions, maps, GRID, masks))
     blurred = (images * 0.8 + 20).astype(np.uint8)
-    strip = figures.reconstruction_strip(images, masks["C4"], blurred, GRID, instructions)
+    strip = figures.reconstruction_strip(images, masks["C4"], blurred, GRID, instructions, None)
     (folder / "maps/reconstruction.png").write_bytes(strip)
     film = [figures.overlay(scene(i), maps["C4"][0], GRID) for i in range(8)]
     for name in ("success", "C1", "C4"):
@@ -234,7 +235,7 @@ def write_study(folder: Path, results: Results) -> Path:
         ),
         timelines=timelines,
     )
-    write_results(folder / "results.json", full)
+    write_json(folder / "results.json", full)
     return folder
 
 
@@ -372,7 +373,7 @@ def test_stages_stand_beside_those_of_floors_and_references(study: Path) -> None
     rolled = [f for f in results.floors if f.tsr]
     assert {f.id for f in rolled} == {"blind_replay", "grey_image", "no_image"}
     for name, shown, stages in (
-        *((f"floor: {phrases.FLOORS[f.id]} {f.condition or ''}".strip(), f.id, f.stages) for f in rolled),
+        *((f"floor: {figures.readable(f.id)} {f.condition or ''}".strip(), f.id, f.stages) for f in rolled),
         *((f"reference: {r.id}", r.id, r.stages) for r in results.references),
     ):
         assert stages is not None
@@ -432,7 +433,7 @@ def test_a_lambda_that_changes_is_shown_by_its_name_and_not_as_its_last_value(tm
 
     mine = replace(C4, id="mine", reconstruction=Reconstruction(weight=Annealed()))
     arms = [(Arm.of(arm), Evidence(frames=frames(1.0, 0.1))) for arm in (C4, mine)]
-    write_results(tmp_path / "results.json", build(Study(preset="quick"), arms))
+    write_json(tmp_path / "results.json", build(Study(preset="quick"), arms))
     report.write_report(tmp_path)
     _, text = page(tmp_path)
     rows = {id: re.search(rf"<tr><th>{id}<small>.*?</tr>", text) for id in ("C4", "mine")}
@@ -446,7 +447,7 @@ def test_a_fallback_of_the_attention_is_never_silent(tmp_path: Path) -> None:
     words = frames(1.0, 0.1)
     fallback = channelled(words, "image_self_attention")
     arms = [(Arm.of(C1), Evidence(frames=words)), (Arm.of(C4), Evidence(frames=fallback))]
-    write_results(tmp_path / "results.json", build(Study(preset="quick"), arms))
+    write_json(tmp_path / "results.json", build(Study(preset="quick"), arms))
     report.write_report(tmp_path)
     _, text = page(tmp_path)
     attention, limits = section(text, "attention", "causal"), text[text.index('<section id="limits">') :]
@@ -454,7 +455,7 @@ def test_a_fallback_of_the_attention_is_never_silent(tmp_path: Path) -> None:
     assert "<th>C1</th>" in attention
     assert "C4: image self attention" in limits
     assert "| C4 (image self attention) |" in (tmp_path / "tables.md").read_text(encoding="utf-8")
-    write_results(tmp_path / "results.json", build(Study(preset="quick"), arms[:1]))
+    write_json(tmp_path / "results.json", build(Study(preset="quick"), arms[:1]))
     report.write_report(tmp_path)
     assert "fallback" not in page(tmp_path)[1]
 
@@ -565,7 +566,7 @@ def test_a_changed_declaration_is_noticed() -> None:
 def test_the_declaration_stands_on_the_page_with_its_hash(tmp_path: Path) -> None:
     text = DECLARED.text.replace("succeeds", "<succeeds>")
     study = replace(STUDY, hypotheses=text, hypotheses_hash=hashlib.sha256(text.encode()).hexdigest())
-    write_results(tmp_path / "results.json", replace(bare(), study=study))
+    write_json(tmp_path / "results.json", replace(bare(), study=study))
     report.write_report(tmp_path)
     _, page_text = page(tmp_path)
     shown = section(page_text, "hypotheses", "limits")
@@ -630,7 +631,7 @@ def bare() -> Results:
 
 
 def test_missing_parts_are_said(tmp_path: Path) -> None:
-    write_results(tmp_path / "results.json", bare())
+    write_json(tmp_path / "results.json", bare())
     report.write_report(tmp_path)
     found, text = page(tmp_path)
     assert found.sections == SECTIONS
@@ -642,7 +643,7 @@ def test_missing_parts_are_said(tmp_path: Path) -> None:
 
 
 def test_one_seed_is_said_in_the_first_lines(tmp_path: Path) -> None:
-    write_results(tmp_path / "results.json", study_results(seeds=(0,)))
+    write_json(tmp_path / "results.json", study_results(seeds=(0,)))
     report.write_report(tmp_path)
     found, text = page(tmp_path)
     assert found.texts["h1"].startswith("Inconclusive:")
@@ -653,7 +654,7 @@ def test_one_seed_is_said_in_the_first_lines(tmp_path: Path) -> None:
 def test_lost_and_large_files_are_said(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(b"0" * 3000)
     pictures = (Picture("maps/gone.png", "attention"), Picture("large.png", "reconstruction"))
-    write_results(tmp_path / "results.json", replace(bare(), pictures=pictures))
+    write_json(tmp_path / "results.json", replace(bare(), pictures=pictures))
     text = report.render(read_results(tmp_path / "results.json"), tmp_path, room=2000)
     assert all(picture.path in text for picture in pictures)
     assert "data:image/png" not in text
@@ -666,7 +667,7 @@ def test_lost_and_large_files_are_said(tmp_path: Path) -> None:
 def test_files_outside_of_the_study_are_refused(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"x")
     folder = tmp_path / "study"
-    write_results(folder / "results.json", replace(bare(), pictures=(Picture("../secret.png", "attention"),)))
+    write_json(folder / "results.json", replace(bare(), pictures=(Picture("../secret.png", "attention"),)))
     with pytest.raises(UserError, match="outside"):
         report.write_report(folder)
     assert not (folder / "report.html").exists()
@@ -730,7 +731,7 @@ def test_what_would_decide_more_adds_seeds_to_the_same_study(command: str, seeds
 
 def test_the_tables_as_text_hold_the_numbers_of_the_results(tmp_path: Path) -> None:
     results = study_results()
-    write_results(tmp_path / "results.json", results)
+    write_json(tmp_path / "results.json", results)
     report.write_report(tmp_path)
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     rows = {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in text.splitlines()}
@@ -838,7 +839,9 @@ def test_a_reconstruction_shows_predictions_only_under_the_mask() -> None:
     mask = np.zeros((1, 4), dtype=bool)
     mask[0, 3] = True
     red = np.full_like(image, (255, 0, 0))
-    drawn = np.asarray(Image.open(io.BytesIO(figures.reconstruction_strip(image, mask, red, (2, 2)))).convert("RGB"))
+    drawn = np.asarray(
+        Image.open(io.BytesIO(figures.reconstruction_strip(image, mask, red, (2, 2), [""], None))).convert("RGB")
+    )
     red_pixels = (drawn[..., 0] > 250) & (drawn[..., 1] < 5)
     black_pixels = drawn.sum(-1) < 5
     rows, columns = np.nonzero(red_pixels)
@@ -863,7 +866,7 @@ def test_unknown_files_are_not_embedded() -> None:
 
 def test_success_on_other_starts_stands_apart(tmp_path: Path) -> None:
     other = OtherStarts("official", "C1 grey_image", Rate(0.25, 0.1, 0.5, 3, 12))
-    write_results(tmp_path / "results.json", replace(bare(), elsewhere=(other,)))
+    write_json(tmp_path / "results.json", replace(bare(), elsewhere=(other,)))
     report.write_report(tmp_path)
     _, text = page(tmp_path)
     (table,) = tables.other_starts_tables(replace(bare(), elsewhere=(other,)))

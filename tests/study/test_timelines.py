@@ -18,7 +18,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError
 from la_reconvla.method.mask import masked_count
-from la_reconvla.study.timelines import SIDE, episode_indices, timelines
+from la_reconvla.study.pictures import SIDE, episode_indices, timelines
 
 COUNT = 4
 

@@ -116,12 +116,9 @@ def mean_interval(
     values: Float[np.ndarray, " e"],
     seeds: Int[np.ndarray, " e"] | Sequence[object],
     tasks: Int[np.ndarray, " e"] | Sequence[object],
-    *,
-    replicates: int = REPLICATES,
-    rng_seed: int = 0,
 ) -> Interval:
     """95 % interval of a mean, over trainings with new seeds. Arguments and errors as in `hierarchical_bootstrap`."""
-    low, high = many_means(values, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
+    low, high = many_means(values, seeds, tasks)
     return Interval(float(low), float(high))
 
 
@@ -131,20 +128,19 @@ def many_means(
     tasks: Int[np.ndarray, " e"] | Sequence[object],
     *,
     replicates: int = REPLICATES,
-    rng_seed: int = 0,
 ) -> tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]]:
     """Both ends of `mean_interval`, for many studies at once."""
-    means = hierarchical_bootstrap(values, seeds, tasks, replicates=replicates, rng_seed=rng_seed)
+    means = hierarchical_bootstrap(values, seeds, tasks, replicates=replicates)
     return ends(means, over_seeds(np.asarray(values, dtype=float), seeds), LEVEL)
 
 
-def student_interval(of_seeds: Float[np.ndarray, " s"], level: float = LEVEL) -> Interval | None:
-    """Student's t interval of the mean of one number per seed; None with fewer than two."""
+def student_interval(of_seeds: Float[np.ndarray, " s"]) -> Interval | None:
+    """Student's 95 % t interval of the mean of one number per seed; None with fewer than two."""
     found = over_seeds(np.asarray(of_seeds, dtype=float), range(len(of_seeds))) if len(of_seeds) > 1 else None
     if found is None:
         return None
     estimate, error, freedom = found
-    reach = float(t.ppf((1 + level) / 2, freedom) * error)
+    reach = float(t.ppf((1 + LEVEL) / 2, freedom) * error)
     return Interval(float(estimate) - reach, float(estimate) + reach)
 
 
@@ -188,9 +184,9 @@ def two_sided(means: Float[np.ndarray, "... r"], means_of_seeds: OverSeeds | Non
 # ---------------------------------------------------------------- crossed counts
 
 
-def drawn_counts(n: int, rng: np.random.Generator, replicates: int = REPLICATES) -> Int[np.ndarray, "r n"]:
+def drawn_counts(n: int, rng: np.random.Generator) -> Int[np.ndarray, "r n"]:
     """How often each bootstrap sample of `n` things holds each of them."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=replicates)
+    return rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES)
 
 
 def crossed_sum(

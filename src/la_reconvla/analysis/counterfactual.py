@@ -32,7 +32,7 @@ def pairs(episodes: Iterable[EpisodeRecord]) -> dict[Key, Pair]:
     return {key: (two[0], two[1]) for key, two in found.items() if len(two) == 2}
 
 
-def counterfactual(episodes: Sequence[EpisodeRecord], rng_seed: int = 0) -> Counterfactual | None:
+def counterfactual(episodes: Sequence[EpisodeRecord]) -> Counterfactual | None:
     """Counts over all pairs, and how often the asked-for thing was preferred to the other; None without pairs.
 
     The interval of the preference is the hull of Wilson's, of a bootstrap that draws seeds and, crossed with them,
@@ -41,14 +41,13 @@ def counterfactual(episodes: Sequence[EpisodeRecord], rng_seed: int = 0) -> Coun
 
     Args:
         episodes: records of one policy, all seeds; those that are in no pair are left out.
-        rng_seed: fixes the bootstrap.
     """
     found = pairs(episodes)
     if not found:
         return None
     asked, other, else_moved, neither = (int(part.sum()) for part in _choices(found, "moved"))
     followed = sum(all(r.moved in r.asked for r in two) for two in found.values())
-    chosen = (_preference(found, way, rng_seed) for way in ("moved", "touched", "held"))
+    chosen = (_preference(found, way) for way in ("moved", "touched", "held"))
     return Counterfactual(len(found), asked, other, else_moved, neither, followed, *chosen)
 
 
@@ -64,21 +63,21 @@ def _choices(found: Mapping[Key, Pair], way: str) -> Int[np.ndarray, "4 seeds sc
     return counts
 
 
-def _preference(found: Mapping[Key, Pair], way: str, rng_seed: int) -> Rate | None:
+def _preference(found: Mapping[Key, Pair], way: str) -> Rate | None:
     asked, other, *_ = _choices(found, way)
     yes, no = int(asked.sum()), int(other.sum())
     if not yes + no:
         return None
-    interval = wilson(yes, yes + no).hull(_bootstrap(asked, asked + other, rng_seed))
+    interval = wilson(yes, yes + no).hull(_bootstrap(asked, asked + other))
     for_it, both = asked.sum(1), (asked + other).sum(1)
     if over_seeds := student_interval(for_it[both > 0] / both[both > 0]):
         interval = interval.hull(Interval(max(over_seeds.low, 0.0), min(over_seeds.high, 1.0)))
     return Rate(yes / (yes + no), interval.low, interval.high, yes, yes + no)
 
 
-def _bootstrap(part: np.ndarray, whole: np.ndarray, rng_seed: int) -> Interval:
+def _bootstrap(part: np.ndarray, whole: np.ndarray) -> Interval:
     """95 % interval of sum(part) / sum(whole), counts [seeds, scenes], both drawn with replacement."""
-    rng = np.random.default_rng(rng_seed)
+    rng = np.random.default_rng(0)
     by_seed, by_scene = (drawn_counts(n, rng) for n in part.shape)
     above, below = (crossed_sum(counts, by_seed, by_scene) for counts in (part, whole))
     return percentiles(above[below > 0] / below[below > 0])

@@ -46,15 +46,15 @@ class Agreement:
         return self.both + self.only_a + self.only_b + self.neither
 
 
-def wilson(successes: int, trials: int, level: float = LEVEL) -> Interval:
-    """Wilson's score interval of a success rate (Wilson 1927, doi:10.2307/2276774).
+def wilson(successes: int, trials: int) -> Interval:
+    """Wilson's 95 % score interval of a success rate (Wilson 1927, doi:10.2307/2276774).
 
     Raises:
         UserError: without trials, or with more successes than trials.
     """
     if not 0 <= successes <= trials or trials == 0:
         raise UserError(f"a success rate needs 0 <= successes <= trials and trials > 0, got {successes} of {trials}")
-    low, high = _wilson(successes, trials, level)
+    low, high = _wilson(successes, trials, LEVEL)
     return Interval(float(low), float(high))
 
 
@@ -66,9 +66,9 @@ def _wilson(x: Int[np.ndarray, "..."] | int, n: int, level: float) -> tuple[np.n
     return np.where(x == 0, 0.0, (centre - reach) / (n + z * z)), np.where(x == n, 1.0, (centre + reach) / (n + z * z))
 
 
-def newcombe_paired(table: Agreement, level: float = LEVEL) -> Interval:
-    """Newcombe's score interval (his method 10) of the difference of two paired proportions, episodes independent."""
-    low, high = newcombe_ends(table.both, table.only_a, table.only_b, table.neither, level)
+def newcombe_paired(table: Agreement) -> Interval:
+    """Newcombe's 95 % score interval (method 10) of the difference of two paired proportions, episodes independent."""
+    low, high = newcombe_ends(table.both, table.only_a, table.only_b, table.neither, LEVEL)
     return Interval(float(low), float(high))
 
 

@@ -51,7 +51,7 @@ class Loss:
     note: str
 
 
-def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
+def loss(home: Pairs, away: Pairs) -> Loss:
     """Compare the losses of two arms.
 
     Seeds and, where both places have the same tasks, tasks are drawn once for both places, starts apart, each of them
@@ -63,12 +63,11 @@ def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
     Args:
         home: success of both arms on the starts at home, not empty.
         away: the same elsewhere, not empty; only seeds that are in both places count.
-        rng_seed: fixes the bootstrap.
     """
     both = {key[0] for key in home} & {key[0] for key in away}
     here, there = ({key: two for key, two in place.items() if key[0] in both} for place in (home, away))
     rates = [np.array(list(place.values()), dtype=float).mean(0) for place in (here, there)]
-    means = _bootstrap(here, there, sorted(both, key=str), rng_seed)
+    means = _bootstrap(here, there, sorted(both, key=str))
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     over_seeds, p_seeds = _student(here, there, sorted(both, key=str))
     lost = rates[0] - rates[1]
@@ -86,9 +85,9 @@ def loss(home: Pairs, away: Pairs, rng_seed: int = 0) -> Loss:
     )
 
 
-def _bootstrap(here: Pairs, there: Pairs, seeds: Sequence[Any], rng_seed: int) -> Float[np.ndarray, " r"]:
+def _bootstrap(here: Pairs, there: Pairs, seeds: Sequence[Any]) -> Float[np.ndarray, " r"]:
     """Bootstrap values of (a - b at home) - (a - b elsewhere)."""
-    rng = np.random.default_rng(rng_seed)
+    rng = np.random.default_rng(0)
     tasks = [sorted({key[1] for key in place}) for place in (here, there)]
     by_seed = drawn_counts(len(seeds), rng)
     shared = tasks[0] == tasks[1]

@@ -56,7 +56,6 @@ def paired_power(
     agreement: float = 0.0,
     alpha: float = 0.05,
     studies: int = STUDIES,
-    rng_seed: int = 0,
 ) -> float:
     """Probability that a study finds an arm `points` better: interval above zero and p below `alpha`.
 
@@ -71,7 +70,6 @@ def paired_power(
             same starts agree more, and the power is higher.
         alpha: level, two-sided, without correction for the other comparisons of a family.
         studies: how many are simulated.
-        rng_seed: fixes them.
 
     Raises:
         UserError: the two rates are no shares, a number is below 1, or the correlation is not in [0, 1].
@@ -82,7 +80,7 @@ def paired_power(
         raise UserError(f"a study needs a seed, a task and an episode, got {seeds}, {tasks} and {episodes}")
     if not 0 <= agreement <= 1 or between_seeds < 0:
         raise UserError(f"agreement must be between 0 and 1 and seeds vary by 0 or more: {agreement}, {between_seeds}")
-    rng = np.random.default_rng(rng_seed)
+    rng = np.random.default_rng(0)
     labels = design(seeds, tasks, episodes)
     found = 0
     step = max(1, 2_000_000 // labels[0].size)  # studies at a time: arrays of some 16 MB
@@ -99,26 +97,24 @@ def planned(
     tasks: int,
     episodes: int,
     *,
-    points: Sequence[float] = POINTS,
     between_seeds: float = 0.0,
     agreement: float = 0.0,
-    alpha: float = 0.05,
 ) -> tuple[Power, ...]:
     """What a study of this size can tell apart, around a success rate of one half, where most episodes are needed.
 
-    Arguments and errors as in `paired_power`; `points` are the differences asked about.
+    Arguments and errors as in `paired_power`; the differences asked about are `POINTS`.
     """
     return tuple(
         Power(
             points=p,
             rate=0.5 - p / 2,
-            needed=rollouts_needed(0.5 - p / 2, 0.5 + p / 2, alpha=alpha),
+            needed=rollouts_needed(0.5 - p / 2, 0.5 + p / 2),
             planned=seeds * tasks * episodes,
             power=paired_power(
-                0.5 - p / 2, p, seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement, alpha=alpha
+                0.5 - p / 2, p, seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement
             ),
         )
-        for p in points
+        for p in POINTS
     )
 
 

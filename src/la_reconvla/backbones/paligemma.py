@@ -176,7 +176,7 @@ def scale_by_fan_in(model: PaliGemmaForConditionalGeneration) -> None:
 
 
 @torch.no_grad()
-def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"], floor: float = 1e-3) -> None:
+def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]) -> None:
     """Start the patch embedding from the statistics of the training images (Coates and Ng, 2012).
 
     Most of a patch is what it shows in every image: the table, the light. An embedding of random filters passes that on
@@ -187,7 +187,6 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
         backbone: with fresh weights; its patch embedding and position embedding are changed in place. Only where
             `PaliGemmaBackbone.whitens`.
         images: some training images.
-        floor: added to all variances, as a share of the largest, so that noise is not blown up.
     """
     embeddings = tower_of(backbone.model.vision_tower).embeddings
     weight: Tensor = embeddings.patch_embedding.weight
@@ -198,6 +197,7 @@ def whiten_patches(backbone: PaliGemmaBackbone, images: UInt8[Tensor, "m 3 H W"]
     variances, components = torch.linalg.eigh(centred.T @ centred / len(centred))  # ascending
     kept = min(width, len(variances))
     variances, components = variances[-kept:].clamp_min(0), components[:, -kept:]
+    floor = 1e-3  # added to all variances, as a share of the largest, so that noise is not blown up
     scale = (variances + floor * variances[-1].clamp_min(1e-6)).rsqrt() * math.sqrt(width / kept)
     rotation = torch.linalg.qr(weight.flatten(1)[:, :kept]).Q
     filters = rotation @ (components * scale).T

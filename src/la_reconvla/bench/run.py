@@ -51,7 +51,7 @@ from la_reconvla.data.samples import Samples
 from la_reconvla.processes import keep_memory
 from la_reconvla.progress import progress
 from la_reconvla.report import charts
-from la_reconvla.storage import atomic_write, write_json
+from la_reconvla.storage import write_content, write_json
 from la_reconvla.study import provenance
 from la_reconvla.text_table import tell
 from la_reconvla.training.devices import pick_device, pick_precision
@@ -317,12 +317,10 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         tell(sentence, console)
     if out is not None:
         write_json(out / "bench.json", document)
-        with atomic_write(out / "bench.md") as temporary:
-            temporary.write_text(markdown(document, shown), encoding="utf-8")
+        write_content(out / "bench.md", markdown(document, shown))
         bars = [row.to_json() for row in run.rows if isinstance(row, TimedRow) and row.unit == "ms"]
         if bars:
-            with atomic_write(out / "bench.svg") as temporary:
-                temporary.write_bytes(charts.time_chart(bars))
+            write_content(out / "bench.svg", charts.time_chart(bars))
     if not console.is_terminal:  # for programs; people have the tables
         print(json.dumps(document, default=str))
     return document

@@ -10,7 +10,7 @@ import tyro
 
 from la_reconvla.bench.rows import SECTIONS, Section
 from la_reconvla.errors import UserError, unknown
-from la_reconvla.study.options import IfGiven
+from la_reconvla.sim.options import IfGiven
 
 
 @dataclass(frozen=True)

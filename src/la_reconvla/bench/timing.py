@@ -66,7 +66,6 @@ def interleaved(
     wait: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     ticked: Callable[[str], None] = lambda name: None,
-    seed: int = 0,
 ) -> dict[str, list[float]]:
     """Seconds of every arm, round by round: what else the machine does falls on all arms alike.
 
@@ -80,12 +79,11 @@ def interleaved(
         wait: called before and after each run, see `synchronise`.
         clock: what tells the seconds.
         ticked: called with the name of every run, for a progress bar.
-        seed: of the orders.
 
     Returns:
         For each arm a list of equal length; numbers of one index belong to one round.
     """
-    order, names = np.random.default_rng(seed), list(arms)
+    order, names = np.random.default_rng(0), list(arms)
 
     def turn() -> dict[str, float]:
         taken = {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from la_reconvla.study.options import IfGiven
+from la_reconvla.sim.options import IfGiven
 from la_reconvla.text_table import tell
 
 

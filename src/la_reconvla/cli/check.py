@@ -8,7 +8,8 @@ from rich.console import Console
 
 from la_reconvla.bench.settings import Settings
 from la_reconvla.cli.options import Flat, Group
-from la_reconvla.study.options import IfGiven, ModelOptions, PlanOptions, StepOptions
+from la_reconvla.sim.options import IfGiven
+from la_reconvla.study.options import ModelOptions, PlanOptions, StepOptions
 from la_reconvla.text_table import tell
 
 

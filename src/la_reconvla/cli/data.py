@@ -10,8 +10,14 @@ from la_reconvla.cli.options import Flat, Group
 from la_reconvla.data.lerobot_layout import PictureKind
 from la_reconvla.errors import UserError
 from la_reconvla.robot import Orientation
-from la_reconvla.sim.options import EpisodeOptions, FrameOptions, RecordingOptions, RenderOptions, ScenesOptions
-from la_reconvla.study.options import IfGiven
+from la_reconvla.sim.options import (
+    EpisodeOptions,
+    FrameOptions,
+    IfGiven,
+    RecordingOptions,
+    RenderOptions,
+    ScenesOptions,
+)
 from la_reconvla.text_table import tell
 
 

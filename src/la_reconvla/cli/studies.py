@@ -10,10 +10,10 @@ from tyro.conf import Positional
 
 from la_reconvla.cli.options import Flat, Group
 from la_reconvla.errors import UserError
+from la_reconvla.sim.options import IfGiven
 from la_reconvla.study.options import (
     CompareOptions,
     FilmOptions,
-    IfGiven,
     MachineOptions,
     PairOptions,
     PolicyChanges,

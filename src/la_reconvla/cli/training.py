@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from la_reconvla.cli.options import Group
-from la_reconvla.study.options import IfGiven, PolicyChanges, ScheduleChanges
+from la_reconvla.sim.options import IfGiven
+from la_reconvla.study.options import PolicyChanges, ScheduleChanges
 from la_reconvla.training.options import PretrainOptions
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from la_reconvla.cli import attention, check, data, policies, serve, studies, training
+from la_reconvla.cli import attention, check, data, policies, studies, training
 from la_reconvla.errors import UserError, nearest
 
 PROGRAM = "la-reconvla"
@@ -58,7 +58,7 @@ TREE: Mapping[str, Branch | Command] = {
         {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
     ),
     "look": attention.look,
-    "serve": serve.serve,
+    "serve": policies.serve,
     "share": Branch(
         "Give policies, studies and demonstrations to others, and get theirs: a folder, the Hugging Face hub, LeRobot.",
         {

@@ -22,7 +22,7 @@ from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.errors import UserError
 from la_reconvla.progress import Bar, RemoteTicker
 from la_reconvla.robot import Fit
-from la_reconvla.storage import append_jsonl, atomic_write, parse_json, read_jsonl
+from la_reconvla.storage import append_jsonl, parse_json, read_jsonl, write_content
 
 BOXES_SUFFIX = ".jsonl"
 
@@ -205,8 +205,7 @@ def write_boxes(demonstrations: Demonstrations, annotator: Annotator, path: Path
         append_jsonl(part, lines)
         done.append(lines)
         ticker.advance(note=episode.name)
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for lines in done for line in lines), encoding="utf-8")
+    write_content(path, "".join(json.dumps(line) + "\n" for lines in done for line in lines))
     part.unlink(missing_ok=True)
 
 

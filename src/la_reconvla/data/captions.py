@@ -339,7 +339,6 @@ class Captioner:
         index: int,
         *,
         relations: bool = True,
-        held_out: bool = False,
         wordings: Sequence[str] = WORDINGS,
     ) -> Caption | None:
         """A caption that is true of scene `index`, by the shares of `RELATIONS`; None if nothing can be said.
@@ -348,10 +347,9 @@ class Captioner:
             rng: where choices come from.
             index: the scene.
             relations: False names objects without their places.
-            held_out: speak only of held-out pairs instead of never.
             wordings: the sentences to choose from.
         """
-        known = [e for e in self.true_of(index) if e.held_out == held_out and (relations or e.relation is None)]
+        known = [e for e in self.true_of(index) if not e.held_out and (relations or e.relation is None)]
         groups: dict[Relation | None, list[Expression]] = {}
         for e in known:
             groups.setdefault(e.relation, []).append(e)

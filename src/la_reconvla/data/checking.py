@@ -12,7 +12,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import spread_indices
 from la_reconvla.drawing import contact_sheet
 from la_reconvla.errors import UserError
-from la_reconvla.storage import atomic_write
+from la_reconvla.storage import write_content
 
 EPISODES, FRAMES = 6, 6  # rows and columns of the sheet
 COLUMNS = ("lowest", "1 %", "mean", "99 %", "highest")
@@ -29,8 +29,7 @@ def check(folder: Path, sheet: Path) -> list[str]:
         raise UserError(f"the sheet is a PNG: give --sheet a name that ends in .png, not {sheet.name}")
     opened = open_demonstrations(folder)
     content = _sheet(opened)
-    with atomic_write(sheet) as temporary:
-        temporary.write_bytes(content)
+    write_content(sheet, content)
     return [*described(opened), *_warnings(opened), "", f"look at {sheet}"]
 
 

@@ -7,7 +7,7 @@ The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reco
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -44,15 +44,14 @@ from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orien
 from la_reconvla.storage import TEMPORARY, parse_json
 
 
-def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = None) -> Demonstrations:
+def open_demonstrations(folder: Path | str) -> Demonstrations:
     """All demonstrations in a folder, ordered by task and episode.
 
     Args:
         folder: holds ``*_demo.hdf5`` files, ours or LIBERO's, or is a LeRobotDataset, a dataset in RLDS or of CALVIN.
-        tasks: names of the tasks wanted, or (our files only) their indices; all by default.
 
     Raises:
-        UserError: no demonstrations there, an unfinished collection, an unknown task, a damaged or foreign file, or
+        UserError: no demonstrations there, an unfinished collection, a damaged or foreign file, or
             files of different render quality, picture size or frame stride.
     """
     folder, notes = Path(folder), ()
@@ -64,7 +63,6 @@ def open_demonstrations(folder: Path | str, tasks: Sequence[str | int] | None = 
         episodes = calvin.read_folder(folder)
     else:
         episodes = [episode for path in _find_files(folder) for episode in read_file(path)]
-    episodes = episodes if tasks is None else _of_tasks(episodes, tasks)
     return same_kind(episodes, str(folder), notes)
 
 
@@ -291,16 +289,3 @@ def _find_files(folder: Path) -> list[Path]:
     raise UserError(
         f"{folder}: no *{DEMO_SUFFIX} file there and no {INFO} of a LeRobotDataset, found {others}; {way_out}"
     )
-
-
-def _of_tasks(episodes: Sequence[Episode], tasks: Sequence[str | int]) -> list[Episode]:
-    names = {e.task_name for e in episodes}
-    by_index = {e.task: e.task_name for e in episodes if e.task is not None}
-    wanted = set()
-    for task in tasks:
-        name = by_index.get(task) if isinstance(task, int) else task
-        if name not in names:
-            known = names | {str(index) for index in by_index}
-            raise unknown("task in these demonstrations", str(task), known)
-        wanted.add(name)
-    return [e for e in episodes if e.task_name in wanted]

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from la_reconvla.data import hdf5_layout as names
+from la_reconvla.data.action_values import two_valued
 from la_reconvla.data.foreign_writer import Foreign, Pictures, write_foreign
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.errors import UserError, unknown
@@ -202,7 +203,7 @@ def _two_valued(sources: list[Source], space: ActionSpace) -> tuple[list[Source]
     """The sources with -1 and 1 in binary dimensions, and what they stand for, in words."""
     lines = []
     every = np.concatenate([source.actions for source in sources])
-    changed = [source.actions.copy() for source in sources]
+    others: dict[int, np.ndarray] = {}
     for place in space.binary:
         values, name = np.unique(every[:, place]), space.names[place]
         if len(values) != 2:
@@ -210,9 +211,9 @@ def _two_valued(sources: list[Source], space: ActionSpace) -> tuple[list[Source]
                 f"the binary action '{name}' has {len(values)} values ({', '.join(f'{v:g}' for v in values[:5])}), not "
                 "two: round it in the files, or leave it out of --binary"
             )
-        for actions in changed:
-            actions[:, place] = np.where(actions[:, place] == values[1], 1, -1)
+        others[place] = values
         lines.append(f"{name}: {values[0]:g} is written as -1, {values[1]:g} as 1")
+    changed = two_valued([source.actions for source in sources], others)
     return [replace(source, actions=actions) for source, actions in zip(sources, changed, strict=True)], lines
 
 

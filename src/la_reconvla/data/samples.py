@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -138,28 +138,6 @@ class Samples:
     def origin(self, index: int) -> tuple[Episode, int]:
         """Episode and control step of a sample."""
         return self.demonstrations.episodes[self._episode[index]], int(self._step[index])
-
-    def instance_patches(
-        self, indices: Int64[np.ndarray, " b"], names: Sequence[str], grid: tuple[int, int]
-    ) -> Float32[np.ndarray, "b names n"]:
-        """The share of each patch that each named instance occupies, at these samples.
-
-        Args:
-            indices: numbers of samples.
-            names: instances, or ``target`` and ``destination``, which are those of each episode.
-            grid: rows and columns of the patches; n = rows x columns.
-
-        Raises:
-            UserError: the recording has no instance maps, or not that instance.
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        result = np.zeros((len(indices), len(names), grid[0] * grid[1]), dtype=np.float32)
-        for number in np.unique(self._episode[indices]):
-            episode, here = self.demonstrations.episodes[number], self._episode[indices] == number
-            maps = episode.instances()[self._step[indices[here]] // episode.frame_stride]
-            for column, name in enumerate(names):
-                result[here, column] = patch_coverage(maps == episode.instance_number(name), grid)
-        return result
 
     def _checked_stride(self, episode: Episode) -> int:
         if self.stride < 1 or self.stride % episode.frame_stride:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from la_reconvla import kinds
 from la_reconvla.conditions import Condition, condition
 from la_reconvla.data.lerobot_info import action_space, camera_names, camera_sizes, read_info, read_ours
 from la_reconvla.data.lerobot_layout import ACTION, IMAGES, OURS, STATE, needed
@@ -157,11 +156,6 @@ def describe(
         decoding=study.decoding,
         inputs=Inputs(tuple(cameras), stands, study.fit, standard),
     )
-
-
-def to_json(policy: PolicyConfig) -> dict[str, Any]:
-    """The description as LeRobot's configuration keeps it."""
-    return kinds.to_json(policy)
 
 
 def arm_of(policy: PolicyConfig) -> Condition:

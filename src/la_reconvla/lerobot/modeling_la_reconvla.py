@@ -13,6 +13,7 @@ import torch
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor, nn
 
+from la_reconvla import kinds
 from la_reconvla.contracts import Batch, PolicyInput
 from la_reconvla.data.samples import GREY, greyed, proprio_view, resize, shifted, spread_indices
 from la_reconvla.errors import UserError
@@ -54,7 +55,7 @@ class LaReconVLAPolicy(PreTrainedPolicy):
                 raise UserError("a new policy needs a data set, which its action bins come from: train it first")
             recorded = described.read_recorded(dataset_meta.root)
             made = described.describe(config.condition, config.seed, config.study, config.orientation, recorded)
-            config.description = described.to_json(made)
+            config.description = kinds.to_json(made)
             taken, _ = described.features_of(made, config.image_features)
             config.input_features = {key: one for key, one in config.input_features.items() if key in taken}
         self.described = policy_of(config.description)

@@ -13,7 +13,8 @@ from torch import nn
 
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.errors import UserError
-from la_reconvla.lerobot.description import features_of, to_json
+from la_reconvla.kinds import to_json
+from la_reconvla.lerobot.description import features_of
 from la_reconvla.method.policy import Policy
 from la_reconvla.serving.lerobot_folder import (
     CONFIG,
@@ -24,7 +25,7 @@ from la_reconvla.serving.lerobot_folder import (
     WEIGHTS,
     LeRobotFolder,
 )
-from la_reconvla.storage import atomic_write
+from la_reconvla.storage import atomic_write, write_content
 from la_reconvla.training.checkpoint import PolicyConfig, kept, load_policy
 from la_reconvla.training.tensors import load_tensors, save_tensors
 
@@ -64,8 +65,7 @@ def to_lerobot(run: Path, out: Path) -> Path:
         save_model(Held(policy, int(metadata.get("steps", 0))), str(temporary))
     before, after = processors(config)
     for name, content in ((PREPROCESSOR, before), (POSTPROCESSOR, after), (CONFIG, configuration(config))):
-        with atomic_write(out / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=4), encoding="utf-8")
+        write_content(out / name, json.dumps(content, indent=4))
     return out
 
 

@@ -21,11 +21,12 @@ from la_reconvla.analysis.evidence import Evidence, Unit, by_unit
 from la_reconvla.analysis.intervals import Interval, square_and_add
 from la_reconvla.analysis.measures import Measure, Overlap, Rate
 from la_reconvla.analysis.results import ConditionResult, Results
+from la_reconvla.drawing import readable
 from la_reconvla.episodes import read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.page import fill
-from la_reconvla.report.phrases import FLOORS, metric_name, scenes
-from la_reconvla.storage import atomic_write
+from la_reconvla.report.phrases import metric_name
+from la_reconvla.storage import write_content
 from la_reconvla.study.heldout import read_held_out
 from la_reconvla.study.results import results_of
 from la_reconvla.text_table import number, percent, points
@@ -78,8 +79,7 @@ def write_comparison(first: Path | str, second: Path | str, out: Path | str | No
             for mine, own, other in ((folders[0], a, b), (folders[1], b, a))
         ],
     }
-    with atomic_write(path) as temporary:
-        temporary.write_text(fill("comparison.html.j2", values), encoding="utf-8")
+    write_content(path, fill("comparison.html.j2", values))
     return path
 
 
@@ -194,7 +194,7 @@ def _floors(a: Results, b: Results) -> Iterator[tuple[str, str, str]]:
     """Success of the floors of both studies."""
     found = [{(f.id, f.condition): f.tsr for f in results.floors if f.tsr} for results in (a, b)]
     for id, arm in dict.fromkeys((*found[0], *found[1])):
-        name = f"{FLOORS[id]} {arm or ''}".strip()
+        name = f"{readable(id)} {arm or ''}".strip()
         yield name, _value(found[0].get((id, arm))), _value(found[1].get((id, arm)))
 
 
@@ -205,7 +205,7 @@ def _value(value: Rate | Measure | Overlap | None) -> str:
         between = f"{percent(value.low)} to {percent(value.high)}"
         return f"{percent(value.rate)}, {value.successes} of {value.episodes} ({between})"
     chance = f"; chance {number(value.chance)}, ceiling {number(value.ceiling)}" if isinstance(value, Overlap) else ""
-    return f"{number(value.mean)} ({number(value.low)} to {number(value.high)}, n = {scenes(value.n)}{chance})"
+    return f"{number(value.mean)} ({number(value.low)} to {number(value.high)}, n = {value.n}{chance})"
 
 
 def _said(metric: str, found: tuple[float, float, float]) -> str:

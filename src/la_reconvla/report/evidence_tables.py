@@ -6,15 +6,16 @@ Page and ``tables.md`` show the same ones. A table without rows was not measured
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 
-from la_reconvla.analysis.measures import GroundingMeans, MapKind, MapPart, MapPhase, Measure, Rate
+from la_reconvla.analysis import power
+from la_reconvla.analysis.measures import GroundingMeans, MapKind, MapPart, MapPhase, Rate
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.episodes import WAYS
-from la_reconvla.report.phrases import scenes
-from la_reconvla.report.tables import beside, counted, place, policy_elsewhere
+from la_reconvla.report.tables import beside, counted, measured, place, policy_elsewhere
 from la_reconvla.text_table import TextTable, duration, number, percent
 
 MAPS: dict[MapKind, str] = {
@@ -88,7 +89,7 @@ def _metrics_of(results: Results, part: MapPart) -> TextTable:
 
 def aid_table(results: Results) -> TextTable:
     """How far another instruction moves the map of an arm."""
-    rows = [(arm.id, _measured(arm.aid)) for arm in results.conditions if arm.aid is not None]
+    rows = [(arm.id, measured(arm.aid)) for arm in results.conditions if arm.aid is not None]
     note = "AID is 1 - cosine of the maps of one picture under two instructions; 0 means that the words move nothing."
     return TextTable("Maps under another instruction", ("arm", "AID"), rows, note)
 
@@ -102,7 +103,7 @@ def _aos_auroc(means: GroundingMeans | None) -> str:
 def causal_table(results: Results) -> TextTable:
     """How far the actions move when something is hidden, and by how much more than when the control is."""
     rows = [
-        (arm.id, effect.occluded, _measured(effect.shift), _measured(effect.over_control, sign=True))
+        (arm.id, effect.occluded, measured(effect.shift), measured(effect.over_control, sign=True))
         for arm in results.conditions
         for effect in sorted(arm.causal, key=lambda effect: OCCLUDED.index(effect.occluded))
     ]
@@ -175,21 +176,12 @@ def leakage_table(results: Results) -> TextTable:
 
 def power_table(results: Results) -> TextTable:
     """Which differences of success so many episodes can find."""
-    rows = [
-        (
-            f"{100 * row.points:.0f} points above {percent(row.rate)}",
-            str(row.needed),
-            str(row.planned),
-            percent(row.power),
-        )
-        for row in results.power
-    ]
-    header = ("a difference of", "episodes per arm needed", "episodes per arm here", "chance of finding it here")
     note = (
-        "Needed is what independent arms take to find the difference with a chance of 80 %; the chance here is that of "
-        "this study's own test with its seeds and starts, by simulation."
+        "Points are of success, both arms around 50 %. The power of this study is that of its own test with its seeds "
+        "and starts, by simulation."
     )
-    return TextTable("Power", header, rows, note)
+    seeds = max((len(arm.cells) for arm in results.conditions), default=0)
+    return replace(power.power_table(results.power, seeds), note=note)
 
 
 def time_table(results: Results) -> TextTable:
@@ -257,13 +249,6 @@ def all_tables(results: Results) -> Iterable[TextTable]:
 
 
 # ---------------------------------------------------------------- numbers
-
-
-def _measured(measure: Measure | None, sign: bool = False) -> str:
-    if measure is None:
-        return "–"
-    between = f"{number(measure.low, 3, sign)} to {number(measure.high, 3, sign)}"
-    return f"{number(measure.mean, 3, sign)} ({between}, n = {scenes(measure.n)})"
 
 
 def _rate_or_dash(rate: Rate | None) -> str:

@@ -19,7 +19,7 @@ from la_reconvla import drawing
 from la_reconvla.drawing import data_uri
 from la_reconvla.errors import UserError
 from la_reconvla.report import charts
-from la_reconvla.report.phrases import compared, effect_size, metric_name, named, paired, scenes
+from la_reconvla.report.phrases import compared, effect_size, metric_name, named, paired
 from la_reconvla.text_table import duration, number, p_value, percent, points
 
 MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
@@ -88,7 +88,6 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         effect_size=effect_size,
         readable=drawing.readable,
         paired=paired,
-        scenes=scenes,
         named=named,
         metric=metric_name,
         compared=compared,

@@ -8,12 +8,6 @@ from la_reconvla.analysis.results import ConditionResult, Pairing, Results
 from la_reconvla.analysis.verdicts import NOT_JUDGED, reasons
 from la_reconvla.text_table import number, percent, points
 
-FLOORS = {
-    "grey_image": "grey image",
-    "wrong_instruction": "wrong instruction",
-    "no_image": "no image",
-    "blind_replay": "blind replay",
-}
 EFFECTS_SAID = (
     "Effect size: Cohen's h of two rates with the odds ratio of the starts that only one of both solved; for other "
     "metrics d, the mean difference in standard deviations of the differences. Of h and d 0.2 is small, 0.8 large."
@@ -95,8 +89,3 @@ def effect_size(c: Comparison) -> str:
         if value is not None
     ]
     return "; ".join([*said, *([] if ratio is None else [f"odds ratio {number(ratio, 2)}"])]) or "–"
-
-
-def scenes(n: int) -> str:
-    """A number of scenes; results of an earlier version lack it."""
-    return str(n) if n else "?"

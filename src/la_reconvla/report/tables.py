@@ -10,7 +10,8 @@ from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.measures import STAGES, Measure, Rate, Stages
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.conditions import GRID
-from la_reconvla.report.phrases import EFFECTS_SAID, FLOORS, compared, effect_size, named, scenes
+from la_reconvla.drawing import readable
+from la_reconvla.report.phrases import EFFECTS_SAID, compared, effect_size, named
 from la_reconvla.text_table import TextTable, number, p_value, percent, points
 
 CHANGES = {
@@ -59,7 +60,7 @@ def _stages(stages: Stages) -> tuple[str, ...]:
 def beside(results: Results) -> list[tuple[str, Floor | Reference]]:
     """What arms are read against, under its name."""
     return [
-        *((f"floor: {FLOORS[f.id]} {f.condition or ''}".strip(), f) for f in results.floors),
+        *((f"floor: {readable(f.id)} {f.condition or ''}".strip(), f) for f in results.floors),
         *((f"reference: {r.id}", r) for r in results.references),
     ]
 
@@ -141,7 +142,7 @@ def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:
 def policy_elsewhere(e: OtherStarts) -> str:
     """Which policy that was, as in the other tables."""
     if e.floor is not None:
-        return f"floor: {FLOORS.get(e.floor, e.floor.replace('_', ' '))} {e.condition or ''}".strip()
+        return f"floor: {readable(e.floor)} {e.condition or ''}".strip()
     return e.condition or e.label.replace("_", " ")
 
 
@@ -149,16 +150,16 @@ def error_table(results: Results) -> TextTable:
     """Held-out action error of every arm and its difference to each floor; n counts the scenes of each interval."""
     floors = ("grey_image", "wrong_instruction", "no_image")
     rows = [
-        (c.id, _interval(c.action_error), *(_difference(results.comparison(c.id, f, "action_error")) for f in floors))
+        (c.id, measured(c.action_error), *(_difference(results.comparison(c.id, f, "action_error")) for f in floors))
         for c in results.conditions
         if c.action_error is not None
     ]
     rows += [
-        ("floor: no image", _interval(f.action_error), *["–"] * len(floors))
+        ("floor: no image", measured(f.action_error), *["–"] * len(floors))
         for f in results.floors
         if f.id == "no_image" and f.action_error is not None
     ]
-    header = ("arm", "action error", *(f"minus {FLOORS[floor]}" for floor in floors))
+    header = ("arm", "action error", *(f"minus {readable(floor)}" for floor in floors))
     return TextTable("Action error on held-out frames", header, rows)
 
 
@@ -171,7 +172,7 @@ def overlap_table(results: Results) -> TextTable:
         row = ("not measured", *["–"] * (len(header) - 2))
         if c.aos is not None:
             between = f"{number(c.aos.low)} to {number(c.aos.high)}"
-            row = (number(c.aos.mean), between, scenes(c.aos.n), number(c.aos.chance), number(c.aos.ceiling))
+            row = (number(c.aos.mean), between, str(c.aos.n), number(c.aos.chance), number(c.aos.ceiling))
             shown = ("aos_g", "aos_g_chance", "pointing", "auroc", "mass", "mass_over_area")
             row += tuple(number(getattr(c.grounding, name, None)) for name in shown)
         rows.append((named(c), *row))
@@ -231,7 +232,7 @@ def _grid_cell(c: ConditionResult | None) -> str:
     if c.stages is not None:
         said.append(f"approached {percent(c.stages.approached)}")
     if c.action_error is not None:
-        said.append(f"action error {_interval(c.action_error)}")
+        said.append(f"action error {measured(c.action_error)}")
     if c.aos is not None:
         said.append(f"AOS {number(c.aos.mean)} ({number(c.aos.low)} to {number(c.aos.high)})")
     if c.head_parameters is not None and c.head_operations is not None:
@@ -273,11 +274,12 @@ def _rate(rate: Rate | None) -> tuple[str, str, str]:
     )
 
 
-def _interval(measure: Measure | None) -> str:
+def measured(measure: Measure | None, sign: bool = False) -> str:
+    """A mean, its interval and the number of scenes in one cell."""
     if measure is None:
         return "–"
-    between = f"{number(measure.low)} to {number(measure.high)}"
-    return f"{number(measure.mean)} ({between}; n = {scenes(measure.n)})"
+    between = f"{number(measure.low, 3, sign)} to {number(measure.high, 3, sign)}"
+    return f"{number(measure.mean, 3, sign)} ({between}, n = {measure.n})"
 
 
 def _difference(found: Comparison | None) -> str:
@@ -286,5 +288,5 @@ def _difference(found: Comparison | None) -> str:
     if found.agreement or found.kind == "loss":
         return f"{points(found.difference)} points ({points(found.low)} to {points(found.high)})"
     between = f"{number(found.low, sign=True)} to {number(found.high, sign=True)}"
-    count = "" if found.scenes is None else f"; n = {found.scenes}"
+    count = "" if found.scenes is None else f", n = {found.scenes}"
     return f"{number(found.difference, sign=True)} ({between}{count})"

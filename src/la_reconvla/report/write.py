@@ -33,7 +33,7 @@ from la_reconvla.report.tables import (
     other_starts_tables,
     wording_table,
 )
-from la_reconvla.storage import atomic_write, read_jsonl
+from la_reconvla.storage import read_jsonl, write_content
 from la_reconvla.study.results import results_of
 
 PAGES = {"": bytes, "-dark": charts.for_dark_page}
@@ -61,8 +61,7 @@ def write_report(run_dir: Path | str) -> Path:
     text = markdown(results, evidence_tables.all_tables(results))
     text += "\n## What this does not show\n\n" + "".join(f"- {said}\n" for said in limits(results))
     for name, content in ((layout.REPORT, render(results, folder)), (layout.TABLES, text)):
-        with atomic_write(folder / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_content(folder / name, content)
     return folder / layout.REPORT
 
 
@@ -150,8 +149,7 @@ def write_figures(run_dir: Path | str, out: Path) -> list[Path]:
     files = {f"{name}{ending}.svg": of(svg) for name, svg in drawn.items() for ending, of in PAGES.items()}
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        with atomic_write(out / name) as temporary:
-            temporary.write_bytes(content)
+        write_content(out / name, content)
     return [out / name for name in files]
 
 

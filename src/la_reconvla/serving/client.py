@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from la_reconvla.serving import wire
 from la_reconvla.sim.env import ACTION_DIM, Env
 from la_reconvla.sim.policies import told
 from la_reconvla.sim.rollout import EnvSettings
+from la_reconvla.storage import plain
 
 TOKEN = "LA_RECONVLA_TOKEN"  # environment variable with the server's token
 MAX_ANSWER = 16_000_000  # bytes of a chunk of actions and what comes with it
@@ -56,7 +58,7 @@ class Remote:
         connection = Connection(self.url)
         connection.close()
         asked = {"view": self.view, "words": self.words, "execute": self.execute}
-        return {"url": self.url, "server": _plain(connection.metadata), **asked}
+        return {"url": self.url, "server": json.loads(json.dumps(plain(connection.metadata), default=str)), **asked}
 
     def build(self) -> RemotePolicy:
         """Connect.
@@ -165,12 +167,3 @@ class RemotePolicy:
         if len(chunk) == 0 or not np.isfinite(chunk).all():
             raise UserError(f"{self.specification.url} gives no actions, or NaN or infinity among them")
         return np.clip(chunk, -1.0, 1.0)
-
-
-def _plain(value: Any) -> Any:
-    """Metadata as JSON holds it."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(item) for item in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

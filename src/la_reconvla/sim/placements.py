@@ -56,7 +56,6 @@ def wide_starts(
     split: Split,
     indices: Iterable[int],
     cache: Path | None = None,
-    wide: Wide | None = None,
     *,
     allow_any_mujoco: bool = False,
 ) -> list[Start]:
@@ -68,23 +67,20 @@ def wide_starts(
         split: ``train`` or ``test``: different streams of random numbers.
         indices: which starts, in the order wanted. 2j has the first of the task's `asks` in scene j, 2j + 1 the second.
         cache: folder in which scenes are kept, by all that they depend on; a scene takes about a second to make.
-        wide: how far to move things; `Wide()` if None.
         allow_any_mujoco: make them with whatever MuJoCo is installed; they are kept apart in the cache.
 
     Raises:
         UserError: if the suite, task, split or an index is unknown, there are not two things to ask for in the task's
             scene, or there is no good scene within `Wide.tries` draws.
     """
-    indices, parameters = list(indices), wide or Wide()
+    indices = list(indices)
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     if min(indices, default=0) < 0:
         raise UserError(f"starts are numbered from 0: there is no start {min(indices)}")
     scene_task = load_task(suite, task)
     choices = asks(scene_task)
-    states = scene_states(
-        scene_task, split, sorted({index // 2 for index in indices}), cache, parameters, allow_any_mujoco
-    )
+    states = scene_states(scene_task, split, sorted({index // 2 for index in indices}), cache, Wide(), allow_any_mujoco)
     return [
         Start(
             suite=suite,

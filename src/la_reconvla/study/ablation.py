@@ -40,7 +40,7 @@ from la_reconvla.study.evaluations import Evaluations
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
-from la_reconvla.study.pictures import pictures, videos
+from la_reconvla.study.pictures import pictures, timelines, videos
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.provenance import Energy, commit, hardware, versions
 from la_reconvla.study.requirements import (
@@ -50,9 +50,7 @@ from la_reconvla.study.requirements import (
     require_heads,
     require_room,
 )
-from la_reconvla.study.results import write_results
 from la_reconvla.study.starts import wording
-from la_reconvla.study.timelines import timelines
 from la_reconvla.study.train_cells import measure_cells, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
 from la_reconvla.training.devices import pick_device, pick_precision
@@ -137,7 +135,7 @@ class Ablation:
             energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
             results = replace(results, study=study)
-            write_results(self.folder / layout.RESULTS, results)
+            write_json(self.folder / layout.RESULTS, results)
         return results
 
     # ------------------------------------------------------------ parts

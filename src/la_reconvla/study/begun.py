@@ -22,10 +22,10 @@ class Begun:
         started: when, ISO 8601.
         commits: git commits of the code that worked on it.
         hardware: processor, memory, accelerator of the machine that began it.
-        command: the last command line.
-        size: what may grow, as it was last asked for; empty for a study of before it was kept.
-        hypotheses: as declared; None for a study of before there were declarations.
+        hypotheses: as declared.
         hypotheses_hash: SHA-256 of that.
+        command: the last command line.
+        size: what may grow, as it was last asked for; empty where it was stopped before that was written.
     """
 
     config: dict[str, Any]
@@ -34,10 +34,10 @@ class Begun:
     started: str
     commits: tuple[str, ...]
     hardware: dict[str, Any]
+    hypotheses: str
+    hypotheses_hash: str
     command: str = ""
     size: dict[str, Any] = field(default_factory=dict)
-    hypotheses: str | None = None
-    hypotheses_hash: str | None = None
 
 
 def read_begun(path: Path) -> Begun:

@@ -21,7 +21,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.episodes import View, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
+from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.collection_folder import CONFIG as COLLECTION
 from la_reconvla.sim.collection_folder import SUMMARY, read_summary
 from la_reconvla.storage import read_json, read_jsonl
@@ -97,7 +97,7 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         *([f"- what trained: {_trained(PolicyConfig.load(run))}"] if source else []),
         f"- actions in a chunk: {backbone.chunk}, {config.decoding} decoding; robot state: {backbone.proprio}; "
         f"wrist camera: {backbone.wrist}",
-        f"- an action: {_named(config.bins.space)}",
+        f"- an action: {config.bins.space}",
         f"- pictures: {' and '.join(config.inputs.cameras[: 1 + backbone.wrist])}, {config.inputs.orientation}",
         "",
         "## Data",
@@ -279,10 +279,6 @@ def _origin(config: PolicyConfig) -> list[str]:
     if (origin := config.origin) is None:
         return []
     return [f"- it began with the weights {origin.weights_hash} of {origin.run}: {len(origin.starts)} further states"]
-
-
-def _named(space: ActionSpace) -> str:
-    return ", ".join(f"{name} ({kind})" for name, kind in zip(space.names, space.kinds, strict=True))
 
 
 def _small(config: PolicyConfig) -> str:

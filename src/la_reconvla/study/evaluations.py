@@ -17,12 +17,10 @@ from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.study.cells import Cell, OfficialStarts
 from la_reconvla.study.domains import Domain
 from la_reconvla.study.evaluate import Evaluation
-from la_reconvla.study.floors import expert_can, has_replay
+from la_reconvla.study.floors import VIEWS, expert_can, has_replay
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import evaluation_starts, wrong_words
 from la_reconvla.training.trained_policy import Trained
-
-VIEWS_OF_FLOORS = ("grey_image", "wrong_instruction")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +85,7 @@ class Evaluations:
             films = self.domain.films and not blind
             result.append(Evaluation(cell.folder, label, policy, few if blind else many, films, c.backbone.grid))
             if cell.condition.id == c.floor_arm:
-                for view in VIEWS_OF_FLOORS:
+                for view in VIEWS:
                     policy = Trained(cell.folder, view, self.swaps, device=self.device)
                     folder = layout.floor(self.folder, view, cell.condition.id, cell.seed)
                     result.append(Evaluation(folder, replace(label, floor=view), policy, few))

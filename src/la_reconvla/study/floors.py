@@ -14,7 +14,7 @@ from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.starts import Start
-from la_reconvla.episodes import Label, View
+from la_reconvla.episodes import Label
 from la_reconvla.serving.client import Remote
 from la_reconvla.serving.lerobot_policy import LeRobot
 from la_reconvla.sim.expert_tasks import feasible
@@ -24,6 +24,8 @@ from la_reconvla.study.evaluate import Evaluation
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.trained_policy import Trained
+
+VIEWS = ("grey_image", "wrong_instruction")  # floors that are a policy itself, shown or told else
 
 
 def view_floors(
@@ -37,10 +39,9 @@ def view_floors(
         label: of its episodes.
         swaps: what it is told instead.
     """
-    views: tuple[View, ...] = ("grey_image", "wrong_instruction")
     return [
         Evaluation(folder / layout.FLOORS / view, replace(label, floor=view), replace(policy, view=view, swaps=swaps))
-        for view in views
+        for view in VIEWS
     ]
 
 

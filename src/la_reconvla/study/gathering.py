@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from la_reconvla import kinds, layout
 from la_reconvla.analysis import leakage
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence
 from la_reconvla.analysis.frames import FrameRecord
+from la_reconvla.analysis.leakage import Layout, Shown, same_state, wide_scene
 from la_reconvla.analysis.measures import Leak
 from la_reconvla.analysis.results import Pairing, Study
 from la_reconvla.analysis.verdicts import NOT_JUDGED
@@ -20,29 +21,27 @@ from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import NO_IMAGE, Condition
 from la_reconvla.data.boxes import annotator
-from la_reconvla.data.demonstrations import Demonstrations
+from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.samples import patch_coverage, spread_indices
+from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.episodes import EpisodeRecord, View
 from la_reconvla.method.mask import masked_count
 from la_reconvla.robot import LIBERO_ACTIONS
+from la_reconvla.sim import toy
 from la_reconvla.sim.suite_changes import kind_of_wording
-from la_reconvla.sim.tasks import Task, change_of
+from la_reconvla.sim.tasks import Task, base_of, change_of, positions_in
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, samples_of
-from la_reconvla.study.evaluations import VIEWS_OF_FLOORS, Evaluations
+from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.floors import VIEWS
 from la_reconvla.study.heldout import OTHER_UNIT, UNIT, read_held_out, watched
-from la_reconvla.study.leakage import shown_by, shown_in
 from la_reconvla.study.parts import boxes_beside, part_masks
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.held_out import WATCHED
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.trackers import METRICS
 
-UNDECLARED = (
-    "This study began without a written declaration: its hypotheses were not declared before the run. It is judged by "
-    "those of the version that wrote these results."
-)
 OFFLINE = (
     "There is no simulator in this study and nothing was rolled out: policies are judged on held-out frames of the "
     "demonstrations. A lower action error does not say that a robot succeeds more often."
@@ -99,7 +98,7 @@ def floors(arms: Sequence[Condition], evaluations: Evaluations, blind: Evidence)
     found = []
     for arm in arms:
         cells = [cell for cell in evaluations.cells if cell.condition == arm]
-        for view in VIEWS_OF_FLOORS:
+        for view in VIEWS:
             episodes: list[EpisodeRecord] = []
             if arm.id == evaluations.config.floor_arm:
                 folders = [layout.floor(evaluations.folder, view, arm.id, cell.seed) for cell in cells]
@@ -135,6 +134,48 @@ def other_starts(evaluations: Evaluations) -> list[OtherStartsEvidence]:
 
 
 # ---------------------------------------------------------------- leakage, and what the study is
+
+
+def shown_by(starts: Iterable[Start]) -> Shown:
+    """What evaluation starts show."""
+    starts = list(starts)
+    facts = [(s.id, s.suite, s.task, s.target, s.instruction, np.asarray(s.state)) for s in starts]
+    return _shown(facts, {s.instruction for s in starts})
+
+
+def shown_in(episodes: Iterable[Episode]) -> Shown:
+    """What demonstrations began with: the settled state before their first action."""
+    episodes = list(episodes)
+    facts = [
+        (e.start_id, e.suite, e.task, e.target, e.instruction, e.states()[0])
+        for e in episodes
+        if e.start_id is not None and e.suite is not None and e.task is not None and e.target is not None
+    ]
+    return _shown(facts, {e.instruction for e in episodes})
+
+
+def _shown(facts: Sequence[tuple[str, str, int, str, str, np.ndarray]], told: set[str]) -> Shown:
+    movable: set[str] = set()
+    targets: dict[Layout, list[np.ndarray]] = {}
+    states: dict[Layout, list[np.ndarray]] = {}
+    for _, suite, index, target, _, state in facts:
+        if suite == toy.SUITE:
+            continue  # the toy's states tell no places
+        places, where = positions_in(suite, index, state), (base_of(suite), index)
+        movable |= {object_kind(name) for name in places}
+        if places:
+            states.setdefault(where, []).append(np.stack(list(places.values())))
+        if target in places:
+            targets.setdefault(where, []).append(places[target])
+    return Shown(
+        ids=frozenset(same_state(fact[0]) for fact in facts),
+        scenes=frozenset(scene for fact in facts if (scene := wide_scene(fact[0]))),
+        instructions=frozenset(told),
+        kinds=frozenset(movable),
+        tasks=frozenset(f"{base_of(suite)}/{index}" for _, suite, index, *_ in facts),
+        targets={where: np.stack(found) for where, found in targets.items()},
+        states={where: np.stack(found) for where, found in states.items()},
+    )
 
 
 def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
@@ -193,11 +234,10 @@ def study_description(
         },
         action_error_unit=UNIT if evaluations.demonstrations.space == LIBERO_ACTIONS else OTHER_UNIT,
         pairing=pairing,
-        hypotheses=begun.hypotheses or "",
-        hypotheses_hash=begun.hypotheses_hash or "",
+        hypotheses=begun.hypotheses,
+        hypotheses_hash=begun.hypotheses_hash,
         limits=(
             *((OFFLINE,) if evaluations.domain.recorded is not None else ()),
-            *(() if begun.hypotheses is not None else (UNDECLARED,)),
             *(() if c.judged else (NOT_JUDGED,)),
             *evaluations.demonstrations.notes,
         ),

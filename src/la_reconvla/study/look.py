@@ -27,8 +27,8 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import saliency
 from la_reconvla.method.variants.attention_heads import per_head
 from la_reconvla.robot import Fit, proprio_width
-from la_reconvla.storage import atomic_write, read_json
-from la_reconvla.study.timelines import draw
+from la_reconvla.storage import read_json, write_content
+from la_reconvla.study.pictures import draw
 from la_reconvla.training.checkpoint import CONFIG, load_policy
 from la_reconvla.training.devices import pick_device
 
@@ -164,8 +164,7 @@ def look(
         maps = {text: each.saliency[None] for text, each in zip(texts, looks, strict=True)}
         title = f"{instruction} ({drawing.readable(looks[0].channel)})"
         content = drawing.attention_grid(picture[None], [title], maps, looks[0].grid)
-    with atomic_write(out) as temporary:
-        temporary.write_bytes(content)
+    write_content(out, content)
     lines = looks[0].lines()
     if against is not None:
         apart = instruction_difference(*(each.saliency[None] for each in looks))[0]

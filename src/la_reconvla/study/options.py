@@ -16,12 +16,12 @@ from la_reconvla.data.instructions import Words
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.episodes import View
 from la_reconvla.robot import Fit, StateChoice
+from la_reconvla.sim.options import IfGiven
 from la_reconvla.training.options import ServiceName
 
 T = TypeVar("T")
 UNTRAINED = ("expert", "random")  # what the command eval takes beside runs
 PerPreset = Annotated[T | None, arg(help_behavior_hint="(default: the preset's)")]
-IfGiven = Annotated[T | None, arg(help_behavior_hint="(optional)")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import threading
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+
+from la_reconvla.sim.machine import installed_versions
 
 RAPL = Path("/sys/class/powercap")
 PACKAGES = (
@@ -21,13 +22,7 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Version of Python and of each package that can change a number."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(*PACKAGES)}
 
 
 def hardware() -> dict[str, Any]:

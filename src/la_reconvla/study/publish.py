@@ -24,7 +24,7 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.lerobot_layout import INFO
 from la_reconvla.errors import UserError
-from la_reconvla.storage import atomic_write, explain_disk_errors, locked, parse_json, read_json, require_free_space
+from la_reconvla.storage import explain_disk_errors, locked, parse_json, read_json, require_free_space, write_content
 from la_reconvla.study.cards import (
     Labels,
     data_card,
@@ -59,8 +59,7 @@ def export(run: Path, out: Path, merged: bool = False, labels: Labels = UNNAMED)
     """Write the policy and its card to `out`; see `la_reconvla.training.exporting.export_policy`."""
     config = export_policy(run, out, merged)
     labels = replace(labels, license=labels.license or policy_licence(PolicyConfig.load(run)))
-    with atomic_write(out / CARD) as temporary:
-        temporary.write_text(str(policy_card(run, config, labels)), encoding="utf-8")
+    write_content(out / CARD, str(policy_card(run, config, labels)))
     return out
 
 

@@ -27,15 +27,8 @@ from la_reconvla.training.trial import dry_run
 
 def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
     """Raise a `UserError` if the hypotheses are not those that the study began with."""
-    if begun.get("hypotheses") is None:
-        if given is not None:
-            raise UserError(
-                f"{path.parent} began without a declaration, and one made now would not be made before the run: leave "
-                "--hypotheses out, or begin another study with --out"
-            )
-        return
     declared = Declaration.parse(begun["hypotheses"], f"{path}, hypotheses")
-    if declared.hash != begun.get("hypotheses_hash"):
+    if declared.hash != begun["hypotheses_hash"]:
         raise UserError(
             f"{path}: the hypotheses were changed after the study began (their SHA-256 is no longer hypotheses_hash): "
             "restore them, or begin another study with --out"

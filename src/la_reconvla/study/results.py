@@ -1,4 +1,4 @@
-"""`results.json` on disk: writing it, and reading it with a check of every field."""
+"""`results.json` on disk: reading it with a check of every field."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from la_reconvla import layout
 from la_reconvla.analysis.results import Results
 from la_reconvla.errors import UserError
 from la_reconvla.layout import require_schema
-from la_reconvla.storage import read_json, write_json
+from la_reconvla.storage import read_json
 from la_reconvla.study.begun import read_begun
 from la_reconvla.typed_json import parse
-
-
-def write_results(path: Path | str, results: Results) -> None:
-    """Write `results` as JSON, atomically."""
-    write_json(path, results)
 
 
 def results_of(study: Path | str) -> Results:

@@ -39,7 +39,7 @@ from la_reconvla.method.variants.learned import LearnedSource
 from la_reconvla.method.variants.localisation_heads import LocalisationHeads
 from la_reconvla.progress import progress
 from la_reconvla.randomness import seeded
-from la_reconvla.storage import atomic_write, write_json
+from la_reconvla.storage import write_content, write_json
 from la_reconvla.study.word_questions import Question, questions
 from la_reconvla.text_table import TextTable
 from la_reconvla.training.pretraining_data import pictures, whiten
@@ -329,10 +329,8 @@ def measure_words(weights: Sequence[str], train: Scenes, test: Scenes, out: Path
         "scenes": {split: {"count": len(s), "hash": s.hash} for split, s in (("train", train), ("test", test))},
     }
     write_json(out / "words.json", {**of, "seed": seed, "rows": records})
-    with atomic_write(out / "words.md") as temporary:
-        temporary.write_text("\n\n".join(table.markdown() for table in full) + "\n", encoding="utf-8")
-    with atomic_write(out / "words.png") as temporary:
-        temporary.write_bytes(picture(started(first), test))
+    write_content(out / "words.md", "\n\n".join(table.markdown() for table in full) + "\n")
+    write_content(out / "words.png", picture(started(first), test))
     return brief
 
 

@@ -20,11 +20,10 @@ from la_reconvla.data.samples import Samples, batch_indices, shifted, spread_ind
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
-from la_reconvla.method.variants.teacher import averaged, follow, teacher_of
+from la_reconvla.method.variants.teacher import averaged, averaged_decay, follow, teacher_of
 from la_reconvla.processes import keep_memory
 from la_reconvla.progress import Ticker
 from la_reconvla.randomness import derive, generator, seeded
-from la_reconvla.training.averaging import averaged_decay
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, restore, weights_hash
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
@@ -53,7 +52,7 @@ class TrainConfig:
         warmup: steps of the warm-up.
         weight_decay: on matrices only.
         clip: largest norm of the gradient.
-        ema: keep a moving average of the weights, which is what acts in the end, see `training.averaging`.
+        ema: keep a moving average of the weights, which is what acts in the end, see `averaged_decay`.
         shift: random shift of training pictures, up to this many pixels, see `data.samples.shifted`; 0 for none.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.

@@ -14,11 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 from la_reconvla.errors import UserError
 from la_reconvla.storage import (
     append_jsonl,
-    atomic_write,
     explain_disk_errors,
     plain,
     read_json,
     read_jsonl,
+    write_content,
     write_json,
 )
 from la_reconvla.training.options import ServiceName
@@ -42,8 +42,7 @@ class JsonLines:
     def __init__(self, folder: Path, first: int):
         self.path = folder / METRICS
         kept = [line for line in read_jsonl(self.path) if first and line["step"] <= first]
-        with atomic_write(self.path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_content(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Append one line."""

@@ -93,3 +93,18 @@ def follow(teacher: torch.nn.Module, backbone: torch.nn.Module, decay: float) ->
     with torch.no_grad():
         for mine, theirs in averaged(teacher, backbone).values():
             mine.lerp_(theirs, 1.0 - decay)
+
+
+POWER, MOST = 0.75, 0.9999
+
+
+def averaged_decay(step: int) -> float:
+    """The decay d after optimizer step `step`, counted from 0, of the average that acts, as Diffusion Policy keeps one
+    (arXiv 2303.04137)::
+
+        average = d average + (1 - d) weights    after each step; d = 1 - (1 + step)^-0.75, at most 0.9999
+
+    It grows with the steps, so that the average forgets the first weights (after the first step it is the weights) and,
+    later on, smooths the noise of the gradient.
+    """
+    return min(1.0 - (1.0 + step) ** -POWER, MOST)
