@@ -25,6 +25,7 @@ BEFORE, BEYOND = 0.05, 0.05  # from where a push begins to what is pushed, and f
 FINGER = 0.012  # half the thickness of the closed fingers (m)
 SHUT = {True: 0.001, False: -0.003}  # joints of drawers (m) and of doors (rad) when pushed shut
 OPENED, ON = -0.152, 0.65  # joints of drawers and knobs, past what LIBERO asks for (m, rad)
+BEHIND, PULLING, SLIPPED = 0.006, 0.02, 0.035  # from a handle: fingers behind it; where they pull to; off it (m)
 DOOR_AT, DOOR_BELOW = 0.17, 0.03  # a door is pushed so far from its hinge and so far below its top (m)
 AJAR = -1.55  # a door that is open less is in the way of what is put behind it (rad)
 CROSSING = 0.06  # above what is in between, on the way to where a skill begins (m)
@@ -58,11 +59,16 @@ def pull_open(arm: Arm, step: Step) -> Actions:
     def handle(before: float) -> Float[np.ndarray, "3"]:
         return joint.bar().mean(axis=0) - before * joint.axis
 
+    def slipped() -> bool:
+        return float((handle(0) - arm.hand) @ joint.axis) > SLIPPED
+
     yield from _cross(arm, lambda: handle(0.12), turn, closed=False)
     yield from arm.go(lambda: handle(0.08), turn, closed=False)
-    yield from arm.go(lambda: handle(0.0), turn, closed=False, steps=40)
-    yield from arm.hold(12, closed=True)
-    yield from arm.go(lambda: handle(0.06), turn, closed=True, steps=80, until=lambda: joint.value < OPENED)
+    yield from arm.go(lambda: handle(-BEHIND), turn, closed=False, steps=40)
+    yield from arm.go(lambda: handle(-BEHIND), turn, closed=True, steps=12, until=lambda: False)
+    yield from arm.go(
+        lambda: handle(PULLING), turn, closed=True, steps=80, until=lambda: joint.value < OPENED or slipped()
+    )
     yield from arm.hold(8, closed=False)
     yield from _withdraw(arm, handle(0.08), turn, closed=False)
 
