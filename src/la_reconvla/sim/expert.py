@@ -122,7 +122,7 @@ class Expert:
     def _goes_on(self) -> bool:
         """Whether there is another step, which then begins."""
         self._again = self.replanned
-        if not self._left and not self._blunders and len(self._steps) > 1:
+        if not self._left and not self._blunders and [step.skill for step in self._steps] != ["place"]:
             self._rounds -= 1
             self._left = [s for s in self._steps if not self._env.holds(s.predicate)] if self._rounds else []
             self._again = self._again or bool(self._left)

@@ -331,29 +331,9 @@ class LiberoEnv:
         self._env.parsed_problem["goal_state"] = [list(predicate) for predicate in goal]
 
     def _control_step(self, action: Float[np.ndarray, "7"]) -> None:
-        """One control step of 25 physics steps: what robosuite's `step` does, without what nobody reads.
+        from la_reconvla.sim.control import control_step
 
-        In every physics step robosuite solves for the accelerations three times: in its loop, in its controller and in
-        `mj_step`. Each solution is the next one's first guess, so that leaving two of them out would change the last
-        digits. Positions and velocities do not move between the three, though: they are evaluated once here.
-        """
-        import mujoco
-
-        env, (model, data) = self._env, self._physics()
-
-        def solve_again() -> None:
-            mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 1)
-
-        env.sim.forward = solve_again  # for the controller
-        try:
-            for substep in range(int(env.control_timestep / env.model_timestep)):
-                mujoco.mj_step1(model, data)
-                solve_again()
-                env._pre_action(action, policy_step=substep == 0)
-                mujoco.mj_step2(model, data)
-        finally:
-            del env.sim.forward
-        env._post_process()
+        control_step(self._env, action)
 
     def _over(self, stop_at_success: bool) -> bool:
         return self._steps >= self.max_steps or (self._success and stop_at_success)

@@ -25,6 +25,8 @@ BEFORE, BEYOND = 0.05, 0.05  # from where a push begins to what is pushed, and f
 FINGER = 0.012  # half the thickness of the closed fingers (m)
 SHUT = {True: 0.001, False: -0.003}  # joints of drawers (m) and of doors (rad) when pushed shut
 OPENED, ON = -0.152, 0.65  # joints of drawers and knobs, past what LIBERO asks for (m, rad)
+BEHIND, PULLING = 0.006, 0.02  # from a handle: fingers behind it, and where they pull to (m)
+SLIPPED = 0.035  # a hand so far before what it moves has slipped off (m)
 DOOR_AT, DOOR_BELOW = 0.17, 0.03  # a door is pushed so far from its hinge and so far below its top (m)
 AJAR = -1.55  # a door that is open less is in the way of what is put behind it (rad)
 CROSSING = 0.06  # above what is in between, on the way to where a skill begins (m)
@@ -32,6 +34,7 @@ RIM, LOW = 0.055, 0.014  # from a plate's origin to the hand over its rim: aside
 PRESSING, AIMING = 0.015, 0.03  # a hand that pushes a plate along aims so far below it, and so far ahead (m)
 HANDLE_DEEP, HANDLE_BELOW = 0.018, 0.037  # a mug's handle is taken so far from its end and below the brim (m)
 INSIDE, FLOOR = 0.04, 0.010  # a mug's middle is put so far behind the front; the floor above the region's lowest (m)
+OVER, NEARLY = 0.015, 0.005  # above the floor on its way in; and it is there (m)
 EDGE = 0.003  # a plate is there when its middle is so far inside the region (m)
 
 # ---------------------------------------------------------------- skills
@@ -58,11 +61,16 @@ def pull_open(arm: Arm, step: Step) -> Actions:
     def handle(before: float) -> Float[np.ndarray, "3"]:
         return joint.bar().mean(axis=0) - before * joint.axis
 
+    def slipped() -> bool:
+        return float((handle(0) - arm.hand) @ joint.axis) > SLIPPED
+
     yield from _cross(arm, lambda: handle(0.12), turn, closed=False)
     yield from arm.go(lambda: handle(0.08), turn, closed=False)
-    yield from arm.go(lambda: handle(0.0), turn, closed=False, steps=40)
-    yield from arm.hold(12, closed=True)
-    yield from arm.go(lambda: handle(0.06), turn, closed=True, steps=80, until=lambda: joint.value < OPENED)
+    yield from arm.go(lambda: handle(-BEHIND), turn, closed=False, steps=40)
+    yield from arm.go(lambda: handle(-BEHIND), turn, closed=True, steps=12, until=lambda: False)
+    yield from arm.go(
+        lambda: handle(PULLING), turn, closed=True, steps=80, until=lambda: joint.value < OPENED or slipped()
+    )
     yield from arm.hold(8, closed=False)
     yield from _withdraw(arm, handle(0.08), turn, closed=False)
 
@@ -104,11 +112,14 @@ def push_along(arm: Arm, step: Step) -> Actions:
         gone = (arm.hand - pressed) @ ahead + AIMING
         return np.append((pressed + gone * ahead)[:2], rim(LOW - PRESSING)[2])
 
+    def over() -> bool:
+        return bool((np.abs(short()[:2]) < room).all() or (arm.hand - rim(0)) @ ahead > SLIPPED)
+
     yield from _cross(arm, lambda: rim(LOW), turn, closed=False)
     yield from arm.go(lambda: rim(LOW), turn, closed=False, steps=30)
     pressed = rim(LOW - 0.01)
     yield from arm.go(lambda: pressed, turn, closed=True, steps=12, until=lambda: False)
-    yield from arm.go(onwards, turn, closed=True, steps=120, until=lambda: bool((np.abs(short()[:2]) < room).all()))
+    yield from arm.go(onwards, turn, closed=True, steps=120, until=over)
     yield from arm.hold(8, closed=False)
     yield from _withdraw(arm, arm.hand, turn, closed=False)
 
@@ -138,22 +149,28 @@ def put_inside(arm: Arm, step: Step) -> Actions:
     site = data.site(step.destination)
     floor = site.xpos[2] - model.site(step.destination).size[2] + FLOOR
 
-    def brought(inside: float, above: float) -> Float[np.ndarray, "3"]:
+    def brought(behind: float, above: float) -> Float[np.ndarray, "3"]:
         now = arm.env.poses()[step.target]
         centre = now.position + Rotation.from_quat(now.quaternion).apply([*brim.centre[:2], 0])
-        wanted = front + inside * inward
+        wanted = front + behind * inward
         return arm.hand + np.append((wanted - centre)[:2], floor + above - now.position[2])
+
+    def inside() -> bool:
+        return bool(np.linalg.norm(brought(INSIDE, OVER) - arm.hand) < NEARLY)
+
+    def standing() -> bool:
+        return bool(arm.env.poses()[step.target].position[2] < floor + NEARLY)
 
     yield from _cross(arm, lambda: grip, across, closed=False)
     yield from arm.go(lambda: grip, across, closed=False, steps=40)
-    yield from arm.hold(12, closed=True)
+    yield from arm.go(lambda: grip, across, closed=True, steps=12, until=lambda: False)
     lifted = higher(arm.hand, 0.10)
     yield from arm.go(lambda: lifted, across, closed=True, steps=30, fastest=0.6)
     yield from arm.go(lambda: brought(-0.13, 0.03), turned, closed=True, steps=80)
-    yield from arm.go(lambda: brought(-0.13, 0.01), turned, closed=True, steps=30)
-    yield from arm.go(lambda: brought(INSIDE, 0.01), turned, closed=True, steps=60, fastest=0.6)
-    yield from arm.go(lambda: brought(INSIDE, -0.002), turned, closed=True, steps=15, fastest=0.4)
-    yield from arm.hold(10, closed=False)
+    yield from arm.go(lambda: brought(-0.13, OVER), turned, closed=True, steps=30)
+    yield from arm.go(lambda: brought(INSIDE, OVER), turned, closed=True, steps=60, until=inside, fastest=0.6)
+    yield from arm.go(lambda: brought(INSIDE, -0.002), turned, closed=True, steps=20, until=standing, fastest=0.4)
+    yield from arm.hold(12, closed=False)
     back = arm.hand - 0.10 * inward
     yield from arm.go(lambda: back, turned, closed=False, steps=30)
     yield from arm.go(lambda: higher(back, 0.12), turned, closed=False, steps=30)
