@@ -86,7 +86,9 @@ def read_json(path: Path | str) -> Any:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); see to its permissions and its disk") from error
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run the step that writes it") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); delete it, and run the step that writes it or download it again"
+        ) from None
 
 
 def parse_json(text: str | bytes) -> Any:

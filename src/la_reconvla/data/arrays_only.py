@@ -26,7 +26,7 @@ from la_reconvla.storage import why_unreadable
 # pyright: reportAttributeAccessIssue=false
 # (Its stubs know nothing of the Unpickler that is written in Python.)
 
-LARGEST = 1 << 30  # bytes of a file; those of CALVIN's with 23 000 annotations have 40 MB
+LARGEST = 1 << 28  # bytes of a file; those of CALVIN's with 23 000 annotations have 40 MB
 KINDS = "biufSUO"  # of numpy's types: numbers, text, objects
 INSTRUCTIONS = (
     "PROTO FRAME STOP MARK POP POP_MARK GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL "
