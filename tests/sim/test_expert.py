@@ -25,6 +25,7 @@ from la_reconvla.sim.grasps import DEPTH, OPENING, PREFERRED_ANGLE, Grasp, disti
 from la_reconvla.sim.hand_geometry import clearance, corners, grip_height, passing, rim_point, sides
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.pick_and_place import ORDER, PickAndPlace
+from la_reconvla.sim.recording import _disturbances
 from la_reconvla.sim.tasks import load_suite, load_task, official_start
 
 angles = st.floats(-np.pi, np.pi)
@@ -510,6 +511,21 @@ def test_the_expert_solves_official_states_and_withdraws(task):
         poses = env.poses()
         assert np.linalg.norm(poses[start.target].position - poses["gripper"].position) > 0.08
         assert rim_point(poses[start.target], 0.0)[2] == pytest.approx(PLATE[2] + 0.056, abs=0.01)
+
+
+@pytest.mark.sim
+def test_a_drawer_is_pulled_open_under_the_noise_of_recordings():
+    """Fingers that only reach over the handle slip off it in this state, on which noise moves them outward."""
+    start = official_start(load_task("libero_goal", 0), 0, split="test")
+    with LiberoEnv() as env:
+        env.reset(start)
+        expert = Expert()
+        expert.reset(start, env)
+        noise = _disturbances(0.1, 0.8, seed=0)
+        while not expert.finished:
+            env.step(np.clip(expert.act() + next(noise), -1, 1), stop_at_success=False)
+        assert env.success()
+        assert not expert.replanned
 
 
 @pytest.mark.sim

@@ -34,7 +34,7 @@ RIM, LOW = 0.055, 0.014  # from a plate's origin to the hand over its rim: aside
 PRESSING, AIMING = 0.015, 0.03  # a hand that pushes a plate along aims so far below it, and so far ahead (m)
 HANDLE_DEEP, HANDLE_BELOW = 0.018, 0.037  # a mug's handle is taken so far from its end and below the brim (m)
 INSIDE, FLOOR = 0.04, 0.010  # a mug's middle is put so far behind the front; the floor above the region's lowest (m)
-OVER, NEARLY = 0.015, 0.005  # above the floor on its way in; and it is there (m)
+OVER, AHEAD, NEARLY = 0.015, 0.02, 0.005  # on its way in: above the floor, so far ahead it aims, it is there (m)
 EDGE = 0.003  # a plate is there when its middle is so far inside the region (m)
 
 # ---------------------------------------------------------------- skills
@@ -155,8 +155,13 @@ def put_inside(arm: Arm, step: Step) -> Actions:
         wanted = front + behind * inward
         return arm.hand + np.append((wanted - centre)[:2], floor + above - now.position[2])
 
-    def inside() -> bool:
-        return bool(np.linalg.norm(brought(INSIDE, OVER) - arm.hand) < NEARLY)
+    def arrived(behind: float) -> bool:
+        return bool(np.linalg.norm(brought(behind, OVER) - arm.hand) < NEARLY)
+
+    def entering() -> Float[np.ndarray, "3"]:
+        way = brought(INSIDE, OVER) - arm.hand
+        way[:2] *= min(1, AHEAD / max(float(np.linalg.norm(way[:2])), 1e-9))  # so that height counts as much
+        return arm.hand + way
 
     def standing() -> bool:
         return bool(arm.env.poses()[step.target].position[2] < floor + NEARLY)
@@ -167,8 +172,8 @@ def put_inside(arm: Arm, step: Step) -> Actions:
     lifted = higher(arm.hand, 0.10)
     yield from arm.go(lambda: lifted, across, closed=True, steps=30, fastest=0.6)
     yield from arm.go(lambda: brought(-0.13, 0.03), turned, closed=True, steps=80)
-    yield from arm.go(lambda: brought(-0.13, OVER), turned, closed=True, steps=30)
-    yield from arm.go(lambda: brought(INSIDE, OVER), turned, closed=True, steps=60, until=inside, fastest=0.6)
+    yield from arm.go(lambda: brought(-0.13, OVER), turned, closed=True, steps=30, until=lambda: arrived(-0.13))
+    yield from arm.go(entering, turned, closed=True, steps=60, until=lambda: arrived(INSIDE))
     yield from arm.go(lambda: brought(INSIDE, -0.002), turned, closed=True, steps=20, until=standing, fastest=0.4)
     yield from arm.hold(12, closed=False)
     back = arm.hand - 0.10 * inward
