@@ -140,7 +140,16 @@ def test_what_cannot_be_compared_is_refused(studies: tuple[Path, Path], tmp_path
 
 def test_a_study_that_has_no_results_yet_names_its_own_command(tmp_path: Path) -> None:
     command = "la-reconvla study run quick --seeds 0 1"
-    facts = {"config": {}, "versions": {}, "precision": "", "started": "", "commits": [], "hardware": {}}
+    facts = {
+        "config": {},
+        "versions": {},
+        "precision": "",
+        "started": "",
+        "commits": [],
+        "hardware": {},
+        "hypotheses": "",
+        "hypotheses_hash": "",
+    }
     write_json(tmp_path / "study" / layout.STUDY, {"schema": layout.SCHEMA, **facts, "command": command})
     with pytest.raises(UserError, match=f"has no results yet: finish it with `{command}`"):
         results_of(tmp_path / "study")
