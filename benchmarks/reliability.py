@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import gc
 import io
 import multiprocessing
 import resource
@@ -187,7 +188,9 @@ def fuzz(name: str, numbers: range, reader: Reader | None = None) -> Found:
             mine, theirs = fork.Pipe(duplex=False)
             batch = range(at, min(at + BATCH, numbers.stop))
             process = fork.Process(target=_work, args=(reader, name, batch, valid, theirs))
+            gc.freeze()  # our garbage is not the child's to free: a video decoder would wait for threads of ours
             process.start()
+            gc.unfreeze()
             theirs.close()
             running: int | None = None
             while mine.poll(3 * SECONDS):

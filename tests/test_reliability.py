@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,34 @@ def test_each_outcome_is_seen(kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     found = reliability.fuzz("x", range(2), reader)
     assert found.counts == {kind: 2}
     assert len(found.wrong) == (0 if kind in ("read", "refused") else 2)
+
+
+class Owned:
+    """Garbage that only the process that made it can free, as a video decoder with threads: elsewhere it waits forever,
+    here it ends the process, which is quicker."""
+
+    def __init__(self):
+        self.me, self.of = self, os.getpid()
+
+    def __del__(self):
+        if os.getpid() != self.of:
+            os._exit(3)
+
+
+def test_children_do_not_free_what_this_process_has_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability, "SECONDS", 5)
+    here = os.getpid()
+    reader = reliability.Reader(
+        lambda folder: (folder / "x.json").write_text("{}"),
+        lambda _: os.getpid() != here and gc.collect(),
+        {".json": (lambda path, draws: None,)},
+    )
+    gc.disable()
+    try:
+        Owned()
+        assert reliability.fuzz("x", range(2), reader).counts == {"read": 2}
+    finally:
+        gc.enable()
 
 
 def test_what_is_read_may_ask_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
