@@ -22,9 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save_file
 from test_hdf5 import make_header, make_recording
+from test_words import small_scenes
 
 from helpers import HEAD, TINY, random_batch
 from la_reconvla import storage
+from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.conditions import C1, C2, C4, CONDITIONS, NO_IMAGE, S2, Condition
 from la_reconvla.data.boxes import Masks
 from la_reconvla.data.hdf5 import open_demonstrations
@@ -41,11 +43,14 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.method.variants.teacher import EMATeacher
 from la_reconvla.method.variants.warm_up import WarmUp
 from la_reconvla.storage import read_json, read_jsonl, write_json
+from la_reconvla.study.presets import preset
 from la_reconvla.training import gradient, run_state, trackers
 from la_reconvla.training import tensors as tensor_files
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.loop import SCHEDULE, WHITENED, TrainConfig, train
+from la_reconvla.training.optimizers import OptimizerName
+from la_reconvla.training.pretraining import PretrainConfig, pretrain
 from la_reconvla.training.run_state import SMALL_FILES, STATE
 from la_reconvla.training.start_weights import bins_of
 from la_reconvla.training.tensors import load_tensors, save_tensors
@@ -79,6 +84,7 @@ def train_tiny(
     held_out: float = 0.25,
     spread: float = 4.0,
     decoding: DecodingName = "parallel",
+    backbone: SmallPaliGemma = TINY,
 ) -> Path:
     """Train the tiny policy; the same call goes on with a run that was stopped."""
     parts = open_demonstrations(demonstrations).divide(held_out)
@@ -87,7 +93,7 @@ def train_tiny(
     if not condition.annotation_free:
         training = training.annotated(Masks())
     bins = bins_of(None, training, spread, decoding)
-    fields: Any = {"seed": seed, "backbone": TINY, "bins": bins, "decoding": decoding}
+    fields: Any = {"seed": seed, "backbone": backbone, "bins": bins, "decoding": decoding}
     policy = PolicyConfig.trained_on(condition, training, **fields)
     return train(condition, policy, config, training, rest, out, ticker)
 
@@ -413,6 +419,31 @@ def test_arms_with_a_memory_end_at_the_same_bits(demonstrations: Path, tmp_path:
         assert (policy.saliency_state >= 0).all()
         batch = random_batch()
         assert torch.isfinite(policy.look(batch.inputs, source=REFRESHED)).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_frozen_vision_stays_as_it_was_and_is_saved(
+    demonstrations: Path, tmp_path: Path, optimizer: OptimizerName
+) -> None:
+    start = pretrain(small_scenes(8), PretrainConfig(TINY, steps=2, batch_size=4, warmup=1), tmp_path / "start")
+    frozen = dataclasses.replace(TINY, weights=str(start), freeze_vision=True)
+    config = dataclasses.replace(SHORT, steps=6, optimizer=optimizer)
+    whole = train_tiny(demonstrations, tmp_path / "whole", config=config, backbone=frozen)
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "halves", config=config, backbone=frozen, ticker=StopAt(3))
+    assert weights(train_tiny(demonstrations, tmp_path / "halves", config=config, backbone=frozen)) == weights(whole)
+    before, after = load_tensors(start)[0], load_policy(whole)[0].backbone.state_dict()
+    seeing = {name for name in after if "vision_tower" in name or "multi_modal_projector" in name}
+    assert len(seeing) > 20
+    assert all(torch.equal(after[name], before[name].float()) for name in seeing)
+    assert not any(
+        torch.equal(after[name], before[name].float())
+        for name in after
+        if name.endswith("q_proj.weight") and name not in seeing
+    )
+    with pytest.raises(UserError, match="name weights, or let it train"):
+        dataclasses.replace(TINY, freeze_vision=True)
+    assert not preset("quick").changed(weights="none").backbone.freeze_vision, "random weights must learn to see"
 
 
 def test_a_state_carries_the_teacher(demonstrations: Path, tmp_path: Path) -> None:

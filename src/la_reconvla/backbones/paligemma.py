@@ -64,6 +64,7 @@ class SmallPaliGemma:
         weights_hash: hash of that file; filled in by `la_reconvla.training.start_weights.pinned`.
         stem: what makes image tokens of pixels, see `la_reconvla.backbones.stems`; one linear map of a patch, as
             published, by default.
+        freeze_vision: what sees stays as `weights` has it and takes no gradient: vision tower and projector.
     """
 
     image_size: int = 112
@@ -82,6 +83,7 @@ class SmallPaliGemma:
     weights: str | None = None
     weights_hash: str | None = None
     stem: StemName = "patch"
+    freeze_vision: bool = False
 
     def __post_init__(self):
         if self.image_size % self.patch:
@@ -98,6 +100,8 @@ class SmallPaliGemma:
         if self.chunk < 1:
             raise UserError(f"chunk must be at least 1, got {self.chunk}")
         check_stem(self.stem, self.patch)
+        if self.freeze_vision and self.weights is None:
+            raise UserError("freeze_vision keeps random weights that see nothing: name weights, or let it train")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -256,7 +260,9 @@ class PaliGemmaBackbone(Continuing):
     def images(self, images: UInt8[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
         """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
         pixels = HALF(images, self.geometry, hidden, self.queries.dtype)
-        features: Any = self.model.get_image_features(pixels)  # pyright: ignore[reportArgumentType] (there, too)
+        frozen = isinstance(self.config, SmallPaliGemma) and self.config.freeze_vision
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features: Any = self.model.get_image_features(pixels)  # pyright: ignore[reportArgumentType] (there, too)
         return features.pooler_output
 
     def forward(

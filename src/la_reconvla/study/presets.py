@@ -145,7 +145,7 @@ class StudyConfig:
                 raise UserError("--grid is a choice of conditions: leave one of the two out")
             given["conditions"] = tuple(arm.id for arm in GRID)
         if given.get("weights") == "none":
-            given["weights"] = None
+            given |= {"weights": None, "freeze_vision": False}
         if (latents := given.pop("latents", None)) is not None:
             self = replace(self, denoiser=replace(self.denoiser, target=Latents.of(latents)))
         if (source := given.pop("backbone", None)) is not None:
@@ -233,16 +233,16 @@ PRESETS = {
         StudyConfig(
             preset="quick",
             tasks=(0, 1),
-            demos=16,
+            demos=12,
             frame_stride=4,
             mistakes=RECOVERING,
-            backbone=ACTING,
+            backbone=replace(ACTING, freeze_vision=True),
             decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=160, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=20, shift=4),
+            train=TrainConfig(steps=120, optimizer="muon", batch_size=32, learning_rate=1e-3, warmup=15, shift=4),
             episodes=4,
             floor_episodes=2,
-            frames=120,
+            frames=60,
         ),
         StudyConfig(
             preset="small",
