@@ -239,7 +239,7 @@ PRESETS = {
             backbone=replace(ACTING, freeze_vision=True),
             decoder=LIGHT,
             denoiser=LIGHT_DENOISER,
-            train=TrainConfig(steps=120, optimizer="muon", batch_size=32, learning_rate=1e-3, warmup=15, shift=4),
+            train=TrainConfig(steps=80, optimizer="muon", batch_size=32, learning_rate=1e-3, warmup=10, shift=4),
             episodes=4,
             floor_episodes=2,
             frames=60,
