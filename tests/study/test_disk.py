@@ -17,17 +17,17 @@ from la_reconvla.study.presets import preset
 def test_the_sizes_of_the_preset_quick() -> None:
     """As one run of it left them: docs/results/quick.md."""
     needs = disk(preset("quick"), 7_545_440)
-    assert needs.demonstrations == pytest.approx(34_057_152, rel=0.05)
-    assert needs.weights == pytest.approx(5 * 7_545_440 + 5_492_008, rel=0.1)
-    assert needs.finished == pytest.approx(90_603_217, rel=0.05)
-    assert needs.records == pytest.approx(90_603_217 - 34_057_152 - 43_219_208, rel=0.25)
+    assert needs.demonstrations == pytest.approx(22_100_198, rel=0.2)
+    assert needs.weights == pytest.approx(4 * 7_539_320 + 2 * 5_485_888, rel=0.12)
+    assert needs.finished == pytest.approx(73_980_786, rel=0.1)
+    assert needs.records == pytest.approx(73_980_786 - 22_100_198 - 41_129_056, rel=0.25)
 
 
 def test_every_part_grows_as_it_should() -> None:
     small = preset("quick").changed(wrist=False)
     needs, twice = disk(small, 1e6), disk(replace(small, demos=2 * small.demos), 1e6)
     assert twice.demonstrations == 2 * needs.demonstrations
-    assert twice.pictures == 2 * needs.pictures == 2 * (2 * 16 * 22.5 * 0.85 * 3 * 112**2)
+    assert twice.pictures == 2 * needs.pictures == 2 * (2 * 12 * 22.5 * 0.85 * 3 * 112**2)
     seen = disk(small.changed(wrist=True), 1e6)
     assert seen.pictures == 2 * needs.pictures
     assert 1.5 < seen.demonstrations / needs.demonstrations < 2

@@ -16,7 +16,7 @@ from la_reconvla.training.checkpoint import WEIGHTS
 
 def test_the_preset_that_the_rates_come_from_is_told_to_a_third(tmp_path: Path) -> None:
     """docs/results/quick.md, two workers, 2026."""
-    took = dict(zip(PARTS, (94, 387, 179, 39, 8), strict=True))
+    took = dict(zip(PARTS, (77, 150, 178, 39, 7), strict=True))
     config = preset("quick")
     said = forecast(config, tmp_path, cells(config, tmp_path), (), workers=2)
     assert said is not None
