@@ -16,7 +16,7 @@ import torch
 from test_pretrained import save_tiny
 from torch import nn
 
-from helpers import HEAD, TINY, random_batch, tiny_policy
+from helpers import HEAD, TINY, random_batch, tiny_policy, untrained
 from la_reconvla import cli, kinds
 from la_reconvla.bench import acting, sizes
 from la_reconvla.bench import rows as rows_module
@@ -334,6 +334,18 @@ def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, ready.policy.parameters(), strict=True))
     ready.step()
     assert not all(torch.equal(a, b) for a, b in zip(before, ready.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("arm", ["C1", "C4", "A1", "S2"])
+def test_a_step_trains_what_the_arm_trains(arm: str) -> None:
+    step = TrainStep(CONDITIONS[arm], batch=2)
+    ready, sized = step.ready(TINY_SIZE, HERE), step.sized(TINY_SIZE)
+    wanted = {name: p.shape for name, p in untrained(sized).build().named_parameters()}
+    assert {name: p.shape for name, p in ready.policy.named_parameters()} == wanted
+    before = {name: p.detach().clone() for name, p in ready.policy.named_parameters()}
+    ready.step()
+    still = {name for name, p in ready.policy.named_parameters() if torch.equal(p, before[name])}
+    assert not any(name.startswith(("gate", "action_head")) for name in still)
 
 
 @pytest.mark.parametrize("decoding", list(DECODINGS))
