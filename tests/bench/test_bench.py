@@ -339,6 +339,8 @@ def test_one_thread_is_timed_by_the_cpu() -> None:
     assert interleaved({"wait": lambda: time.sleep(0.05)}, 1, clock=clock)["wait"][0] < 0.02
     assert interleaved({"wait": lambda: time.sleep(0.05)}, 1, clock=wall)["wait"][0] >= 0.05
     assert clock_of(torch.device("cuda"), 1)[0] == "wall time"
+    many = interleaved({"wait": lambda: time.sleep(0.05)}, 100, 0.12, clock=clock, watch=wall)
+    assert len(many["wait"]) <= 2, "the budget is by the clock"
 
 
 def test_a_step_trains_and_its_memory_holds_the_weights() -> None:

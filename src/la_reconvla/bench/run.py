@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,15 @@ class Bench:
             def ticked(name: str) -> None:
                 bar.advance(note=name)
 
-            return interleaved(works, s.repeats, s.seconds, wait=self.compute.wait, clock=self.clock, ticked=ticked)
+            return interleaved(
+                works,
+                s.repeats,
+                s.seconds,
+                wait=self.compute.wait,
+                clock=self.clock,
+                watch=time.perf_counter,
+                ticked=ticked,
+            )
 
     def control(self, size: Size) -> None:
         """Milliseconds a chunk; with ``limit`` also the bound of each."""

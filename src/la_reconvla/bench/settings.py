@@ -23,7 +23,7 @@ class Settings:
         dtype: dtype of the computation; auto takes the one that suits the device.
         threads: CPU threads.
         repeats: maximum of rounds; every arm runs once per round.
-        seconds: a section of one backbone starts no further round after this time, of the CPU with one thread on it.
+        seconds: a section of one backbone starts no further round after this time.
         only: sections to run; data includes the simulator if it is installed.
         demonstrations: folder with *_demo.hdf5 files for the loader; random noise by default.
         episodes: episodes of the simulator; 0 skips it.

@@ -76,6 +76,7 @@ def interleaved(
     *,
     wait: Callable[[], None] = lambda: None,
     clock: Clock = time.perf_counter,
+    watch: Clock | None = None,
     ticked: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Seconds of every arm, round by round: what else the machine does falls on all arms alike.
@@ -88,7 +89,8 @@ def interleaved(
         repeats: counted rounds at most.
         seconds: after the first, a round begins only if one as long as the longest so far would end within so many.
         wait: called before and after each run, see `synchronise`.
-        clock: of the seconds that are returned, and of the budget.
+        clock: of the seconds that are returned.
+        watch: of the budget; `clock` by default.
         ticked: called with the name of every run, for a progress bar.
 
     Returns:
@@ -108,11 +110,12 @@ def interleaved(
         return taken
 
     turn()
-    begun, longest, rounds = clock(), 0.0, []
-    while len(rounds) < repeats and (not rounds or clock() - begun + longest <= seconds):
-        started = clock()
+    watch = watch or clock
+    begun, longest, rounds = watch(), 0.0, []
+    while len(rounds) < repeats and (not rounds or watch() - begun + longest <= seconds):
+        started = watch()
         rounds.append(turn())
-        longest = max(longest, clock() - started)
+        longest = max(longest, watch() - started)
     return {name: [taken[name] for taken in rounds] for name in names}
 
 
