@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from test_pretrained import save_tiny
 from torch import nn
 
-from helpers import HEAD, TINY, random_batch, tiny_policy
+from helpers import HEAD, TINY, random_batch, tiny_policy, untrained
 from la_reconvla import cli, kinds
 from la_reconvla.bench import acting, sizes
 from la_reconvla.bench import rows as rows_module
@@ -29,7 +30,17 @@ from la_reconvla.bench.run import Bench
 from la_reconvla.bench.settings import Settings
 from la_reconvla.bench.sizes import Compute, Size, require_memory
 from la_reconvla.bench.tables import speed_claim, tables
-from la_reconvla.bench.timing import Kept, Roof, Times, counted, difference, interleaved, measure_roof, ratio
+from la_reconvla.bench.timing import (
+    Kept,
+    Roof,
+    Times,
+    clock_of,
+    counted,
+    difference,
+    interleaved,
+    measure_roof,
+    ratio,
+)
 from la_reconvla.bench.train_steps import GROUPS, TrainStep
 from la_reconvla.conditions import C1, C4, CONDITIONS
 from la_reconvla.data.samples import Samples, batch_indices
@@ -321,6 +332,17 @@ def test_the_loader_shifts_pictures(tmp_path: Path) -> None:
     assert not torch.equal(found.images, plain.images)
 
 
+def test_one_thread_is_timed_by_the_cpu() -> None:
+    """Waiting takes no CPU time; what other programs take is waiting. Several threads' times would add up."""
+    (name, clock), (other, wall) = (clock_of(HERE.device, threads) for threads in (1, 2))
+    assert (name, other) == ("CPU time", "wall time")
+    assert interleaved({"wait": lambda: time.sleep(0.05)}, 1, clock=clock)["wait"][0] < 0.02
+    assert interleaved({"wait": lambda: time.sleep(0.05)}, 1, clock=wall)["wait"][0] >= 0.05
+    assert clock_of(torch.device("cuda"), 1)[0] == "wall time"
+    many = interleaved({"wait": lambda: time.sleep(0.05)}, 100, 0.12, clock=clock, watch=wall)
+    assert len(many["wait"]) <= 2, "the budget is by the clock"
+
+
 def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
     ready = TrainStep(C4, batch=2).ready(TINY_SIZE, HERE)
     before = [p.detach().clone() for p in ready.policy.parameters()]
@@ -334,6 +356,18 @@ def test_a_step_trains_and_its_memory_holds_the_weights() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, ready.policy.parameters(), strict=True))
     ready.step()
     assert not all(torch.equal(a, b) for a, b in zip(before, ready.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("arm", ["C1", "C4", "A1", "S2"])
+def test_a_step_trains_what_the_arm_trains(arm: str) -> None:
+    step = TrainStep(CONDITIONS[arm], batch=2)
+    ready, sized = step.ready(TINY_SIZE, HERE), step.sized(TINY_SIZE)
+    wanted = {name: p.shape for name, p in untrained(sized).build().named_parameters()}
+    assert {name: p.shape for name, p in ready.policy.named_parameters()} == wanted
+    before = {name: p.detach().clone() for name, p in ready.policy.named_parameters()}
+    ready.step()
+    still = {name for name, p in ready.policy.named_parameters() if torch.equal(p, before[name])}
+    assert not any(name.startswith(("gate", "action_head")) for name in still)
 
 
 @pytest.mark.parametrize("decoding", list(DECODINGS))
@@ -382,16 +416,16 @@ def test_the_command_prints_tables_and_ends_with_one_line_of_json(
     monkeypatch.setattr(bench_module, "GROUPS", groups)
     few = (Draw("MAE"), Draw("diffusion", 3), Draw("MAE", with_backbone=True), Draw("diffusion", 3, with_backbone=True))
     monkeypatch.setattr(bench_module, "PICTURE", few)
-    monkeypatch.setattr(bench_module, "measure_roof", lambda device, dtype: Roof(1e9, 1e9))
+    monkeypatch.setattr(bench_module, "measure_roof", lambda device, dtype, **_: Roof(1e9, 1e9))
     command = f"la-reconvla check speed --backbone quick --repeats 1 --seconds 1 --episodes 0 --out {tmp_path}"
     monkeypatch.setattr(sys, "argv", command.split())
     cli.main()
     shown, errors = capsys.readouterr()
     document = json.loads(shown.splitlines()[-1])
     assert document["command"] == command
-    assert (document["settings"]["kind"], document["settings"]["device"], document["roof"]["kind"]) == (
-        "Settings", "cpu", "Roof"
-    )  # fmt: skip
+    described = document["settings"]
+    assert (described["kind"], described["device"], described["clock"]) == ("Settings", "cpu", "CPU time")
+    assert document["roof"]["kind"] == "Roof"
     assert {row["section"] for row in document["rows"]} == {"control", "training", "picture", "limit", "data"}
     assert all(row["backbone"] == "quick" and row["n"] >= 1 for row in document["rows"] if "n" in row)
     assert {row["image_tokens"] for row in document["rows"] if row["section"] == "control"} == {None, 256, 729}

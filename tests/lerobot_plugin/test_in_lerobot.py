@@ -20,9 +20,10 @@ from la_reconvla.contracts import Observation
 from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
-from la_reconvla.lerobot.sharing import from_lerobot
+from la_reconvla.lerobot.sharing import from_lerobot, to_lerobot
 from la_reconvla.serving.lerobot_policy import LeRobot
 from la_reconvla.training.checkpoint import load_policy
+from la_reconvla.training.tensors import load_tensors, save_tensors
 from la_reconvla.training.trained_policy import Trained
 
 pytest.importorskip("lerobot.policies", reason="LeRobot is not installed: make test-lerobot")
@@ -254,8 +255,8 @@ def test_data_that_a_policy_was_not_made_for(policy_folder: Path) -> None:
 # ---------------------------------------------------------------- policies of LeRobot in our simulator
 
 
-def begun(words: str) -> Start:
-    return type("Start", (), {"instruction": words, "task": 0, "suite": "libero_spatial"})()
+def begun(words: str, id: str = "") -> Start:
+    return type("Start", (), {"instruction": words, "task": 0, "suite": "libero_spatial", "id": id})()
 
 
 def test_act_acts_behind_our_interface(tmp_path: Path) -> None:
@@ -340,6 +341,57 @@ def test_ours_is_told_the_wrong_instruction(tmp_path: Path) -> None:
         expected = direct.act(Observation(main, words)).clip(-1, 1)
         np.testing.assert_allclose(policy.act(Observation(main, WORDS[0], wrist)), expected, atol=1e-6)
     assert load_policy(tmp_path / "run")[1].condition == "C4"
+
+
+def test_noise_is_that_of_a_rollout_whatever_acted_before(tmp_path: Path) -> None:
+    """Of weights that make something of the noise."""
+    config = make_run(tmp_path / "run", decoding="flow")
+    weights, _ = load_tensors(tmp_path / "run/model.safetensors")
+    weights["action_head.network.leave.weight"].normal_(generator=torch.Generator().manual_seed(0))
+    save_tensors(tmp_path / "run/model.safetensors", weights, steps=7)
+    folder = to_lerobot(tmp_path / "run", tmp_path / "there")
+    seen = Observation(pictures(6, 32)[0], WORDS[0])
+
+    def chunks(policy: Any, *starts: str) -> np.ndarray:
+        acted = []
+        for start in starts:
+            policy.reset(begun(WORDS[0], start), None)
+            acted.append([policy.act(seen).clip(-1, 1) for _ in range(2)])
+        return np.array(acted)
+
+    assert config.seed != 0
+    mine = chunks(Trained(tmp_path / "run").build(), "a", "b")
+    np.testing.assert_allclose(chunks(LeRobot(folder).build(), "a", "b"), mine, atol=1e-6)
+    np.testing.assert_allclose(chunks(LeRobot(folder).build(), "b", "a", "b"), mine[[1, 0, 1]], atol=1e-6)
+
+    policy, before, _ = loaded(folder)  # as LeRobot's own loop has it, which names no episode
+
+    def batch(rows: int) -> dict[str, Any]:
+        one = before(observed(seen.image, seen.image, WORDS[0], np.zeros(8, np.float32)))
+        return {k: v.repeat_interleave(rows, 0) for k, v in one.items() if isinstance(v, torch.Tensor)} | {
+            "task": WORDS[:1] * rows
+        }
+
+    episodes = []
+    for rows in (1, 1, 3):
+        policy.reset()
+        episodes.append([policy.predict_action_chunk(batch(rows)) for _ in range(2)])
+    flat = [chunk for episode in episodes for chunks in episode for chunk in chunks]
+    assert len(flat) == 10
+    assert min((a - b).abs().max() for i, a in enumerate(flat) for b in flat[:i]) > 0.01
+    again, *_ = loaded(folder)
+    again.reset()
+    again.reset()
+    torch.testing.assert_close(again.predict_action_chunk(batch(3))[:1], episodes[1][0])
+
+
+def test_noise_of_lerobots_own_depends_on_the_start_alone(tmp_path: Path) -> None:
+    policy, drawn = LeRobot(act_folder(tmp_path / "act")).build(), {}
+    for start in ("a", "b", "a"):
+        policy.reset(begun(WORDS[0], start), None)  # pyright: ignore[reportArgumentType]
+        drawn.setdefault(start, []).append(torch.randn(3))
+    assert torch.equal(*drawn["a"])
+    assert not torch.equal(drawn["a"][0], drawn["b"][0])
 
 
 # ---------------------------------------------------------------- our simulator in LeRobot

@@ -30,6 +30,7 @@ from la_reconvla.study.requirements import require_heads
 from la_reconvla.training.acting import Actor
 
 TEXT, STEPS = "push the red tile", 160
+BOTH = (TEXT, "push the blue tile")
 
 
 # ---------------------------------------------------------------- a toy in which one patch determines the action
@@ -40,14 +41,14 @@ class Tiles(nn.Module):
 
     width, patch_size, grid = 32, 8, (4, 4)
 
-    def __init__(self) -> None:
+    def __init__(self, texts: tuple[str, ...] = (TEXT,)) -> None:
         super().__init__()
-        self.pixels, self.words = nn.Linear(3 * 64, 32), nn.Embedding(1, 32)
+        self.texts, self.pixels, self.words = texts, nn.Linear(3 * 64, 32), nn.Embedding(len(texts), 32)
         self.mix, self.act = nn.Sequential(nn.GELU(), nn.Linear(32, 32)), nn.Sequential(nn.GELU(), nn.Linear(32, 32))
 
     def forward(self, inputs: PolicyInput, *, attention=None, hidden=None) -> Features:
         shown = HALF(inputs.images, Geometry(32, 8), hidden, torch.float32)
-        told = self.words(torch.zeros(len(inputs.images), dtype=torch.long))
+        told = self.words(torch.tensor([self.texts.index(text) for text in inputs.instructions]))
         cut = shown.unflatten(3, (4, 8)).unflatten(2, (4, 8)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         patches = self.mix(self.pixels(cut) + told[:, None])
         return Features(patches, self.act(patches).sum(1)[:, None], told, None, None, self.grid)
@@ -64,9 +65,26 @@ def tiles(b: int, seed: int) -> tuple[Batch, torch.Tensor]:
     return Batch(images, [TEXT] * b, actions, torch.ones(b, 1, dtype=torch.bool)), where
 
 
-def toy_policy(budget: Budget, seed: int = 0) -> BudgetedPolicy:
+def two_tiles(b: int, seed: int) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """Grey tiles, a red and a blue one; the shade of that which the instruction names is the action.
+
+    Returns:
+        The batch, where the red and the blue tile are [b 2], and which of them is named [b].
+    """
+    draw, rows = torch.Generator().manual_seed(seed), torch.arange(b)
+    shades, where = torch.rand(b, 16, generator=draw), torch.rand(b, 16, generator=draw).topk(2, dim=1).indices
+    named, colours = torch.randint(2, (b,), generator=draw), (shades * 255)[:, None].repeat(1, 3, 1)
+    for tile, (high, low) in enumerate(((0, 2), (2, 0))):
+        colours[rows, high, where[:, tile]], colours[rows, low, where[:, tile]] = 255.0, 0.0
+    images = colours.view(b, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3).round().to(torch.uint8)
+    actions = (shades[rows, where[rows, named]] * 2 - 1)[:, None, None].expand(b, 1, 7).clone()
+    valid = torch.ones(b, 1, dtype=torch.bool)
+    return Batch(images, [BOTH[which] for which in named.tolist()], actions, valid), where, named
+
+
+def toy_policy(budget: Budget, texts: tuple[str, ...] = (TEXT,), seed: int = 0) -> BudgetedPolicy:
     with seeded(seed, "toy"):
-        return BudgetedPolicy(Policy(Tiles(), BINS), budget)
+        return BudgetedPolicy(Policy(Tiles(texts), BINS), budget)
 
 
 @pytest.mark.slow
@@ -90,6 +108,28 @@ def test_it_keeps_the_one_patch_that_determines_the_action():
         optimizer.zero_grad()
     assert before < 0.1, "chance is 0.25"
     assert kept() > 0.95
+
+
+@pytest.mark.slow
+def test_it_keeps_the_patch_that_the_instruction_names():
+    """Two tiles are alike but for the words; the same pictures under the other words show that they decide."""
+    policy, (unseen, where, named) = toy_policy(Budget(), BOTH, seed=1), two_tiles(200, seed=10**6)
+    others = replace(unseen, instructions=[BOTH[1 - which] for which in named.tolist()])
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    for step in range(900):  # the budget has its size since step 750
+        batch, *_ = two_tiles(32, seed=10**5 + step)
+        losses(policy.train(), batch, None, torch.Generator(), step / 1500).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def kept(batch: Batch, tile: torch.Tensor) -> float:
+        found: Any = policy.eval().features(batch)
+        return float(found.visible[torch.arange(200), where[torch.arange(200), tile]].float().mean())
+
+    for batch, asked in ((unseen, named), (others, 1 - named)):
+        assert kept(batch, asked) > 0.95
+        assert kept(batch, 1 - asked) < 0.1, "chance is 0.25 for each"
 
 
 # ---------------------------------------------------------------- the budget

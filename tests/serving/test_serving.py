@@ -165,6 +165,8 @@ GOOD = {"observation/image": picture(), "prompt": TOLD}
         (openpi_pack({**GOOD, "observation/image": picture()[:0]}), "pixels"),
         (openpi_pack({**GOOD, "observation/image": np.zeros((1, MAX_SIDE + 1, 3), np.uint8)}), "pixels"),
         (openpi_pack({**GOOD, "orientation": "upright"}), "must be mirrored"),
+        (openpi_pack({**GOOD, "episode": np.arange(3)}), "'episode' must be"),
+        (openpi_pack({**GOOD, "episode": "x" * 2000}), "'episode' must be"),
         (
             msgpack.packb(
                 {**GOOD, "observation/image": {b"__ndarray__": True, b"data": b"12", b"dtype": "|O", b"shape": [1]}}
@@ -184,7 +186,7 @@ GOOD = {"observation/image": picture(), "prompt": TOLD}
             "is no shape",
         ),
     ],
-    ids=range(19),
+    ids=range(21),
 )
 def test_a_hostile_message_is_answered_in_a_sentence_and_moves_nothing(serving, message, told):
     found, port = serving
@@ -262,7 +264,7 @@ def test_a_server_is_a_policy_to_roll_out(serving, monkeypatch):
     with pytest.raises(UserError, match="LA_RECONVLA_TOKEN"):
         client.Remote(url).build()
     monkeypatch.setenv("LA_RECONVLA_TOKEN", TOKEN)
-    start = type("Start", (), {"instruction": TOLD, "task": 0, "suite": "libero_spatial"})()
+    start = begun("a")
     seen = Observation(picture(3, (32, 32, 3)), TOLD)
     direct = tiny_policy(head=None)
 
@@ -280,6 +282,45 @@ def test_a_server_is_a_policy_to_roll_out(serving, monkeypatch):
     assert client.Remote(url).identity()["server"]["policy"] == "C1"
     with pytest.raises(UserError, match="no policy server answers"):
         client.Remote("ws://127.0.0.1:9").build()
+
+
+def begun(id: str):
+    return type("Start", (), {"id": id, "instruction": TOLD, "task": 0, "suite": "libero_spatial"})()
+
+
+def test_noise_is_that_of_a_rollout_whatever_was_served_before():
+    """A policy that draws its actions, with weights that make something of the noise, here and behind the port."""
+    torch.set_num_threads(1)
+    config = replace(untrained(C1, decoding="flow", seed=5), reconstruction_head=None)
+    policy = config.build().eval()
+    torch.nn.init.normal_(policy.action_head.network.leave.weight)  # pyright: ignore
+    direct = TrainedPolicy(policy, config, Trained(None))  # pyright: ignore
+    seen = Observation(picture(3, (32, 32, 3)), TOLD)
+
+    def chunks(policy, *starts):
+        acted = []
+        for start in starts:
+            policy.reset(begun(start), None)
+            acted.append([policy.act(seen) for _ in range(2)])
+        return np.array(acted)
+
+    wanted = chunks(direct, "a", "b").clip(-1, 1)
+    assert np.abs(wanted[0] - wanted[1]).max() > 0.01
+    assert np.abs(wanted[0, 0] - wanted[0, 1]).max() > 0.01
+    with served(Service(TrainedPolicy(policy, config, Trained(None)), [TOLD])) as port:  # pyright: ignore
+        for starts, which in (("ab", [0, 1]), ("ba", [1, 0])):  # a client after the other
+            remote = client.Remote(f"ws://127.0.0.1:{port}").build()
+            np.testing.assert_allclose(chunks(remote, *starts), wanted[which], atol=1e-4)
+        message = openpi_pack({"observation/image": seen.image, "prompt": TOLD})
+        with open_socket(port, None) as one, open_socket(port, None) as other:
+            unnamed = {one: [], other: []}
+            for socket in unnamed:
+                socket.recv()
+            for socket in (one, other, one, other):  # they take turns
+                socket.send(message)
+                unnamed[socket].append(openpi_unpack(socket.recv())["actions"])
+    np.testing.assert_array_equal(unnamed[one], unnamed[other])
+    assert np.abs(unnamed[one][0] - unnamed[one][1]).max() > 0.01
 
 
 def test_a_policy_of_another_robot_is_served():

@@ -53,7 +53,7 @@ def test_action_errors_of_another_robot_are_shares_of_its_range() -> None:
     policy, batch = untrained(C1, bins=bins).build().eval(), random_batch()
     acted = policy.act(batch.inputs)
     batch.actions = acted + torch.tensor([0.005, -45.0, 2.0])
-    np.testing.assert_allclose(action_errors(policy, batch, [""] * 3), 0.5, rtol=1e-4)
+    np.testing.assert_allclose(action_errors(policy, batch, [torch.Generator()] * 3), 0.5, rtol=1e-4)
 
 
 def test_with_one_instruction_the_wrong_one_is_left_out(tmp_path: Path) -> None:

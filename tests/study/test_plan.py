@@ -12,14 +12,17 @@ import pytest
 import torch
 from test_pretrained import policy_of, save_tiny, tiny
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from helpers import HEAD
+from helpers import HEAD, untrained
 from la_reconvla import cli
 from la_reconvla.backbones.pretrained import DTYPES, KNOWN, Pretrained
 from la_reconvla.backbones.trained_weights import Freeze, Lora
-from la_reconvla.conditions import C1, C4, CONDITIONS
+from la_reconvla.conditions import C1, C4, CONDITIONS, S2
 from la_reconvla.errors import UserError
+from la_reconvla.method.objective import losses
+from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.study.plan import DEVICES, NF4_BYTES, device, fitting, hours, plan, verdict
 from la_reconvla.study.step_memory import (
@@ -74,6 +77,30 @@ def test_fake_tensors_count_as_real_ones_do(source: str, dtype: Any, lora: Lora 
     assert planned.activations + planned.gradients == live.peak
     tokens = policy.backbone.inner.encode([LANGUAGE]).ids.shape[1]  # pyright: ignore
     assert planned.rows == rows == 8 * 3 * 4 * tokens * 16 * 4  # b l h t n in float32
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_every_decoding_is_planned(source: str, decoding: Any) -> None:
+    """Peak and operations are those of the step that training takes, on real tensors and by its own objective."""
+    backbone = tiny(source, checkpointing=False)
+    planned = trace(skeleton(backbone, C1, decoding), PlannedStep(backbone, C1, 8, 1, decoding))
+    policy = untrained(C1, backbone, decoding=decoding).build().train()
+    batch = random_batch(backbone, 8)
+    counter = FlopCounterMode(display=False)
+    with counter, Live([*policy.parameters(), *policy.buffers()]) as live:
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: count_gradient(live, p))
+        losses(policy, batch, None, torch.Generator()).total.backward()
+    assert planned.operations == counter.get_total_flops()
+    assert planned.activations + planned.gradients == pytest.approx(live.peak, rel=0.05)  # labels are smaller than bins
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert plan(PlannedStep(backbone, C1, 8, 1, decoding), T4).trainable == trained
+
+
+def test_what_cannot_decode_so_is_refused(source: str) -> None:
+    with pytest.raises(UserError, match="autoregressive decoding has several"):
+        PlannedStep(tiny(source), S2, decoding="autoregressive")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -195,6 +222,8 @@ def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: py
         "t4",
         "--lora-rank",
         "2",
+        "--decoding",
+        "flow",
         "--chunk",
         "2",
     ]
@@ -202,6 +231,7 @@ def test_the_command_reads_a_folder(source: str, tmp_path: Path, monkeypatch: py
     cli.main()
     shown = capsys.readouterr().out
     for part in (
+        "C4, flow on t4",
         "weights",
         "gradients",
         "optimizer",

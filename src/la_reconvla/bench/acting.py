@@ -17,7 +17,7 @@ from la_reconvla.bench.timing import Work
 from la_reconvla.contracts import PolicyInput
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName
-from la_reconvla.randomness import seeded
+from la_reconvla.randomness import generator, seeded
 from la_reconvla.training.acting import TOLERANCE, Actor, recorded, recording, tensors_of, with_noise, with_tensors
 
 FAST = ", fast"  # at the end of a row's name
@@ -125,7 +125,7 @@ class Act:
     def build(self, size: Size, compute: Compute) -> Work:
         """See `Case`."""
         policy = self.policy(size, compute)
-        inputs = with_noise(policy, drawn(policy.backbone, 1, compute).inputs, ["bench"])
+        inputs = with_noise(policy, drawn(policy.backbone, 1, compute).inputs, [generator(0, "bench")])
         act = Actor(policy) if self.fast else policy.act
 
         def work() -> Any:

@@ -14,6 +14,7 @@ import json
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,19 @@ from la_reconvla.bench.rows import (
 from la_reconvla.bench.settings import Settings
 from la_reconvla.bench.sizes import Case, Compute, Size
 from la_reconvla.bench.tables import markdown, speed_claim, tables
-from la_reconvla.bench.timing import Roof, Times, Work, counted, difference, interleaved, measure_roof, ratio, release
+from la_reconvla.bench.timing import (
+    Clock,
+    Roof,
+    Times,
+    Work,
+    clock_of,
+    counted,
+    difference,
+    interleaved,
+    measure_roof,
+    ratio,
+    release,
+)
 from la_reconvla.bench.train_steps import BATCH, FIFTH, GROUPS, PAID, SHARES, TrainStep
 from la_reconvla.conditions import CONDITIONS
 from la_reconvla.data.hdf5 import open_demonstrations
@@ -73,12 +86,27 @@ class Bench:
     roof: Roof | None = None
     rows: list[BenchRow] = field(default_factory=list)
 
+    @property
+    def clock(self) -> Clock:
+        """See `timing.clock_of`."""
+        return clock_of(self.compute.device, self.settings.threads)[1]
+
     def timed(self, size: Size, section: str, works: Mapping[str, Work]) -> dict[str, list[float]]:
         """Seconds of all, in turn; see `timing.interleaved`."""
         s = self.settings
         with progress(section.capitalize(), len(works) * (s.repeats + 1), "runs") as bar:
+
+            def ticked(name: str) -> None:
+                bar.advance(note=name)
+
             return interleaved(
-                works, s.repeats, s.seconds, wait=self.compute.wait, ticked=lambda name: bar.advance(note=name)
+                works,
+                s.repeats,
+                s.seconds,
+                wait=self.compute.wait,
+                clock=self.clock,
+                watch=time.perf_counter,
+                ticked=ticked,
             )
 
     def control(self, size: Size) -> None:
@@ -117,7 +145,7 @@ class Bench:
 
     def limit(self, size: Size, works: Mapping[str, Work]) -> None:
         """The bound of each work beside its time, and beside that of its recording, which has the same products."""
-        self.roof = self.roof or measure_roof(self.compute.device, self.compute.dtype)
+        self.roof = self.roof or measure_roof(self.compute.device, self.compute.dtype, clock=self.clock)
         timed = (row for row in self.rows if isinstance(row, ControlRow) and row.backbone == size.id)
         measured = {row.case: row.median for row in timed}
         for name, work in works.items():
@@ -305,7 +333,8 @@ def bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
         "machine": provenance.hardware(),
         "versions": provenance.versions(),
         "settings": kinds.to_json(settings)
-        | {"device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")},
+        | {"device": str(device), "dtype": str(compute.dtype).removeprefix("torch.")}
+        | {"clock": clock_of(device, settings.threads)[0]},
         "roof": kinds.to_json(run.roof),
         "claims": [speed_claim(run.rows, name) for name in settings.backbones] if measured else [],
         "rows": [row.to_json() for row in run.rows],

@@ -58,13 +58,25 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+Clock = Callable[[], float]
+"""What tells the seconds."""
+
+
+def clock_of(device: torch.device, threads: int) -> tuple[str, Clock]:
+    """Name and clock: CPU time where one thread does all the work, which that of other programs inflates less."""
+    if device.type == "cpu" and threads == 1:
+        return "CPU time", time.thread_time
+    return "wall time", time.perf_counter
+
+
 def interleaved(
     arms: Mapping[str, Work],
     repeats: int,
     seconds: float = math.inf,
     *,
     wait: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
+    watch: Clock | None = None,
     ticked: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Seconds of every arm, round by round: what else the machine does falls on all arms alike.
@@ -77,7 +89,8 @@ def interleaved(
         repeats: counted rounds at most.
         seconds: after the first, a round begins only if one as long as the longest so far would end within so many.
         wait: called before and after each run, see `synchronise`.
-        clock: what tells the seconds.
+        clock: of the seconds that are returned.
+        watch: of the budget; `clock` by default.
         ticked: called with the name of every run, for a progress bar.
 
     Returns:
@@ -97,11 +110,12 @@ def interleaved(
         return taken
 
     turn()
-    begun, longest, rounds = clock(), 0.0, []
-    while len(rounds) < repeats and (not rounds or clock() - begun + longest <= seconds):
-        started = clock()
+    watch = watch or clock
+    begun, longest, rounds = watch(), 0.0, []
+    while len(rounds) < repeats and (not rounds or watch() - begun + longest <= seconds):
+        started = watch()
         rounds.append(turn())
-        longest = max(longest, clock() - started)
+        longest = max(longest, watch() - started)
     return {name: [taken[name] for taken in rounds] for name in names}
 
 
@@ -195,7 +209,11 @@ class Roof:
 
 
 def measure_roof(
-    device: torch.device, dtype: torch.dtype, sides: Sequence[int] | None = None, mebibytes: int | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    sides: Sequence[int] | None = None,
+    mebibytes: int | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Roof:
     """Measure it with torch's present number of threads.
 
@@ -204,6 +222,7 @@ def measure_roof(
         dtype: of the matrices.
         sides: of square matrices; the fastest counts.
         mebibytes: of the tensor that is copied; much more than any cache.
+        clock: see `clock_of`.
     """
     gpu = device.type == "cuda"
     sides = sides or ((2048, 4096, 8192) if gpu else (512, 1024, 2048))
@@ -213,15 +232,15 @@ def measure_roof(
             torch.randn(side, side, dtype=dtype, device=device) for _ in range(2)
         )  # equal bits would draw less power
         out = torch.empty_like(a)
-        rates.append(2 * side**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device))
+        rates.append(2 * side**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, clock))
     source = torch.ones((mebibytes or (2048 if gpu else 256)) << 20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return Roof(max(rates), 2 * source.nbytes / _best(lambda: target.copy_(source), device))
+    return Roof(max(rates), 2 * source.nbytes / _best(lambda: target.copy_(source), device, clock))
 
 
-def _best(work: Work, device: torch.device, rounds: int = 5) -> float:
-    """The shortest of some runs, in seconds."""
-    return min(interleaved({"": work}, rounds, wait=lambda: synchronise(device))[""])
+def _best(work: Work, device: torch.device, clock: Clock) -> float:
+    """The shortest of five runs, in seconds."""
+    return min(interleaved({"": work}, 5, wait=lambda: synchronise(device), clock=clock)[""])
 
 
 # ---------------------------------------------------------------- memory

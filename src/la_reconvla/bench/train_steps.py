@@ -15,6 +15,7 @@ from la_reconvla.contracts import Batch
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.reconstruction import ReconstructorConfig
+from la_reconvla.method.variants.budget import BudgetedPolicy
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.learned import unlearned
 from la_reconvla.randomness import generator, seeded
@@ -68,6 +69,8 @@ class TrainStep:
             if condition.reconstruction is not None:
                 head = condition.reconstruction.reconstruction_head
                 policy.reconstruction_head = head.build(backbone.width, backbone.grid, backbone.patch_size)
+            if condition.budget is not None:
+                policy = BudgetedPolicy(policy, condition.budget)
         policy.to(compute.device).train()
         batch = drawn(backbone, self.batch, compute)
         if not condition.annotation_free:
@@ -102,9 +105,8 @@ class OneBatchTraining:
         """Forward and backward pass."""
         number = next(self.numbers)
         draws, noise = generator(0, "mask", number), generator(0, "noise", number)
-        backward(
-            *(self.policy, self.batch, self.condition, 1, draws, self.scaler, self.compute.dtype, number), noise=noise
-        )
+        parts = self.policy, self.batch, self.condition, 1, draws, self.scaler, self.compute.dtype
+        backward(*parts, progress=1.0, noise=noise)  # what changes while it trains is as at the end
 
     def step(self) -> None:
         """One optimizer step."""

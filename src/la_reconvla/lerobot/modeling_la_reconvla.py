@@ -24,7 +24,7 @@ from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
 from la_reconvla.method.variants.teacher import follow, teacher_of
 from la_reconvla.randomness import generator
 from la_reconvla.serving.lerobot_folder import policy_of
-from la_reconvla.training.acting import with_noise
+from la_reconvla.training.acting import EpisodeNoise
 from la_reconvla.training.loop import WHITENED
 
 TASK, PADDED = "task", "action_is_pad"
@@ -65,6 +65,7 @@ class LaReconVLAPolicy(PreTrainedPolicy):
         self.policy = self.described.start(self._pictures()) if new else self.described.build()
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._teacher: tuple[nn.Module, ...] = ()  # in a tuple: it is no part of the policy's weights
+        self._noise, self._episodes = EpisodeNoise(self.described.seed), 0
         self.reset()
 
     # ------------------------------------------------------------ training
@@ -154,20 +155,16 @@ class LaReconVLAPolicy(PreTrainedPolicy):
 
     # ------------------------------------------------------------ acting
 
-    def reset(self) -> None:
-        """A new episode begins."""
+    def reset(self, episode: str | None = None) -> None:
+        """A new episode begins; without a name, as LeRobot gives none, it gets the next number."""
         self._queue: deque[Tensor] = deque()
-        self._chunks = 0
+        self._episodes += episode is None
+        self._noise.begin(str(self._episodes) if episode is None else episode)
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: Mapping[str, Any], **_: Any) -> Tensor:
         """Actions [b c a] in the robot's units."""
-        inputs = self._inputs(batch)
-        names = [
-            f"{row}/{self._chunks}" for row in range(len(inputs.images))
-        ]  # LeRobot does not say which episode it is
-        self._chunks += 1
-        return self.policy.act(with_noise(self.policy, inputs, names))
+        return self.policy.act(self._noise(self.policy, self._inputs(batch)))
 
     @torch.no_grad()
     def select_action(self, batch: Mapping[str, Any], **_: Any) -> Tensor:

@@ -128,7 +128,7 @@ class RemotePolicy:
     def __init__(self, specification: Remote):
         self.specification = specification
         self._connection = Connection(specification.url)
-        self._instruction = ""
+        self._instruction, self._episode = "", ""
         said, given = self._connection.metadata, LIBERO_INPUTS.orientation
         if (wanted := said.get(wire.ORIENTATION, given)) != given:
             raise UserError(f"{specification.url} wants {wanted} pictures; the simulator gives {given} ones")
@@ -137,9 +137,9 @@ class RemotePolicy:
             raise UserError(f"{specification.url} acts by {theirs}; LIBERO's are {ours}: serve a policy of those")
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say."""
+        """The wrong-instruction floor looks at `start` to know what not to say; its id names the episode."""
         asked = self.specification
-        self._instruction = told(start, asked.view, asked.swaps, asked.words)
+        self._instruction, self._episode = told(start, asked.view, asked.swaps, asked.words), start.id
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:
         """One chunk, clipped to the environment's range as LIBERO's controller does.
@@ -159,6 +159,8 @@ class RemotePolicy:
             asked[wire.WRIST] = shown(observation.wrist)
         if observation.proprio is not None:
             asked[wire.STATE] = observation.proprio
+        if wire.EPISODE in self._connection.metadata:  # servers of others may refuse what they do not know
+            asked[wire.EPISODE] = self._episode
         answer = self._connection.ask(asked)
         actions = answer.get("actions") if isinstance(answer, dict) else None
         if not isinstance(actions, np.ndarray) or actions.ndim != 2 or actions.shape[1] < ACTION_DIM:

@@ -22,6 +22,7 @@ from la_reconvla.data.samples import GREY
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
+from la_reconvla.randomness import derive
 from la_reconvla.serving.lerobot_folder import (
     ACTION_WIDTH,
     ADAPTER_WEIGHTS,
@@ -124,11 +125,13 @@ class LeRobotPolicy:
         self._instruction = ""
 
     def reset(self, start: Start, env: Env) -> None:
-        """Only the wrong-instruction floor looks at `start`, to know what not to say."""
+        """The wrong-instruction floor looks at `start` to know what not to say; noise is that of its id."""
         asked = self.specification
         self._instruction = told(start, asked.view, asked.swaps, asked.words)
-        for part in (self._policy, self._before, self._after):
+        self._policy.reset(*((start.id,) if self._folder.type == OURS else ()))
+        for part in (self._before, self._after):
             part.reset()
+        torch.manual_seed(derive(0, f"acting/{start.id}"))  # which LeRobot's own policies draw their noise from
 
     @torch.inference_mode()
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c 7"]:

@@ -29,7 +29,7 @@ from la_reconvla.contracts import Observation
 from la_reconvla.errors import UserError
 from la_reconvla.robot import proprio_width
 from la_reconvla.serving import wire
-from la_reconvla.training.acting import Actor
+from la_reconvla.training.acting import Actor, EpisodeNoise
 from la_reconvla.training.trained_policy import TrainedPolicy
 
 MAX_SIDE = 2048  # pixels of a picture
@@ -80,27 +80,39 @@ class Service:
             "wrist": config.backbone.wrist,
             "state": self.width,
             "chunk": config.backbone.chunk,
+            wire.EPISODE: "optional",
             wire.ACTION_NAMES: list(config.bins.space.names),
             "action_kinds": list(config.bins.space.kinds),
             "action_low": list(config.bins.low),
             "action_high": list(config.bins.high),
         }
-        blank = np.full((size, size, 3), 128, np.uint8)
+        blank, noise = np.full((size, size, 3), 128, np.uint8), self.noise()
         state = np.zeros(self.width, np.float32) if self.width else None
         for told in instructions:
             for _ in range(2):  # the first records, the second runs the recording
-                self._act(Observation(blank, told, blank if config.backbone.wrist else None, state))
+                self._act(Observation(blank, told, blank if config.backbone.wrist else None, state), noise)
         self.metadata["recorded"] = list(instructions) if policy.actor.records() else []
 
-    def __call__(self, message: Any) -> Float[np.ndarray, "c a"]:
-        """The chunk for one observation.
+    def noise(self) -> EpisodeNoise:
+        """For one client: which episode it is in, and how many chunks it has asked for there."""
+        return EpisodeNoise(self._policy.config.seed)
+
+    def __call__(self, message: Any, noise: EpisodeNoise) -> Float[np.ndarray, "c a"]:
+        """The chunk for one observation of the client whose `noise` it is.
 
         Raises:
             UserError: the message is no observation of this policy; nothing has acted.
         """
-        return self._act(self._observation(message))
+        seen = self._observation(message)
+        episode = message.get(wire.EPISODE, noise.episode)
+        if not isinstance(episode, str) or len(episode) > MAX_PROMPT:
+            raise UserError(f"'{wire.EPISODE}' must be a name of at most {MAX_PROMPT} characters")
+        if episode != noise.episode:
+            noise.begin(episode)
+        return self._act(seen, noise)
 
-    def _act(self, seen: Observation) -> Float[np.ndarray, "c a"]:
+    def _act(self, seen: Observation, noise: EpisodeNoise) -> Float[np.ndarray, "c a"]:
+        self._policy.noise = noise
         self._policy.tell(seen.instruction)
         actions = self._policy.act(seen)
         if not np.isfinite(actions).all():
@@ -251,7 +263,7 @@ async def _converse(connection: Any, *, service: Service, passes: ThreadPoolExec
     """One client: metadata, then an answer to each observation."""
     from websockets.exceptions import ConnectionClosed
 
-    errors, loop = 0, asyncio.get_running_loop()
+    errors, loop, noise = 0, asyncio.get_running_loop(), service.noise()
     with contextlib.suppress(ConnectionClosed, TimeoutError):
         await connection.send(wire.pack(service.metadata))
         while errors < MAX_ERRORS:
@@ -261,7 +273,7 @@ async def _converse(connection: Any, *, service: Service, passes: ThreadPoolExec
                 if not isinstance(message, bytes):
                     raise UserError("send observations as binary msgpack, not as text")
                 asked = wire.unpack(message)
-                actions = await loop.run_in_executor(passes, service, asked)
+                actions = await loop.run_in_executor(passes, service, asked, noise)
             except UserError as error:
                 errors += 1
                 await connection.send(f"error: {error}")

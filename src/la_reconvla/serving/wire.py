@@ -9,6 +9,7 @@ observation/wrist_image uint8 [H W 3], if the policy has a second camera
 observation/state      float [p], if the policy is shown the robot's state
 prompt                 str, the instruction
 orientation            str, optional: refused if it is not that of the server's metadata
+episode                str, optional: its name, in each of its messages, for policies that draw actions from noise
 ====================== ==================================================================
 
 The server's first message is its metadata; each further one is ``{"actions": float32 [c a], "server_timing": ...}``. A
@@ -30,12 +31,13 @@ SCALAR = b"__npgeneric__"
 KINDS = "biuf"  # booleans, integers, floats; never objects
 MAX_DIMENSIONS = 4
 MAX_ITEMS = 64  # of a map or list: observations are flat
-IMAGE, WRIST, STATE, PROMPT, ORIENTATION = (
+IMAGE, WRIST, STATE, PROMPT, ORIENTATION, EPISODE = (
     "observation/image",
     "observation/wrist_image",
     "observation/state",
     "prompt",
     "orientation",
+    "episode",
 )
 ACTION_NAMES = "action_names"  # of the server's metadata: what each number of an action is
 

@@ -31,7 +31,7 @@ from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import read_json, write_json
 from la_reconvla.study import occlusion as causal
 from la_reconvla.study.parts import PARTS, part_boxes, part_masks, part_patches, phases
-from la_reconvla.training.acting import with_noise
+from la_reconvla.training.acting import stream_of, with_noise
 from la_reconvla.training.checkpoint import load_policy
 from la_reconvla.training.gradient import to_device
 from la_reconvla.training.held_out import LOOKS
@@ -58,9 +58,9 @@ def view_of(batch: Batch, view: View, tasks: list[int], swaps: Mapping[tuple[int
 
 
 @torch.no_grad()
-def action_errors(policy: Policy, batch: Batch, names: Sequence[str]) -> Float[np.ndarray, " b"]:
-    """See `UNIT` and `OTHER_UNIT`; steps past the end of an episode do not count. `names` are the streams of noise."""
-    acted, space = policy.act(with_noise(policy, batch.inputs, names)), policy.bins.space
+def action_errors(policy: Policy, batch: Batch, streams: Sequence[torch.Generator]) -> Float[np.ndarray, " b"]:
+    """See `UNIT` and `OTHER_UNIT`; steps past the end of an episode do not count. `streams`: see `with_noise`."""
+    acted, space = policy.act(with_noise(policy, batch.inputs, streams)), policy.bins.space
     error = (acted - batch.actions).abs()
     if space != LIBERO_ACTIONS:  # numbers of different units do not add up
         low, high = (torch.tensor(edges, device=error.device) for edges in (policy.bins.low, policy.bins.high))
@@ -170,8 +170,10 @@ def _errors(
     origins = [samples.origin(int(index)) for index in part]
     tasks = [episode.task or 0 for episode, _ in origins]
     views = VIEWS if table else VIEWS[:2]
-    names = [f"{episode.name}/{step}" for episode, step in origins]
-    errors = {view: action_errors(policy, view_of(batch, view, tasks, table), names) for view in views}
+    errors = {}
+    for view in views:  # each begins with the same noise
+        streams = [stream_of(seed, episode.name, step) for episode, step in origins]
+        errors[view] = action_errors(policy, view_of(batch, view, tasks, table), streams)
     return {
         view: [
             FrameRecord(seed, task, episode.scene, episode.name, step, float(error))

@@ -285,12 +285,14 @@ class StepOptions:
     Attributes:
         device: device to plan for; cpu is this machine.
         condition: arm, for example C1 or C4.
+        decoding: of actions.
         batch_size: samples per step.
         accumulate: micro-batches per step.
     """
 
     device: Literal["t4", "l4", "a10g", "a100", "h100", "cpu"] = "t4"
     condition: str = "C4"
+    decoding: Literal["parallel", "autoregressive", "diffusion", "flow"] = "parallel"
     batch_size: int = 16
     accumulate: int = 4
 

@@ -147,7 +147,7 @@ def plan(step: PlannedStep, device: Device) -> Plan:
         raise UserError(f"{device.name} has no {backbone.dtype} in hardware: give --dtype fp16")
     if backbone.quantize and device.name == "cpu":
         raise UserError("weights in 4 bits need an NVIDIA GPU: drop --quantize")
-    policy = skeleton(backbone, step.condition)
+    policy = skeleton(backbone, step.condition, step.decoding)
     trainable = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     weights = {name: float(p.nbytes) for name, p in policy.named_parameters()}
     largest = passes = 0.0
@@ -242,14 +242,16 @@ def plan_one(options: PlanOptions) -> Plan:
         checkpointing=options.checkpointing,
         dtype=dtype,
     )
-    step = PlannedStep(backbone, condition(options.condition), options.batch_size, options.accumulate)
+    arm = condition(options.condition)
+    step = PlannedStep(backbone, arm, options.batch_size, options.accumulate, options.decoding)
     return plan(step, device(options.device, dtype))
 
 
 def table(planned: Plan) -> Table:
     """Parameters, memory by part, time."""
     device, step = planned.device, planned.step
-    shown = Table(title=f"{step.backbone.source} on {device.name} ({device.source})", title_justify="left")
+    what = f"{step.backbone.source}, {step.condition.id}, {step.decoding}"
+    shown = Table(title=f"{what} on {device.name} ({device.source})", title_justify="left")
     shown.add_column("")
     shown.add_column("", justify="right")
     memory = {

@@ -23,12 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from la_reconvla.backbones.pretrained import DTYPES, Pretrained
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.conditions import C4, Condition
-from la_reconvla.contracts import Batch
+from la_reconvla.contracts import Batch, Features
 from la_reconvla.errors import UserError
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.decoder import MAEReconstructor
 from la_reconvla.method.mask import masked_count
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.variants.action_diffusion import DenoisingHead
+from la_reconvla.method.variants.autoregressive import DECODINGS, DecodingName
 from la_reconvla.method.variants.budget import BudgetedPolicy
 from la_reconvla.robot import LIBERO_ACTIONS, proprio_width
 
@@ -44,14 +46,18 @@ class PlannedStep:
         condition: the arm.
         batch_size: samples.
         accumulate: micro-batches per step.
+        decoding: of actions.
     """
 
     backbone: Pretrained
     condition: Condition = C4
     batch_size: int = 16
     accumulate: int = 4
+    decoding: DecodingName = "parallel"
 
     def __post_init__(self):
+        if self.condition.budget is not None:
+            self.condition.budget.require(self.decoding)
         if self.batch_size % self.accumulate:
             raise UserError(f"accumulate {self.accumulate} does not divide the batch of {self.batch_size}")
 
@@ -102,15 +108,16 @@ class Trace:
     operations: float
 
 
-def skeleton(backbone: Pretrained, condition: Condition) -> Policy:
+def skeleton(backbone: Pretrained, condition: Condition, decoding: DecodingName = "parallel") -> Policy:
     """The policy on the meta device."""
-    inner = backbone.skeleton()
+    bins = ActionBins((-1.0,) * len(LIBERO_ACTIONS), (1.0,) * len(LIBERO_ACTIONS))
+    inner = DECODINGS[decoding].given(backbone).skeleton()
     if backbone.checkpointing:  # the other implementation frees fake tensors late; both keep the same of real ones
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inner.inner.model.gradient_checkpointing_enable({"use_reentrant": True})
     with torch.device("meta"):
-        policy = Policy(inner, ActionBins((-1.0,) * len(LIBERO_ACTIONS), (1.0,) * len(LIBERO_ACTIONS)))
+        policy = Policy(inner, bins, action_head=DECODINGS[decoding].action_head(inner, bins, backbone.chunk))
         if condition.reconstruction is not None:
             policy.reconstruction_head = condition.reconstruction.reconstruction_head.build(
                 inner.width, inner.grid, inner.patch_size
@@ -179,12 +186,19 @@ def trial(policy: Policy, batch: Batch, condition: Condition, dtype: torch.dtype
     return rows
 
 
+def _action_loss(head: Any, features: Features, actions: Tensor) -> Tensor:
+    if isinstance(head, DenoisingHead):
+        x, level, wanted = head.noised(actions, torch.zeros_like(actions), torch.zeros(len(actions)))
+        return (head.predict(x, level, head.states(features)) - wanted).square().mean()
+    logits = head(features)
+    return -(torch.zeros_like(logits) * logits.log_softmax(-1)).sum(-1).mean()
+
+
 def _objective(policy: Policy, batch: Batch, condition: Condition) -> tuple[Tensor, float]:
     extra = condition.reconstruction
     features = policy.features(batch, attention=condition.saliency.attention_rows if condition.saliency else None)
     rows = float(features.attention.nbytes) if features.attention is not None else 0.0
-    logits = policy.action_head(features)
-    action = -(torch.zeros_like(logits) * logits.log_softmax(-1)).sum(-1).mean()
+    action = _action_loss(policy.action_head, features, batch.actions)
     if extra is None:
         return action, rows
     patches, reconstructor = features.patches, policy.reconstruction_head

@@ -101,21 +101,55 @@ def tensors_of(inputs: PolicyInput) -> dict[str, Tensor]:
     return {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
 
 
-def with_noise(policy: Policy, inputs: PolicyInput, names: Sequence[str]) -> PolicyInput:
+def with_noise(policy: Policy, inputs: PolicyInput, streams: Sequence[torch.Generator]) -> PolicyInput:
     """With noise for a policy that draws its actions, else as it is.
-
-    The noise of a sample depends on its name alone: all arms begin with the same.
 
     Args:
         policy: what acts.
         inputs: of b samples.
-        names: b streams, as that of the episode and the step.
+        streams: b generators on the CPU; the samples draw in turn, so that several may have the same one.
     """
     head = policy.action_head
     if not isinstance(head, DenoisingHead):
         return inputs
-    drawn = [torch.randn(head.shape, generator=generator(0, f"acting/{name}")) for name in names]
+    drawn = [torch.randn(head.shape, generator=stream) for stream in streams]
     return replace(inputs, noise=torch.stack(drawn).to(inputs.images.device))
+
+
+def stream_of(seed: int, episode: str, number: int) -> torch.Generator:
+    """The stream of the noise that a chunk begins with: all arms of a seed begin it with the same.
+
+    Args:
+        seed: of the policy.
+        episode: its name, as the id of a start.
+        number: of the chunk in the episode, or the step of a held-out frame.
+    """
+    return generator(seed, f"acting/{episode}", number)
+
+
+class EpisodeNoise:
+    """Noise for one chunk after the other of an episode; what acted before the episode plays no part in it.
+
+    Args:
+        seed: of the policy.
+
+    Attributes:
+        episode: its name.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.begin("")
+
+    def begin(self, episode: str) -> None:
+        """Another episode, or the same one again."""
+        self.episode, self._chunks = episode, 0
+
+    def __call__(self, policy: Policy, inputs: PolicyInput) -> PolicyInput:
+        """See `with_noise`; the first of b samples gets the noise that it would get alone."""
+        stream = stream_of(self.seed, self.episode, self._chunks)
+        self._chunks += 1
+        return with_noise(policy, inputs, [stream] * len(inputs.images))
 
 
 def with_tensors(inputs: PolicyInput, tensors: tuple[Tensor, ...]) -> PolicyInput:

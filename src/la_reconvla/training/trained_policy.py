@@ -17,7 +17,7 @@ from la_reconvla.episodes import View
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.env import Env
 from la_reconvla.sim.policies import told
-from la_reconvla.training.acting import Actor, with_noise
+from la_reconvla.training.acting import Actor, EpisodeNoise
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, load_policy
 from la_reconvla.training.tensors import file_hash
 
@@ -56,7 +56,11 @@ class Trained:
 
 
 class TrainedPolicy:
-    """`RolloutPolicy` over a `Policy`, which acts the fast way once it has acted under an instruction for a while."""
+    """`RolloutPolicy` over a `Policy`, which acts the fast way once it has acted under an instruction for a while.
+
+    Attributes:
+        noise: what it begins its chunks with, where it draws them.
+    """
 
     sees, patience = True, 200
 
@@ -64,16 +68,16 @@ class TrainedPolicy:
         self.name, self.quality = config.condition, config.quality
         self.policy, self.config, self.specification = policy.to(specification.device), config, specification
         self.actor = Actor(self.policy, self.patience)
-        self._instruction, self._episode, self._chunks = "", "", 0
+        self.noise, self._instruction = EpisodeNoise(config.seed), ""
 
     def reset(self, start: Start, env: Env) -> None:
-        """The wrong-instruction floor chooses another instruction by `start`; noise is that of its id and of the chunk.
+        """The wrong-instruction floor chooses another instruction by `start`; the episode's noise is that of its id.
 
         Raises:
             UserError: if that floor was given no swap for this instruction.
         """
         self.tell(told(start, self.specification.view, self.specification.swaps))
-        self._episode, self._chunks = start.id, 0
+        self.noise.begin(start.id)
 
     def tell(self, instruction: str) -> None:
         """What it is to do from now on."""
@@ -81,9 +85,7 @@ class TrainedPolicy:
 
     def act(self, observation: Observation | None) -> Float[np.ndarray, "c a"]:
         """One chunk from one forward pass of the backbone."""
-        inputs = with_noise(self.policy, self._inputs(observation), [f"{self._episode}/{self._chunks}"])
-        self._chunks += 1
-        return self.actor(inputs)[0].cpu().numpy()
+        return self.actor(self.noise(self.policy, self._inputs(observation)))[0].cpu().numpy()
 
     def look(self, observation: Observation) -> Float[np.ndarray, " n"]:
         """Saliency for this observation under the instruction that the policy was given."""

@@ -64,7 +64,7 @@ class DenoisingHead(nn.Module):
         self.from_instruction = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width)
         self.network = DiT(DEPTH, equal_width(width, bins, chunk), ATTENTION_HEADS, self.shape[1], width, (1, chunk))
-        still = torch.randn(self.shape, generator=torch.Generator().manual_seed(0))
+        still = torch.randn(self.shape, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("still", still, persistent=False)  # the noise of who gives none
 
     def teacher_forcing(self, bins: ActionBins, actions: Float[Tensor, "b c a"]) -> None:
