@@ -356,3 +356,12 @@ def test_values_are_those_that_numpy_wrote(tmp_path: Path) -> None:
                 assert mine.dtype == expected.dtype
             else:
                 assert mine == (list(expected) if isinstance(expected, np.ndarray) else expected)
+
+
+def test_what_the_format_does_not_have_is_said(root: Path) -> None:
+    """CALVIN's last two numbers are a joint and a command, no fingers."""
+    episode = open_demonstrations(root).episodes[0]
+    for read in (episode.fingers, episode.first_state, episode.states, lambda: episode.pictures("top")):
+        with pytest.raises(UserError, match="segment_00000 has no"):
+            read()
+    np.testing.assert_array_equal(episode.executed(), episode.actions)
