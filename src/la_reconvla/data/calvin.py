@@ -228,8 +228,9 @@ def _told(split: Path) -> list[Told]:
 
 
 def _number(value: Any) -> int:
-    if abs(found := int(value)) > LAST:
-        raise ValueError("a number that no frame has")
+    found = int(value)
+    if found != value or abs(found) > LAST:
+        raise ValueError(f"{reprlib.repr(value)} is no frame's number")
     return found
 
 
