@@ -178,7 +178,8 @@ def test_few_states_that_are_all_alike_decide_nothing() -> None:
 def test_a_study_trains_on_the_data_and_shows_average_lengths(dataset: Path, tmp_path: Path, capsys) -> None:
     calvin_layout.write(dataset, segments=6)
     out, asked = tmp_path / "study", StudyChanges(suite="calvin", conditions=("C1", "C2"), seeds=(0,), episodes=1)
-    run_study(asked, PolicyChanges(), TrainingChanges(steps=1, device="cpu"), "smoke", None, out, None, dataset)
+    training = TrainingChanges(steps=1, device="cpu")
+    run_study(asked, PolicyChanges(), training, "smoke", out=out, demonstrations=dataset, workers=1)
     found = results_of(out).sequences
     assert found is not None
     assert (found.count, list(found.policies)) == (1, ["C1", "C2", "no-image", "random"])
