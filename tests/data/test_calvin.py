@@ -153,6 +153,8 @@ def test_frames_that_are_missing_or_of_another_kind_are_named(root: Path) -> Non
         (lambda held: held["info"]["indx"].__setitem__(0, (9, 3)), r"frame \(9, 3\)"),
         (lambda held: held["info"].update(indx=3), "no words, subtasks and ends"),
         (lambda held: held["info"]["indx"].__setitem__(0, (9, float("inf"))), "no words, subtasks and ends"),
+        (lambda held: held["info"]["indx"].__setitem__(0, (FIRST, FIRST + 5.5)), r"45\.5 is no frame's number"),
+        (lambda held: held["info"].update(indx=np.array(held["info"]["indx"]) + 0.5), r"40\.5\)? is no frame's number"),
         (lambda held: held["info"]["indx"].__setitem__(0, (9, 1 << 20_000)), "no words, subtasks and ends"),
         (lambda held: held["info"]["indx"].__setitem__(0, (9, 1 << 36)), r"frame \(9, 68719476736\)"),
         (lambda held: held["language"]["ann"].__setitem__(0, shared_lists(60)), "is no instruction"),
@@ -169,6 +171,8 @@ def test_frames_that_are_missing_or_of_another_kind_are_named(root: Path) -> Non
         "backwards",
         "no list",
         "endless",
+        "between frames",
+        "all between frames",
         "huge",
         "long",
         "deep",
@@ -356,3 +360,12 @@ def test_values_are_those_that_numpy_wrote(tmp_path: Path) -> None:
                 assert mine.dtype == expected.dtype
             else:
                 assert mine == (list(expected) if isinstance(expected, np.ndarray) else expected)
+
+
+def test_what_the_format_does_not_have_is_said(root: Path) -> None:
+    """CALVIN's last two numbers are a joint and a command, no fingers."""
+    episode = open_demonstrations(root).episodes[0]
+    for read in (episode.fingers, episode.first_state, episode.states, lambda: episode.pictures("top")):
+        with pytest.raises(UserError, match="segment_00000 has no"):
+            read()
+    np.testing.assert_array_equal(episode.executed(), episode.actions)

@@ -55,10 +55,12 @@ def run(
             rest is done on the first. In the place of --device.
     """
     changes = vars(study) | vars(policy) | vars(training)
-    in_calvin = changes["suite"] == "calvin" and not offline
-    if in_calvin and demonstrations is None:
+    on_recorded = changes["suite"] == "calvin"
+    if on_recorded and demonstrations is None:
         raise UserError("--suite calvin trains on CALVIN's own data: give --demonstrations FOLDER (docs/calvin.md)")
-    if not in_calvin and offline != (demonstrations is not None):
+    if on_recorded and offline:
+        raise UserError("--suite calvin rolls out in its simulator, --offline nothing: leave one of the two out")
+    if not on_recorded and offline != (demonstrations is not None):
         raise UserError(
             "give both --demonstrations FOLDER and --offline, or none: in a simulator a study collects its own"
         )
@@ -69,13 +71,7 @@ def run(
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import results_of
 
-    given = name or preset or "quick", out, workers, changes, hypotheses
-    if in_calvin and demonstrations is not None:
-        from la_reconvla.study.calvin import study as run_calvin
-
-        folder = run_calvin(*given, demonstrations, devices or ())
-    else:
-        folder = ablate(*given, demonstrations, devices or ())
+    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
     page = write_report(folder)
     print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)

@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from rich.console import Console
 
 from la_reconvla.data.arrays_only import Array, read_object
+from la_reconvla.data.dataset_episodes import DatasetEpisode
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import checked_actions, checked_text, lacks, picture_names
-from la_reconvla.data.robot_states import checked_state
+from la_reconvla.data.hdf5_layout import checked_actions, checked_text
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.robot import ActionSpace
@@ -78,20 +78,19 @@ to_theirs = to_ours
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CalvinEpisode(Episode):
-    """A language segment.
+class CalvinEpisode(DatasetEpisode):
+    """A language segment; its labels are what a person did, without noise.
+
+    Its state is robot_obs: hand (m, Euler angles in rad), opening (m), seven joints (rad), +1 where it opens.
 
     Attributes:
         first: number of its first frame.
         group: first frame of the segments that overlap, directly or through others, which therefore show one scene.
-        state: robot_obs.
-        sizes: rows and columns of the pictures of `cameras`.
     """
 
     first: int
     group: int
-    state: Float32[np.ndarray, "T 15"]
-    sizes: tuple[tuple[int, int], ...]
+    state_name, remedy = "robot_obs", AGAIN
 
     @property
     def scene(self) -> str:
@@ -117,31 +116,6 @@ class CalvinEpisode(Episode):
         """See `Episode`."""
         count = len(self.frame_steps)
         return (picture.tobytes() for picture in self.stored(self.cameras[0], (0, count // 2, count - 1)))
-
-    def picture_size(self, camera: str) -> tuple[int, int]:
-        """See `Episode`."""
-        if camera not in self.cameras:
-            raise lacks(self._where, picture_names(camera)[0])
-        return self.sizes[self.cameras.index(camera)]
-
-    def proprio(self) -> Float32[np.ndarray, "T 15"]:
-        """CALVIN's robot_obs: hand (m, Euler angles in rad), opening (m), seven joints (rad), +1 where it opens."""
-        return self.state
-
-    def executed(self) -> Float32[np.ndarray, "T 7"]:
-        """The labels: what a person did, without noise."""
-        return self.actions
-
-    def first_state(self) -> Any:
-        """See `Episode`.
-
-        Raises:
-            UserError: always; CALVIN has no states of MuJoCo.
-        """
-        raise lacks(self._where, "init_state")
-
-    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
-        raise lacks(self._where, names[0])
 
 
 # ---------------------------------------------------------------- folders
@@ -194,24 +168,18 @@ def read_folder(folder: Path) -> list[Episode]:
                 path=split,
                 demo=name,
                 suite="calvin",
-                task=None,
                 task_name=one.subtask,
                 instruction=one.words,
                 actions=checked_actions(f"{split}: {name}", mine, CALVIN_ACTIONS),
-                quality="official",
                 image_size=sizes[0][0],
-                frame_stride=1,
                 space=CALVIN_ACTIONS,
                 cameras=CALVIN_CAMERAS,
                 orientation="upright",
                 state_width=STATE_WIDTH,
                 rate=RATE,
-                turn=(1, 1),
                 first=one.first,
                 group=groups[number],
-                state=checked_state(
-                    f"{split}: {name}", "robot_obs", numbers["robot_obs"][rows], (len(mine), 15), AGAIN
-                ),
+                recorded_state=numbers["robot_obs"][rows],
                 sizes=sizes,
             )
         )
@@ -260,8 +228,9 @@ def _told(split: Path) -> list[Told]:
 
 
 def _number(value: Any) -> int:
-    if abs(found := int(value)) > LAST:
-        raise ValueError("a number that no frame has")
+    found = int(value)
+    if found != value or abs(found) > LAST:
+        raise ValueError(f"{reprlib.repr(value)} is no frame's number")
     return found
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from la_reconvla.data import hdf5_layout as names
+from la_reconvla.data.dataset_episodes import LIBERO_STATE, DatasetEpisode
 from la_reconvla.data.demonstrations import Demonstrations, Episode
 from la_reconvla.data.foreign_writer import Foreign, write_foreign
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.lerobot import LeRobotEpisode
-from la_reconvla.data.lerobot_layout import ACTION, INFO, LIBERO_STATE, STATE, PictureKind, is_lerobot, needed
+from la_reconvla.data.lerobot_layout import ACTION, INFO, STATE, PictureKind, is_lerobot, needed
 from la_reconvla.data.lerobot_writer import ENCODERS, OWN, Contents, LeRobotWriter
 from la_reconvla.data.rlds import RLDSEpisode, unread
 from la_reconvla.errors import UserError
@@ -211,7 +212,7 @@ def _foreign(episode: Episode) -> Foreign:
     states: dict[str, Float32[np.ndarray, "T p"]] = {}
     if episode.state_width is not None:
         states = {names.STATE: episode.proprio()}
-    elif isinstance(episode, LeRobotEpisode) and episode.row.state is not None:
+    elif isinstance(episode, DatasetEpisode) and episode.recorded_state is not None:
         both = episode.proprio()
         states = {"ee_states": both[:, :6], "gripper_states": both[:, 6:]}
     where = f"{episode.path}/{episode.demo}"

@@ -13,42 +13,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 from la_reconvla.data.action_values import two_valued
+from la_reconvla.data.dataset_episodes import LIBERO_STATE, DatasetEpisode
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import file_names, lacks, picture_names
+from la_reconvla.data.hdf5_layout import file_names
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.lerobot_index import Row, read_rows, read_tasks
 from la_reconvla.data.lerobot_info import action_space, camera_names, camera_sizes, read_info, read_ours
 from la_reconvla.data.lerobot_layout import (
     AGAIN,
     INFO,
-    LIBERO_STATE,
     OURS,
     STATE,
     needed,
     reading,
 )
-from la_reconvla.data.robot_states import checked_state
 from la_reconvla.errors import UserError
 
 FAR = 32  # pictures of a video; what lies further ahead is sought, not decoded through
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LeRobotEpisode(Episode):
+class LeRobotEpisode(DatasetEpisode):
     """An episode of a LeRobotDataset.
 
     Attributes:
         row: where its rows and pictures are.
         keys: the dataset's names of `cameras`.
-        sizes: rows and columns of their pictures.
     """
 
     row: Row
     keys: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]
+    state_name, remedy = STATE, AGAIN
 
     def stored(self, camera: str, numbers: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """See `Episode`.
@@ -56,17 +54,16 @@ class LeRobotEpisode(Episode):
         Raises:
             UserError: there is no such camera, or a file is damaged or lacks a picture.
         """
-        place = self._place(camera)
+        size, key = self.picture_size(camera), self.keys[self.cameras.index(camera)]
         steps = (number * self.frame_stride for number in numbers)
-        key = self.keys[place]
         path, pictures = self.row.data, self._images(key, steps)
         if key in self.row.videos:
             path, pictures = self.row.videos[key][0], self._frames(key, steps)
         for picture in pictures:
-            if picture.shape[:2] != self.sizes[place]:
+            if picture.shape[:2] != size:
                 raise UserError(
-                    f"{path}: a picture of {self.demo} has {picture.shape[:2]} rows and columns, not "
-                    f"{self.sizes[place]} as {INFO} says; {AGAIN}"
+                    f"{path}: a picture of {self.demo} has {picture.shape[:2]} rows and columns, not {size} as "
+                    f"{INFO} says; {AGAIN}"
                 )
             yield picture
 
@@ -83,49 +80,10 @@ class LeRobotEpisode(Episode):
         with reading(path):
             return iter((f"{since}".encode(), _file_hash(path, path.stat().st_size, path.stat().st_mtime_ns)))
 
-    def picture_size(self, camera: str) -> tuple[int, int]:
-        """See `Episode`."""
-        return self.sizes[self._place(camera)]
-
     @property
     def files(self) -> tuple[Path, ...]:
         """See `Episode`."""
         return (self.row.data, *(path for path, _ in self.row.videos.values()))
-
-    def proprio(self) -> Float32[np.ndarray, "T p"]:
-        """See `Episode`.
-
-        Raises:
-            UserError: the dataset has no state, or it is not finite.
-        """
-        if self.row.state is None:
-            raise lacks(self._where, STATE)
-        width = len(LIBERO_STATE) if self.state_width is None else self.state_width
-        return checked_state(self._where, STATE, self.row.state, (len(self.actions), width), AGAIN)
-
-    def fingers(self) -> Float32[np.ndarray, "T 2"]:
-        """See `Episode`; those of LIBERO's state are its last two numbers."""
-        return self.proprio()[:, -2:]
-
-    def executed(self) -> Float32[np.ndarray, "T a"]:
-        """The labels: the format has nothing else."""
-        return self.actions
-
-    def first_state(self) -> Any:
-        """See `Episode`.
-
-        Raises:
-            UserError: always; the format has no simulator states.
-        """
-        raise lacks(self._where, "init_state")
-
-    def _place(self, camera: str) -> int:
-        if camera not in self.cameras:
-            raise lacks(self._where, picture_names(camera)[0])
-        return self.cameras.index(camera)
-
-    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
-        raise lacks(self._where, names[0])
 
     def _images(self, key: str, steps: Iterable[int]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """Pictures that lie in the rows."""
@@ -221,8 +179,6 @@ def read_folder(folder: Path) -> list[Episode]:
         width = None
     shared: dict[str, Any] = {
         "path": folder,
-        "suite": None,
-        "task": None,
         "quality": ours.get("quality", "official"),
         "image_size": sizes[keys[0]][0],
         "frame_stride": ours.get("frame_stride", 1),
@@ -231,14 +187,19 @@ def read_folder(folder: Path) -> list[Episode]:
         "orientation": ours.get("orientation", "upright"),
         "state_width": width,
         "rate": float(info["fps"]),
-        "turn": (1, 1),
         "keys": keys,
         "sizes": tuple(sizes.values()),
     }
     about = zip(rows, words, actions, strict=True)
     return [
         LeRobotEpisode(
-            **shared, demo=f"episode_{row.index:06d}", task_name=names[said], instruction=said, actions=mine, row=row
+            **shared,
+            demo=f"episode_{row.index:06d}",
+            task_name=names[said],
+            instruction=said,
+            actions=mine,
+            recorded_state=row.state,
+            row=row,
         )
         for row, said, mine in about
     ]

@@ -39,8 +39,6 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 FILES_A_CHUNK = 1000
 ACTION, STATE, IMAGES = "action", "observation.state", "observation.images."
-LIBERO_STATE = ("x", "y", "z", "rx", "ry", "rz", "finger 1", "finger 2")
-"""Names of the numbers of LIBERO's state, where `OURS` says ``libero_state``."""
 PictureKind = Literal["png", "av1", "h264"]  # how pictures are written: exactly, or as a video
 AGAIN = "download or convert the dataset again"
 # What pyarrow, PyAV and numpy raise where a damaged file gives another place, size or kind of something.

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from la_reconvla.data.action_values import space_of, two_valued
+from la_reconvla.data.dataset_episodes import LIBERO_STATE, DatasetEpisode
 from la_reconvla.data.demonstrations import Episode
-from la_reconvla.data.hdf5_layout import checked_text, file_names, lacks, picture_names
+from la_reconvla.data.hdf5_layout import checked_text, file_names
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.rlds_layout import (
     ACTION,
@@ -36,11 +37,9 @@ from la_reconvla.data.tfrecord import AGAIN, Feature, Record, data_of, features_
 from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_ACTIONS
 
-LIBERO_STATE_WIDTH = 8
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RLDSEpisode(Episode):
+class RLDSEpisode(DatasetEpisode):
     """An episode of a dataset in RLDS.
 
     Attributes:
@@ -48,16 +47,13 @@ class RLDSEpisode(Episode):
         record: where it is.
         recorded: number of steps there.
         first: number of the first of them that is part of the episode.
-        state: at every step of the episode; None where there is none.
-        sizes: rows and columns of the pictures of `cameras`.
     """
 
     dataset: str
     record: Record
     recorded: int
     first: int
-    state: Float32[np.ndarray, "T p"] | None
-    sizes: tuple[tuple[int, int], ...]
+    state_name, remedy = STATE, AGAIN
 
     @property
     def name(self) -> str:
@@ -94,41 +90,6 @@ class RLDSEpisode(Episode):
         """
         encoded = self._encoded(self.cameras[0])
         return iter((encoded[0], encoded[len(encoded) // 2], encoded[-1]))
-
-    def picture_size(self, camera: str) -> tuple[int, int]:
-        """See `Episode`."""
-        if camera not in self.cameras:
-            raise lacks(self._where, picture_names(camera)[0])
-        return self.sizes[self.cameras.index(camera)]
-
-    def proprio(self) -> Float32[np.ndarray, "T p"]:
-        """See `Episode`.
-
-        Raises:
-            UserError: the dataset has no state.
-        """
-        if self.state is None:
-            raise lacks(self._where, STATE)
-        return self.state
-
-    def fingers(self) -> Float32[np.ndarray, "T 2"]:
-        """See `Episode`; those of LIBERO's state are its last two numbers."""
-        return self.proprio()[:, -2:]
-
-    def executed(self) -> Float32[np.ndarray, "T a"]:
-        """The labels: the format has nothing else."""
-        return self.actions
-
-    def first_state(self) -> Any:
-        """See `Episode`.
-
-        Raises:
-            UserError: always; the format has no simulator states.
-        """
-        raise lacks(self._where, "init_state")
-
-    def _array(self, names: tuple[str, ...], rows: int) -> np.ndarray:
-        raise lacks(self._where, names[0])
 
     def _encoded(self, camera: str) -> list[bytes]:
         """A camera's pictures at the steps of the episode, from a record whose checksum is right."""
@@ -183,17 +144,12 @@ def read_folder(folder: Path) -> tuple[list[Episode], tuple[str, ...]]:
     tasks = file_names(one.words for one in used)
     shared: dict[str, Any] = {
         "path": folder,
-        "suite": None,
-        "task": None,
-        "quality": "official",
         "image_size": next(iter(cameras.values()))[0],
-        "frame_stride": 1,
         "space": space,
         "cameras": tuple(cameras),
         "orientation": conventions.orientation,
         "state_width": None if conventions.libero_state else width,
         "rate": conventions.rate,
-        "turn": (1, 1),
         "dataset": layout.name,
         "sizes": tuple(cameras.values()),
     }
@@ -207,7 +163,7 @@ def read_folder(folder: Path) -> tuple[list[Episode], tuple[str, ...]]:
             record=one.record,
             recorded=one.recorded,
             first=one.steps.first,
-            state=one.steps.state,
+            recorded_state=one.steps.state,
         )
         for one, actions in zip(used, two_valued(unchanged, others), strict=True)
     ]
@@ -230,9 +186,9 @@ def _require_fit(layout: Layout) -> None:
     """Raise a `UserError` where the conventions ask for what the dataset has not."""
     conventions, width = layout.conventions, layout.state_width or 0
     where, repair = layout.folder / FEATURES, f"to {layout.folder / OURS}"
-    if conventions.libero_state and width != LIBERO_STATE_WIDTH:
+    if conventions.libero_state and width != len(LIBERO_STATE):
         raise UserError(
-            f"{where}: the state has {width} numbers, LIBERO's {LIBERO_STATE_WIDTH}: write "
+            f"{where}: the state has {width} numbers, LIBERO's {len(LIBERO_STATE)}: write "
             f'{{"libero_state": false}} {repair}'
         )
     if conventions.relabel_from_states and min(width, layout.action_width) < MOTIONS:

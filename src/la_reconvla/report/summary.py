@@ -26,6 +26,7 @@ from la_reconvla.report.tables import (
     loss_table,
     other_starts_tables,
     overlap_table,
+    sequence_tables,
     stage_table,
     success_table,
     verdict_table,
@@ -64,7 +65,7 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         verdict_table,
     )
     away = (*other_starts_tables(results), wording_table(results), loss_table(results))
-    tables = [*(make(results) for make in makers), *away, *further]
+    tables = [*sequence_tables(results), *(make(results) for make in makers), *away, *further]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 
@@ -73,8 +74,8 @@ def terminal_summary(results: Results) -> RenderableType:
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
     lines = [*map(Text, undeclared(results)), Text(f"Checks: {checks(results)}.")]
-    table = counts_table(results)
-    return Group(Panel(headline(results), border_style=colour), *([table] if table.rows else []), *lines)
+    tables = [table for table in (*sequence_tables(results), counts_table(results)) if table.rows]
+    return Group(Panel(headline(results), border_style=colour), *tables, *lines)
 
 
 def print_summary(results: Results, console: Console) -> None:

@@ -12,6 +12,7 @@ from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Re
 from la_reconvla.conditions import GRID
 from la_reconvla.drawing import readable
 from la_reconvla.report.phrases import EFFECTS_SAID, compared, effect_size, named
+from la_reconvla.study.results import StudyResults
 from la_reconvla.text_table import TextTable, number, p_value, percent, points
 
 CHANGES = {
@@ -43,6 +44,36 @@ def success_table(results: Results) -> TextTable:
     rows += [(name, found.tsr) for name, found in beside(results) if found.tsr]
     header = ("arm", "successes", "rate", "95 % interval")
     return TextTable("Task success", header, [(name, *_rate(rate)) for name, rate in rows], FLOORS_SAID)
+
+
+def sequence_tables(results: Results) -> list[TextTable]:
+    """CALVIN's sequences: average length of every policy, then differences; none where nothing was rolled out so."""
+    found = results.sequences if isinstance(results, StudyResults) else None
+    if found is None:
+        return []
+    lengths = [
+        (
+            readable(name),
+            number(length.mean, 2),
+            f"{number(length.low, 2)} to {number(length.high, 2)}",
+            *(f"{100 * share:.1f} %" for share in length.in_a_row),
+            str(length.seeds),
+        )
+        for name, length in found.policies.items()
+    ]
+    states = max(length.states for length in found.policies.values())
+    note = (
+        f"Subtasks done in a row, of five, and the share of sequences with at least so many: the first {found.count} "
+        f"of CALVIN's list, from {states} initial states, which intervals draw. Floors: no-image is a policy trained "
+        f"without images, random acts at random. {'A GPU' if found.egl else 'No GPU'} drew what policies saw."
+    )
+    columns = ("policy", "average length", "95 % interval", *(f"{n} in a row" for n in range(1, 6)), "seeds")
+    rows = [(f"{c.a} - {c.b}", _signed(c, 2), p_value(c.p), p_value(c.p_holm), str(c.n)) for c in found.comparisons]
+    header = ("arms", "difference (95 % interval)", "p", "p (Holm)", "pairs")
+    return [
+        TextTable("Average length", columns, lengths, note),
+        TextTable("Differences of average length, on the same sequences", header, rows),
+    ]
 
 
 def stage_table(results: Results) -> TextTable:
@@ -287,6 +318,10 @@ def _difference(found: Comparison | None) -> str:
         return "–"
     if found.agreement or found.kind == "loss":
         return f"{points(found.difference)} points ({points(found.low)} to {points(found.high)})"
-    between = f"{number(found.low, sign=True)} to {number(found.high, sign=True)}"
-    count = "" if found.scenes is None else f", n = {found.scenes}"
-    return f"{number(found.difference, sign=True)} ({between}{count})"
+    return _signed(found)
+
+
+def _signed(found: Comparison, digits: int = 3) -> str:
+    """A difference that is none of rates, its interval and the number of scenes."""
+    mean, low, high = (number(value, digits, sign=True) for value in (found.difference, found.low, found.high))
+    return f"{mean} ({low} to {high}{'' if found.scenes is None else f', n = {found.scenes}'})"

@@ -31,6 +31,7 @@ from la_reconvla.report.tables import (
     grid_table,
     loss_table,
     other_starts_tables,
+    sequence_tables,
     wording_table,
 )
 from la_reconvla.storage import read_jsonl, write_content
@@ -94,6 +95,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "per_task": per_task,
         "stage_names": STAGES,
         "same_within": declared.same_within,
+        "sequences": sequence_tables(results),
         "grid": grid_table(results),
         "heads": heads(results),
         "maps": evidence_tables.maps_tables(results),

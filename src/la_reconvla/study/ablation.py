@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +20,7 @@ from la_reconvla.analysis.build import build
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import planned, power_table
-from la_reconvla.analysis.results import Arm, Pairing, Results
-from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.analysis.results import Arm, Pairing
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
@@ -29,12 +28,11 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
 from la_reconvla.progress import followed_by, progress
 from la_reconvla.robot import LIBERO_ACTIONS
-from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
 from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, cells, official_starts, offline, samples_of
-from la_reconvla.study.domains import Domain, Recorded, domain
+from la_reconvla.study.domains import ON_RECORDED, Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
@@ -50,6 +48,8 @@ from la_reconvla.study.requirements import (
     require_heads,
     require_room,
 )
+from la_reconvla.study.results import SequenceResults, StudyResults
+from la_reconvla.study.runs import usual_workers
 from la_reconvla.study.starts import wording
 from la_reconvla.study.train_cells import measure_cells, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
@@ -103,14 +103,14 @@ class Ablation:
         """Folder of the demonstrations."""
         return self.domain.recorded or self.folder / layout.DEMONSTRATIONS
 
-    def run(self) -> Results:
+    def run(self) -> StudyResults:
         """Everything, from the simulator to ``results.json`` and its pictures.
 
         Raises:
             UserError: with the way out, before long work where that is possible.
         """
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.domain.require()
+        self.domain.require(self.config)
         require_service(self.config.train.track)
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
         c = self.config
@@ -121,20 +121,19 @@ class Ablation:
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            about_rollouts = power_table(self._power, len(c.seeds))
-            self.console.print(about_rollouts if self.domain.recorded is None else gathering.OFFLINE)
+            self.console.print(self.domain.limit or power_table(self._power, len(c.seeds)))
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
             self._timed(training, self._train)
             self._paired()  # before the rollouts, which take as long again
-            self._timed(rollouts, self._evaluate)
+            sequences = self._timed(rollouts, self._evaluate)
             self._timed(frames, self._measure)
             results = self._timed(statistics, self._results)
             spent = [self._spent(layout.ENERGY).get(name) for name in self._spent(layout.TIMES)]
             joules = [value for value in spent if value is not None]
             energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
-            results = replace(results, study=study)
+            results = replace(results, study=study, sequences=sequences)
             write_json(self.folder / layout.RESULTS, results)
         return results
 
@@ -216,18 +215,17 @@ class Ablation:
     def _paired(self) -> tuple[Pairing, ...]:
         return pairings(((cell.condition, cell.seed, cell.folder) for cell in self.cells), self.folder)
 
-    def _evaluate(self) -> None:
-        for name, evaluations, starts in self._evaluations.runs():
-            if self.domain.recorded is not None:
-                continue
+    def _evaluate(self) -> SequenceResults | None:
+        for name, evaluations, starts in self._evaluations.runs() if self.domain.recorded is None else ():
             with progress(name, pending(evaluations, starts), "episodes", console=self.console) as bar:
                 evaluate(evaluations, starts, self._evaluations.settings, self.workers, bar.advance)
+        return self.domain.sequences(self.config, self.folder, self.cells, self.workers, self.device)
 
     def _measure(self) -> None:
         swaps = self._evaluations.swaps
         measure_cells(self.cells, self.config, self._divided[1], swaps, self.device, self.workers, self.console)
 
-    def _results(self) -> Results:
+    def _results(self) -> StudyResults:
         on_target = gathering.watched_coverage(self._divided[1], self.config)
         inner = load_policy(self.cells[0].folder)[0].backbone
         arms = []
@@ -260,7 +258,8 @@ class Ablation:
                 )
             ),
         )
-        return replace(found, power=self._power) if self.domain.recorded is None else found
+        found = replace(found, power=self._power) if self.domain.recorded is None else found
+        return StudyResults(**{f.name: getattr(found, f.name) for f in fields(found)})
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""
@@ -296,7 +295,8 @@ def ablate(
 ) -> Path:
     """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder.
 
-    On `recorded` demonstrations nothing is rolled out. Cells train on all `devices`; the rest is done on the first.
+    On `recorded` demonstrations nothing is rolled out, unless the suite is one of `ON_RECORDED`. Cells train on all
+    `devices`; the rest is done on the first.
 
     Raises:
         UserError: with the way out; if `changes` name a device beside `devices`, too.
@@ -305,14 +305,13 @@ def ablate(
         if changes.get("device") is not None:
             raise UserError("--device is where all is done, --devices where policies train side by side: give one")
         changes = {**changes, "device": devices[0]}
-    folder = out or layout.RUNS / (preset_name if recorded is None else f"{preset_name}-offline")
+    place = None if recorded is None else ON_RECORDED.get(changes.get("suite") or "", Recorded)(recorded.resolve())
+    folder = out or layout.RUNS / (preset_name if place is None else f"{preset_name}-{place.name}")
     declaration = Declaration.read(hypotheses) if hypotheses else None
     config = pinned_config(preset(preset_name).changed(**changes))
-    place = None if recorded is None else Recorded(recorded.resolve())
-    if recorded is not None:
-        config = offline(config, changes, open_demonstrations(recorded))
+    if place is not None:
+        place.require(config)  # before a dataset is read, which may take long
+        config = offline(config, changes, open_demonstrations(place.recorded), place.takes)
     config = grown(config, folder)
-    # One device holds one model of billions of weights: each further worker would load it again.
-    usual = 1 if isinstance(config.backbone, Pretrained) else default_workers()
-    Ablation(config, folder, workers or usual, declaration, place, devices).run()
+    Ablation(config, folder, workers or usual_workers(config.backbone), declaration, place, devices).run()
     return folder

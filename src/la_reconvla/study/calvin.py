@@ -13,36 +13,40 @@ from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from la_reconvla import layout
-from la_reconvla.analysis.sequences import AverageLength, average_length, difference
+from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, over_seeds, two_sided
+from la_reconvla.analysis.comparisons import Comparison
+from la_reconvla.analysis.decisions import holm
+from la_reconvla.analysis.intervals import LEVEL
+from la_reconvla.analysis.sequences import AverageLength, Runs, average_length, difference
+from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS
 from la_reconvla.episodes import Label, SequenceRecord, append_sequences, read_sequences
 from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.sim import calvin as simulator
-from la_reconvla.sim.calvin_sequences import PUBLISHED, SUBTASKS, SUITE, published_sequences, require_count
+from la_reconvla.sim.calvin_sequences import PUBLISHED, SUBTASKS, SUITE, published_sequences
 from la_reconvla.sim.calvin_sequences import Sequence as Asked
 from la_reconvla.sim.env import RolloutPolicy
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.sim.policies import Specification, Uniform, swapped
-from la_reconvla.storage import claim, locked, require_free_space, write_json
-from la_reconvla.study.ablation import ablate
+from la_reconvla.storage import claim, locked, require_free_space
+from la_reconvla.study.cells import Cell
 from la_reconvla.study.options import EvaluateOptions
-from la_reconvla.study.presets import preset
+from la_reconvla.study.results import SequenceResults
 from la_reconvla.study.runs import SPACE, usual_workers
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, find_run, load_policy
+from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
 from la_reconvla.training.trial import dry_run
 
 TAKEN = ("suite", "dataset", "episodes", "out", "max_steps", "view", "workers", "device")
-RESULTS = "calvin.json"
 
 
 @dataclass(frozen=True)
@@ -153,44 +157,14 @@ def told(name: str, found: AverageLength) -> list[str]:
 # ---------------------------------------------------------------- a study
 
 
-def study(
-    preset_name: str,
-    out: Path | None,
-    workers: int,
-    changes: Mapping[str, Any],
-    hypotheses: Path | None,
-    dataset: Path,
-    devices: Sequence[str],
-) -> Path:
-    """Train every arm on CALVIN's data, judge it on held-out frames, and then by the protocol; see ``study run``.
-
-    Arguments as of `la_reconvla.study.ablation.ablate`; of `changes` the episodes are sequences. Returns the folder.
-
-    Raises:
-        UserError: as `ablate`, or the simulator cannot be started, before anything is trained.
-    """
-    count = changes.get("episodes") or preset(preset_name).episodes
-    require_count(count)
-    simulator.environment_of(dataset)
-    own = {**changes, "suite": None, "episodes": None}
-    folder = ablate(
-        preset_name, out or layout.RUNS / f"{preset_name}-{SUITE}", workers, own, hypotheses, dataset, devices
-    )
-    cells = [(path.parent, PolicyConfig.load(path.parent)) for path in sorted(folder.glob(f"*/seed*/{WEIGHTS}"))]
-    acting = changes.get("device") or (devices[0] if devices else preset(preset_name).train.device)
-    usual = usual_workers(*(config.backbone for _, config in cells))
-    close_the_loop(folder, cells, dataset, count, workers or usual, str(pick_device(acting)))
-    return folder
-
-
 def close_the_loop(
-    folder: Path, cells: Sequence[tuple[Path, PolicyConfig]], dataset: Path, count: int, workers: int, device: str
-) -> None:
-    """Roll out every trained policy of a study, and random actions, on the first sequences; writes `RESULTS`.
+    folder: Path, cells: Sequence[Cell], dataset: Path, count: int, workers: int, device: str
+) -> SequenceResults:
+    """Roll out every trained policy of a study, and random actions, on the first sequences.
 
     Args:
         folder: of the study.
-        cells: folder and configuration of each policy, that without image among them.
+        cells: its policies, that without image among them.
         dataset: CALVIN's.
         count: sequences.
         workers: processes.
@@ -198,26 +172,64 @@ def close_the_loop(
     """
     asked = published_sequences(count)
     plain = simulator.CalvinSettings(dataset=simulator.environment_of(dataset), egl=simulator.has_gpu())
-    evaluations = [Evaluation(folder / layout.REFERENCES / "random", Label("random", None), Uniform(), plain)]
-    for run, config in cells:
-        settings, acting = _settings_for(str(run), config, plain), Trained(run.resolve(), device=device)
-        evaluations.append(Evaluation(run / SUITE, Label(config.condition, config.seed), acting, settings))
-    with locked(folder):
-        evaluate(evaluations, asked, workers)
-    arms: dict[str, list[list[SequenceRecord]]] = {}
+    evaluations = []
+    for cell in cells:
+        settings = _settings_for(str(cell.folder), PolicyConfig.load(cell.folder), plain)
+        acting, label = Trained(cell.folder.resolve(), device=device), Label(cell.condition.id, cell.seed)
+        evaluations.append(Evaluation(cell.folder / SUITE, label, acting, settings))
+    evaluations.append(Evaluation(folder / layout.REFERENCES / "random", Label("random", None), Uniform(), plain))
+    evaluate(evaluations, asked, workers)
+    runs: dict[str, list[list[SequenceRecord]]] = {}
     for e in evaluations:
-        arms.setdefault(str(e.label.condition), []).append(records_of(e.folder, asked))
-    found = {name: average_length(runs) for name, runs in arms.items()}
-    trained = [name for name in arms if name != "random"]
-    pairs = [{"a": a, "b": b, **asdict(difference(arms[a], arms[b]))} for a, b in combinations(trained, 2)]
-    result = {"schema": layout.SCHEMA, "sequences": count, "egl": plain.egl, "arms": found, "comparisons": pairs}
-    write_json(folder / RESULTS, result)
-    console = Console(stderr=True)
-    for name, each in found.items():
-        for line in told(name, each):
-            tell(line, console)
-    for pair in pairs:
-        tell(f"{pair['a']} - {pair['b']}: {pair['mean']:+.2f} ({pair['low']:+.2f} to {pair['high']:+.2f})", console)
+        runs.setdefault(str(e.label.condition), []).append(records_of(e.folder, asked))
+    lengths = {name: average_length(found) for name, found in runs.items()}
+    return SequenceResults(count, plain.egl, lengths, compared(runs))
+
+
+def compared(runs: Mapping[str, Runs]) -> tuple[Comparison, ...]:
+    """Every two arms, corrected together by Holm's method, and then each arm and the policy without image."""
+    arms = [name for name in runs if name not in ("random", NO_IMAGE.id)]
+    family = [_comparison(a, b, runs[a], runs[b]) for a, b in combinations(arms, 2)]
+    corrected = [replace(c, p_holm=p) for c, p in zip(family, holm([c.p for c in family]), strict=True)]
+    return (*corrected, *(_comparison(arm, NO_IMAGE.id, runs[arm], runs[NO_IMAGE.id]) for arm in arms))
+
+
+def _comparison(a: str, b: str, ours: Runs, theirs: Runs) -> Comparison:
+    """Average length of `a` minus that of `b`, in pairs of equal seeds and sequences."""
+    found = difference(ours, theirs)
+    return Comparison(
+        a=a,
+        b=b,
+        metric="average_length",
+        difference=found.mean,
+        low=found.low,
+        high=found.high,
+        p=_p_value(ours, theirs, found),
+        p_holm=None,
+        n=found.seeds * found.sequences,
+        a_mean=average_length(ours).mean,
+        b_mean=average_length(theirs).mean,
+        seeds=found.seeds,
+    )
+
+
+def _p_value(ours: Runs, theirs: Runs, found: AverageLength) -> float:
+    """Two-sided p of "no difference", from the bootstrap of states and the t over seeds that `found`'s interval joins.
+
+    Never below the least that flipping the sign of each state's difference could give, as of
+    `la_reconvla.analysis.paired.paired_means`; nor below 0.05 where the interval, which is wider where all states are
+    alike, contains zero.
+    """
+    first, second = ([sorted(run, key=lambda record: record.index) for run in runs] for runs in (ours, theirs))
+    gaps = np.array([[x.completed for x in run] for run in first], dtype=float)
+    gaps -= np.array([[x.completed for x in run] for run in second])
+    _, unit = np.unique([record.state for record in first[0]], return_inverse=True)
+    rng = np.random.default_rng(0)
+    by_seed, by_state = drawn_counts(found.seeds, rng), drawn_counts(found.states, rng)
+    sums = np.stack([np.bincount(unit, row) for row in gaps])
+    means = crossed_sum(sums, by_seed, by_state) / (found.seeds * (by_state @ np.bincount(unit)))
+    p = two_sided(means, over_seeds(gaps.ravel(), np.repeat(np.arange(found.seeds), found.sequences)))
+    return max(float(p), 2.0 ** (1 - found.states), 1 - LEVEL if found.low <= 0 <= found.high else 0)
 
 
 # ---------------------------------------------------------------- what can be evaluated
@@ -231,8 +243,6 @@ def _require_options(run: str, options: EvaluateOptions) -> None:
     """Refuse what has no meaning here, before anything is read."""
     if run == "expert" or "://" in run or re.match(r"lerobot:", run):
         raise UserError(f"{run} cannot be rolled out in CALVIN: give a run folder of `la-reconvla train`, or random")
-    if options.max_steps is not None and options.max_steps < 1:
-        raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
     usual = EvaluateOptions()
     given = [f.name for f in fields(usual) if getattr(options, f.name) != getattr(usual, f.name)]
     if wrong := [name for name in given if name not in TAKEN]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,20 @@ def official_starts(config: StudyConfig) -> Iterator[OfficialStarts]:
 ROLLED_OUT = ("suite", "tasks", "placement", "demos", "episodes", "also_official", "elsewhere", "elsewhere_episodes")
 
 
-def offline(config: StudyConfig, changes: Mapping[str, Any], demonstrations: Demonstrations) -> StudyConfig:
-    """The study on recorded demonstrations, as `fitted`, with nothing to roll out.
+def offline(
+    config: StudyConfig, changes: Mapping[str, Any], demonstrations: Demonstrations, takes: Collection[str] = ()
+) -> StudyConfig:
+    """The study on recorded demonstrations, as `fitted`, with nothing to roll out but what `takes` names.
 
     Raises:
         UserError: as `fitted`, or if `changes` are about rollouts or nothing is held out.
     """
-    if given := [name for name in ROLLED_OUT if changes.get(name) is not None]:
+    if given := [name for name in ROLLED_OUT if changes.get(name) is not None and name not in takes]:
         raise UserError(f"{', '.join(given)}: an offline study rolls nothing out, leave that out")
     demonstrations.divide(config.held_out)  # something is held out
     say_changes(config, demonstrations)
-    nothing: dict[str, Any] = {"also_official": 0, "elsewhere": (), "episodes": 1, "floor_episodes": 1}
+    nothing: dict[str, Any] = {"also_official": 0, "elsewhere": (), "floor_episodes": 1}
+    nothing |= {} if "episodes" in takes else {"episodes": 1}
     recorded: dict[str, Any] = {"suite": "recorded", "tasks": (0,), "placement": "official"}
     made = {"quality": demonstrations.quality, "frame_stride": demonstrations.frame_stride}
     return fitted(replace(config, **nothing, **recorded, **made, demos=len(demonstrations.episodes)), demonstrations)

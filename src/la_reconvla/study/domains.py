@@ -1,6 +1,6 @@
-"""Where a study takes place: LIBERO, the toy whose answer is known, or nowhere but in one's own demonstrations.
+"""Where a study takes place: LIBERO, the toy whose answer is known, nowhere but in one's own demonstrations, or CALVIN.
 
-A domain is a value; the first two are found by their suite.
+A domain is a value, found by the suite that was asked for and, where a study does not collect, the demonstrations.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from la_reconvla.data.hdf5_layout import DEMO_SUFFIX
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.sim import toy
+from la_reconvla.sim.calvin import environment_of
+from la_reconvla.sim.calvin_sequences import require_count
 from la_reconvla.sim.collect import collect
 from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Scripted, Specification
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import Task, load_task
+from la_reconvla.study import calvin
+from la_reconvla.study.cells import Cell
 from la_reconvla.study.evaluate import settings_for
 from la_reconvla.study.presets import StudyConfig
+from la_reconvla.study.results import SequenceResults
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording
 
 
@@ -46,12 +51,17 @@ class Domain(Protocol):
         ...
 
     @property
+    def limit(self) -> str:
+        """What its studies do not show, a sentence or two; empty where there is nothing to add."""
+        ...
+
+    @property
     def declared(self) -> Declaration:
         """What a study there judges by default."""
         ...
 
-    def require(self) -> None:
-        """Raise a `UserError` if this machine lacks something."""
+    def require(self, config: StudyConfig) -> None:
+        """Raise a `UserError` if this machine lacks something that the study needs."""
         ...
 
     def tasks(self, config: StudyConfig) -> list[Task]:
@@ -74,9 +84,26 @@ class Domain(Protocol):
         """The environment that shows what the study's backbone takes."""
         ...
 
+    def sequences(
+        self, config: StudyConfig, folder: Path, cells: Sequence[Cell], workers: int, device: str
+    ) -> SequenceResults | None:
+        """Judge policies by a protocol that has no `starts`, beside these; None where there is none."""
+        ...
+
+
+class _WithoutSequences:
+    """What most domains say of the last parts of `Domain`."""
+
+    limit = ""
+
+    def sequences(
+        self, config: StudyConfig, folder: Path, cells: Sequence[Cell], workers: int, device: str
+    ) -> SequenceResults | None:
+        """There are none."""
+
 
 @dataclass(frozen=True)
-class Libero:
+class Libero(_WithoutSequences):
     """LIBERO's simulator and the scripted expert."""
 
     films, recorded = True, None
@@ -91,7 +118,7 @@ class Libero:
         """The package's own."""
         return DECLARED
 
-    def require(self) -> None:
+    def require(self, config: StudyConfig) -> None:
         """It can be imported, and draws."""
         require_simulator()
 
@@ -135,7 +162,7 @@ def _collecting(config: StudyConfig, out: Path, workers: int) -> CollectConfig:
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(_WithoutSequences):
     """The toy task, see `la_reconvla.sim.toy`.
 
     Attributes:
@@ -157,7 +184,7 @@ class Toy:
         """The claims whose verdicts are known."""
         return Declaration.read(Path(__file__).with_name("known_answer.json"))
 
-    def require(self) -> None:
+    def require(self, config: StudyConfig) -> None:
         """Needs nothing."""
 
     def tasks(self, config: StudyConfig) -> list[Task]:
@@ -189,7 +216,7 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(_WithoutSequences):
     """One's own demonstrations: policies are judged on held-out frames of them, as nothing can be rolled out.
 
     Attributes:
@@ -197,7 +224,11 @@ class Recorded:
     """
 
     recorded: Path
-    films = False
+    films, name, takes = False, "offline", frozenset[str]()
+    limit = (
+        "There is no simulator in this study and nothing was rolled out: policies are judged on held-out frames of the "
+        "demonstrations. A lower action error does not say that a robot succeeds more often."
+    )
 
     @property
     def expert(self) -> Specification:
@@ -209,7 +240,7 @@ class Recorded:
         """What action errors can say."""
         return Declaration.read(Path(__file__).with_name("offline.json"))
 
-    def require(self) -> None:
+    def require(self, config: StudyConfig) -> None:
         """Needs nothing."""
 
     def tasks(self, config: StudyConfig) -> list[Task]:
@@ -233,9 +264,33 @@ class Recorded:
         raise AssertionError("nothing is rolled out")
 
 
-RECORDED = "recorded"  # the suite of such a study
+@dataclass(frozen=True)
+class Calvin(Recorded):
+    """A dataset of CALVIN: what `Recorded` does, and then its protocol; the study's `episodes` are sequences."""
+
+    name, takes = calvin.SUITE, frozenset({"suite", "episodes"})
+    limit = (
+        "Policies were rolled out by CALVIN's protocol only: there are no single tasks, stages or floors by success. "
+        "Of their average lengths, those of two arms are corrected for their number. No hypothesis rests on them."
+    )
+
+    def require(self, config: StudyConfig) -> None:
+        """So many sequences exist, and the simulator is installed."""
+        require_count(config.episodes)
+        environment_of(self.recorded)
+
+    def sequences(
+        self, config: StudyConfig, folder: Path, cells: Sequence[Cell], workers: int, device: str
+    ) -> SequenceResults:
+        """See `la_reconvla.study.calvin.close_the_loop`."""
+        return calvin.close_the_loop(folder, cells, self.recorded, config.episodes, workers, device)
+
+
+RECORDED = "recorded"  # the suite of studies on demonstrations that were there before
 LIBERO = Libero()
 DOMAINS: dict[str, Domain] = {toy.SUITE: Toy()}
+ON_RECORDED: dict[str, type[Recorded]] = {calvin.SUITE: Calvin}
+"""Simulators whose studies train on a dataset that is there, by the suite that asks for them."""
 
 
 def domain(suite: str) -> Domain:

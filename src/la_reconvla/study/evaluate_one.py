@@ -70,6 +70,8 @@ class Subject:
 
 def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     """Evaluate a run folder, ``expert`` or ``random`` and print success and stages; see the command ``eval``."""
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
     if options.suite == calvin.SUITE:
         return calvin.evaluate_one(run, options)
     suite, placement, view = options.suite, options.placement, options.view
@@ -77,8 +79,6 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         raise UserError("--dataset is for --suite calvin: leave it out")
     if options.episodes < 1:
         raise UserError(f"episodes must be at least 1, not {options.episodes}")
-    if options.max_steps is not None and options.max_steps < 1:
-        raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
     others = is_address(run) or is_lerobot(run)
     if options.execute is not None and (not others or options.execute < 1):
         raise UserError(

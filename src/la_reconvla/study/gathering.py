@@ -42,10 +42,6 @@ from la_reconvla.training.held_out import WATCHED
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.trackers import METRICS
 
-OFFLINE = (
-    "There is no simulator in this study and nothing was rolled out: policies are judged on held-out frames of the "
-    "demonstrations. A lower action error does not say that a robot succeeds more often."
-)
 Divided = tuple[Demonstrations, Demonstrations]
 
 
@@ -237,7 +233,7 @@ def study_description(
         hypotheses=begun.hypotheses,
         hypotheses_hash=begun.hypotheses_hash,
         limits=(
-            *((OFFLINE,) if evaluations.domain.recorded is not None else ()),
+            *filter(None, [evaluations.domain.limit]),
             *(() if c.judged else (NOT_JUDGED,)),
             *evaluations.demonstrations.notes,
         ),
