@@ -95,7 +95,7 @@ class ToyEnv:
 class ToyExpert:
     """Moves by 0.5 until `LENGTH` actions are done; grasps twice where the setup says so."""
 
-    name, sees = "toy", False
+    name, sees, about = "toy", False, ("thing_1", "thing_2")
 
     def __init__(self, setup: ToySetup) -> None:
         self.setup = setup

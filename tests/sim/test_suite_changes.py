@@ -156,6 +156,9 @@ def test_another_request_has_the_words_of_public_data_too() -> None:
 def test_scenes_with_one_thing_are_left_out() -> None:
     assert tasks_of("libero_10_counterfactual", []) == tuple(range(8))
     assert tasks_of("libero_10_counterfactual", [("libero_10", 7), ("libero_10", 8)]) == (7,)
+    assert [task.index for task in load_suite("libero_10_counterfactual")] == list(range(8))
+    told = {text for _, _, text in wrong_words("libero_10_counterfactual", [7], "official")}
+    assert told <= {load_task(suite, 7).instruction for suite in ("libero_10", "libero_10_counterfactual")}
     with pytest.raises(UserError, match=r"has no task 9: .* leave it out"):
         load_task("libero_10_counterfactual", 9)
 

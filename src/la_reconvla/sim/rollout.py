@@ -237,9 +237,7 @@ class StageTracker:
         """What the hand touched and held first."""
         return First(self._asked, self._touched, self._held)
 
-    def _moved_by(
-        self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose], touched: Collection[str]
-    ) -> str | None:
+    def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose], touched: Collection[str]) -> str | None:
         """Of what has moved, the nearest to the hand that is in its reach."""
         gone = [name for name, stood in self._stood.items() if np.linalg.norm(poses[name].position - stood) > MOVED]
         away = {name: self._distance(hand, poses, name) for name in gone}
