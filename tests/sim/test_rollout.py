@@ -19,6 +19,7 @@ from la_reconvla.episodes import WAYS, EpisodeRecord, First, Label, StartName, r
 from la_reconvla.errors import UserError
 from la_reconvla.sim import rollout
 from la_reconvla.sim.env import Outcome, Pose
+from la_reconvla.sim.expert_tasks import asked_for
 from la_reconvla.sim.policies import Scripted, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings, Film, StageTracker, rollouts, run_episode
 from la_reconvla.sim.tasks import load_task, official_start
@@ -284,6 +285,24 @@ def test_furniture_is_moved_by_the_hand_that_touches_it():
     assert (pulled.moved, pulled.value("moved")) == ("wooden_cabinet_1", 1.0)
     assert run_episode(ChainEnv(), Script([(DOWN, -1)]), start()).moved is None, "the hand was not there"
     assert run_episode(ChainEnv(), Script([(forward, -1)] * 4), start()).moved is None, "a touch is no move"
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("task", "thing"), [(0, "wooden_cabinet_1"), (7, "flat_stove_1")])
+def test_the_drawer_and_the_knob_that_the_expert_moves_are_moved(task, thing):
+    with EnvSettings(max_steps=300).build() as env:
+        record = run_episode(env, Scripted().build(), official_start(load_task("libero_goal", task), 49))
+    assert (record.success, record.moved, record.value("moved")) == (True, thing, 1.0)
+    assert record.reached.approached is None
+
+
+def test_a_closed_drawer_that_something_belongs_in_is_asked_for():
+    goal = load_task("libero_goal", 3)
+    assert asked_for(goal, goal.goal) == ("akita_black_bowl_1", "wooden_cabinet_1")
+    plate = load_task("libero_goal", 8)
+    assert asked_for(plate, plate.goal) == ("akita_black_bowl_1",)
+    both = load_task("libero_10", 3)
+    assert set(asked_for(both, both.goal)) == {"akita_black_bowl_1", "white_cabinet_1"}
 
 
 class FallingEnv(ToyEnv):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,9 @@ from la_reconvla.sim.policies import Scripted
 from la_reconvla.sim.rollout import EnvSettings, run_episode
 from la_reconvla.sim.suite_changes import KINDS, kind_of_wording, paraphrases, plus_wordings
 from la_reconvla.sim.tasks import CHANGED_HERE, in_words, load_suite, load_task, official_start, official_states, suites
+from la_reconvla.study.domains import LIBERO
+from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.presets import preset
 from la_reconvla.study.starts import evaluation_starts, tasks_of, was_trained_on, wording, wrong_words
 
 # What the instructions call the things of their scenes; each row is one thing.
@@ -119,6 +124,16 @@ def test_another_wording_of_the_same_task_is_not_a_wrong_instruction() -> None:
         other == own[1 - task] and text in load_task("libero_object_paraphrase", task).wordings
         for task, text, other in swaps
     )
+
+
+def test_a_study_of_one_task_on_official_states_gives_another_tasks_words_as_the_wrong_instruction(tmp_path) -> None:
+    config = preset("smoke").changed(suite="libero_10", tasks=(4,), placement="official", demos=3)
+    own = load_task("libero_10", 4).instruction
+    recorded: Any = SimpleNamespace(episodes=[SimpleNamespace(task=4, instruction=own)], starts=())
+    swaps = Evaluations(config, tmp_path, LIBERO, [], [], recorded, "cpu").swaps
+    (wrong,) = [other for task, text, other in swaps if (task, text) == (4, own)]
+    assert wrong != own
+    assert wrong in {task.instruction for task in load_suite("libero_10")}
 
 
 @pytest.mark.parametrize("suite", CHANGED_HERE)

@@ -20,8 +20,8 @@ from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_writer import write_file
 from la_reconvla.data.instances import instance_number, instance_numbers
-from la_reconvla.errors import UserError
 from la_reconvla.data.samples import Samples
+from la_reconvla.errors import UserError
 from la_reconvla.study.heldout import controlled, measure_run, watched
 from la_reconvla.study.parts import PARTS, distractor, part_boxes, part_masks, part_patches, phases
 
