@@ -6,7 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from la_reconvla.sim.suite_changes import KINDS, kind_of_wording, paraphrases, p
 from la_reconvla.sim.tasks import CHANGED_HERE, in_words, load_suite, load_task, official_start, official_states, suites
 from la_reconvla.study.domains import LIBERO
 from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.gathering import _about_chains
 from la_reconvla.study.presets import preset
 from la_reconvla.study.starts import evaluation_starts, tasks_of, was_trained_on, wording, wrong_words
 
@@ -124,6 +125,18 @@ def test_another_wording_of_the_same_task_is_not_a_wrong_instruction() -> None:
         other == own[1 - task] and text in load_task("libero_object_paraphrase", task).wordings
         for task, text, other in swaps
     )
+
+
+def test_a_study_says_what_the_target_of_a_chain_is() -> None:
+    """Task 8 of LIBERO-10 begins with a stove that is on, which leaves two pots; task 5 moves one book."""
+    tasks = load_suite("libero_10")
+    with_parts, without = ([cast(Any, SimpleNamespace(parts=parts))] for parts in (((0, "a", "b"),), ()))
+    (said,) = _about_chains(tasks, with_parts)
+    assert said.startswith("Tasks of several parts: 0, 1, 2, 3, 4, 6, 7, 8, 9.")
+    assert "change with the part" in said
+    (said,) = _about_chains(tasks[:6], without)
+    assert "are those of the first thing" in said
+    assert list(_about_chains(tasks[5:6], without)) == []
 
 
 def test_a_study_of_one_task_on_official_states_gives_another_tasks_words_as_the_wrong_instruction(tmp_path) -> None:
