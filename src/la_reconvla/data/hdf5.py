@@ -6,6 +6,7 @@ The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reco
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -220,10 +221,9 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
 def _parts(where: str, attributes: Mapping[str, Any], length: int) -> tuple[tuple[int, str, str], ...]:
     """What the episode says of its parts, `length` steps together; none where it says nothing."""
     text = _attribute(where, attributes, PARTS, str)
-    try:
+    found: list[Any] = [(None, None, None)]  # what is wrong, unless it can be read
+    with contextlib.suppress(ValueError, TypeError):
         found = [] if text is None else [(step, target, place) for step, target, place in parse_json(text)]
-    except (ValueError, TypeError):
-        found = [(None, None, None)]
     begins = [step for step, _, _ in found]
     right = all(type(one) is int and isinstance(a, str) and isinstance(b, str) for one, a, b in found)
     if not right or (found and (begins[0] != 0 or begins[-1] >= length or sorted(set(begins)) != begins)):
@@ -231,7 +231,7 @@ def _parts(where: str, attributes: Mapping[str, Any], length: int) -> tuple[tupl
             f"{where}: '{PARTS}' is {text!r}, not the parts of {length} steps, [[0, target, destination], [step, ...]] "
             f"(JSON); {REMEDY}"
         )
-    return tuple(found)  # pyright: ignore[reportReturnType] (they were checked)
+    return tuple(found)
 
 
 def _state_width(where: str, group: Any, rows: int) -> int | None:
