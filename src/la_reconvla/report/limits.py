@@ -30,8 +30,8 @@ def limits(results: Results) -> list[str]:
         )
     if results.study.placement == "official" and results.study.suite != "recorded":
         said.append(
-            "All starts are LIBERO's own initial states, between which the objects of a task move by 0 to 11 mm only: "
-            "success shows use of the image only as far as it is above blind replay of a demonstration."
+            "All starts are LIBERO's own initial states, between which the objects of a task move little (the note in "
+            "the leakage table says how far): success shows use of the image only as far as it is above blind replay."
         )
     said.extend(_few_scenes(results))
     said.extend(_other_channels(results))
