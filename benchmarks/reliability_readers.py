@@ -24,6 +24,7 @@ from la_reconvla.conditions import CONDITIONS
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.image_files import read_picture
+from la_reconvla.data.instances import instance_number
 from la_reconvla.data.lerobot_layout import INFO, PictureKind
 from la_reconvla.data.lerobot_writer import Contents, LeRobotWriter
 from la_reconvla.data.scenes import Scenes
@@ -121,7 +122,7 @@ def read_demonstrations(folder: Path) -> None:
         if episode.instance_names:
             assert len(episode.instances()) == len(episode.frame_steps)
         if episode.target:
-            episode.instance_number("target")
+            instance_number(episode, "target")
         assert episode.scene
         episode.instruction.encode()
 

@@ -69,7 +69,7 @@ class StartName:
 class Reached:
     """The stages of one episode (`la_reconvla.sim.rollout`) and the smallest distance (m) of gripper and target.
 
-    All are None where the goal moves no thing.
+    All are None where the goal puts nothing anywhere.
     """
 
     approached: bool | None = None
@@ -85,7 +85,8 @@ class First:
     """What the hand did first, whatever was asked for; a thing is an object or a piece of furniture, by its instance.
 
     Attributes:
-        asked: the things that the goal wants moved, opened, closed or switched; several where it has several parts.
+        asked: the things that the goal wants moved, opened, closed or switched, or that must be for it (a closed drawer
+            that something belongs in); several where it has several parts.
         touched: the first thing that the hand touched, None if it touched nothing.
         held: the first thing that both fingers touched at once, None if there was none.
     """
@@ -106,7 +107,8 @@ class EpisodeRecord:
         steps: control steps taken.
         seconds: wall time.
         reached: how far it got.
-        moved: the first thing that was moved, None if nothing was.
+        moved: the first thing that was moved, None if nothing was; in records of before furniture
+            was watched an object.
         video: its path relative to the file of the record, None if none was kept.
         first: what the hand touched and held first, None in records of before it was watched.
     """
@@ -134,12 +136,11 @@ class EpisodeRecord:
         """``tsr`` (success), a stage or ``smallest_distance``; None if it was not recorded.
 
         Of ``touched``, ``held`` and ``moved`` it is whether the first such thing was asked for; None too if there was
-        none, or if the goal can have none: furniture is not moved.
+        none.
         """
         if metric in WAYS:
-            found = None
-            if (thing := self.first_thing(metric)) and (metric != "moved" or self.reached.approached is not None):
-                found = thing in self.asked
+            thing = self.first_thing(metric)
+            found = None if thing is None else thing in self.asked
         else:
             found = self.success if metric == "tsr" else getattr(self.reached, metric)
         return None if found is None else float(found)

@@ -95,7 +95,7 @@ class ToyEnv:
 class ToyExpert:
     """Moves by 0.5 until `LENGTH` actions are done; grasps twice where the setup says so."""
 
-    name, sees = "toy", False
+    name, sees, about = "toy", False, ("thing_1", "thing_2")
 
     def __init__(self, setup: ToySetup) -> None:
         self.setup = setup
@@ -645,6 +645,23 @@ def record(tmp_path: Path, setup: ToySetup, **changes: Any) -> Any:
     config = toy_config(tmp_path)
     options = {"names": NAMES, "frame_stride": 2, "noise": 0.1, "noise_memory": 0.8, "seed": 3, **changes}
     return record_episode(setup.env(config), setup.expert(), setup.start(config, 0, 5), **options)
+
+
+class ChainExpert(ToyExpert):
+    """Is about another thing from its fourth action on."""
+
+    @property
+    def about(self) -> tuple[str, str]:
+        return ("bowl_1", "plate_1") if self.count < 4 else ("plate_1", "plate_1")
+
+
+def test_an_episode_of_several_parts_says_where_they_begin(tmp_path: Path) -> None:
+    config, setup = toy_config(tmp_path), ToySetup()
+    options: dict[str, Any] = {"names": NAMES, "frame_stride": 2, "noise": 0.1, "noise_memory": 0.8, "seed": 3}
+    chain = record_episode(setup.env(config), ChainExpert(setup), setup.start(config, 0, 5), **options)
+    assert not isinstance(chain, str)
+    assert chain.parts == ((0, "bowl_1", "plate_1"), (3, "plate_1", "plate_1"))
+    assert record(tmp_path, setup).parts == (), "one thing is no chain"
 
 
 def test_labels_are_clean_and_what_moved_the_robot_is_not(tmp_path: Path) -> None:

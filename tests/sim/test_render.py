@@ -10,6 +10,7 @@ import pytest
 
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_layout import SHARDS
+from la_reconvla.data.instances import instance_number
 from la_reconvla.errors import UserError
 from la_reconvla.sim import render as rendering
 from la_reconvla.sim.collect import collect
@@ -61,7 +62,7 @@ def test_what_is_drawn_again_is_what_was_recorded(recorded, tmp_path):
         assert np.array_equal(old.actions, new.actions)
         assert (old.suite, old.task, old.instruction) == (new.suite, new.task, new.instruction)
         assert new.wrist().shape == old.frames().shape
-        bowl = [maps == number for maps, number in ((e.instances(), e.instance_number("plate_1")) for e in (old, new))]
+        bowl = [maps == number for maps, number in ((e.instances(), instance_number(e, "plate_1")) for e in (old, new))]
         assert (bowl[0] & bowl[1]).sum() > 0.95 * (bowl[0] | bowl[1]).sum() > 0
 
     larger = RenderOptions(workers=1, image_size=96, frame_stride=16, wrist=False, maps=False)

@@ -19,6 +19,7 @@ from la_reconvla.episodes import WAYS, EpisodeRecord, First, Label, StartName, r
 from la_reconvla.errors import UserError
 from la_reconvla.sim import rollout
 from la_reconvla.sim.env import Outcome, Pose
+from la_reconvla.sim.expert_tasks import asked_for
 from la_reconvla.sim.policies import Scripted, Uniform, swapped
 from la_reconvla.sim.rollout import EnvSettings, Film, StageTracker, rollouts, run_episode
 from la_reconvla.sim.tasks import load_task, official_start
@@ -33,7 +34,7 @@ def start(index: int = 0, task: int = 0, placement: str = "wide", target: str = 
 
 def scene(objects, instance):
     """A task that puts its target on its destination."""
-    return SimpleNamespace(objects=objects, instance=instance, goal_for=lambda *names: (("on", *names),))
+    return SimpleNamespace(objects=objects, instance=instance, init=(), goal_for=lambda *names: (("on", *names),))
 
 
 @dataclass
@@ -89,7 +90,7 @@ class ToyEnv:
             away = {n: np.linalg.norm(self.positions[n] - self.positions["gripper"]) for n in ("bowl_1", "bowl_2")}
             return {name: bool(d < 0.05) for name, d in away.items() if d < 0.12}
 
-        return SimpleNamespace(now=now)
+        return SimpleNamespace(now=now, shifted=set)
 
 
 @dataclass
@@ -154,7 +155,8 @@ class RegionEnv(ToyEnv):
         self.positions["can_1"] = self.positions["bowl_2"]
         self.positions["tray_1"] = np.array([0.0, 0.0, 0.3])  # where the hand begins, so that it is no distractor
 
-    def success(self):
+    def holds(self, predicate):
+        assert predicate == ("on", "bowl_1", "tray_1_inside")
         return bool(np.linalg.norm((self.positions[self.target] - self.positions["plate_1"])[:2]) < 0.05)
 
 
@@ -227,6 +229,80 @@ def test_contacts_of_the_hand_are_those_that_mujoco_lists_by_name():
             assert set(touch.now()) == found
             seen |= {(name, held) for name, held in touch.now().items()}
     assert ("wine_bottle_1", True) in seen
+
+
+class ChainEnv(ToyEnv):
+    """Both bowls are asked for: the first on the plate, the second in the drawer, which the hand pulls at a corner."""
+
+    asks = (("on", "bowl_1", "plate_1"), ("in", "bowl_2", "wooden_cabinet_1_top_region"))
+
+    def __post_init__(self):
+        owner = lambda name: name.removesuffix("_top_region")  # noqa: E731
+        objects = ("bowl_1", "bowl_2", "can_1", "plate_1")
+        self.task = SimpleNamespace(objects=objects, instance=owner, init=(), goal_for=lambda *names: self.asks)
+
+    def reset(self, start):
+        super().reset(start)
+        self.positions["can_1"] = np.array([-0.5, 0.0, 0.0])
+        self.positions["wooden_cabinet_1"] = np.array([0.0, -0.5, 0.0])
+
+    def holds(self, predicate):
+        assert predicate == self.asks[1]
+        return bool(self.positions["bowl_2"][0] > 0.4)
+
+    def touch(self):
+        objects = super().touch()
+
+        def there():
+            return bool(self.positions["gripper"][1] < -0.3)
+
+        return SimpleNamespace(
+            now=lambda: {**objects.now(), **({"wooden_cabinet_1": False} if there() else {})},
+            shifted=lambda: {"wooden_cabinet_1"} if self.positions["gripper"][2] < 0.25 else set(),
+        )
+
+
+def test_each_thing_of_a_chain_is_a_target_and_none_of_them_a_distractor():
+    """Its second part is done first, then the first half of the first: a twin that is asked for is no distractor."""
+    record = run_episode(ChainEnv(), Script(fetch(BACK, RIGHT)), start())
+    assert all(record.value(stage) for stage in ("approached", "grasped", "lifted", "placed"))
+    assert not record.reached.distractor_approached
+    assert record.first == First(("bowl_1", "bowl_2", "wooden_cabinet_1"), "bowl_2", "bowl_2")
+    assert (record.moved, record.value("moved")) == ("bowl_2", 1.0)
+    carried = run_episode(ChainEnv(), Script([*fetch(BACK, RIGHT)[:10], (RIGHT, 1)]), start())
+    assert carried.reached.lifted
+    assert not carried.reached.placed, "over the other one's destination, or anywhere, is not over its own"
+
+
+def test_what_is_not_asked_for_in_a_chain_is_a_distractor():
+    left = (-1, 0, 0)
+    assert run_episode(ChainEnv(), Script([(left, -1)] * 5 + [(DOWN, -1)] * 3), start()).reached.distractor_approached
+
+
+def test_furniture_is_moved_by_the_hand_that_touches_it():
+    forward = (0, -1, 0)
+    pulled = run_episode(ChainEnv(), Script([*[(forward, -1)] * 4, (DOWN, -1)]), start())
+    assert (pulled.moved, pulled.value("moved")) == ("wooden_cabinet_1", 1.0)
+    assert run_episode(ChainEnv(), Script([(DOWN, -1)]), start()).moved is None, "the hand was not there"
+    assert run_episode(ChainEnv(), Script([(forward, -1)] * 4), start()).moved is None, "a touch is no move"
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize(("task", "thing"), [(0, "wooden_cabinet_1"), (7, "flat_stove_1")])
+def test_the_drawer_and_the_knob_that_the_expert_moves_are_moved(task, thing):
+    with EnvSettings(max_steps=300).build() as env:
+        record = run_episode(env, Scripted().build(), official_start(load_task("libero_goal", task), 49))
+    assert (record.success, record.moved, record.value("moved")) == (True, thing, 1.0)
+    assert record.reached.approached is None
+
+
+def test_a_closed_drawer_that_something_belongs_in_is_asked_for():
+    goal = load_task("libero_goal", 3)
+    assert asked_for(goal, goal.goal) == ("akita_black_bowl_1", "wooden_cabinet_1")
+    plate = load_task("libero_goal", 8)
+    assert asked_for(plate, plate.goal) == ("akita_black_bowl_1",)
+    both = load_task("libero_10", 3)
+    assert set(asked_for(both, both.goal)) == {"akita_black_bowl_1", "white_cabinet_1"}
 
 
 class FallingEnv(ToyEnv):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +22,10 @@ from la_reconvla.sim.policies import Scripted
 from la_reconvla.sim.rollout import EnvSettings, run_episode
 from la_reconvla.sim.suite_changes import KINDS, kind_of_wording, paraphrases, plus_wordings
 from la_reconvla.sim.tasks import CHANGED_HERE, in_words, load_suite, load_task, official_start, official_states, suites
+from la_reconvla.study.domains import LIBERO
+from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.gathering import _about_chains
+from la_reconvla.study.presets import preset
 from la_reconvla.study.starts import evaluation_starts, tasks_of, was_trained_on, wording, wrong_words
 
 # What the instructions call the things of their scenes; each row is one thing.
@@ -121,6 +127,28 @@ def test_another_wording_of_the_same_task_is_not_a_wrong_instruction() -> None:
     )
 
 
+def test_a_study_says_what_the_target_of_a_chain_is() -> None:
+    """Task 8 of LIBERO-10 begins with a stove that is on, which leaves two pots; task 5 moves one book."""
+    tasks = load_suite("libero_10")
+    with_parts, without = ([cast(Any, SimpleNamespace(parts=parts))] for parts in (((0, "a", "b"),), ()))
+    (said,) = _about_chains(tasks, with_parts)
+    assert said.startswith("Tasks of several parts: 0, 1, 2, 3, 4, 6, 7, 8, 9.")
+    assert "change with the part" in said
+    (said,) = _about_chains(tasks[:6], without)
+    assert "are those of the first thing" in said
+    assert list(_about_chains(tasks[5:6], without)) == []
+
+
+def test_a_study_of_one_task_on_official_states_gives_another_tasks_words_as_the_wrong_instruction(tmp_path) -> None:
+    config = preset("smoke").changed(suite="libero_10", tasks=(4,), placement="official", demos=3)
+    own = load_task("libero_10", 4).instruction
+    recorded: Any = SimpleNamespace(episodes=[SimpleNamespace(task=4, instruction=own)], starts=())
+    swaps = Evaluations(config, tmp_path, LIBERO, [], [], recorded, "cpu").swaps
+    (wrong,) = [other for task, text, other in swaps if (task, text) == (4, own)]
+    assert wrong != own
+    assert wrong in {task.instruction for task in load_suite("libero_10")}
+
+
 @pytest.mark.parametrize("suite", CHANGED_HERE)
 def test_the_other_thing_is_in_the_scene_and_shares_none_with_the_task(suite: str) -> None:
     other = f"{suite}_counterfactual"
@@ -156,6 +184,9 @@ def test_another_request_has_the_words_of_public_data_too() -> None:
 def test_scenes_with_one_thing_are_left_out() -> None:
     assert tasks_of("libero_10_counterfactual", []) == tuple(range(8))
     assert tasks_of("libero_10_counterfactual", [("libero_10", 7), ("libero_10", 8)]) == (7,)
+    assert [task.index for task in load_suite("libero_10_counterfactual")] == list(range(8))
+    told = {text for _, _, text in wrong_words("libero_10_counterfactual", [7], "official")}
+    assert told <= {load_task(suite, 7).instruction for suite in ("libero_10", "libero_10_counterfactual")}
     with pytest.raises(UserError, match=r"has no task 9: .* leave it out"):
         load_task("libero_10_counterfactual", 9)
 

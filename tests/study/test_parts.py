@@ -19,7 +19,9 @@ from la_reconvla.data.boxes import Masks
 from la_reconvla.data.demonstrations import Episode
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_writer import write_file
+from la_reconvla.data.instances import instance_number, instance_numbers
 from la_reconvla.data.samples import Samples
+from la_reconvla.errors import UserError
 from la_reconvla.study.heldout import controlled, measure_run, watched
 from la_reconvla.study.parts import PARTS, distractor, part_boxes, part_masks, part_patches, phases
 
@@ -61,8 +63,38 @@ def test_a_gripper_that_never_closes_only_reaches(tmp_path: Path) -> None:
     assert phases(recorded(tmp_path / "a", [OPEN] * 3, [0.0, 1.0, 2.0])) == ["reach"] * 3
 
 
-def named(target: str | None, names: tuple[str, ...], scene: str = "s") -> Any:
-    return SimpleNamespace(target=target, instance_names=names, scene=scene)
+def test_each_part_of_a_chain_has_phases_and_a_target_of_its_own(tmp_path: Path) -> None:
+    """Two things and a drawer: maps of every frame hold all of them, and boxes are of the one that it is about."""
+    gripper = [OPEN, CLOSED, CLOSED, OPEN, OPEN, CLOSED, CLOSED, CLOSED]
+    maps = np.zeros((8, TINY.image_size, TINY.image_size), dtype=np.uint8)
+    maps[:, :2, :2], maps[:, 4:6, 4:6], maps[:, 2:4, 2:4] = 1, 2, 3
+    maps[4, 4:6, 4:6] = 0  # the second is hidden where its part begins
+    names = ("soup_1", "sauce_1", "cabinet_1", "robot")
+    parts = ((0, "soup_1", "sauce_1"), (4, "sauce_1", "cabinet_1_top_region"), (6, *["cabinet_1_top_region"] * 2))
+    where = [0.0, 0.1, 0.5, 0.5, 0.0, 0.1, 0.1, 0.1]
+    changes = {"instances": maps, "instance_names": names, "parts": parts}
+    episode = recorded(tmp_path / "a", gripper, where, **changes)
+    assert episode.parts == parts
+    assert phases(episode) == ["reach", "carry", "place", "place", "reach", "place", "reach", "reach"]
+    assert instance_numbers(episode, "target").tolist() == [1] * 4 + [2] * 2 + [3] * 2
+    assert instance_numbers(episode, "destination").tolist() == [2] * 4 + [3] * 4
+    assert instance_numbers(episode, "soup_1").tolist() == [1] * 8
+    corners = (Masks()(episode)[:, :2] * TINY.image_size).round().T.tolist()
+    flipped = [[TINY.image_size - 2 - c for c in (0, 0, 0, 0, 4, 4, 2, 2)]] * 2
+    assert corners in (flipped, [[0, 0, 0, 0, 4, 4, 2, 2]] * 2)
+    assert np.isnan(Masks().unfilled(episode)[4]).all()
+
+
+@pytest.mark.parametrize(
+    "parts", [((1, "a", "b"),), ((0, "a", "b"), (9, "c", "d")), ((0, "a"),), ((0, "a", 1),), ((0, "a", "b"),) * 2, 3]
+)
+def test_parts_that_are_none_are_refused(tmp_path: Path, parts: Any) -> None:
+    with pytest.raises(UserError, match="not the parts of 3 steps"):
+        recorded(tmp_path / "a", [OPEN] * 3, [0.0] * 3, parts=parts)
+
+
+def named(target: str | None, names: tuple[str, ...], scene: str = "s", parts: tuple = ()) -> Any:
+    return SimpleNamespace(target=target, instance_names=names, scene=scene, parts=parts)
 
 
 def test_the_distractor_is_the_twin_or_what_else_is_asked_for_in_the_scene() -> None:
@@ -75,6 +107,8 @@ def test_the_distractor_is_the_twin_or_what_else_is_asked_for_in_the_scene() -> 
     assert distractor(cheese, [cheese, bowl, elsewhere]) == "bowl_1", "the same scene comes first"
     assert distractor(cheese, [cheese, named("moon_1", things)]) is None
     assert distractor(named(None, ()), [cheese]) is None
+    both = named("bowl_2", bowls, parts=((0, "bowl_2", "plate_1"), (5, "bowl_1", "plate_1")))
+    assert distractor(both, []) is None, "a twin that is asked for, too"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +131,7 @@ def test_boxes_and_patches_are_those_of_the_instance_maps(samples: Samples) -> N
         shown = episode.instances()[step // episode.frame_stride]
         rival = distractor(episode, samples.demonstrations.episodes)
         for column, name in enumerate(("target", "destination", rival)):
-            share = 0.0 if name is None else (shown == episode.instance_number(name)).mean()
+            share = 0.0 if name is None else (shown == instance_number(episode, name)).mean()
             assert patches[row, column, 0] == pytest.approx(share, abs=1e-6)
 
 

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import pytest
@@ -22,8 +23,10 @@ from la_reconvla.episodes import append_episodes, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
 from la_reconvla.storage import read_json, read_jsonl, write_json
-from la_reconvla.study.ablation import Ablation, grown
+from la_reconvla.study.ablation import Ablation, ablate, grown
+from la_reconvla.study.cells import official_starts
 from la_reconvla.study.disk import disk
+from la_reconvla.study.options import PolicyChanges, StudyChanges, TrainingChanges
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results
 from la_reconvla.training.loop import TrainConfig
@@ -258,6 +261,74 @@ def test_asking_for_less_takes_nothing_away(tmp_path, capsys):
     assert "already has the conditions C1, C2" in " ".join(capsys.readouterr().err.split())
     assert grown(first, tmp_path) == first
     assert grown(less, tmp_path / "none") == less
+
+
+def test_counts_that_stay_are_said_and_a_default_that_counted_nothing_does_not_stay(tmp_path, capsys):
+    first = preset("smoke").changed(episodes=9, also_official=4)
+    Ablation(first, tmp_path, workers=1)._claim("now")
+    fewer = preset("smoke").changed(episodes=3, elsewhere=("libero_spatial_swap",), elsewhere_episodes=2)
+    whole = grown(fewer, tmp_path)
+    assert (whole.episodes, whole.also_official, whole.elsewhere_episodes) == (9, 4, 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "already has 9 episodes per task, 3 are asked for" in said
+    assert "already has 4 official states per task, 1 are asked for" in said
+    assert "other suite" not in said
+    Ablation(whole, tmp_path, workers=1)._claim("later")
+    assert grown(fewer.changed(elsewhere_episodes=1), tmp_path).elsewhere_episodes == 2
+    assert "already has 2 states per task of each other suite, 1 are" in " ".join(capsys.readouterr().err.split())
+
+
+def test_states_of_other_suites_need_other_suites(tmp_path):
+    with pytest.raises(UserError, match="name them with --elsewhere"):
+        ablate("smoke", tmp_path, 1, {"elsewhere_episodes": 2})
+    assert not list(tmp_path.iterdir())
+
+
+GIVEN: dict[str, Any] = {
+    **{"seeds": (7,), "conditions": ("C2",), "suite": "libero_goal", "tasks": (5,), "placement": "official"},
+    **{"demos": 9, "episodes": 3, "also_official": 4, "elsewhere": ("libero_goal_lan",), "elsewhere_episodes": 2},
+    **{"backbone": "google/x", "lora_rank": 3, "quantize": "nf4", "dtype": "bf16", "chunk": 3, "decoding": "flow"},
+    **{"proprio": "all", "cameras": ("one",), "fit": "pad", "max_tokens": 77, "weights": "words-7x7", "steps": 33},
+    **{"held_out": 0.22, "ema": True, "shift": 9, "gaze": "boxes.jsonl", "device": "mps", "track": "wandb"},
+}
+ELSEWHERE = {"grid", "latents"}  # options that choose other fields than those of their name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_option_of_a_study_takes_the_place_of_the_presets_value(name):
+    """One by one, found by name wherever it lives; none is left as the preset has it."""
+    options = [field.name for group in (StudyChanges, PolicyChanges, TrainingChanges) for field in fields(group)]
+    for option in (o for o in options if o not in ELSEWHERE):
+        before = values(preset(name), option)
+        value = GIVEN[option] if option in GIVEN else not before[0]
+        if option in ("lora_rank", "quantize", "dtype"):
+            after = preset(name).changed(**{"backbone": "google/x", option: value})
+        elif option == "weights" and name == "paper":
+            with pytest.raises(UserError, match="a pretrained one brings its own"):
+                preset(name).changed(weights=value)
+            continue
+        else:
+            after = preset(name).changed(**{option: value})
+        wanted = {"lora_rank": "rank", "backbone": "source"}.get(option, option)
+        assert set(values(after, wanted)) == {value}, option
+
+
+def values(part: Any, name: str) -> list[Any]:
+    """Values of the fields of this name in a dataclass and in those inside of it."""
+    own = [(field.name, getattr(part, field.name)) for field in fields(part)]
+    deeper = [value for _, inner in own if is_dataclass(inner) for value in values(inner, name)]
+    return [value for field, value in own if field == name] + deeper
+
+
+def test_a_study_on_official_states_is_not_evaluated_on_them_twice():
+    config = preset("smoke").changed(placement="official", tasks=(3,))
+    assert (config.also_official, list(official_starts(config))) == (0, [])
+    assert [place.episodes for place in official_starts(preset("smoke"))] == [1]
+    for change in ({"also_official": 2}, {"elsewhere": ("libero_spatial",)}):
+        with pytest.raises(UserError, match="official"):
+            preset("smoke").changed(placement="official", **change)
+    more = preset("smoke").changed(elsewhere=("libero_spatial",), elsewhere_episodes=5)
+    assert [(place.home, place.episodes) for place in official_starts(more)] == [(True, 5)]
 
 
 def test_presets_need_the_image():

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from la_reconvla.data.demonstrations import Demonstrations, Episode
+from la_reconvla.data.instances import instance_numbers, parts_of
 from la_reconvla.errors import UserError
 from la_reconvla.progress import Bar, RemoteTicker
 from la_reconvla.robot import Fit
@@ -54,14 +55,19 @@ class Annotator(Protocol):
 
 
 class Filled:
-    """An annotator that gives a frame without a box that of the nearest frame."""
+    """An annotator that gives a frame without a box that of the nearest frame, of the same part if one has a box."""
 
     def unfilled(self, episode: Episode) -> Float32[np.ndarray, "F 5"]:
         raise NotImplementedError
 
     def __call__(self, episode: Episode) -> Float32[np.ndarray, "F 4"]:
         """See `Annotator`."""
-        return filled(self.unfilled(episode)[:, :4], episode.name)
+        boxes, steps = self.unfilled(episode)[:, :4], episode.frame_steps
+        for part in parts_of(episode):
+            inside = (part.begin <= steps) & (steps < part.end)
+            if not np.isnan(boxes[inside]).all():
+                boxes[inside] = filled(boxes[inside], episode.name)
+        return filled(boxes, episode.name)
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,13 @@ class Masks(Filled):
     identity = "masks"
 
     def unfilled(self, episode: Episode) -> Float32[np.ndarray, "F 5"]:
-        """The box of all pixels of the target; the score is 1.
+        """The box of all pixels of the target, of the part that the frame is in; the score is 1.
 
         Raises:
             UserError: the recording has no instance maps, or its target is not in them.
         """
         maps = episode.instances()
-        boxes = box_of(maps == episode.instance_number("target"))
+        boxes = box_of(maps == instance_numbers(episode, "target")[:, None, None])
         return np.concatenate([boxes, np.where(np.isnan(boxes[:, :1]), np.nan, 1)], axis=1, dtype=np.float32)
 
 

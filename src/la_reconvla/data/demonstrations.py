@@ -28,11 +28,8 @@ from la_reconvla.data.hdf5_layout import (
 )
 from la_reconvla.data.robot_states import axis_angle, checked_simulator, checked_state
 from la_reconvla.data.starts import PlacementKind, Split
-from la_reconvla.errors import UserError, unknown
+from la_reconvla.errors import UserError
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS, ActionSpace, Orientation, Quality
-
-ROLES = ("target", "destination")
-"""Names that denote another instance in each episode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +64,9 @@ class Episode:
         state_width: numbers of the robot's state; None for LIBERO's own layout.
         rate: control steps a second.
         turn: how stored pictures become public ones: (row step, column step).
+        parts: (first step, target, destination) of each part of an episode that has several
+            (`la_reconvla.data.instances.Part`); `target` and `destination` are then those of the first thing that the
+            goal puts somewhere. Empty where one thing is moved, or nothing is known of parts.
     """
 
     path: Path
@@ -96,6 +96,7 @@ class Episode:
     state_width: int | None = None
     rate: float = 20.0
     turn: tuple[int, int] = (-1, -1)
+    parts: tuple[tuple[int, str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -195,21 +196,6 @@ class Episode:
                 f"{len(self.instance_names)} names; {REMEDY}"
             )
         return maps
-
-    def instance_number(self, name: str) -> int:
-        """The number of an instance in `instances`; ``target`` and ``destination`` are those of the episode.
-
-        Raises:
-            UserError: the file has no such instance, or does not record which one that is.
-        """
-        wanted = getattr(self, name) if name in ROLES else name
-        if wanted is None:
-            raise UserError(f"{self.path}: {self.demo} does not record its {name}; collect with this package")
-        owners = [owner for owner in self.instance_names if name in ROLES and wanted.startswith(f"{owner}_")]
-        if wanted not in self.instance_names and not owners:
-            raise unknown(f"instance in {self.name}", wanted, self.instance_names)
-        shown = wanted if wanted in self.instance_names else owners[0]  # a region is shown by what it belongs to
-        return self.instance_names.index(shown) + 1
 
     def proprio(self) -> Float32[np.ndarray, "T p"]:
         """The robot's state at every step.

@@ -6,6 +6,7 @@ The layout: `la_reconvla.data.hdf5_layout`. LeRobotDatasets are read by `la_reco
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from la_reconvla.data.hdf5_layout import (
     CAMERAS,
     DEMO_SUFFIX,
     ORIENTATION,
+    PARTS,
     RATE,
     REMEDY,
     SHARDS,
@@ -203,6 +205,7 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
         instance_names=names,
         target=read("target", str),
         destination=read("destination", str),
+        parts=_parts(where, attributes, len(actions)),
         start_id=read("start_id", str),
         placement=_one_of(where, attributes, "placement", PlacementKind),
         split=_one_of(where, attributes, "split", Split),
@@ -213,6 +216,22 @@ def _read_episode(path: Path, demo: str, group: Any, shared: dict[str, Any]) -> 
         seed=read("seed", int),
         turn=_turn(where, group.parent.attrs, pictures.name),
     )
+
+
+def _parts(where: str, attributes: Mapping[str, Any], length: int) -> tuple[tuple[int, str, str], ...]:
+    """What the episode says of its parts, `length` steps together; none where it says nothing."""
+    text = _attribute(where, attributes, PARTS, str)
+    found: list[Any] = [(None, None, None)]  # what is wrong, unless it can be read
+    with contextlib.suppress(ValueError, TypeError):
+        found = [] if text is None else [(step, target, place) for step, target, place in parse_json(text)]
+    begins = [step for step, _, _ in found]
+    right = all(type(one) is int and isinstance(a, str) and isinstance(b, str) for one, a, b in found)
+    if not right or (found and (begins[0] != 0 or begins[-1] >= length or sorted(set(begins)) != begins)):
+        raise UserError(
+            f"{where}: '{PARTS}' is {text!r}, not the parts of {length} steps, [[0, target, destination], [step, ...]] "
+            f"(JSON); {REMEDY}"
+        )
+    return tuple(found)
 
 
 def _state_width(where: str, group: Any, rows: int) -> int | None:

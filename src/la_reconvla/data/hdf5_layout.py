@@ -62,6 +62,8 @@ STATE = "state"
 """In ``obs`` of another robot's file: its state [T p], in the place of LIBERO's."""
 ACTION_NAMES, ACTION_KINDS = "action_names", "action_kinds"
 """Attributes of a file, JSON lists: the names of the action's dimensions and their kinds; without them LIBERO's."""
+PARTS = "parts"
+"""Attribute of an episode that moves several things in turn (JSON): [[first step, target, destination], ...]."""
 REMEDY = "collect or download the file again"
 # Names of one thing in the order in which they are looked for: LIBERO's, then robomimic's.
 _ROBOMIMIC_PICTURES = {"agentview": ("obs/agentview_image",), "eye_in_hand": ("obs/robot0_eye_in_hand_image",)}

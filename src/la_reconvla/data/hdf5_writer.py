@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from la_reconvla.data.hdf5_layout import episode_groups, opened
+from la_reconvla.data.hdf5_layout import PARTS, episode_groups, opened
 from la_reconvla.data.starts import Start
 from la_reconvla.robot import Quality
 from la_reconvla.storage import atomic_write
@@ -72,6 +72,7 @@ class Recording:
         noise: standard deviation of the action noise.
         seed: seed of the action noise.
         first: flattened MuJoCo state of the start, where another policy acted before; None where ``states[0]`` is it.
+        parts: as `la_reconvla.data.demonstrations.Episode.parts`.
     """
 
     start: Start
@@ -90,6 +91,7 @@ class Recording:
     noise: float
     seed: int
     first: Float[np.ndarray, " s"] | None = None
+    parts: tuple[tuple[int, str, str], ...] = ()
 
 
 def write_file(path: Path, header: FileHeader, recordings: Sequence[Recording]) -> None:
@@ -207,6 +209,8 @@ def _write_episode(group: Any, recording: Recording) -> None:
             "seed": recording.seed,
         }
     )
+    if recording.parts:
+        group.attrs[PARTS] = json.dumps(recording.parts)
 
 
 def write_pictures(

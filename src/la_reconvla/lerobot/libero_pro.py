@@ -92,7 +92,7 @@ class LiberoProEnv(EnvConfig):
         """
         made: dict[str, dict[int, Any]] = {}
         for suite in (name.strip() for name in (self.task or "").split(",")):
-            for task in range(len(load_suite(suite))) if self.task_ids is None else self.task_ids:
+            for task in [task.index for task in load_suite(suite)] if self.task_ids is None else self.task_ids:
                 load_task(suite, task)
                 every = [
                     freeze_after_episode_end(functools.partial(LiberoGym, suite, task, i, n_envs, **self.gym_kwargs))

@@ -125,9 +125,9 @@ def counterfactual_table(results: Results) -> TextTable:
             rows.append((name, where, *map(str, counts), *chosen))
     header = ("policy", "starts", "pairs", "moved what was asked for", "moved the other", "moved something else")
     note = (
-        "Both episodes of a pair begin in one state, and only the instruction differs; the object moved first counts. "
-        "A policy that does not listen has 50 % in the last three columns: the same of the first object that was "
-        "moved, touched, or held between both fingers."
+        "Both episodes of a pair begin in one state, and only the instruction differs; the thing moved first counts, "
+        "furniture too once a drawer, door or knob of it has moved. A policy that does not listen has 50 % in the last "
+        "three columns: the same of the first thing that was moved, touched, or held between both fingers."
     )
     header = (*header, "moved nothing", "pairs right both times", "asked / (asked + other)", "touched", "held")
     return TextTable("One state, two instructions", header, rows, note)

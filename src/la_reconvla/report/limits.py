@@ -29,6 +29,11 @@ def limits(results: Results) -> list[str]:
             "Two starts share each scene and its image, one for either target. Intervals of success count the two as "
             "independent and are therefore somewhat too narrow."
         )
+    if results.study.placement == "official" and results.study.suite != "recorded":
+        said.append(
+            "All starts are LIBERO's own initial states, between which the objects of a task move little (the note in "
+            "the leakage table says how far): success shows use of the image only as far as it is above blind replay."
+        )
     said.extend(_few_scenes(results))
     said.extend(_other_channels(results))
     said.extend(_weak_arms(results))

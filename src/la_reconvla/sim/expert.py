@@ -107,6 +107,11 @@ class Expert:
         return self._again or self._skill.replanned
 
     @property
+    def about(self) -> tuple[str, str]:
+        """Target and destination of the step that it is at; twice the same for furniture."""
+        return self._step.target, self._step.destination
+
+    @property
     def phase(self) -> str:
         """What it is about, for statistics."""
         return self._skill.phase

@@ -120,6 +120,13 @@ def steps_of(task: Task, goal: tuple[Predicate, ...] | None = None) -> tuple[Ste
     return tuple(sorted(shared, key=lambda step: (ORDER.index(step.skill), not _on_table(step.destination, task))))
 
 
+def asked_for(task: Task, goal: tuple[Predicate, ...]) -> tuple[str, ...]:
+    """What `goal` wants moved, opened, closed or switched, each by its instance, what has to be opened for it too."""
+    asked = [predicate[1] for predicate in goal]
+    asked += [p[-1] for p in goal if place_kind(p[-1]) in DRAWERS and ("open", p[-1]) not in task.init]
+    return tuple(dict.fromkeys(map(task.instance, asked)))
+
+
 def _shared(steps: list[Step], step: Step) -> Step:
     """`step` with its share, if another thing is put there, too."""
     there = [other for other in steps if (other.skill, other.destination) == ("place", step.destination)]

@@ -47,6 +47,11 @@ class ScriptedExpert(RolloutPolicy, Protocol):
     @property
     def replanned(self) -> bool: ...
 
+    @property
+    def about(self) -> tuple[str, str]:
+        """What it moves now, and where to."""
+        ...
+
     def blunder(self, rng: np.random.Generator) -> None:
         """From `reset` on make a mistake, and be `finished` with it."""
         ...
@@ -116,6 +121,7 @@ def _demonstrated(
 ) -> dict[str, Any] | str:
     """Steps, pictures and the step of success by the names of `Recording`, or why the demonstration is no good."""
     steps: list[dict[str, np.ndarray]] = []
+    parts: list[tuple[int, str, str]] = []
     pictures: list[dict[str, np.ndarray]] = []
     success_step, over = 0, False
     while True:
@@ -128,6 +134,8 @@ def _demonstrated(
             return "ran out of steps"
         if len(steps) % stride == 0:
             pictures.append(_pictures(env, names))
+        if not parts or parts[-1][1:] != expert.about:
+            parts.append((len(steps), *expert.about))
         executed = np.clip(action + next(disturbances), -1, 1)
         steps.append({"actions": action, "executed": executed, **_robot(env)})
         outcome = env.step(executed[None], stop_at_success=False)
@@ -135,7 +143,8 @@ def _demonstrated(
         over = outcome.done
     if not env.success():
         return "goal not reached"
-    return {**_stacked(steps), **_stacked(pictures), "success_step": success_step}
+    several = tuple(parts) if len(parts) > 1 else ()
+    return {**_stacked(steps), **_stacked(pictures), "success_step": success_step, "parts": several}
 
 
 def _blundered(env: RecordableEnv, expert: ScriptedExpert, start: Start, rng: np.random.Generator) -> bool:

@@ -131,13 +131,13 @@ class LiberoSetup:
         return Expert()
 
     def names(self, config: CollectConfig, task: int) -> tuple[str, ...]:
-        """All movable objects, what the destinations are or belong to, and the robot that hides them."""
+        """All movable objects, what the goal names, or what that belongs to, and the robot that hides them."""
         from la_reconvla.sim.tasks import load_task
         from la_reconvla.sim.wide_targets import asks
 
         loaded = load_task(config.suite, task)
-        destinations = [ask.destination for ask in asks(loaded)] if config.placement == "wide" else [loaded.destination]
-        return tuple(dict.fromkeys((*loaded.objects, *map(loaded.instance, destinations), "robot")))
+        wide = config.placement == "wide"
+        return loaded.shown([ask.destination for ask in asks(loaded)] if wide else loaded.named)
 
 
 def _env_args(config: CollectConfig, problem: str, bddl_file: str) -> dict[str, Any]:

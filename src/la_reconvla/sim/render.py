@@ -171,8 +171,8 @@ def _draw(episode: Episode, path: Path, view: View) -> float:
     env.reset(start)
     with opened(episode.path) as file:
         arrange(env, str(file["data"][episode.demo].attrs.get("model_file", "")), episode.name)
-    owners = tuple(dict.fromkeys((*task.objects, task.instance(start.destination), "robot")))
-    names = tuple(name for name in owners if name is not None) if view.maps else ()
+    places = (start.destination, *(name for _, *names in episode.parts for name in names))
+    names = task.shown(places) if view.maps else ()
     steps = np.arange(0, len(states), view.frame_stride)
     drawn: dict[str, list[np.ndarray]] = {"agentview_rgb": [], "eye_in_hand_rgb": [], "map": []}
     for step in steps:

@@ -5,26 +5,29 @@ Success is the simulator's own check. Graded stages distinguish arms with fewer 
 ============ ==================================================================================================
 approached   the gripper came within 8 cm of the target
 distractor   it came within 8 cm of another thing that could be asked for *before* the target, or never to the target:
-             of the target's twin (the second bowl), or where it has none of a movable thing other than the destination
+             of the target's twin (the second bowl), or where it has none of a movable thing other than the destination;
+             never of a thing that is asked for, too
 grasped      the target rose by 1 cm while within 12 cm of the gripper
 lifted       it rose by 5 cm
 placed       after it was lifted it was over the destination: within 6 cm of its centre from above, at most 5 cm high;
              over a region, where the success predicate of LIBERO has it
-moved        the first thing that was more than 3 cm from where it had stood while within 12 cm of the gripper; the
-             nearest of several, None if there was none
+moved        the first thing that was more than 3 cm from where it had stood while within 12 cm of the gripper, or
+             furniture of which a drawer had slid by 3 cm, a door or knob turned by 0.2 rad, while the hand touched
+             it; the nearest of several, None if there was none
 touched      the first thing that the hand was in contact with at the end of a control step; the nearest of several
 held         the first thing that both fingers were in contact with at once
 ============ ==================================================================================================
 
-Of a goal with several parts they watch the first that puts something somewhere. Where a goal moves no thing (a drawer
-to open, a stove to switch) all but the last three are None: not recorded. Furniture can be touched and held, too; the
-table and the floor count for nothing.
+Where a goal puts several things somewhere, each of them is a target with a destination of its own: a stage is reached
+when one of them has reached it, and all of them only success tells. Where a goal puts nothing anywhere (a drawer to
+open, a stove to switch) all but the last three are None: not recorded. Furniture can be moved, touched and held, too;
+the table and the floor count for nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -41,11 +44,13 @@ from la_reconvla.errors import UserError
 from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.robot import Quality
 from la_reconvla.sim.env import Env, Pose, RolloutPolicy
+from la_reconvla.sim.expert_tasks import asked_for
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification
-from la_reconvla.sim.tasks import Task
+from la_reconvla.sim.task import Predicate, Task
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
+STAGES = ("approached", "grasped", "lifted", "placed")
 DEEP = 0.055  # a thing that is higher above its origin than a bowl is taken at this depth below its top (m)
 CONTROL_RATE = 20  # control steps per second
 UNNAMED = Label(None, None)
@@ -58,7 +63,7 @@ class TaskEnv(Env, Protocol):
     @property
     def task(self) -> Task: ...
 
-    def success(self) -> bool: ...
+    def holds(self, predicate: Predicate) -> bool: ...
 
     def height(self, name: str) -> float: ...
 
@@ -70,6 +75,10 @@ class Touching(Protocol):
 
     def now(self) -> dict[str, bool]:
         """What the hand touches now, and of each thing whether both fingers do."""
+        ...
+
+    def shifted(self) -> set[str]:
+        """Furniture of which a part has slid or turned since the episode began."""
         ...
 
 
@@ -151,12 +160,17 @@ class StageTracker:
     """
 
     def __init__(self, env: TaskEnv, start: Start):
-        self._env, self._target = env, start.target
-        self._destination = start.destination
-        kind, owner = object_kind(start.target), env.task.instance(start.destination)
-        others = [n for n in env.task.objects if n != start.target]
-        twins = [n for n in others if object_kind(n) == kind]
-        self._distractors = twins or [n for n in others if n != owner]
+        self._env = env
+        goal = env.task.goal_for(start.target, start.destination)
+        puts = [p for p in goal if len(p) == 3 and p[1] in env.task.objects]
+        if not goal and start.target in env.task.objects:
+            puts = [("at", start.target, start.destination)]
+        self._puts = {predicate[1]: predicate for predicate in puts}
+        kinds = {object_kind(name) for name in self._puts}
+        owners = {env.task.instance(predicate[2]) for predicate in puts}
+        others = [n for n in env.task.objects if n not in self._puts]
+        twins = [n for n in others if object_kind(n) in kinds]
+        self._distractors = twins or [n for n in others if n not in owners]
         poses = env.poses()
         self._stood = {name: poses[name].position.copy() for name in env.task.objects}
         tall = {name: env.height(name) - DEEP for name in env.task.objects}
@@ -165,46 +179,57 @@ class StageTracker:
             for name, length in tall.items()
             if length > 0
         }
-        self.stage = dict.fromkeys(("approached", "distractor_approached", "grasped", "lifted", "placed"), False)
+        self._reached = {name: dict.fromkeys(STAGES, False) for name in self._puts}
+        self._distracted = False
         self.smallest_distance = np.inf
         self.moved: str | None = None
         self._touch = env.touch()
         self._touched: str | None = None
         self._held: str | None = None
-        goal = env.task.goal_for(start.target, start.destination)
-        self._asked = tuple(dict.fromkeys(env.task.instance(predicate[1]) for predicate in goal))
+        self._asked = asked_for(env.task, goal)
         self.look()
+
+    @property
+    def stage(self) -> dict[str, bool]:
+        """Which stages one of the targets has reached."""
+        reached = {stage: any(own[stage] for own in self._reached.values()) for stage in STAGES}
+        return {**reached, "distractor_approached": self._distracted}
 
     def look(self) -> None:
         """Update from the current poses."""
         poses = self._env.poses()
         hand = poses["gripper"].position
-        self.moved = self.moved or self._moved_by(hand, poses)
-        if self._held is None and (touched := self._touch.now()):
+        touched = self._touch.now() if self._held is None or self.moved is None else {}
+        self.moved = self.moved or self._moved_by(hand, poses, touched)
+        if self._held is None and touched:
             by_distance = sorted(touched, key=lambda name: self._distance(hand, poses, name))
             self._touched = self._touched or by_distance[0]
             self._held = next((name for name in by_distance if touched[name]), None)
-        if self._target not in self._stood:
-            return
-        target = poses[self._target].position
-        distance = self._distance(hand, poses, self._target)
-        self.smallest_distance = min(self.smallest_distance, distance)
-        rise = target[2] - self._stood[self._target][2]
-        stage = self.stage
-        stage["approached"] |= distance < NEAR
+        for name in self._puts:
+            self._follow(name, hand, poses)
         other = min((self._distance(hand, poses, name) for name in self._distractors), default=np.inf)
-        stage["distractor_approached"] |= bool(other < NEAR and not stage["approached"])
-        stage["grasped"] |= bool(rise > RAISED and distance < HELD)
-        stage["lifted"] |= bool(stage["grasped"] and rise > LIFTED)
-        if self._destination in poses:
-            away = target - poses[self._destination].position
-            stage["placed"] |= bool(stage["lifted"] and np.linalg.norm(away[:2]) < OVER and away[2] < LOW)
-        elif stage["lifted"]:
-            stage["placed"] |= self._env.success()
+        self._distracted |= bool(other < NEAR and not self.stage["approached"])
+
+    def _follow(self, name: str, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> None:
+        """How far one of the targets has got."""
+        own, position, (_, _, destination) = self._reached[name], poses[name].position, self._puts[name]
+        distance = self._distance(hand, poses, name)
+        self.smallest_distance = min(self.smallest_distance, distance)
+        rise = position[2] - self._stood[name][2]
+        own["approached"] |= bool(distance < NEAR)
+        own["grasped"] |= bool(rise > RAISED and distance < HELD)
+        own["lifted"] |= bool(own["grasped"] and rise > LIFTED)
+        if not own["lifted"]:
+            return
+        if destination in poses:
+            away = position - poses[destination].position
+            own["placed"] |= bool(np.linalg.norm(away[:2]) < OVER and away[2] < LOW)
+        else:
+            own["placed"] |= self._env.holds(self._puts[name])
 
     def reached(self) -> Reached:
         """How far the episode has got."""
-        if self._target not in self._stood:
+        if not self._puts:
             return Reached()
         return Reached(**self.stage, smallest_distance=round(float(self.smallest_distance), 5))
 
@@ -212,11 +237,14 @@ class StageTracker:
         """What the hand touched and held first."""
         return First(self._asked, self._touched, self._held)
 
-    def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose]) -> str | None:
-        """Of the objects that have moved, the one nearest to the hand, if it is in reach."""
+    def _moved_by(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose], touched: Collection[str]) -> str | None:
+        """Of what has moved, the nearest to the hand that is in its reach."""
         gone = [name for name, stood in self._stood.items() if np.linalg.norm(poses[name].position - stood) > MOVED]
-        distance, nearest = min(((self._distance(hand, poses, name), name) for name in gone), default=(np.inf, None))
-        return nearest if distance < HELD else None
+        away = {name: self._distance(hand, poses, name) for name in gone}
+        near = {name: distance for name, distance in away.items() if distance < HELD}
+        if (furniture := [name for name in touched if name not in self._stood]) and not near:
+            near = dict.fromkeys(self._touch.shifted().intersection(furniture), 0.0)
+        return min(near, key=lambda name: (near[name], name), default=None)
 
     def _distance(self, hand: Float[np.ndarray, "3"], poses: dict[str, Pose], name: str) -> float:
         """From the hand to a thing (m)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,15 @@ class Task:
     max_steps: int
     init: tuple[Predicate, ...]
     wordings: tuple[str, ...] = ()
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Everything that the goal names."""
+        return tuple(name for predicate in self.goal for name in predicate[1:])
+
+    def shown(self, names: Iterable[str]) -> tuple[str, ...]:
+        """What instance maps show: all objects, what `names` are or belong to, and the robot that hides them."""
+        return tuple(dict.fromkeys((*self.objects, *map(self.instance, names), "robot")))
 
     def instance(self, name: str) -> str:
         """The object or fixture that `name` refers to: itself, or the owner where `name` is a region.

@@ -86,10 +86,15 @@ def in_words(suite: str, instruction: str, words: Words) -> str:
 def load_suite(suite: str) -> tuple[Task, ...]:
     """All tasks of `suite`, in LIBERO's order, those that cannot be built among them.
 
+    A suite that asks for other things lacks those tasks of its base whose scene has nothing else to ask for.
+
     Raises:
         UserError: if there is no such suite, or the simulator's packages are not installed.
     """
-    return tuple(_read(suite, index) for index in range(len(_names(suite))))
+    every = range(len(_names(suite)))
+    if change_of(suite) == "counterfactual":
+        every = [index for index in every if other_request(_read(base_of(suite), index))]
+    return tuple(_read(suite, index) for index in every)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""What the hand touches, and what it holds, read from MuJoCo's list of contacts."""
+"""What the hand touches and holds, read from MuJoCo's list of contacts, and which furniture was opened or turned."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 # (MuJoCo's compiled module tells the type checker nothing.)
 
 FINGERS = ("left_finger", "right_finger")
+SLID, TURNED = 0.03, 0.2  # by which a drawer (m), a door or a knob (rad) has moved
+SLIDES, TURNS = 2, 3  # MuJoCo's numbers of these kinds of joints
 LEFT, RIGHT, PALM = 1, 2, 4  # parts of the hand, one bit each
 BOTH = LEFT | RIGHT
 
@@ -35,6 +37,20 @@ class Touch:
         for side, part in zip(FINGERS, (LEFT, RIGHT), strict=True):
             of_side = env.robots[0].gripper.important_geoms[side]
             self._part[[model.geom_name2id(name) for name in of_side]] = part
+
+        parents, owner = model.body_parentid, {body: name for name, body in env.obj_body_id.items()}
+        self._joints: list[tuple[str, int, float]] = []  # whose, where in qpos, and by how much it has moved
+        for kind, body, at in zip(model.jnt_type, model.jnt_bodyid, model.jnt_qposadr, strict=True):
+            while body and body not in owner:
+                body = int(parents[body])
+            if body and kind in (SLIDES, TURNS):
+                self._joints.append((owner[body], int(at), SLID if kind == SLIDES else TURNED))
+        self._stood = self._data.qpos.copy()
+
+    def shifted(self) -> set[str]:
+        """Furniture of which a drawer, door or knob is elsewhere than when this was made."""
+        gone = abs(self._data.qpos - self._stood)
+        return {name for name, at, by in self._joints if gone[at] > by}
 
     def now(self) -> dict[str, bool]:
         """What the hand touches now, and of each thing whether it is between both fingers."""

@@ -36,7 +36,7 @@ from la_reconvla.data.starts import Split, Start
 from la_reconvla.randomness import derive
 from la_reconvla.sim.env import ACTION_DIM, Env, Outcome, Pose
 from la_reconvla.sim.rollout import EnvSettings
-from la_reconvla.sim.tasks import Task
+from la_reconvla.sim.task import Predicate, Task
 
 SUITE, NAME = "toy", "push_as_the_named_tile_says"
 COLOURS = {"red": (220, 40, 40), "yellow": (230, 210, 40), "black": (10, 10, 10), "white": (250, 250, 250)}
@@ -153,6 +153,10 @@ class Untouched:
         """Nothing."""
         return {}
 
+    def shifted(self) -> set[str]:
+        """Nothing."""
+        return set()
+
 
 class ToyEnv:
     """`la_reconvla.sim.env.Env` over a pile of boards."""
@@ -178,6 +182,10 @@ class ToyEnv:
     def success(self) -> bool:
         """All boards were answered, and rightly."""
         return self._right and self._at == len(self._boards)
+
+    def holds(self, predicate: Predicate) -> bool:
+        """A tile is put nowhere."""
+        return False
 
     def observe(self) -> Observation:
         """The board on top; after the last push the last one."""

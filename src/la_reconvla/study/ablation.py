@@ -63,6 +63,11 @@ GROWS = (
     *("also_official", "elsewhere", "elsewhere_episodes"),
 )
 JOINS = ("seeds", "conditions", "elsewhere")  # of these, the lists
+COUNTED = {  # and what the options count
+    "episodes": "episodes per task",
+    "also_official": "official states per task",
+    "elsewhere_episodes": "states per task of each other suite",
+}
 
 
 class Ablation:
@@ -275,13 +280,24 @@ def grown(config: StudyConfig, folder: Path) -> StudyConfig:
     if not path.exists() or not (held := read_begun(path).size):
         return config
     lists = {key: (*held[key], *(x for x in getattr(config, key) if x not in held[key])) for key in JOINS}
-    counts = {key: max(held[key], getattr(config, key)) for key in set(GROWS) - set(JOINS) - {"floor_arm"}}
+    done = {key: held[key] for key in set(GROWS) - set(JOINS) - {"floor_arm"}}
+    if not held["elsewhere"]:
+        del done["elsewhere_episodes"]  # a default that nothing was rolled out by
+    if config.placement == "official":
+        del done["also_official"]
+    counts = {key: max(count, getattr(config, key)) for key, count in done.items()}
     whole = replace(config, **lists, **counts, floor_arm=held["floor_arm"])
     for key in JOINS:
         if kept := [str(x) for x in getattr(whole, key) if x not in getattr(config, key)]:
-            said = f"{folder} already has the {key} {', '.join(kept)}: they stay in the study"
-            Console(stderr=True).print(said, soft_wrap=True)
+            _say(f"{folder} already has the {key} {', '.join(kept)}: they stay in the study")
+    for key, told in COUNTED.items():
+        if (kept := getattr(whole, key)) > (asked := getattr(config, key)):
+            _say(f"{folder} already has {kept} {told}, {asked} are asked for: all of them stay in the study")
     return whole
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, soft_wrap=True)
 
 
 def ablate(
@@ -313,5 +329,7 @@ def ablate(
         place.require(config)  # before a dataset is read, which may take long
         config = offline(config, changes, open_demonstrations(place.recorded), place.takes)
     config = grown(config, folder)
+    if changes.get("elsewhere_episodes") is not None and not config.elsewhere:
+        raise UserError("elsewhere_episodes counts the states of other suites: name them with --elsewhere")
     Ablation(config, folder, workers or usual_workers(config.backbone), declaration, place, devices).run()
     return folder

@@ -86,9 +86,9 @@ class OfficialStarts:
 
 
 def official_starts(config: StudyConfig) -> Iterator[OfficialStarts]:
-    """Where a study is evaluated besides the starts of its placement."""
-    at_home = config.also_official or (config.elsewhere_episodes if config.suite in config.elsewhere else 0)
-    if at_home:
+    """Where a study is evaluated besides the starts of its placement, which are left out if they are official."""
+    named = config.elsewhere_episodes if config.suite in config.elsewhere else 0
+    if (at_home := max(config.also_official, named)) and config.placement == "wide":
         yield OfficialStarts(config.suite, config.tasks, at_home, layout.OFFICIAL, True)
     for suite in config.elsewhere:
         if suite != config.suite:

@@ -69,10 +69,13 @@ class Evaluations:
     @functools.cached_property
     def swaps(self) -> tuple[tuple[int, str, str], ...]:
         """The wrong instruction for each (task, instruction), for the floor that gives it."""
-        said = {(e.task or 0, e.instruction) for e in self.demonstrations.episodes}
+        c, said = self.config, {(e.task or 0, e.instruction) for e in self.demonstrations.episodes}
         if self.domain.recorded is not None and len(said) < 2:
             return ()  # nobody can be told anything else: that floor is left out
-        return swapped(said | {(start.task, start.instruction) for start in self.starts()})
+        said |= {(start.task, start.instruction) for start in self.starts()}
+        if len({text for _, text in said}) < 2:
+            return wrong_words(c.suite, c.tasks, c.placement)
+        return swapped(said)
 
     def at_home(self) -> list[Evaluation]:
         """On the starts of the study's placement."""

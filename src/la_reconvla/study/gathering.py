@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,18 @@ def shared(evaluations: Evaluations, divided: Divided) -> list[Leak]:
     return found
 
 
+def _about_chains(tasks: Iterable[Task], episodes: Iterable[Episode]) -> Iterator[str]:
+    """What target and destination mean where a task has several parts."""
+    chains = [str(task.index) for task in tasks if len(set(task.goal) - set(task.init)) > 1]
+    if chains:
+        several = any(episode.parts for episode in episodes)
+        moved = "change with the part that the demonstration is at" if several else "are those of the first thing"
+        yield (
+            f"Tasks of several parts: {', '.join(chains)}. Success needs all of them, a stage is that of any thing "
+            f"that is to be put somewhere, and target and destination of maps, boxes and hiding {moved}."
+        )
+
+
 def study_description(
     evaluations: Evaluations,
     divided: Divided,
@@ -235,6 +247,7 @@ def study_description(
         limits=(
             *filter(None, [evaluations.domain.limit]),
             *(() if c.judged else (NOT_JUDGED,)),
+            *_about_chains(tasks, training.episodes),
             *evaluations.demonstrations.notes,
         ),
         judged=c.judged,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from la_reconvla.analysis.measures import MapPart, MapPhase
 from la_reconvla.data.boxes import Annotator, Boxes, box_masks, box_of
 from la_reconvla.data.demonstrations import Demonstrations, Episode
+from la_reconvla.data.instances import Part, instance_numbers, parts_of
 from la_reconvla.data.samples import Samples, patch_coverage
 from la_reconvla.data.starts import object_kind
 
@@ -27,16 +28,25 @@ def phases(episode: Episode) -> list[MapPhase]:
 
     The thing is held while the gripper is told to close, in the last such stretch of the episode; what comes before is
     ``reach``. It is over its destination once the hand is within `OVER` of where it will let go; from there on it is
-    ``place``, in between ``carry``. An episode in which the gripper never closes is ``reach`` throughout.
+    ``place``, in between ``carry``. An episode in which the gripper never closes is ``reach`` throughout. Of an episode
+    with several parts each has phases of its own, and one that moves nothing but furniture is ``reach``.
     """
-    closed = episode.actions[:, -1] > 0
+    hand, whole = episode.proprio()[:, :2], [Part(0, len(episode.actions), "", "a place")]
+    return [
+        phase
+        for part in parts_of(episode) or whole
+        for phase in _phases(episode.actions[part.begin : part.end, -1] > 0, hand[part.begin : part.end], part)
+    ]
+
+
+def _phases(closed: Bool[np.ndarray, " s"], hand: Float[np.ndarray, "s 2"], part: Part) -> list[MapPhase]:
+    """Those of one part, from whether the gripper is told to close, and where the hand is (m)."""
     found = np.full(len(closed), "reach", dtype=object)
-    if not closed.any():
+    if not closed.any() or part.target == part.destination:
         return found.tolist()
     last = int(np.flatnonzero(closed)[-1])
     opened = np.flatnonzero(~closed[:last])
     first = int(opened[-1]) + 1 if opened.size else 0
-    hand = episode.proprio()[:, :2]
     near = np.linalg.norm(hand - hand[last], axis=1) < OVER
     away = np.flatnonzero(~near[first : last + 1])
     over = first + int(away[-1]) + 1 if away.size else first
@@ -58,9 +68,10 @@ def distractor(episode: Episode, others: Sequence[Episode]) -> str | None:
     """
     if episode.target is None:
         return None
+    wanted = {episode.target, *(target for _, target, _ in episode.parts)}
     kind = object_kind(episode.target)
-    twins = [name for name in episode.instance_names if name != episode.target and object_kind(name) == kind]
-    asked = [other for other in others if other.target in episode.instance_names and other.target != episode.target]
+    twins = [name for name in episode.instance_names if name not in wanted and object_kind(name) == kind]
+    asked = [other for other in others if other.target in episode.instance_names and other.target not in wanted]
     here = [other for other in asked if other.scene == episode.scene]
     return (twins or sorted(str(other.target) for other in here or asked) or [None])[0]
 
@@ -115,7 +126,7 @@ def part_masks(
         rival = distractor(episode, samples.demonstrations.episodes)
         for column, name in enumerate((*PARTS[:2], rival)):
             if name is not None:
-                result[here, column] = maps == episode.instance_number(name)
+                result[here, column] = maps == instance_numbers(episode, name)[frames][:, None, None]
     return result
 
 

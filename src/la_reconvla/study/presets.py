@@ -134,6 +134,7 @@ class StudyConfig:
         `backbone` is the source of a pretrained one, which gets the preset's settings. `grid` means the
         conditions of the grid.
         Fewer episodes mean fewer for the floors too, and a floor's arm that is not trained is replaced by the last arm.
+        A study on official states is not evaluated on them a second time.
 
         Raises:
             UserError: from the parts, for values that do not fit.
@@ -160,6 +161,12 @@ class StudyConfig:
             parts[part] = replace(own, **mine)
         if "episodes" in given:
             given.setdefault("floor_episodes", min(given["episodes"], self.floor_episodes))
+        if given.get("placement") == "official":
+            if given.get("also_official"):
+                raise UserError("also_official adds official states to wide ones: with official ones, give --episodes")
+            if given.get("suite", self.suite) in given.get("elsewhere", ()):
+                raise UserError("the study is on the official states of its suite already: leave that out of elsewhere")
+            given["also_official"] = 0
         if self.floor_arm not in (arms := given.get("conditions", self.conditions)):
             given.setdefault("floor_arm", arms[-1])
         return replace(self, **given, **parts)

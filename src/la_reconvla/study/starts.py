@@ -19,7 +19,6 @@ from la_reconvla.sim.tasks import (
     load_task,
     official_start,
     official_states,
-    other_request,
 )
 from la_reconvla.sim.wide_targets import instructions
 
@@ -66,12 +65,8 @@ def tasks_of(suite: str, learned: Iterable[tuple[str, int]]) -> tuple[int, ...]:
         UserError: for an unknown suite.
     """
     here = {index for other, index in learned if base_of(other) == base_of(suite)}
-    found = tuple(sorted(here)) or tuple(range(len(load_suite(base_of(suite)))))
-    return tuple(
-        index
-        for index in found
-        if not suite.endswith(COUNTERFACTUAL) or other_request(load_task(base_of(suite), index))
-    )
+    asked = [task.index for task in load_suite(suite)]
+    return tuple(index for index in asked if index in here) if here else tuple(asked)
 
 
 def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> tuple[tuple[int, str, str], ...]:
@@ -87,7 +82,7 @@ def wrong_words(suite: str, tasks: Sequence[int], placement: PlacementKind) -> t
         return tuple((index, text, other[index]) for index, text in sorted(wording(suite, tasks, placement)))
     told = wording(suite, tasks, placement)
     if len({text for _, text in told}) < 2:
-        told |= wording(suite, range(len(load_suite(suite))), placement)
+        told |= wording(suite, [task.index for task in load_suite(suite)], placement)
     return swapped(told)
 
 
