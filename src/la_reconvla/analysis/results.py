@@ -325,6 +325,11 @@ class Results:
         """All comparisons by their name."""
         return {c.key: c for c in self.comparisons}
 
+    @property
+    def family(self) -> list[Comparison]:
+        """The comparisons of the declared family, which are corrected together."""
+        return [c for c in self.comparisons if c.p_holm is not None and c.kind == "difference"]
+
     def judged_by(self, hypothesis: Hypothesis) -> list[Comparison]:
         """The comparisons that a verdict rests on."""
         return [self.by_key[key] for key in hypothesis.comparisons]
