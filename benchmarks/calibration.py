@@ -1,6 +1,6 @@
 """Do the intervals and tests of a study keep what they promise? Simulated studies whose truth is known.
 
-    python benchmarks/calibration.py --out docs/results/calibration.md      # a minute on one core
+    python benchmarks/calibration.py --out docs/results/calibration.md      # three minutes on one core
 
 A population is one of trainings and starts. The logit of success is a sum of normal parts: difficulty of the
 task and of the start, which both arms meet under every seed; luck of the training, one for each arm and seed; and
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pooled_worlds
 from jaxtyping import Bool, Float
 from rich.console import Console
 from scipy.stats import binom, binomtest
@@ -170,6 +171,7 @@ def tables(studies: int = STUDIES) -> Iterator[TextTable]:
     def percent(*shares: float) -> tuple[str, ...]:
         return tuple(f"{100 * share:.1f}" for share in shares)
 
+    yield from pooled_worlds.tables(studies)
     rows = [
         (str(w.seeds), f"{w.rate:g}", w.label, *percent(c.supported, c.decided, c.covered, c.tost))
         for w in POPULATIONS
