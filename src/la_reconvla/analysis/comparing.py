@@ -24,7 +24,7 @@ from la_reconvla.analysis.leakage import wide_scene
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means, paired_successes
-from la_reconvla.analysis.pooled import Student, enough, pooled
+from la_reconvla.analysis.pooled import Student, between_trainings, enough, pooled
 from la_reconvla.conditions import Condition, nearest
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
@@ -122,6 +122,21 @@ def _over_all_arms(
     bounds = (-np.inf, np.inf) if metric in UNBOUNDED else (-1.0, 1.0)
     found = pooled(values, tasks, scenes, successes=_successes(metric), bounds=bounds)
     return found if found.error > 0 else None
+
+
+def spread_of_trainings(evidence: Mapping[str, Evidence]) -> float | None:
+    """Standard deviation of an arm's success between its trainings, a share, measured over all arms; None if too few.
+
+    Seeds and starts that not all arms have are left out.
+    """
+    values = [by_start(found.episodes, "tsr") for found in evidence.values()]
+    keys = [key for key in values[0] if all(key in of_arm for of_arm in values)] if values else []
+    seeds, starts = (list(dict.fromkeys(part)) for part in ((key[0] for key in keys), (key[1:] for key in keys)))
+    tasks = [task for task, _ in starts]
+    if len(keys) != len(seeds) * len(starts) or not enough(len(values), len(seeds), tasks):
+        return None
+    grid = np.array([[of_arm[(s, *start)] for s in seeds for start in starts] for of_arm in values])
+    return between_trainings(grid.reshape(len(values), len(seeds), len(starts)), tasks)
 
 
 def _successes(metric: str) -> bool:

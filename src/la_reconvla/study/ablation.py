@@ -17,9 +17,10 @@ from rich.console import Console
 
 from la_reconvla import kinds, layout
 from la_reconvla.analysis.build import build
+from la_reconvla.analysis.comparing import spread_of_trainings
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
-from la_reconvla.analysis.power import planned, power_table
+from la_reconvla.analysis.power import BETWEEN_SEEDS, planned, power_table
 from la_reconvla.analysis.results import Arm, Pairing, Results
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.conditions import NO_IMAGE
@@ -121,7 +122,7 @@ class Ablation:
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            about_rollouts = power_table(self._power, len(c.seeds))
+            about_rollouts = power_table(self._power(), len(c.seeds))
             self.console.print(about_rollouts if self.domain.recorded is None else gathering.OFFLINE)
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
@@ -165,10 +166,12 @@ class Ablation:
         """The content of a ``study.json``, with defaults for fields that are newer than the file."""
         return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
 
-    @functools.cached_property
-    def _power(self) -> tuple[Power, ...]:
-        c = self.config
-        return planned(len(c.seeds), len(c.tasks), c.episodes)
+    def _power(self, between_seeds: float | None = None) -> tuple[Power, ...]:
+        """What this study can tell apart by the rule that it declared; None: trainings vary as is usual."""
+        c, begun = self.config, read_begun(self.folder / layout.STUDY)
+        arms = len(self.arms) if Declaration.parse(begun.hypotheses, layout.STUDY).pooled else 2
+        spread = BETWEEN_SEEDS if between_seeds is None else between_seeds
+        return planned(len(c.seeds), len(c.tasks), c.episodes, arms=arms, between_seeds=spread)
 
     @functools.cached_property
     def _forecast(self) -> dict[str, float] | None:
@@ -260,7 +263,9 @@ class Ablation:
                 )
             ),
         )
-        return replace(found, power=self._power) if self.domain.recorded is None else found
+        if self.domain.recorded is not None:
+            return found
+        return replace(found, power=self._power(spread_of_trainings({arm.id: seen for arm, seen in arms})))
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""
