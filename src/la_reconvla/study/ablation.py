@@ -33,7 +33,7 @@ from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
-from la_reconvla.study.begun import read_begun
+from la_reconvla.study.begun import read_begun, record_look
 from la_reconvla.study.cells import Cell, cells, official_starts, offline, samples_of
 from la_reconvla.study.domains import Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
@@ -135,7 +135,8 @@ class Ablation:
             joules = [value for value in spent if value is not None]
             energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
-            results = replace(results, study=study)
+            size = len(self.config.seeds), self.config.episodes
+            results = replace(results, study=study, looks=record_look(self.folder / layout.STUDY, results, *size))
             write_json(self.folder / layout.RESULTS, results)
         return results
 
