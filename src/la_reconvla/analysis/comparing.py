@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from la_reconvla.analysis.comparisons import Comparison, Spread
+from la_reconvla.analysis.comparisons import Comparison, ComparisonKind, Spread
 from la_reconvla.analysis.decisions import Equivalence, equivalence, holm
 from la_reconvla.analysis.declaration import DECLARED, Declaration, Key
 from la_reconvla.analysis.evidence import (
@@ -18,13 +18,14 @@ from la_reconvla.analysis.evidence import (
     by_start,
     by_unit,
     different,
+    scene_of,
 )
 from la_reconvla.analysis.intervals import LEVEL, Interval
-from la_reconvla.analysis.leakage import wide_scene
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means, paired_successes
 from la_reconvla.analysis.pooled import Student, between_trainings, enough, pooled
+from la_reconvla.analysis.retained import retained
 from la_reconvla.conditions import Condition, nearest
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
@@ -114,8 +115,8 @@ def _over_all_arms(
     seeds, starts = (list(dict.fromkeys(part)) for part in ((key[0] for key in pairs), (key[1:] for key in pairs)))
     keys = [(seed, *start) for seed in seeds for start in starts]
     arms = [a, b, *(arm for arm in study if arm not in (a, b) and all(key in study[arm] for key in keys))]
-    tasks, episodes = [task for task, _ in starts], metric in EPISODE_METRICS
-    scenes = [(wide_scene(start) if episodes and start.count("/") == 4 else None) or start for _, start in starts]
+    tasks = [task for task, _ in starts]
+    scenes = [scene_of(start) if metric in EPISODE_METRICS else start for _, start in starts]
     if len(keys) != len(pairs) or not enough(len(arms), len(seeds), tasks, scenes):
         return None
     values = np.array([[study[arm][key] for key in keys] for arm in arms]).reshape(len(arms), len(seeds), len(starts))
@@ -277,7 +278,9 @@ def _losses(
         found.setdefault(e.suite, {})[str(e.condition)] = e.episodes
     official, made = found.pop("", {}), []
     for (a, b), suite in ((pair, suite) for suite in found for pair in declared.losses if {*pair} <= {*found[suite]}):
-        home = official if {a, b} <= {*official} else {arm: evidence[arm].episodes for arm in (a, b)}
+        home = official if {a, b} <= {*official} else {arm: seen.episodes for arm, seen in evidence.items()}
+        if declared.pooled and (a, b) == declared.losses[0]:
+            made += _retained(a, b, suite, home, found[suite], declared.same_within)
         here, there = _paired(home[a], home[b]), _paired(found[suite][a], found[suite][b])
         if not {key[0] for key in here} & {key[0] for key in there}:
             continue
@@ -304,6 +307,51 @@ def _losses(
             )
         )
     return made
+
+
+def _retained(
+    a: str,
+    b: str,
+    suite: str,
+    home: Mapping[str, Sequence[EpisodeRecord]],
+    away: Mapping[str, Sequence[EpisodeRecord]],
+    least: float,
+) -> list[Comparison]:
+    """What both retain on this suite and how they succeed there, by the pooled rule; nothing where that is too little.
+
+    See `la_reconvla.analysis.retained`.
+    """
+    values = [{arm: by_start(episodes, "tsr") for arm, episodes in place.items()} for place in (home, away)]
+    found = retained(a, b, *values, least)
+    if found is None:
+        return []
+    kinds: tuple[tuple[ComparisonKind, Student, tuple[float, float]], ...] = (
+        ("retained", found.share, found.shares),
+        ("elsewhere", found.elsewhere, found.away),
+    )
+    return [
+        Comparison(
+            a=a,
+            b=b,
+            metric=kind,
+            kind=kind,
+            suite=suite,
+            difference=float(student.estimate),
+            low=float(student.ends(LEVEL)[0]),
+            high=float(student.ends(LEVEL)[1]),
+            p=float(student.p),
+            p_holm=None,
+            n=found.n,
+            a_mean=means[0],
+            b_mean=means[1],
+            a_home=found.home[0],
+            b_home=found.home[1],
+            seeds=found.seeds,
+            spread="pair varies more" if student.own else "all arms",
+        )
+        for kind, student, means in kinds
+        if student.error > 0
+    ]
 
 
 def _paired(a: Iterable[EpisodeRecord], b: Iterable[EpisodeRecord]) -> dict[Unit, tuple[bool, bool]]:

@@ -23,6 +23,10 @@ NOT_SPEED = (
     "training and pictures apart."
 )
 NO_OTHER_SUITES = "Changed wording, objects and suites are not part of this study."
+NOT_RETAINED = (
+    "What is retained needs three arms and two seeds on every other suite, and arms that succeed at home: where they "
+    "hardly do, there is nothing to retain."
+)
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
@@ -64,6 +68,7 @@ def judge(
         "words": _judge_floor(comparisons, declared.alpha, "wrong_instruction"),
     }
     if declared.pooled:
+        judged["H4"] = _judge_retained(comparisons, declared)
         judged |= {id: _check(judged[id].comparisons) for id in ("image", "words")}
     for id in declared.claims:
         if id not in judged:
@@ -130,6 +135,33 @@ def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgem
         elif word == "refuted" and p >= declared.alpha:
             word = "inconclusive"
         judged.append(Judgement(word, (c,), note))
+    return _together(judged)
+
+
+def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) -> Judgement:
+    """On every other suite C4 retains a larger share of its success than ReconVLA's arm, and is no worse there.
+
+    "No worse" is by less than the margin. What all of them have to show needs no correction for their number
+    (`p_holm` is that of the largest p), what one of them shows has Bonferroni's: of all tests and all suites.
+    """
+    shares = [c for c in comparisons if c.kind == "retained"]
+    there = {c.suite: c for c in comparisons if c.kind == "elsewhere"}
+    suites = {c.suite for c in comparisons if c.kind == "loss" and (c.a, c.b) == declared.losses[0]}
+    if not suites:
+        return Judgement("inconclusive", note=NO_OTHER_SUITES)
+    if suites != {c.suite for c in shares} or suites != set(there):
+        return Judgement("inconclusive", tuple(shares), NOT_RETAINED)
+    least = declared.alpha / len(suites) / (len(declared.family) + len({"H1", "H4"} & set(declared.claims)))
+    judged: list[Judgement] = []
+    for c in shares:
+        away, note = there[c.suite], ""
+        word: Verdict = "inconclusive"
+        if (c.high < 0 and c.p < least) or (away.high < 0 and away.p < least):
+            word = "refuted"
+        elif c.low > 0 and c.p_holm is not None and c.p_holm < declared.alpha:
+            word = "supported" if away.low > -declared.same_within else "inconclusive"
+            note = "" if word == "supported" else f"{c.suite}: {c.a} may be worse there, however much it retains."
+        judged.append(Judgement(word, (c, away), note))
     return _together(judged)
 
 
@@ -237,6 +269,14 @@ def in_words(c: Comparison) -> str:
             f"On {c.suite} {c.a} lost {100 * (c.a_mean or 0):.1f} and {c.b} "
             f"{100 * (c.b_mean or 0):.1f} points against home: {100 * c.difference:+.1f} points "
             f"(95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p}, {c.n} episodes)."
+        )
+    if c.kind in ("retained", "elsewhere"):
+        did = "retained" if c.kind == "retained" else "succeeded in"
+        of = "their success at home" if c.kind == "retained" else "all episodes"
+        return (
+            f"On {c.suite} {c.a} {did} {100 * (c.a_mean or 0):.1f} and {c.b} {100 * (c.b_mean or 0):.1f} % of {of}: "
+            f"{100 * c.difference:+.1f} points (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p}, {c.n} "
+            "episodes)."
         )
     count = f"{c.n} episodes" if c.scenes is None else f"{c.scenes} scenes"
     metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ").capitalize()
