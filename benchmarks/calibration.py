@@ -231,18 +231,19 @@ def tables(studies: int = STUDIES) -> Iterator[TextTable]:
 TEXT = """# Calibration of the statistics
 
 `python benchmarks/calibration.py --out docs/results/calibration.md`: simulated studies whose truth is known,
-{studies} a row. Numbers are per cent; a share near 5 or 95 % has a standard error
-of {error:.1f} points. Spreads are standard deviations on the logit scale or, of means, in units of an episode's noise. The
-intervals are claimed for trainings with new seeds and for new starts of these tasks, not for other tasks. "Decided" must
-stay below 5, 95 % intervals above 94 on average and 90 % ones above 89.
+{studies} a row. Numbers are per cent; a share near 5 or 95 % has a standard error of {error:.1f} points. Spreads are
+standard deviations on the logit scale or, of means, in units of an episode's noise. The intervals are claimed for
+trainings with new seeds and for new starts of these tasks, not for other tasks. "Decided" must stay below 5, 95 %
+intervals above 94 on average and 90 % ones above 89.
 
-**The pooled interval** (`la_reconvla.analysis.pooled`, declared by `"interval": "pooled"`) comes first. Where arms are
-alike it covers 95.1 to 100 %, and decides in at most 4.9 % of the studies without a difference. **Where it fails**: two
-arms whose trainings vary two or four times as much (standard deviations) as those of the others. The test of equal
-spreads finds that too seldom with few seeds: with 3 to 5 seeds 91.0 to 94.8 % are covered, and up to 7.9 % decided;
-with 8 seeds 94.8 to 95.2 %. Other arms of far lower or higher success cost as much with 4 seeds (93.5), nothing with 8.
-With 2 seeds, few starts or without spread it is cautious. Arms of 50 % are called equal within five points in hardly any
-study of this size, whether they are or not: 60 starts under 8 seeds leave a 90 % interval wider than that.
+**The pooled interval** (`la_reconvla.analysis.pooled`, declared by `"interval": "pooled"`) comes first. Where arms
+are alike it covers 95.1 to 100 %, and decides in at most 4.9 % of the studies without a difference. **Where it
+fails**: two arms whose trainings vary two or four times as much (standard deviations) as those of the others. The
+test of equal spreads finds that too seldom with few seeds: with 3 to 5 seeds 91.0 to 94.8 % are covered, and up to
+7.9 % decided; with 8 seeds 94.8 to 95.2 %. Other arms of far lower or higher success cost as much with 4 seeds
+(93.5), nothing with 8. With 2 seeds, few starts or without spread it is cautious. Arms of 50 % are called equal
+within five points in hardly any study of this size, whether they are or not: 60 starts under 8 seeds leave a 90 %
+interval wider than that.
 
 **The rule of before** is in the tables after it, as is its price: a bootstrap of shared starts counts noise more than
 once, so that without spread the tests are far more cautious than 5 %, and Student's t over three seeds asks for twice
