@@ -4,5 +4,6 @@ import os
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SEARCH = os.pathsep.join(map(str, (HERE, *sorted(path for path in HERE.iterdir() if path.is_dir()))))
-"""PYTHONPATH of a process that imports test modules."""
+FOLDERS = (HERE, *sorted(path for path in HERE.iterdir() if path.is_dir()))
+SEARCH = os.pathsep.join(filter(None, (*map(str, FOLDERS), os.environ.get("PYTHONPATH"))))
+"""PYTHONPATH of a process that imports test modules, beside what this one's says: that may be where the package is."""

@@ -48,6 +48,7 @@ from la_reconvla.method.variants.budget import Budget
 from la_reconvla.method.variants.content_words import ContentWords
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.gaze import GazeCrop, GazeMask, RandomCrop, ShuffledGazeMask, WholeImage
+from la_reconvla.method.variants.inverted import InvertedMask
 from la_reconvla.method.variants.learned import LearnedSource
 from la_reconvla.method.variants.localisation_heads import LocalisationHeads
 from la_reconvla.method.variants.regions import RegionMask, TwoRegionMask
@@ -132,6 +133,7 @@ FOLLOWING = (  # the others whose mask follows attention
     Condition("C4-region", "one region of attention", Reconstruction(RegionMask())),
     Condition("C4-two", "regions of target and destination", Reconstruction(TwoRegionMask())),
     Condition("C4-warmup", "attention mask after random ones", Reconstruction(WarmUp())),
+    Condition("C4-inverted", "inverted attention mask", Reconstruction(InvertedMask())),
 )
 
 DIFFUSION = Denoiser()

@@ -17,7 +17,8 @@ from calibration import (
 from scipy.stats import binom
 
 from la_reconvla.analysis.paired import many_paired_successes, mcnemar
-from la_reconvla.analysis.power import design, paired_power, pairs, planned, power_explained, power_table
+from la_reconvla.analysis.pooled import pooled
+from la_reconvla.analysis.power import alike, design, paired_power, pairs, planned, power_explained, power_table
 from la_reconvla.errors import UserError
 
 
@@ -106,6 +107,32 @@ def test_pairs_have_the_rates_and_the_agreement_asked_for() -> None:
     assert not (b & ~a).any(), "as much agreement as the rates allow: the worse arm succeeds only where the better does"
 
 
+def test_many_arms_agree_as_asked_for() -> None:
+    drawn = alike(np.full((1, 3, 1, 1), 0.4), 200_000, 0.36, np.random.default_rng(0)).reshape(3, -1)
+    assert drawn.mean(1) == pytest.approx([0.4] * 3, abs=0.005)
+    assert np.corrcoef(drawn)[np.triu_indices(3, 1)] == pytest.approx([0.36] * 3, abs=0.01)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_the_power_of_a_study_of_many_arms_is_the_share_of_its_decisions(spread: float) -> None:
+    """Studies drawn here, trainings as betas about their arm's rate, are decided as often as is promised."""
+    rng, studies, number = np.random.default_rng(8), 1000, 1500
+    rates = np.broadcast_to(np.array([0.6, 0.4, 0.4, 0.4, 0.4])[None, :, None, None], (number, 5, 4, 1))
+    if spread:
+        size = rates * (1 - rates) / spread**2 - 1
+        rates = rng.beta(rates * size, (1 - rates) * size)
+    values = rng.random((number, 5, 4, 36)) < rates
+    judged = pooled(values, np.repeat([0, 1, 2], 12), successes=True)
+    found = float(((judged.p < 0.05) & (judged.estimate > 0)).mean())
+    promised = paired_power(0.4, 0.2, 4, 3, 12, arms=5, between_seeds=spread, studies=studies)
+    assert found == pytest.approx(promised, abs=3.3 * np.sqrt(promised * (1 - promised) * (1 / studies + 1 / number)))
+
+
+def test_the_pooled_rule_finds_more_than_the_rule_of_before() -> None:
+    alone, with_others = (paired_power(0.4, 0.2, 3, 3, 12, arms=n, between_seeds=0.1, studies=300) for n in (2, 8))
+    assert with_others > alone + 0.1
+
+
 def test_power_grows_with_episodes_and_agreement_and_falls_with_what_trainings_vary() -> None:
     plain = paired_power(0.4, 0.2, 3, 3, 20)
     assert paired_power(0.4, 0.2, 3, 3, 60) > plain + 0.1
@@ -114,10 +141,11 @@ def test_power_grows_with_episodes_and_agreement_and_falls_with_what_trainings_v
 
 
 def test_what_is_planned_stands_in_a_table() -> None:
-    rows = planned(3, 3, 20)
+    rows = planned(3, 3, 20, between_seeds=0.0)
     assert [(r.points, r.planned) for r in rows] == [(0.05, 180), (0.10, 180), (0.20, 180), (0.40, 180)]
     assert [r.power for r in rows] == sorted(r.power for r in rows)
     assert rows[-1].power > 0.9
+    assert planned(3, 3, 20)[2].power < rows[2].power, "by default trainings differ"
     table = power_table(rows, 3)
     assert [row[0] for row in table.rows] == ["5", "10", "20", "40"]
     assert "no difference between arms is decided" in power_table(rows, 1).title

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, replace
@@ -10,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_results import SAID, evidence
+from test_results import SAID, episodes, evidence
 
 from la_reconvla.analysis.build import build
-from la_reconvla.analysis.comparing import undeclared
-from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration, declared_in
+from la_reconvla.analysis.comparing import all_comparisons, undeclared
+from la_reconvla.analysis.comparisons import Comparison, Hypothesis
+from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration, Size, declared_in
+from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.results import Arm, Results, Study
+from la_reconvla.analysis.verdicts import judge
 from la_reconvla.conditions import (
     A1,
     ARMS,
@@ -64,6 +68,10 @@ def test_the_packages_own_declaration() -> None:
         (changed(family=[["C4", "C2", "success"]]), "unknown metric 'success'"),
         (changed(family=[["C4", "C2"]]), "two arms and a metric"),
         (changed(family=[["C4", "C2", "tsr"]] * 2), "is listed twice"),
+        (changed(interval="wide"), "interval must be one of hull, pooled"),
+        (changed(size=8), "size looks like"),
+        (changed(size={"seeds": 0, "episodes": 20}), "size looks like"),
+        (changed(interval="pooled", family=[["C4", "C2", "tsr"]]), 'H3 is judged by \\["C4", "C2", "aos"\\]'),
     ],
 )
 def test_what_is_no_declaration_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -90,6 +98,97 @@ def test_results_are_judged_by_what_the_study_declared() -> None:
     other = changed(same_within=0.1)
     assert declared_in(Study(preset="x", hypotheses=other)).same_within == 0.1
     assert declared_in(Study(preset="x")) is DECLARED
+
+
+# ---------------------------------------------------------------- the pooled rule
+
+
+BY_SUCCESS = [["C4", "C2", "tsr"], ["C4", "C1", "tsr"], ["R1", "R2", "tsr"], ["R1", "R3", "tsr"]]
+OLD = changed(family=BY_SUCCESS, exploratory=[], claims={"C4>C2": "more", "H1": "as good", "image": "", "words": ""})
+OLD = OLD.replace('""', '"x"')
+POOLED = json.dumps({**json.loads(OLD), "interval": "pooled"})
+DATED = PACKAGED.with_name("declared-2026-11.json")
+RATES = {"C1": 0.3, "C2": 0.35, "C4": 0.8, "R1": 0.8, "R2": 0.4}
+
+
+@dataclass(frozen=True)
+class Judged:
+    comparisons: dict[tuple[str, str, str], Comparison]
+    verdicts: dict[str, Hypothesis]
+
+    @property
+    def family(self) -> list[Comparison]:
+        return [c for c in self.comparisons.values() if c.p_holm is not None]
+
+
+@functools.cache
+def judged(text: str, arms: str = "C1 C2 C4 R1 R2") -> Judged:
+    """Three seeds of these arms, judged by success."""
+    declared = Declaration.parse(text, "test")
+    found = {id: Evidence(episodes=episodes(RATES[id], (0, 1, 2))) for id in arms.split()}
+    comparisons = all_comparisons(found, [], [], declared)
+    verdicts = judge(comparisons, declared, len(SAID))
+    return Judged({(c.a, c.b, c.metric): c for c in comparisons}, {h.id: h for h in verdicts})
+
+
+def test_the_declaration_of_the_study() -> None:
+    declared = Declaration.read(DATED)
+    assert declared.pooled
+    assert declared.size == Size(seeds=8, episodes=20)
+    assert len(declared.family) == 8
+    assert {arm for a, b, _ in (*declared.family, declared.equivalence) for arm in (a, b)} == {
+        *("C1", "C2", "C4", "C4-inverted", "G1", "R1", "R2", "R3")
+    }
+
+
+def test_a_declaration_without_the_field_is_judged_by_the_rule_of_before() -> None:
+    pair, pooled = (judged(text).comparisons["C4", "C2", "tsr"] for text in (OLD, POOLED))
+    assert (pair.spread, pair.p_margin) == ("pair", None)
+    assert pooled.spread != "pair"
+    assert pooled.difference == pair.difference
+    assert pooled.high - pooled.low < pair.high - pair.low
+
+
+@pytest.mark.parametrize("arms", ["C1 C2 C4 R1 R2", "C1 C2 C4"])
+def test_holm_counts_what_was_declared_and_not_made(arms: str) -> None:
+    """Four comparisons, of which one or two were not made, and H1: the least of their p counts five times."""
+    found, before = judged(POOLED, arms), judged(OLD, arms)
+    equal = found.comparisons.get(("C4", "R1", "tsr"))
+    p = [*(c.p for c in found.family), *([equal.p_margin] if equal else [])]
+    assert min(c.p_holm for c in found.family) == pytest.approx(min(1.0, 5 * min(c.p for c in found.family)))
+    assert min(p) in [c.p for c in found.family], "otherwise this tests another rank"
+    least = min(before.family, key=lambda c: c.p)
+    assert least.p_holm == pytest.approx(min(1.0, len(before.family) * least.p))
+
+
+def test_equivalence_is_decided_by_its_corrected_p() -> None:
+    """H1 is the last in the family: within 40 points, and no longer with p = 1 beside it where arms are missing."""
+    loose = judged(json.dumps({**json.loads(POOLED), "same_within": 0.4})).comparisons["C4", "R1", "tsr"]
+    tight = judged(POOLED).comparisons["C4", "R1", "tsr"]
+    assert loose.p_margin is not None
+    assert loose.p_margin < 0.05
+    assert loose.equivalence == "equivalent"
+    assert tight.p_margin is not None
+    assert tight.p_margin >= 0.05
+    assert tight.equivalence == "undecided"
+
+
+def test_image_and_words_are_checks_without_a_verdict() -> None:
+    assert [judged(POOLED).verdicts[id].verdict for id in ("image", "words")] == ["check", "check"]
+    assert [judged(OLD).verdicts[id].verdict for id in ("image", "words")] == ["inconclusive", "inconclusive"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "more", "word"),
+    [(3, 0, "supported"), (4, 0, "interim"), (2, 0, "exploratory"), (3, 1, "interim"), (3, -1, "exploratory")],
+)
+def test_a_study_is_judged_at_its_declared_size(seeds: int, more: int, word: str) -> None:
+    starts = judged(POOLED).comparisons["C4", "C2", "tsr"].n // (3 * len(SAID))
+    size = {"seeds": seeds, "episodes": starts + more}
+    found = judged(json.dumps({**json.loads(POOLED), "size": size})).verdicts["C4>C2"]
+    assert found.verdict == word
+    if word == "interim":
+        assert f"3 of {seeds} declared seeds, {starts} of {starts + more} declared starts" in found.note
 
 
 # ---------------------------------------------------------------- arms that nobody declared

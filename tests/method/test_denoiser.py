@@ -68,6 +68,24 @@ def test_noise_levels_are_the_cosine_schedule() -> None:
     np.testing.assert_allclose(wrong.item(), e.square().mean().item(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("hidden", [[[0, 2], [1, 3]], [[0], [1, 3]]], ids=["equally many", "unequally many"])
+def test_under_a_mask_only_the_noise_of_masked_patches_counts(hidden: list[list[int]]) -> None:
+    """A network that answers zero is wrong by the noise itself, drawn here again from the same generator."""
+    head = SMALL.build(16, (2, 2), 8)
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    for row, patches in enumerate(hidden):
+        mask[row, patches] = True
+    head.network.forward = lambda noised, t, patches, mask, masked_only=False: torch.zeros_like(
+        noised[mask].view(len(noised), -1, noised.shape[-1]) if masked_only else noised
+    )
+    found = head.loss(torch.zeros(2, 4, 16), mask, torch.ones(2, 4, 48), torch.Generator().manual_seed(3))
+    draws = torch.Generator().manual_seed(3)
+    torch.randint(1000, (2,), generator=draws)
+    noise = torch.randn(2, 4, 48, generator=draws)
+    wrong = [noise[row, patch].square().mean().item() for row, patches in enumerate(hidden) for patch in patches]
+    assert found.item() == pytest.approx(np.mean(wrong), rel=1e-5)
+
+
 def test_the_published_head_has_64_million_parameters() -> None:
     """Latents of 27 x 27 x 64 from states of Qwen2-7B (width 3584); counted by hand from the paper's description."""
     d, q, z = 1024, 64, 3584

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from helpers import BINS, HEAD, INSTRUCTIONS, TINY, dense_targets, random_batch, tiny_policy
 from la_reconvla.backbones.paligemma import BOS, PAD, SmallPaliGemma, whiten_patches
-from la_reconvla.backbones.shared import tower_of
+from la_reconvla.backbones.shared import average, tower_of
 from la_reconvla.contracts import Features, PolicyInput
 from la_reconvla.method.actions import ActionBins, action_loss
 from la_reconvla.method.decoder import MAEDecoder, position_table
@@ -45,6 +45,16 @@ def test_padding_and_special_tokens_never_count():
     assert torch.equal(saliency(attention, rows), saliency(poisoned, rows))
     poisoned[:, :, :, ~rows[0]] = torch.nan
     assert torch.equal(saliency(attention, rows), saliency(poisoned, rows))
+
+
+def test_the_instructions_state_is_the_mean_over_its_own_words_alone():
+    backbone = tiny_policy().backbone
+    tokens = backbone.encode(INSTRUCTIONS)
+    states = torch.randn(*tokens.ids.shape, 6)
+    rows = tokens.token_mask.numpy()
+    expected = np.stack([states.numpy()[i][rows[i]].mean(0) for i in range(len(rows))])
+    np.testing.assert_allclose(average(tokens, states).numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert 0 < rows.sum() < rows.size, "otherwise nothing is left out"
 
 
 def test_the_backbone_counts_exactly_the_words():

@@ -24,6 +24,7 @@ from la_reconvla.method.saliency import MEAN, Mean, saliency
 from la_reconvla.method.variants.action_rows import ActionRows
 from la_reconvla.method.variants.attention_heads import SinkRemoved, per_head
 from la_reconvla.method.variants.content_words import ContentWords, DestinationWords, TargetWords, destination_at
+from la_reconvla.method.variants.inverted import InvertedMask
 from la_reconvla.method.variants.learned import fit_saliency, unlearned
 from la_reconvla.method.variants.localisation_heads import LocalisationHeads, elbow, spatial_entropy
 from la_reconvla.method.variants.regions import RegionMask, TwoRegionMask, grow, neighbours
@@ -379,6 +380,18 @@ def test_a_warm_up_masks_what_the_random_arm_masks_and_then_follows(inner):
     late = losses(policy, batch, arm, generator(5, "mask", 2), 0.5)
     follows = losses(policy, batch, Reconstruction(inner, HEAD), generator(5, "mask", 2), 0.5)
     assert torch.equal(late.mask, follows.mask)
+
+
+@given(draw=st.integers(0, 1000), n=st.integers(2, 30))
+def test_the_inverted_mask_takes_the_lowest_patches_and_none_that_the_method_takes(draw: int, n: int):
+    scores = torch.rand(2, n, generator=generator(draw, "x"))
+    context = MaskContext((2, n), generator(0, "mask"), saliency=scores)
+    mask, k = InvertedMask()(context), -(-n // 4)
+    lowest = np.argsort(scores.numpy(), axis=1, kind="stable")[:, :k]
+    assert [set(row.nonzero()[:, 0].tolist()) for row in mask] == [set(row) for row in lowest.tolist()]
+    assert not (mask & AttentionMask()(context)).any()
+    with pytest.raises(ValueError, match="needs saliency"):
+        InvertedMask()(MaskContext((2, n), generator(0, "mask")))
 
 
 # ---------------------------------------------------------------- arms

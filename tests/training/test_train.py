@@ -42,12 +42,14 @@ from la_reconvla.method.variants.regions import TwoRegionMask
 from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.method.variants.teacher import EMATeacher
 from la_reconvla.method.variants.warm_up import WarmUp
+from la_reconvla.randomness import generator
 from la_reconvla.storage import read_json, read_jsonl, write_json
 from la_reconvla.study.presets import preset
 from la_reconvla.training import gradient, run_state, trackers
 from la_reconvla.training import tensors as tensor_files
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy
 from la_reconvla.training.devices import pick_device, pick_precision
+from la_reconvla.training.gradient import backward
 from la_reconvla.training.loop import SCHEDULE, WHITENED, TrainConfig, train
 from la_reconvla.training.optimizers import OptimizerName
 from la_reconvla.training.pretraining import PretrainConfig, pretrain
@@ -305,6 +307,25 @@ def test_a_finished_run_is_left_alone(demonstrations: Path, tmp_path: Path) -> N
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     train_tiny(demonstrations, tmp_path / "run")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_each_step_draws_its_masks_and_noise_from_streams_of_its_own(
+    demonstrations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[torch.Tensor]] = []
+
+    def watched(*arguments: Any) -> Any:
+        streams = (arguments[4], *arguments[-2:])
+        drawn.append([stream.get_state() for stream in streams])
+        return backward(*arguments)
+
+    monkeypatch.setattr("la_reconvla.training.loop.backward", watched)
+    train_tiny(demonstrations, tmp_path / "run", C2, seed=5, config=dataclasses.replace(SHORT, steps=3))
+    assert len(drawn) == 3
+    for step, states in enumerate(drawn):
+        for state, name in zip(states, ("mask", "noise", "action noise"), strict=True):
+            assert torch.equal(state, generator(5, name, step).get_state())
+    assert len({tuple(states[0].tolist()) for states in drawn}) == 3
 
 
 # ---------------------------------------------------------------- pairing

@@ -61,7 +61,7 @@ def hierarchical_bootstrap(
         raise UserError(f"need one seed and one task a value, got {values.shape}, {len(seeds)} and {len(tasks)}")
     if not np.isfinite(values).all():
         raise UserError("values to compare must be finite: leave out what was not measured")
-    design = tuple(_codes(seeds).tolist()), tuple(_codes(tasks).tolist())
+    design = tuple(codes(seeds).tolist()), tuple(codes(tasks).tolist())
     means, step = np.empty((*values.shape[:-1], replicates)), max(1, CELLS // values.shape[-1])
     for begin in range(0, replicates, step):
         drawn = _draws(*design, min(step, replicates - begin), (rng_seed, begin))
@@ -95,7 +95,7 @@ def _layout(
     seeds: Int[np.ndarray, " e"] | Sequence[object], tasks: Int[np.ndarray, " e"] | Sequence[object]
 ) -> tuple[Int[np.ndarray, " e"], Int[np.ndarray, "s t"], Int[np.ndarray, "s t"], Int[np.ndarray, " s"]]:
     """Order that groups episodes by (seed, task); first and count of each group; number of tasks of each seed."""
-    label = np.array([_codes(seeds), _codes(tasks)])
+    label = np.array([codes(seeds), codes(tasks)])
     order = np.lexsort((label[1], label[0]))
     groups, begin, size = np.unique(label[:, order], axis=1, return_index=True, return_counts=True)
     width = np.bincount(groups[0])
@@ -106,7 +106,7 @@ def _layout(
     return order, first, count, width
 
 
-def _codes(labels: Int[np.ndarray, " e"] | Sequence[object]) -> Int[np.ndarray, " e"]:
+def codes(labels: Int[np.ndarray, " e"] | Sequence[object]) -> Int[np.ndarray, " e"]:
     """Small integers for labels of any hashable type, by first appearance."""
     known: dict[object, int] = {}
     return np.array([known.setdefault(label, len(known)) for label in labels], dtype=np.int64)
@@ -149,11 +149,11 @@ OverSeeds = tuple[np.ndarray, np.ndarray, int]  # estimate, its standard error o
 
 def over_seeds(values: Float[np.ndarray, "... e"], seeds: Int[np.ndarray, " e"] | Sequence[object]) -> OverSeeds | None:
     """What Student's t over the means of the seeds needs; None with one seed."""
-    codes = _codes(seeds)
-    n = int(codes.max()) + 1
+    seed = codes(seeds)
+    n = int(seed.max()) + 1
     if n == 1:
         return None
-    of_seeds = np.stack([values[..., codes == code].mean(-1) for code in range(n)], axis=-1)
+    of_seeds = np.stack([values[..., seed == code].mean(-1) for code in range(n)], axis=-1)
     return values.mean(-1), of_seeds.std(-1, ddof=1) / math.sqrt(n), n - 1
 
 

@@ -86,7 +86,9 @@ def build(
             if (found := rate(e.episodes)) is not None
         ),
         comparisons=comparisons,
-        hypotheses=tuple(withheld(judge(comparisons, declared), leakage)) if study.judged else (),
+        hypotheses=tuple(withheld(judge(comparisons, declared, len(study.tasks) or None), leakage))
+        if study.judged
+        else (),
         leakage=tuple(leakage),
         pictures=tuple(pictures),
         videos=tuple(videos),

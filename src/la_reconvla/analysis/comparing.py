@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from la_reconvla.analysis.comparisons import Comparison
-from la_reconvla.analysis.decisions import equivalence, holm
+from la_reconvla.analysis.comparisons import Comparison, ComparisonKind, Spread
+from la_reconvla.analysis.decisions import Equivalence, equivalence, holm
 from la_reconvla.analysis.declaration import DECLARED, Declaration, Key
 from la_reconvla.analysis.evidence import (
     Evidence,
@@ -18,10 +18,14 @@ from la_reconvla.analysis.evidence import (
     by_start,
     by_unit,
     different,
+    scene_of,
 )
+from la_reconvla.analysis.intervals import LEVEL, Interval
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means, paired_successes
+from la_reconvla.analysis.pooled import Student, between_trainings, enough, pooled
+from la_reconvla.analysis.retained import retained
 from la_reconvla.conditions import Condition, nearest
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
@@ -36,6 +40,7 @@ def comparison(
     *,
     new_seeds: bool = True,
     same_within: float = DECLARED.same_within,
+    study: Mapping[str, Mapping[Unit, float]] | None = None,
 ) -> Comparison:
     """Paired difference of `metric` between two policies, over the starts (or held-out scenes) that both have.
 
@@ -49,6 +54,8 @@ def comparison(
         metric: see `Comparison`.
         new_seeds: speak of training again with new seeds; False speaks of these very policies.
         same_within: margin of the equivalence of success rates.
+        study: values of all arms of the study, of whose trainings the variance is then pooled where they suffice
+            (`la_reconvla.analysis.pooled`); None for the pair alone.
 
     Raises:
         UserError: nothing is paired.
@@ -61,12 +68,19 @@ def comparison(
         )
     left, right = np.array([ours[k] for k in pairs]), np.array([theirs[partner[k]] for k in pairs])
     seeds, tasks = [k[0] for k in pairs], [k[1] for k in pairs]
-    binary = metric in EPISODE_METRICS and metric != "smallest_distance"
+    binary = _successes(metric)
     found = (
         paired_successes(left.astype(bool), right.astype(bool), seeds, tasks, new_seeds=new_seeds)
         if binary
         else paired_means(left, right, seeds, tasks, new_seeds=new_seeds)
     )
+    spread, p_margin = "pair", None
+    if study is not None and (student := _over_all_arms(a, b, pairs, metric, study)):
+        spread = "pair varies more" if student.own else "all arms"
+        interval, tost = (Interval(*map(float, student.ends(level))) for level in (LEVEL, 0.90))
+        note = f"{SPREADS[spread]} {found.note}".strip()
+        found = replace(found, interval=interval, tost=tost, p=float(student.p), note=note)
+        p_margin = float(student.p_margin(same_within)) if binary else None
     return Comparison(
         a=a,
         b=b,
@@ -86,7 +100,55 @@ def comparison(
         note=found.note,
         scenes=None if metric in EPISODE_METRICS else different(pairs),
         effect=found.effect,
+        spread=spread,
+        p_margin=p_margin,
     )
+
+
+def _over_all_arms(
+    a: str, b: str, pairs: Sequence[Unit], metric: str, study: Mapping[str, Mapping[Unit, float]]
+) -> Student | None:
+    """The difference with the spread of all arms that met these starts under these seeds; None if that is too little.
+
+    It takes that every seed met every start.
+    """
+    seeds, starts = (list(dict.fromkeys(part)) for part in ((key[0] for key in pairs), (key[1:] for key in pairs)))
+    keys = [(seed, *start) for seed in seeds for start in starts]
+    arms = [a, b, *(arm for arm in study if arm not in (a, b) and all(key in study[arm] for key in keys))]
+    tasks = [task for task, _ in starts]
+    scenes = [scene_of(start) if metric in EPISODE_METRICS else start for _, start in starts]
+    if len(keys) != len(pairs) or not enough(len(arms), len(seeds), tasks, scenes):
+        return None
+    values = np.array([[study[arm][key] for key in keys] for arm in arms]).reshape(len(arms), len(seeds), len(starts))
+    bounds = (-np.inf, np.inf) if metric in UNBOUNDED else (-1.0, 1.0)
+    found = pooled(values, tasks, scenes, successes=_successes(metric), bounds=bounds)
+    return found if found.error > 0 else None
+
+
+def spread_of_trainings(evidence: Mapping[str, Evidence]) -> float | None:
+    """Standard deviation of an arm's success between its trainings, a share, measured over all arms; None if too few.
+
+    Seeds and starts that not all arms have are left out.
+    """
+    values = [by_start(found.episodes, "tsr") for found in evidence.values()]
+    keys = [key for key in values[0] if all(key in of_arm for of_arm in values)] if values else []
+    seeds, starts = (list(dict.fromkeys(part)) for part in ((key[0] for key in keys), (key[1:] for key in keys)))
+    tasks = [task for task, _ in starts]
+    if len(keys) != len(seeds) * len(starts) or not enough(len(values), len(seeds), tasks):
+        return None
+    grid = np.array([[of_arm[(s, *start)] for s in seeds for start in starts] for of_arm in values])
+    return between_trainings(grid.reshape(len(values), len(seeds), len(starts)), tasks)
+
+
+def _successes(metric: str) -> bool:
+    return metric in EPISODE_METRICS and metric != "smallest_distance"
+
+
+UNBOUNDED = ("smallest_distance", "action_error", "mass_over_area")
+SPREADS: dict[Spread, str] = {
+    "all arms": "How much trainings vary was taken from all arms.",
+    "pair varies more": "Trainings of these two vary more than those of the other arms: their own spread was taken.",
+}
 
 
 def all_comparisons(
@@ -101,11 +163,55 @@ def all_comparisons(
     """
     beside = [key for key in (declared.equivalence, *declared.exploratory) if key not in declared.family]
     beside += undeclared(arms, declared)
+    compared = [_compared(evidence, keys, declared) for keys in (declared.family, list(dict.fromkeys(beside)))]
+    losses = _losses(evidence, elsewhere, declared)
+    family, others, losses = (_corrected if declared.pooled else _corrected_of_before)(*compared, losses, declared)
+    return (*family, *others, *_against_floors(evidence, floors), *losses)
+
+
+Compared = tuple[list[Comparison], list[Comparison], list[Comparison]]
+
+
+def _corrected_of_before(
+    family: list[Comparison], others: list[Comparison], losses: list[Comparison], _: Declaration
+) -> Compared:
+    """Holm's correction over those of the family that were made."""
+    adjusted = holm([c.p for c in family])
+    return [replace(c, p_holm=p) for c, p in zip(family, adjusted, strict=True)], others, losses
+
+
+def _corrected(
+    family: list[Comparison], others: list[Comparison], losses: list[Comparison], declared: Declaration
+) -> Compared:
+    """Holm's correction over all that is declared: the family, whether it was made or not, H1's equivalence and H4.
+
+    What was not made has p = 1, so that no family shrinks because an arm was not run. H4 claims all of its comparisons,
+    so the largest of their p stands for them.
+    """
+    equal = {
+        c.key for c in (*family, *others) if (c.a, c.b, c.metric) == declared.equivalence and c.p_margin is not None
+    }
+    retained = [c for c in losses if c.kind == "retained"]
+    claimed = {
+        "H1": max((c.p_margin or 0.0 for c in (*family, *others) if c.key in equal), default=1.0),
+        "H4": max((c.p for c in retained), default=1.0),
+    }
+    beside = [id for id in claimed if id in declared.claims]
+    absent = len(declared.family) - len(family)
+    adjusted = holm([*(c.p for c in family), *(claimed[id] for id in beside), *absent * [1.0]])
+    of_claim = dict(zip(beside, adjusted[len(family) :], strict=False))
+
+    def told(c: Comparison) -> Comparison:
+        if "H1" not in of_claim or c.key not in equal:
+            return c
+        side: Equivalence = "equivalent" if abs(c.difference) < declared.same_within else "different"
+        decided = of_claim["H1"] < declared.alpha
+        return replace(c, p_margin=of_claim["H1"], equivalence=side if decided else "undecided")
+
     return (
-        *_family(evidence, declared.family, declared.same_within),
-        *_compared(evidence, list(dict.fromkeys(beside)), declared.same_within),
-        *_against_floors(evidence, floors),
-        *_losses(evidence, elsewhere, declared.losses),
+        [told(replace(c, p_holm=p)) for c, p in zip(family, adjusted, strict=False)],
+        [told(c) for c in others],
+        [replace(c, p_holm=of_claim["H4"]) if c in retained and "H4" in of_claim else c for c in losses],
     )
 
 
@@ -126,21 +232,22 @@ def undeclared(arms: Sequence[Condition], declared: Declaration) -> list[Key]:
     return [(a, b, metric) for a, b in pairs.values() for metric in ("tsr", "action_error")]
 
 
-def _family(evidence: Mapping[str, Evidence], family: Sequence[Key], same_within: float) -> list[Comparison]:
-    """The declared comparisons whose data exist, corrected together."""
-    made = _compared(evidence, family, same_within)
-    return [replace(c, p_holm=p) for c, p in zip(made, holm([c.p for c in made]), strict=True)]
-
-
-def _compared(evidence: Mapping[str, Evidence], keys: Sequence[Key], same_within: float) -> list[Comparison]:
-    """The comparisons (a, b, metric) of two arms whose data exist."""
+def _compared(evidence: Mapping[str, Evidence], keys: Sequence[Key], declared: Declaration) -> list[Comparison]:
+    """The comparisons (a, b, metric) of two arms whose data exist, by the declared rule."""
+    of_metric = {metric: {arm: by_unit(found, metric) for arm, found in evidence.items()} for _, _, metric in keys}
     return [
-        comparison(a, b, ours, theirs, metric, same_within=same_within)
+        comparison(
+            a,
+            b,
+            values[a],
+            values[b],
+            metric,
+            same_within=declared.same_within,
+            study=values if declared.pooled else None,
+        )
         for a, b, metric in keys
-        if a in evidence
-        and b in evidence
-        and (ours := by_unit(evidence[a], metric))
-        and (theirs := by_unit(evidence[b], metric))
+        for values in [of_metric[metric]]
+        if values.get(a) and values.get(b)
     ]
 
 
@@ -156,7 +263,7 @@ def _against_floors(evidence: Mapping[str, Evidence], floors: Sequence[FloorEvid
 
 
 def _losses(
-    evidence: Mapping[str, Evidence], elsewhere: Sequence[OtherStartsEvidence], pairs: Sequence[tuple[str, str]]
+    evidence: Mapping[str, Evidence], elsewhere: Sequence[OtherStartsEvidence], declared: Declaration
 ) -> list[Comparison]:
     """By how much more one arm loses than another on each other suite; see `la_reconvla.analysis.other_suites`.
 
@@ -170,8 +277,10 @@ def _losses(
     for e in trained:
         found.setdefault(e.suite, {})[str(e.condition)] = e.episodes
     official, made = found.pop("", {}), []
-    for (a, b), suite in ((pair, suite) for suite in found for pair in pairs if {*pair} <= {*found[suite]}):
-        home = official if {a, b} <= {*official} else {arm: evidence[arm].episodes for arm in (a, b)}
+    for (a, b), suite in ((pair, suite) for suite in found for pair in declared.losses if {*pair} <= {*found[suite]}):
+        home = official if {a, b} <= {*official} else {arm: seen.episodes for arm, seen in evidence.items()}
+        if declared.pooled and (a, b) == declared.losses[0]:
+            made += _retained(a, b, suite, home, found[suite], declared.same_within)
         here, there = _paired(home[a], home[b]), _paired(found[suite][a], found[suite][b])
         if not {key[0] for key in here} & {key[0] for key in there}:
             continue
@@ -198,6 +307,51 @@ def _losses(
             )
         )
     return made
+
+
+def _retained(
+    a: str,
+    b: str,
+    suite: str,
+    home: Mapping[str, Sequence[EpisodeRecord]],
+    away: Mapping[str, Sequence[EpisodeRecord]],
+    least: float,
+) -> list[Comparison]:
+    """What both retain on this suite and how they succeed there, by the pooled rule; nothing where that is too little.
+
+    See `la_reconvla.analysis.retained`.
+    """
+    values = [{arm: by_start(episodes, "tsr") for arm, episodes in place.items()} for place in (home, away)]
+    found = retained(a, b, *values, least)
+    if found is None:
+        return []
+    kinds: tuple[tuple[ComparisonKind, Student, tuple[float, float]], ...] = (
+        ("retained", found.share, found.shares),
+        ("elsewhere", found.elsewhere, found.away),
+    )
+    return [
+        Comparison(
+            a=a,
+            b=b,
+            metric=kind,
+            kind=kind,
+            suite=suite,
+            difference=float(student.estimate),
+            low=float(student.ends(LEVEL)[0]),
+            high=float(student.ends(LEVEL)[1]),
+            p=float(student.p),
+            p_holm=None,
+            n=found.n,
+            a_mean=means[0],
+            b_mean=means[1],
+            a_home=found.home[0],
+            b_home=found.home[1],
+            seeds=found.seeds,
+            spread="pair varies more" if student.own else "all arms",
+        )
+        for kind, student, means in kinds
+        if student.error > 0
+    ]
 
 
 def _paired(a: Iterable[EpisodeRecord], b: Iterable[EpisodeRecord]) -> dict[Unit, tuple[bool, bool]]:

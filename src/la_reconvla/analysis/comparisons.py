@@ -9,7 +9,8 @@ from la_reconvla.analysis.decisions import Equivalence, Verdict
 from la_reconvla.analysis.intervals import Agreement
 from la_reconvla.analysis.paired import EffectSize
 
-ComparisonKind = Literal["difference", "loss"]
+ComparisonKind = Literal["difference", "loss", "retained", "elsewhere"]
+Spread = Literal["pair", "all arms", "pair varies more"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Comparison:
         suite: of a loss, the other suite; else empty.
         a_home: of a loss, success of a at home; else None.
         b_home: the same of b.
+        spread: whose trainings the variance between trainings was taken from (`la_reconvla.analysis.pooled`): of the
+            pair alone; of all arms; of the pair, because it varies more than the others.
+        p_margin: of two success rates, where all arms were taken, one-sided p of the side of the declared margin that
+            they are on (`la_reconvla.analysis.pooled.Student.p_margin`); of the declared equivalence corrected too.
     """
 
     a: str
@@ -73,6 +78,8 @@ class Comparison:
     suite: str = ""
     a_home: float | None = None
     b_home: float | None = None
+    spread: Spread = "pair"
+    p_margin: float | None = None
 
     @property
     def key(self) -> ComparisonKey:

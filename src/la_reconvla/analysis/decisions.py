@@ -12,7 +12,8 @@ from scipy.stats import norm
 from la_reconvla.analysis.intervals import Interval
 from la_reconvla.errors import UserError
 
-Verdict = Literal["supported", "refuted", "inconclusive"]
+Verdict = Literal["supported", "refuted", "inconclusive", "interim", "exploratory", "check"]
+"""The first two decide. Before the declared size a claim is interim, beyond it exploratory; a check is no claim."""
 Equivalence = Literal["equivalent", "different", "undecided"]
 FEW_SEEDS = 5  # below, how much training varies is hardly measured, and intervals are wide for it
 

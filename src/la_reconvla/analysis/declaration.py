@@ -8,10 +8,11 @@ is judged by what it declared then, even if the file has changed.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from la_reconvla.analysis.frames import FRAME_METRICS
 from la_reconvla.analysis.measures import EPISODE_METRICS
@@ -21,8 +22,18 @@ from la_reconvla.errors import UserError, unknown
 from la_reconvla.storage import parse_json
 
 Key = tuple[str, str, str]
+Rule = Literal["hull", "pooled"]
 ALPHA = 0.05
+NEWER = "interval", "size"  # fields that files of before lack
 METRICS = (*EPISODE_METRICS, *FRAME_METRICS)
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size at which a study is judged: training seeds of each arm, starts of each task."""
+
+    seeds: int
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,10 @@ class Declaration:
         family: comparisons (a, b, metric) that Holm's correction runs over.
         equivalence: the comparison that H1 judges, by two one-sided tests.
         exploratory: comparisons outside of the family, not corrected for their number.
+        interval: the rule of intervals and p: ``pooled`` takes the variance between trainings from all arms
+            (`la_reconvla.analysis.pooled`); ``hull``, from the pair alone (`la_reconvla.analysis.paired`), is that of
+            files without this field.
+        size: of the study, after which it is judged; None where none was declared.
         text: the file, to the letter.
     """
 
@@ -46,6 +61,8 @@ class Declaration:
     equivalence: Key
     exploratory: tuple[Key, ...]
     text: str
+    interval: Rule = "hull"
+    size: Size | None = None
 
     @property
     def hash(self) -> str:
@@ -56,6 +73,11 @@ class Declaration:
     def losses(self) -> tuple[tuple[str, str], ...]:
         """Pairs of arms whose losses on other suites are compared. H4 judges the first, the arms of H1."""
         return tuple(dict.fromkeys((self.equivalence[:2], ("C4", "C2"), ("C4", "C1"))))
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the rules that came with the pooled interval hold: correction as declared, checks, retained share."""
+        return self.interval == "pooled"
 
     @classmethod
     def parse(cls, text: str, where: str) -> Declaration:
@@ -69,24 +91,30 @@ class Declaration:
             value = parse_json(text)
         except ValueError as error:
             raise UserError(f"{where} is not valid JSON ({error}): correct it there") from None
-        names = [name for name in cls.__dataclass_fields__ if name != "text"]
-        if not isinstance(value, dict) or set(value) != set(names):
+        names = [name for name in cls.__dataclass_fields__ if name not in ("text", *NEWER)]
+        if not isinstance(value, dict) or set(value) - set(NEWER) != set(names):
             found = ", ".join(value) if isinstance(value, dict) else type(value).__name__
-            raise UserError(f"{where} must hold exactly {', '.join(names)}; it holds {found}")
+            raise UserError(
+                f"{where} must hold exactly {', '.join(names)}, and may hold {', '.join(NEWER)}; it holds {found}"
+            )
         for name in ("alpha", "same_within"):
             if not isinstance(value[name], float) or not 0 < value[name] < 0.5:
                 raise UserError(f"{where}: {name} must be a share between 0 and 0.5, for example 0.05")
         if value["alpha"] != ALPHA:
             raise UserError(f"{where}: alpha must be {ALPHA}, which is what the intervals of 95 % are made for")
+        if (interval := value.get("interval", "hull")) not in get_args(Rule):
+            raise UserError(f"{where}: interval must be one of {', '.join(get_args(Rule))}, not {interval!r}")
         family = _keys(value["family"], f"{where}, family")
         return cls(
-            claims=_claims(value["claims"], family, where),
+            claims=_claims(value["claims"], family, interval, where),
             alpha=value["alpha"],
             same_within=value["same_within"],
             family=family,
             equivalence=_keys([value["equivalence"]], f"{where}, equivalence")[0],
             exploratory=_keys(value["exploratory"], f"{where}, exploratory"),
             text=text,
+            interval=interval,
+            size=_size(value.get("size"), where),
         )
 
     @classmethod
@@ -102,7 +130,7 @@ class Declaration:
             raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {PACKAGED}") from None
 
 
-def _claims(value: Any, family: Sequence[Key], where: str) -> dict[str, str]:
+def _claims(value: Any, family: Sequence[Key], interval: Rule, where: str) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(claim, str) and claim for claim in value.values()):
         raise UserError(f"{where}: claims must give each hypothesis a sentence")
     if not value or any(id not in JUDGED and OVER not in id for id in value):
@@ -112,9 +140,23 @@ def _claims(value: Any, family: Sequence[Key], where: str) -> dict[str, str]:
         )
     for id in value:
         a, over, b = id.partition(OVER)
-        if over and (a, b, "tsr") not in family:
-            raise UserError(f'{where}: the claim {id} is judged by ["{a}", "{b}", "tsr"], which family must name')
+        judged_by = ((a, b, "tsr"),) if over else GROUNDING if id == "H3" and interval == "pooled" else ()
+        for key in judged_by:
+            if key not in family:
+                raise UserError(f"{where}: the claim {id} is judged by {json.dumps(key)}, which family must name")
     return value
+
+
+def _size(value: Any, where: str) -> Size | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"seeds", "episodes"}
+        or not all(type(count) is int and count > 0 for count in value.values())
+    ):
+        raise UserError(f'{where}: size looks like {{"seeds": 8, "episodes": 20}}: of each arm, and of each task')
+    return Size(**value)
 
 
 def _keys(value: Any, where: str) -> tuple[Key, ...]:
@@ -135,6 +177,7 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
 
 OVER = ">"
 HEADLINE = f"C4{OVER}C2"
+GROUNDING: tuple[Key, ...] = (("C4", "C2", "aos"), ("C4", "C1", "aos"))  # what H3 is judged by
 JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
 PACKAGED = Path(__file__).with_name("hypotheses.json")
@@ -142,5 +185,7 @@ DECLARED = Declaration.read(PACKAGED)
 
 
 def declared_in(study: Study) -> Declaration:
-    """What this study declared before it ran; the package's own declaration for one that did not."""
-    return Declaration.parse(study.hypotheses, "study.hypotheses") if study.hypotheses else DECLARED
+    """What this study declared before it ran; for one that did not, the package's own declaration and the old rule."""
+    if study.hypotheses:
+        return Declaration.parse(study.hypotheses, "study.hypotheses")
+    return replace(DECLARED, interval="hull") if DECLARED.pooled else DECLARED

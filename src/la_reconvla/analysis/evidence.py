@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from la_reconvla.analysis.frames import FrameRecord
+from la_reconvla.analysis.leakage import wide_scene
 from la_reconvla.analysis.measures import EPISODE_METRICS, Watched
 from la_reconvla.analysis.results import FloorId
 from la_reconvla.episodes import EpisodeRecord
@@ -113,6 +114,11 @@ def by_unit(evidence: Evidence | FloorEvidence, metric: str) -> dict[Unit, float
 
 def _means(values: Mapping[Unit, Sequence[float]]) -> dict[Unit, float]:
     return {key: float(np.mean(values[key])) for key in sorted(values, key=str)}
+
+
+def scene_of(start: str) -> str:
+    """The scene of a start, by the start's id: wide ones share theirs with their partner."""
+    return (wide_scene(start) if start.count("/") == 4 else None) or start
 
 
 def different(keys: Iterable[Unit]) -> int:

@@ -250,6 +250,8 @@ class Power:
         needed: episodes per arm to find it with a power of 80 % at 5 %, arms independent.
         planned: episodes per arm in this study.
         power: probability that the study's own test finds it with those, by simulation.
+        between_seeds: standard deviation of an arm's rate between its seeds that was taken, a share: measured in this
+            study where that was possible, else `la_reconvla.analysis.power.BETWEEN_SEEDS`. None in results of before.
     """
 
     points: float
@@ -257,3 +259,4 @@ class Power:
     needed: int
     planned: int
     power: float
+    between_seeds: float | None = None

@@ -4,8 +4,9 @@ Two numbers, because they answer two questions:
 
 - how many episodes per arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
 - how likely **this study's own test** finds a difference with the episodes that are planned, by simulating the study
-  many times and testing each as the real one is (`la_reconvla.analysis.paired.many_paired_successes`). It knows
-  what the first does not: that few seeds are few, that arms are paired, and that the test is exact.
+  many times and testing each as the real one is (`la_reconvla.analysis.pooled.pooled`, or for two arms
+  `la_reconvla.analysis.paired.many_paired_successes`). It knows what the first does not: that few seeds are few, that
+  trainings differ, and that arms are paired.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from la_reconvla.analysis.decisions import rollouts_needed
+from la_reconvla.analysis.intervals import LEVEL
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.paired import many_paired_successes
+from la_reconvla.analysis.pooled import enough, pooled
 from la_reconvla.errors import UserError
 from la_reconvla.text_table import TextTable
 
 POINTS = (0.05, 0.10, 0.20, 0.40)
+BETWEEN_SEEDS = 0.1  # standard deviation of an arm's rate between its seeds, a share, where none was measured
 STUDIES = 1000  # simulated ones: a power of 80 % is known to 2.5 points
 REPLICATES = 500
 
@@ -45,6 +49,21 @@ def pairs(
     return draw < first, (draw < both) | ((draw >= first) & (draw < first + second - both))
 
 
+def alike(
+    rates: Float[np.ndarray, "n a s 1"], starts: int, agreement: float, rng: np.random.Generator
+) -> Bool[np.ndarray, "n a s u"]:
+    """Successes of many arms on the same starts: two of equal rate have this correlation of outcomes on one start.
+
+    Each outcome is drawn from what all arms share with probability sqrt(`agreement`), else from its own.
+    """
+    number, arms, seeds, _ = rates.shape
+    draw = rng.random((number, arms, seeds, starts))
+    if agreement:
+        common = rng.random((number, 1, seeds, starts))
+        draw = np.where(rng.random(draw.shape) < np.sqrt(agreement), common, draw)
+    return draw < rates
+
+
 def paired_power(
     rate: float,
     points: float,
@@ -52,6 +71,7 @@ def paired_power(
     tasks: int,
     episodes: int,
     *,
+    arms: int = 2,
     between_seeds: float = 0.0,
     agreement: float = 0.0,
     alpha: float = 0.05,
@@ -65,8 +85,10 @@ def paired_power(
         seeds: training seeds of each arm.
         tasks: number of tasks.
         episodes: evaluation episodes per task and trained policy.
+        arms: of the study, judged by the pooled rule where they suffice; the others are as good as the worse one. 2 is
+            judged by the rule of before.
         between_seeds: standard deviation of an arm's rate between its seeds, a share.
-        agreement: correlation of the two arms' outcomes on one start beyond what their rates imply. Arms that solve the
+        agreement: correlation of two arms' outcomes on one start beyond what their rates imply. Arms that solve the
             same starts agree more, and the power is higher.
         alpha: level, two-sided, without correction for the other comparisons of a family.
         studies: how many are simulated.
@@ -83,12 +105,22 @@ def paired_power(
     rng = np.random.default_rng(0)
     labels = design(seeds, tasks, episodes)
     found = 0
-    step = max(1, 2_000_000 // labels[0].size)  # studies at a time: arrays of some 16 MB
+    task = np.repeat(np.arange(tasks), episodes)
+    step = max(1, 2_000_000 // (labels[0].size * max(1, arms // 2)))  # studies at a time: arrays of some 16 MB
     for begin in range(0, studies, step):
-        shift = between_seeds * rng.normal(size=(2, min(step, studies - begin), seeds))[..., labels[0]]
-        a, b = pairs(np.clip(rate + points + shift[0], 0, 1), np.clip(rate + shift[1], 0, 1), agreement, rng)
-        judged = many_paired_successes(a, b, *labels, replicates=REPLICATES)
-        found += int(((judged.low > 0) & (judged.p < alpha)).sum())
+        number = min(step, studies - begin)
+        if enough(arms, seeds, task):
+            better = np.array([rate + points, *[rate] * (arms - 1)])[:, None]
+            rates = np.clip(better + between_seeds * rng.normal(size=(number, arms, seeds)), 0, 1)
+            values = alike(rates[..., None], tasks * episodes, agreement, rng)
+            judged = pooled(values, task, successes=True, bounds=(-1, 1))
+            low = judged.ends(LEVEL)[0]
+        else:
+            shift = between_seeds * rng.normal(size=(2, number, seeds))[..., labels[0]]
+            a, b = pairs(np.clip(rate + points + shift[0], 0, 1), np.clip(rate + shift[1], 0, 1), agreement, rng)
+            judged = many_paired_successes(a, b, *labels, replicates=REPLICATES)
+            low = judged.low
+        found += int(((low > 0) & (judged.p < alpha)).sum())
     return found / studies
 
 
@@ -97,7 +129,8 @@ def planned(
     tasks: int,
     episodes: int,
     *,
-    between_seeds: float = 0.0,
+    arms: int = 2,
+    between_seeds: float = BETWEEN_SEEDS,
     agreement: float = 0.0,
 ) -> tuple[Power, ...]:
     """What a study of this size can tell apart, around a success rate of one half, where most episodes are needed.
@@ -111,8 +144,9 @@ def planned(
             needed=rollouts_needed(0.5 - p / 2, 0.5 + p / 2),
             planned=seeds * tasks * episodes,
             power=paired_power(
-                0.5 - p / 2, p, seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement
+                0.5 - p / 2, p, seeds, tasks, episodes, arms=arms, between_seeds=between_seeds, agreement=agreement
             ),
+            between_seeds=between_seeds,
         )
         for p in POINTS
     )
@@ -142,8 +176,10 @@ def power_explained(seeds: int, tasks: int, episodes: int) -> str:
 def power_table(rows: Sequence[Power], seeds: int) -> TextTable:
     """The rows for people, with what few seeds mean in the title."""
     few = " (with one seed no difference between arms is decided)" if seeds == 1 else ""
+    spread = next((row.between_seeds for row in rows if row.between_seeds is not None), None)
+    varied = "" if spread is None else f", trainings of one arm {100 * spread:.1f} points apart (standard deviation)"
     return TextTable(
-        f"What this study can tell apart{few}",
+        f"What this study can tell apart{varied}{few}",
         ("points apart", "episodes per arm for 80 % power, independent arms", "planned", "power of this study"),
         [(f"{100 * r.points:.0f}", str(r.needed), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
     )

@@ -103,6 +103,30 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Look:
+    """One time that a study of one size was judged: who looks often and stops when it suits finds what is not there.
+
+    Attributes:
+        date: when, ISO 8601.
+        seeds: training seeds of each arm.
+        episodes: starts of each task.
+        arms: conditions.
+        verdicts: of each hypothesis.
+    """
+
+    date: str
+    seeds: int
+    episodes: int
+    arms: tuple[str, ...]
+    verdicts: dict[str, str]
+
+    @property
+    def size(self) -> tuple[int, int, tuple[str, ...]]:
+        """What a look is one of; the same study judged again is no further look."""
+        return self.seeds, self.episodes, self.arms
+
+
+@dataclass(frozen=True)
 class CellResult:
     """One condition trained with one seed. `metrics` is the path of its training curves, relative to the study."""
 
@@ -311,6 +335,7 @@ class Results:
     leakage: tuple[Leak, ...] = ()
     power: tuple[Power, ...] = ()
     timelines: tuple[Timeline, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     def hypothesis(self, id: str) -> Hypothesis | None:
         """The hypothesis of this id."""
@@ -324,6 +349,11 @@ class Results:
     def by_key(self) -> dict[ComparisonKey, Comparison]:
         """All comparisons by their name."""
         return {c.key: c for c in self.comparisons}
+
+    @property
+    def family(self) -> list[Comparison]:
+        """The comparisons of the declared family, which are corrected together."""
+        return [c for c in self.comparisons if c.p_holm is not None and c.kind == "difference"]
 
     def judged_by(self, hypothesis: Hypothesis) -> list[Comparison]:
         """The comparisons that a verdict rests on."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from la_reconvla.analysis import decisions
 from la_reconvla.analysis.comparisons import Comparison, ComparisonKey, Hypothesis
 from la_reconvla.analysis.decisions import Verdict
-from la_reconvla.analysis.declaration import DECLARED, HEADLINE, OVER, Declaration
+from la_reconvla.analysis.declaration import DECLARED, HEADLINE, OVER, Declaration, Size
 from la_reconvla.analysis.intervals import Interval
 from la_reconvla.analysis.results import FloorId, Results
 
@@ -23,6 +23,10 @@ NOT_SPEED = (
     "training and pictures apart."
 )
 NO_OTHER_SUITES = "Changed wording, objects and suites are not part of this study."
+NOT_RETAINED = (
+    "What is retained needs three arms and two seeds on every other suite, and arms that succeed at home: where they "
+    "hardly do, there is nothing to retain."
+)
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
@@ -38,9 +42,16 @@ class Judgement:
     note: str = ""
 
 
-def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -> list[Hypothesis]:
+def judge(
+    comparisons: Sequence[Comparison], declared: Declaration = DECLARED, tasks: int | None = None
+) -> list[Hypothesis]:
     """What `declared` claims, in its order: the package's own asks the headline question first, then H1-H4, then
     whether the policies use image and words. Level and margin are its own too.
+
+    Args:
+        comparisons: all of the study.
+        declared: what is judged. Where it names the study's size, nothing is decided at another one.
+        tasks: number of tasks of the study; None if it is not known.
     """
     known = {c.key: c for c in comparisons}
     grounding = [known.get(ComparisonKey("C4", other, "aos")) for other in ("C2", "C1")]
@@ -56,10 +67,14 @@ def judge(comparisons: Sequence[Comparison], declared: Declaration = DECLARED) -
         "image": _judge_floor(comparisons, declared.alpha, "grey_image", "no_image"),
         "words": _judge_floor(comparisons, declared.alpha, "wrong_instruction"),
     }
+    if declared.pooled:
+        judged["H4"] = _judge_retained(comparisons, declared)
+        judged |= {id: _check(judged[id].comparisons) for id in ("image", "words")}
     for id in declared.claims:
         if id not in judged:
             a, _, b = id.partition(OVER)
             judged[id] = _judge_arms(known.get(ComparisonKey(a, b, "tsr")), declared.alpha)
+    judged = {id: _at_declared_size(found, declared.size, tasks) for id, found in judged.items()}
     return [
         Hypothesis(id, (j := judged[id]).verdict, tuple(c.key for c in j.comparisons), j.note, claim)
         for id, claim in declared.claims.items()
@@ -123,6 +138,33 @@ def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgem
     return _together(judged)
 
 
+def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) -> Judgement:
+    """On every other suite C4 retains a larger share of its success than ReconVLA's arm, and is no worse there.
+
+    "No worse" is by less than the margin. What all of them have to show needs no correction for their number
+    (`p_holm` is that of the largest p), what one of them shows has Bonferroni's: of all tests and all suites.
+    """
+    shares = [c for c in comparisons if c.kind == "retained"]
+    there = {c.suite: c for c in comparisons if c.kind == "elsewhere"}
+    suites = {c.suite for c in comparisons if c.kind == "loss" and (c.a, c.b) == declared.losses[0]}
+    if not suites:
+        return Judgement("inconclusive", note=NO_OTHER_SUITES)
+    if suites != {c.suite for c in shares} or suites != set(there):
+        return Judgement("inconclusive", tuple(shares), NOT_RETAINED)
+    least = declared.alpha / len(suites) / (len(declared.family) + len({"H1", "H4"} & set(declared.claims)))
+    judged: list[Judgement] = []
+    for c in shares:
+        away, note = there[c.suite], ""
+        word: Verdict = "inconclusive"
+        if (c.high < 0 and c.p < least) or (away.high < 0 and away.p < least):
+            word = "refuted"
+        elif c.low > 0 and c.p_holm is not None and c.p_holm < declared.alpha:
+            word = "supported" if away.low > -declared.same_within else "inconclusive"
+            note = "" if word == "supported" else f"{c.suite}: {c.a} may be worse there, however much it retains."
+        judged.append(Judgement(word, (c, away), note))
+    return _together(judged)
+
+
 def _tells_nothing(c: Comparison, margin: float) -> str:
     """Why a tie of successes means nothing; empty if it may mean something."""
     assert c.agreement is not None
@@ -160,6 +202,33 @@ def _judge_floor(comparisons: Sequence[Comparison], alpha: float, *floors: Floor
             missing = f"The floor {floor.replace('_', ' ')} is not part of this study."
             judged.append(Judgement("inconclusive", note=missing))
     return _together(judged)
+
+
+def _check(against: Sequence[Comparison]) -> Judgement:
+    """What the floors show, without a verdict: it is no claim of the family, and its p are not corrected."""
+    if not against:
+        return Judgement("check", note=NOT_COMPARED)
+    below = sum(c.high < 0 for c in against)
+    scenes = min((c.n if c.scenes is None else c.scenes) for c in against)
+    said = f"A check, no claim: the action error lies below the floor, interval and all, in {below} of {len(against)} "
+    return Judgement("check", tuple(against), f"{said}comparisons, of {scenes} scenes or more each.")
+
+
+def _at_declared_size(found: Judgement, size: Size | None, tasks: int | None) -> Judgement:
+    """The judgement if all its comparisons are of the declared size; before and after it, what that means instead."""
+    if size is None or not found.comparisons or found.verdict == "check":
+        return found
+    seeds = [c.seeds for c in found.comparisons]
+    starts = [c.n // (c.seeds * tasks) for c in found.comparisons if tasks and c.agreement is not None]
+    so_far = f"{min(seeds)} of {size.seeds} declared seeds"
+    if starts:
+        so_far += f", {min(starts)} of {size.episodes} declared starts a task"
+    if min(seeds) < size.seeds or min(starts, default=size.episodes) < size.episodes:
+        return Judgement("interim", found.comparisons, f"Interim: {so_far}. Nothing is decided before all of them.")
+    if max(seeds) > size.seeds or max(starts, default=size.episodes) > size.episodes:
+        beyond = f"Exploratory: the study grew beyond what it declared ({so_far}), so it decides nothing more."
+        return Judgement("exploratory", found.comparisons, beyond)
+    return found
 
 
 def _together(judged: Sequence[Judgement]) -> Judgement:
@@ -200,6 +269,14 @@ def in_words(c: Comparison) -> str:
             f"On {c.suite} {c.a} lost {100 * (c.a_mean or 0):.1f} and {c.b} "
             f"{100 * (c.b_mean or 0):.1f} points against home: {100 * c.difference:+.1f} points "
             f"(95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p}, {c.n} episodes)."
+        )
+    if c.kind in ("retained", "elsewhere"):
+        did = "retained" if c.kind == "retained" else "succeeded in"
+        of = "their success at home" if c.kind == "retained" else "all episodes"
+        return (
+            f"On {c.suite} {c.a} {did} {100 * (c.a_mean or 0):.1f} and {c.b} {100 * (c.b_mean or 0):.1f} % of {of}: "
+            f"{100 * c.difference:+.1f} points (95 % interval {100 * c.low:+.1f} to {100 * c.high:+.1f}, {p}, {c.n} "
+            "episodes)."
         )
     count = f"{c.n} episodes" if c.scenes is None else f"{c.scenes} scenes"
     metric = "AOS" if c.metric == "aos" else c.metric.replace("_", " ").capitalize()

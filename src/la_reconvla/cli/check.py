@@ -52,7 +52,12 @@ def plan(step: Flat[StepOptions], model: Group[ModelOptions]) -> None:
 
 
 def power(
-    seeds: int = 3, tasks: int = 3, episodes: int = 20, between_seeds: float = 0.0, agreement: float = 0.0
+    seeds: int = 3,
+    tasks: int = 3,
+    episodes: int = 20,
+    arms: int = 2,
+    between_seeds: float = 0.1,
+    agreement: float = 0.0,
 ) -> None:
     """Estimate how many episodes a difference needs, and the power of a study of this size.
 
@@ -60,12 +65,13 @@ def power(
         seeds: training seeds of each arm.
         tasks: number of tasks.
         episodes: evaluation episodes per task and trained policy.
+        arms: of a study with the pooled interval; with 2 the two are judged alone.
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
     """
     from la_reconvla.analysis.power import planned, power_explained, power_table
 
-    rows = planned(seeds, tasks, episodes, between_seeds=between_seeds, agreement=agreement)
+    rows = planned(seeds, tasks, episodes, arms=arms, between_seeds=between_seeds, agreement=agreement)
     Console().print(power_table(rows, seeds))
     tell(power_explained(seeds, tasks, episodes))
 

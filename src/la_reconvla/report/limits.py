@@ -26,8 +26,14 @@ def limits(results: Results) -> list[str]:
         )
     if results.study.placement == "wide":
         said.append(
-            "Two starts share each scene and its image, one for either target. Intervals of success count the two as "
-            "independent and are therefore somewhat too narrow."
+            "Two starts share each scene and its image, one for either target. Intervals of success that are not "
+            "pooled over all arms count the two as independent and are therefore somewhat too narrow."
+        )
+    if len(results.looks) > 1:
+        times = ", ".join(f"{look.date} with {look.seeds} seeds of {look.episodes} starts" for look in results.looks)
+        said.append(
+            f"The study was looked at {len(results.looks)} times while it grew ({times}). Unless its size was declared "
+            "before, more looks find more that is not there."
         )
     if results.study.placement == "official" and results.study.suite != "recorded":
         said.append(

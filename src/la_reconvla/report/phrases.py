@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
-from la_reconvla.analysis.declaration import HEADLINE
+from la_reconvla.analysis.declaration import HEADLINE, Rule
 from la_reconvla.analysis.results import ConditionResult, Pairing, Results
 from la_reconvla.analysis.verdicts import NOT_JUDGED, reasons
 from la_reconvla.text_table import number, percent, points
@@ -12,6 +12,19 @@ EFFECTS_SAID = (
     "Effect size: Cohen's h of two rates with the odds ratio of the starts that only one of both solved; for other "
     "metrics d, the mean difference in standard deviations of the differences. Of h and d 0.2 is small, 0.8 large."
 )
+
+RULES_SAID: dict[Rule, str] = {
+    "hull": (
+        "Intervals: bootstrap over seeds and, drawn once for all seeds, tasks and starts; for success never narrower "
+        "than Newcombe’s score interval. p: exact McNemar test for success, with more than one seed never below the "
+        "bootstrap’s; bootstrap otherwise."
+    ),
+    "pooled": (
+        "Intervals and p: Student’s t for new trainings and new starts of these tasks. How much trainings vary is "
+        "taken from all arms, or from the two where these vary more. With fewer than three arms or with one seed both "
+        "come from the two alone, as a note then says. Holm’s correction counts what was declared and not made."
+    ),
+}
 
 
 def leading(results: Results) -> Hypothesis | None:

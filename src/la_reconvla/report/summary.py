@@ -133,7 +133,11 @@ def more(results: Results) -> list[str]:
         return []
     if not results.study.judged:
         return ["For numbers that mean something:", "  la-reconvla study run quick"]
-    count = max(3, 2 * len(seeds))
+    count, size = max(3, 2 * len(seeds)), declared_in(results.study).size
+    if size is not None:
+        if len(seeds) >= size.seeds:
+            return []  # more would be exploratory
+        count = size.seeds
     added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
     per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)
     words = _without(shlex.split(results.study.command), "--seeds")

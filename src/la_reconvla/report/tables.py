@@ -212,9 +212,7 @@ def overlap_table(results: Results) -> TextTable:
 
 def comparison_table(results: Results) -> TextTable:
     """The declared family of paired comparisons."""
-    rows = [
-        (*_compared(c), p_value(c.p), p_value(c.p_holm), str(c.n)) for c in results.comparisons if c.p_holm is not None
-    ]
+    rows = [(*_compared(c), p_value(c.p), p_value(c.p_holm), str(c.n)) for c in results.family]
     header = ("arms", "of", "difference", "effect size", "p", "p (Holm)", "pairs")
     return TextTable("Declared comparisons", header, rows, EFFECTS_SAID)
 

@@ -22,7 +22,7 @@ from la_reconvla.report import charts, evidence_tables
 from la_reconvla.report.charts import Run
 from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
-from la_reconvla.report.phrases import EFFECTS_SAID, headline, leading, reason
+from la_reconvla.report.phrases import EFFECTS_SAID, RULES_SAID, headline, leading, reason
 from la_reconvla.report.summary import markdown
 from la_reconvla.report.tables import (
     FLOORS_SAID,
@@ -85,7 +85,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "cards": [card(results, h) for h in results.hypotheses],
         "reasons": {h.id: reasons(results, h) for h in results.hypotheses},
         "comparison": results.comparison("C4", "C2", "tsr"),
-        "family": [c for c in results.comparisons if c.p_holm is not None],
+        "family": results.family,
         "undone": [key for key in declared.family if results.comparison(*key) is None],
         "exploratory": exploratory(results),
         "floor_comparisons": results.against_floors("tsr"),
@@ -107,6 +107,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "wordings": wording_table(results),
         "losses": loss_table(results),
         "floors_said": FLOORS_SAID,
+        "rule_said": RULES_SAID[declared.interval],
         "effects_said": EFFECTS_SAID,
         "head_names": HEAD_NAMES,
         "power": evidence_tables.power_table(results),

@@ -17,9 +17,10 @@ from rich.console import Console
 
 from la_reconvla import kinds, layout
 from la_reconvla.analysis.build import build
+from la_reconvla.analysis.comparing import spread_of_trainings
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
-from la_reconvla.analysis.power import planned, power_table
+from la_reconvla.analysis.power import BETWEEN_SEEDS, planned, power_table
 from la_reconvla.analysis.results import Arm, Pairing
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.boxes import annotator
@@ -30,7 +31,7 @@ from la_reconvla.progress import followed_by, progress
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
 from la_reconvla.study import gathering
-from la_reconvla.study.begun import read_begun
+from la_reconvla.study.begun import read_begun, record_look
 from la_reconvla.study.cells import Cell, cells, official_starts, offline, samples_of
 from la_reconvla.study.domains import ON_RECORDED, Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
@@ -126,7 +127,7 @@ class Ablation:
         require_heads(c, self.arms)
         with locked(self.folder):
             self._claim(started)
-            self.console.print(self.domain.limit or power_table(self._power, len(c.seeds)))
+            self.console.print(self.domain.limit or power_table(self._power(), len(c.seeds)))
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
             self._timed(training, self._train)
@@ -138,7 +139,9 @@ class Ablation:
             joules = [value for value in spent if value is not None]
             energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
-            results = replace(results, study=study, sequences=sequences)
+            size = len(self.config.seeds), self.config.episodes
+            looks = record_look(self.folder / layout.STUDY, results, *size)
+            results = replace(results, study=study, sequences=sequences, looks=looks)
             write_json(self.folder / layout.RESULTS, results)
         return results
 
@@ -169,10 +172,12 @@ class Ablation:
         """The content of a ``study.json``, with defaults for fields that are newer than the file."""
         return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
 
-    @functools.cached_property
-    def _power(self) -> tuple[Power, ...]:
-        c = self.config
-        return planned(len(c.seeds), len(c.tasks), c.episodes)
+    def _power(self, between_seeds: float | None = None) -> tuple[Power, ...]:
+        """What this study can tell apart by the rule that it declared; None: trainings vary as is usual."""
+        c, begun = self.config, read_begun(self.folder / layout.STUDY)
+        arms = len(self.arms) if Declaration.parse(begun.hypotheses, layout.STUDY).pooled else 2
+        spread = BETWEEN_SEEDS if between_seeds is None else between_seeds
+        return planned(len(c.seeds), len(c.tasks), c.episodes, arms=arms, between_seeds=spread)
 
     @functools.cached_property
     def _forecast(self) -> dict[str, float] | None:
@@ -263,7 +268,8 @@ class Ablation:
                 )
             ),
         )
-        found = replace(found, power=self._power) if self.domain.recorded is None else found
+        if self.domain.recorded is None:
+            found = replace(found, power=self._power(spread_of_trainings({arm.id: seen for arm, seen in arms})))
         return StudyResults(**{f.name: getattr(found, f.name) for f in fields(found)})
 
     def _shown(self) -> list[Cell]:

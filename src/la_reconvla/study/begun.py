@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from la_reconvla import layout
-from la_reconvla.storage import read_json
+from la_reconvla.analysis.results import Look, Results
+from la_reconvla.storage import plain, read_json, write_json
 from la_reconvla.typed_json import parse
 
 
@@ -26,6 +27,7 @@ class Begun:
         hypotheses_hash: SHA-256 of that.
         command: the last command line.
         size: what may grow, as it was last asked for; empty where it was stopped before that was written.
+        looks: each size at which it was judged, the first one first.
     """
 
     config: dict[str, Any]
@@ -38,6 +40,7 @@ class Begun:
     hypotheses_hash: str
     command: str = ""
     size: dict[str, Any] = field(default_factory=dict)
+    looks: tuple[Look, ...] = ()
 
 
 def read_begun(path: Path) -> Begun:
@@ -47,3 +50,18 @@ def read_begun(path: Path) -> Begun:
         UserError: it is missing, no JSON, of another version, or a field is missing or of another type.
     """
     return parse(Begun, layout.require_schema(read_json(path), str(path)), str(path))
+
+
+def record_look(path: Path, results: Results, seeds: int, episodes: int) -> tuple[Look, ...]:
+    """Add to ``study.json`` that the study was judged at this size, unless it was already; returns all looks.
+
+    Raises:
+        UserError: as `read_begun`.
+    """
+    arms = tuple(arm.id for arm in results.conditions)
+    look = Look(results.study.finished, seeds, episodes, arms, {h.id: h.verdict for h in results.hypotheses})
+    looks = read_begun(path).looks
+    if look.size not in [before.size for before in looks]:
+        looks = (*looks, look)
+        write_json(path, {**read_json(path), "looks": plain(looks)})
+    return looks

@@ -1,0 +1,95 @@
+"""What share of its success an arm retains on another suite, compared between two arms by the pooled rule.
+
+A loss in points rewards an arm that is bad at home: it has less to lose. The share that is retained, E / H of success
+elsewhere and at home, does not. Its deviation under one seed is, to first order, that of E / H - H E' / H'^2, where E'
+and H' are the arm's rates over all seeds (the delta method). These are means over starts of both places, to which the
+pooled rule applies as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+
+from la_reconvla.analysis.evidence import Unit, scene_of
+from la_reconvla.analysis.pooled import Student, enough, pooled
+
+Values = Mapping[str, Mapping[Unit, float]]  # success of each arm
+
+
+@dataclass(frozen=True)
+class Retained:
+    """Two arms on one other suite; rates are shares.
+
+    Attributes:
+        share: difference of the shares retained.
+        elsewhere: difference of success there.
+        shares: share retained by either arm.
+        home: success of either at home.
+        away: success of either elsewhere.
+        n: paired episodes elsewhere.
+        seeds: training seeds.
+    """
+
+    share: Student
+    elsewhere: Student
+    shares: tuple[float, float]
+    home: tuple[float, float]
+    away: tuple[float, float]
+    n: int
+    seeds: int
+
+
+def retained(a: str, b: str, home: Values, away: Values, least: float) -> Retained | None:
+    """Compare what `a` and `b` retain; None without three arms, two seeds and enough starts that all met.
+
+    Args:
+        a: first arm.
+        b: second arm.
+        home: success at home.
+        away: success elsewhere.
+        least: rate at home below which an arm retains nothing that can be measured: of other arms, those below it tell
+            nothing of how much trainings vary; where a or b is below it, there is nothing to compare.
+    """
+    places, pair = (home, away), (a, b)
+    met = [[key for key in place[a] if key in place[b]] for place in places]
+    seeds = [seed for seed in dict.fromkeys(k[0] for k in met[0]) if seed in {k[0] for k in met[1]}]
+    starts = [
+        [start for start in dict.fromkeys(k[1:] for k in of) if all((seed, *start) in of for seed in seeds)]
+        for of in (dict.fromkeys(keys) for keys in met)
+    ]
+    keys = [[(seed, *start) for seed in seeds for start in of_place] for of_place in starts]
+    both = list(zip(places, keys, strict=True))
+    whole = [arm for arm in home if all(key in place.get(arm, ()) for place, of in both for key in of)]
+    others = [arm for arm in whole if arm not in pair and np.mean([home[arm][key] for key in keys[0]]) >= least]
+    arms, tasks = [a, b, *others], [("home", t) for t, _ in starts[0]] + [("away", t) for t, _ in starts[1]]
+    scenes = [scene_of(start) for of_place in starts for _, start in of_place]
+    size = len(starts[0])
+    if not (size and len(starts[1]) and seeds) or not enough(len(arms), len(seeds), tasks[size:], scenes[size:]):
+        return None
+    here, there = (_grid(place, arms, of, len(seeds)) for place, of in both)
+    h, e = here.mean((1, 2)), there.mean((1, 2))
+    if min(h[:2]) < least:
+        return None
+    total = len(tasks)
+    values = np.concatenate(
+        [-here * (e / h**2)[:, None, None] * total / size, there / h[:, None, None] * total / (total - size)], axis=-1
+    )
+    share = replace(pooled(values, tasks, scenes, successes=False), estimate=np.array(e[0] / h[0] - e[1] / h[1]))
+    elsewhere = pooled(there, tasks[size:], scenes[size:], successes=True, bounds=(-1, 1))
+    return Retained(
+        share,
+        elsewhere,
+        (float(e[0] / h[0]), float(e[1] / h[1])),
+        (float(h[0]), float(h[1])),
+        (float(e[0]), float(e[1])),
+        len(keys[1]),
+        len(seeds),
+    )
+
+
+def _grid(place: Values, arms: Sequence[str], keys: Sequence[Unit], seeds: int) -> Float[np.ndarray, "a s u"]:
+    return np.array([[place[arm][key] for key in keys] for arm in arms]).reshape(len(arms), seeds, -1)

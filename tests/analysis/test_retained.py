@@ -1,0 +1,104 @@
+"""H4 by the share of success that is retained: simulated arms whose truth is known, and the verdicts."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from test_declared import POOLED
+from test_results import SAID, episode
+
+from la_reconvla.analysis.comparing import all_comparisons
+from la_reconvla.analysis.comparisons import Hypothesis
+from la_reconvla.analysis.declaration import Declaration
+from la_reconvla.analysis.evidence import Evidence, OtherStartsEvidence, Unit
+from la_reconvla.analysis.retained import retained
+from la_reconvla.analysis.verdicts import judge
+from la_reconvla.episodes import EpisodeRecord
+
+ARMS = "C4", "R1", "C1", "C2", "R2"
+
+
+def outcomes(
+    rates: Mapping[str, float], suite: str, rng: np.random.Generator, spread: float = 0.05
+) -> dict[str, dict[Unit, float]]:
+    """Success of each arm with four seeds on 24 official starts of two tasks."""
+    found: dict[str, dict[Unit, float]] = {}
+    for arm, rate in rates.items():
+        own = np.clip(rate + spread * rng.normal(size=4), 0, 1) if 0 < rate < 1 else np.full(4, rate)
+        found[arm] = {
+            (seed, str(task), f"{suite}/{task}/official/eval/{k}"): float(rng.random() < own[seed])
+            for seed in range(4)
+            for task in range(2)
+            for k in range(12)
+        }
+    return found
+
+
+def test_the_interval_of_the_difference_of_two_shares_covers() -> None:
+    """C4 0.6 to 0.3, R1 0.8 to 0.4: both retain half."""
+    rng, covered, width = np.random.default_rng(0), 0, []
+    rates = (0.6, 0.8, 0.6, 0.7, 0.7), (0.3, 0.4, 0.3, 0.4, 0.4)
+    home, away = (dict(zip(ARMS, of_place, strict=True)) for of_place in rates)
+    for _ in range(150):
+        found = retained("C4", "R1", outcomes(home, "a", rng), outcomes(away, "b", rng), 0.05)
+        assert found is not None
+        low, high = found.share.ends(0.95)
+        covered += low <= 0 <= high
+        width.append(high - low)
+    assert covered >= 0.91 * 150
+    assert np.median(width) < 0.75  # of independent arms by the delta method about 0.55
+
+
+def test_shares_are_those_of_the_rates() -> None:
+    rng = np.random.default_rng(1)
+    home, away = (outcomes(dict.fromkeys(ARMS, rate), suite, rng) for rate, suite in ((0.7, "a"), (0.4, "b")))
+    found = retained("C4", "R1", home, away, 0.05)
+    assert found is not None
+    h, e = ({arm: np.mean(list(values.values())) for arm, values in place.items()} for place in (home, away))
+    assert found.shares == pytest.approx((e["C4"] / h["C4"], e["R1"] / h["R1"]))
+    assert float(found.share.estimate) == pytest.approx(found.shares[0] - found.shares[1])
+    assert float(found.elsewhere.estimate) == pytest.approx(e["C4"] - e["R1"])
+    fewer = {arm: home[arm] for arm in ("C4", "R1")}
+    assert retained("C4", "R1", fewer, away, 0.05) is None
+
+
+def records(values: Mapping[Unit, float], suite: str) -> list[EpisodeRecord]:
+    return [
+        episode(int(str(seed)), int(task), int(start.rsplit("/", 1)[1]), bool(success), suite=suite)
+        for (seed, task, start), success in values.items()
+    ]
+
+
+@functools.cache
+def h4(c4: tuple[float, float], r1: tuple[float, float]) -> Hypothesis:
+    """H4 where the two arms have these rates at home and elsewhere."""
+    text = json.dumps({**json.loads(POOLED), "claims": {"C4>C2": "more", "H4": "loses less"}})
+    declared, rng = Declaration.parse(text, "test"), np.random.default_rng(2)
+    rates = [dict(zip(ARMS, (a, b, 0.6, 0.6, 0.6), strict=True)) for a, b in zip(c4, r1, strict=True)]
+    home, away = (outcomes(of, suite, rng) for of, suite in zip(rates, ("home", "away"), strict=True))
+    evidence = {arm: Evidence(episodes=records(home[arm], "libero_spatial")) for arm in ARMS}
+    elsewhere = [
+        OtherStartsEvidence("official", arm, records(away[arm], "libero_goal"), "libero_goal", condition=arm)
+        for arm in ARMS
+    ]
+    found = judge(all_comparisons(evidence, [], elsewhere, declared), declared, len(SAID))
+    return next(h for h in found if h.id == "H4")
+
+
+def test_who_is_bad_at_home_does_not_lose_less() -> None:
+    """C4 falls from 10 to 0 %, R1 from 95 to 55: in points C4 lost less."""
+    assert h4((0.1, 0.0), (0.95, 0.55)).verdict != "supported"
+
+
+def test_who_retains_more_and_is_no_worse_there_is_supported() -> None:
+    assert h4((0.8, 0.75), (0.8, 0.25)).verdict == "supported"
+    assert h4((0.8, 0.25), (0.8, 0.75)).verdict == "refuted"
+
+
+def test_who_retains_more_of_little_is_not_supported() -> None:
+    """All of 25 % against two thirds of 90 %: more retained, and far worse there."""
+    assert h4((0.25, 0.25), (0.9, 0.6)).verdict != "supported"

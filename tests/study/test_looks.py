@@ -1,0 +1,59 @@
+"""A study that grows is looked at more than once, and says so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from la_reconvla import layout
+from la_reconvla.analysis.comparisons import Hypothesis
+from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration
+from la_reconvla.analysis.results import CellResult, ConditionResult, Look, Results, Study
+from la_reconvla.report.limits import limits
+from la_reconvla.report.summary import more
+from la_reconvla.storage import read_json, write_json
+from la_reconvla.study.begun import read_begun, record_look
+
+
+def results(finished: str, verdict: str = "interim", **study: str) -> Results:
+    described = Study(preset="small", finished=finished, **study)
+    judged = (Hypothesis("C4>C2", verdict),)  # type: ignore[arg-type]
+    return Results(2, described, (ConditionResult("C1", "", None, None, None, True),), hypotheses=judged)
+
+
+def test_each_size_is_one_look_and_the_first_of_a_size_stays(tmp_path: Path) -> None:
+    path = tmp_path / layout.STUDY
+    told = {"precision": "fp32", "started": "", "hypotheses": DECLARED.text, "hypotheses_hash": DECLARED.hash}
+    write_json(path, {"schema": 2, "config": {}, "versions": {}, "commits": [], "hardware": {}, **told})
+    assert read_begun(path).looks == ()
+    record_look(path, results("monday"), 3, 20)
+    record_look(path, results("tuesday"), 3, 20)
+    found = record_look(path, results("friday", "supported"), 8, 20)
+    assert found == (
+        Look("monday", 3, 20, ("C1",), {"C4>C2": "interim"}),
+        Look("friday", 8, 20, ("C1",), {"C4>C2": "supported"}),
+    )
+    assert read_begun(path).looks == found
+    assert read_json(path)["precision"] == "fp32"
+
+
+def test_what_a_study_does_not_show_names_its_looks() -> None:
+    looks = (Look("monday", 3, 20, ("C1",), {}), Look("friday", 8, 20, ("C1",), {"C4>C2": "supported"}))
+    said = [line for line in limits(replace(results("friday"), looks=looks)) if "looked at" in line]
+    assert len(said) == 1
+    assert "2 times" in said[0]
+    assert "monday" in said[0]
+    assert not [line for line in limits(replace(results("friday"), looks=looks[:1])) if "looked at" in line]
+
+
+def test_no_more_seeds_are_asked_for_than_were_declared() -> None:
+    declared = Declaration.read(PACKAGED.with_name("declared-2026-11.json"))
+    assert declared.size is not None
+    told = {"command": "la-reconvla study run small", "hypotheses": declared.text}
+
+    def with_seeds(count: int) -> Results:
+        arm = ConditionResult("C1", "", None, None, None, True, cells=tuple(CellResult(seed) for seed in range(count)))
+        return replace(results("", **told), conditions=(arm,))
+
+    assert "--seeds 0 1 2 3 4 5 6 7" in " ".join(more(with_seeds(3)))
+    assert more(with_seeds(8)) == []
