@@ -463,6 +463,18 @@ def test_what_does_not_hold_at_the_end_is_done_again_and_owned_up_to(chained):
     assert expert.replanned
 
 
+def test_a_thing_knocked_over_by_an_earlier_step_ends_the_episode(chained, monkeypatch):
+    expert, _, goal = chained
+
+    def lying(step: Step, env: object) -> None:
+        raise UserError("no grasp fits")
+
+    monkeypatch.setattr("la_reconvla.sim.expert.PickAndPlace", lying)
+    assert to_the_end(expert) == 3
+    assert Steps.begun == goal[:1]
+    assert expert._skill.finished
+
+
 def test_what_is_done_already_is_not_done_by_one_who_takes_over(chained):
     expert, _, goal = chained
     Steps.done = {goal[0]}

@@ -133,7 +133,10 @@ class Expert:
             self._again = self._again or bool(self._left)
         if not self._left:
             return False
-        self._next()
+        try:
+            self._next()
+        except UserError:  # an earlier step has knocked the thing over, so that no grasp fits: the episode has failed
+            return False
         if self._blunders and not self._left:
             self._skill.blunder(self._rng)
         return True

@@ -77,6 +77,7 @@ class LiberoEnv:
         self.quality: Quality = quality
         self._with_wrist, self._with_proprio, self._limit = wrist, proprio, max_steps
         self._env: Any = None  # robosuite's environment of the current task
+        self._opened: list[Any] = []  # draws of what is open or on in it, as its building left them
         self._task: Task | None = None
         self._start: Start | None = None
         self._renderer: Renderer | None = None
@@ -306,6 +307,7 @@ class LiberoEnv:
         except (OSError, ValueError, KeyError) as error:  # a file of its scene is missing, or a kind of object unknown
             raise cannot_start(error) from error
         self._env, self._task = wrapper.env, task
+        self._opened = list(self._env.object_property_initializers)
         compile_once(self._env)
 
     def _hard_reset(self, seed: int) -> None:
@@ -316,6 +318,8 @@ class LiberoEnv:
 
         self._env.seed(seed)
         for _ in range(RESET_ATTEMPTS):
+            # LIBERO adds to this list in every reset and draws a number for each entry before it places the furniture.
+            self._env.object_property_initializers = list(self._opened)
             try:
                 self._env.reset()
             except RandomizationError:
