@@ -44,7 +44,7 @@ from la_reconvla.method.variants.teacher import EMATeacher
 from la_reconvla.method.variants.warm_up import WarmUp
 from la_reconvla.randomness import generator
 from la_reconvla.storage import read_json, read_jsonl, write_json
-from la_reconvla.study.presets import preset
+from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.training import gradient, run_state, trackers
 from la_reconvla.training import tensors as tensor_files
 from la_reconvla.training.checkpoint import CONFIG, WEIGHTS, PolicyConfig, load_policy
@@ -463,7 +463,7 @@ def test_frozen_vision_stays_as_it_was_and_is_saved(
         if name.endswith("q_proj.weight") and name not in seeing
     )
     with pytest.raises(UserError, match="name weights, or let it train"):
-        dataclasses.replace(TINY, freeze_vision=True)
+        StudyConfig(backbone=dataclasses.replace(TINY, freeze_vision=True))
     assert not preset("quick").changed(weights="none").backbone.freeze_vision, "random weights must learn to see"
 
 

@@ -100,8 +100,6 @@ class SmallPaliGemma:
         if self.chunk < 1:
             raise UserError(f"chunk must be at least 1, got {self.chunk}")
         check_stem(self.stem, self.patch)
-        if self.freeze_vision and self.weights is None:
-            raise UserError("freeze_vision keeps random weights that see nothing: name weights, or let it train")
 
     @property
     def grid(self) -> tuple[int, int]:

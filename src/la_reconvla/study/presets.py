@@ -114,6 +114,9 @@ class StudyConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.placement == "wide" and self.demos < 4:
             raise UserError(f"demos must be at least 4, not {self.demos}: two scenes of two, one of them held out")
+        backbone = self.backbone
+        if isinstance(backbone, SmallPaliGemma) and backbone.freeze_vision and backbone.weights is None:
+            raise UserError("freeze_vision keeps random weights that see nothing: name weights, or let it train")
         for id in self.conditions:
             condition(id)
         if NO_IMAGE.id in self.conditions:
