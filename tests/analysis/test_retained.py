@@ -20,7 +20,7 @@ from la_reconvla.analysis.retained import retained
 from la_reconvla.analysis.verdicts import judge
 from la_reconvla.episodes import EpisodeRecord
 
-ARMS = "C4", "R1", "C1", "C2", "R2"
+ARMS: tuple[str, ...] = ("C4", "R1", "C1", "C2", "R2")
 
 
 def outcomes(
