@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -164,17 +165,16 @@ ALIKE = tuple(
         *((0.5, 0.2, 0.0), (0.5, 0.4, 0.4), (0.5, 0.8, 0.0), (0.95, 0.4, 0.4)),
     )
 )
+UNLIKE_KINDS: tuple[dict[str, Any], ...] = (
+    {"training": 0.3, "favour": 0.3, "more": (2.0,)},
+    {"training": 0.3, "favour": 0.3, "more": (2.0, 2.0)},
+    {"training": 0.3, "favour": 0.3, "more": (4.0,)},
+    {"training": 0.3, "favour": 0.3, "more": (4.0, 4.0)},
+    {"training": 0.4, "favour": 0.0, "others": 0.05},
+    {"training": 0.4, "favour": 0.0, "others": 0.95},
+)
 UNLIKE = tuple(
-    World(arms, seeds, 0.4, **kind)
-    for arms, seeds in ((5, 3), (5, 5), (11, 4), (11, 8))
-    for kind in (
-        {"training": 0.3, "favour": 0.3, "more": (2.0,)},
-        {"training": 0.3, "favour": 0.3, "more": (2.0, 2.0)},
-        {"training": 0.3, "favour": 0.3, "more": (4.0,)},
-        {"training": 0.3, "favour": 0.3, "more": (4.0, 4.0)},
-        {"training": 0.4, "favour": 0.0, "others": 0.05},
-        {"training": 0.4, "favour": 0.0, "others": 0.95},
-    )
+    World(arms, seeds, 0.4, **kind) for arms, seeds in ((5, 3), (5, 5), (11, 4), (11, 8)) for kind in UNLIKE_KINDS
 )
 FEW = tuple(
     World(arms, seeds, rate, 0.4, favour, tasks=tasks, episodes=episodes, scene=scene)

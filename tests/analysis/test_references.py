@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def test_p_of_a_bootstrap_counts_both_tails(below: int, p: float) -> None:
 def test_p_is_never_below_students() -> None:
     values = np.array([0.3, 0.1, 0.45])
     means = np.ones(999)
-    expected = ttest_1samp(values, 0)
+    expected: Any = ttest_1samp(values, 0)
     assert float(two_sided(means, over_seeds(values, [0, 1, 2]))) == pytest.approx(expected.pvalue)
     low, high = ends(means, over_seeds(values, [0, 1, 2]), 0.95)
     assert (float(low), float(high)) == pytest.approx((expected.confidence_interval().low, 1.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ from test_declared import POOLED
 from test_results import SAID, episode
 
 from la_reconvla.analysis.comparing import all_comparisons
-from la_reconvla.analysis.comparisons import Hypothesis
+from la_reconvla.analysis.comparisons import Comparison, Hypothesis
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.evidence import Evidence, OtherStartsEvidence, Unit
 from la_reconvla.analysis.retained import retained
 from la_reconvla.analysis.verdicts import judge
 from la_reconvla.episodes import EpisodeRecord
 
-ARMS = "C4", "R1", "C1", "C2", "R2"
+ARMS: tuple[str, ...] = ("C4", "R1", "C1", "C2", "R2")
 
 
 def outcomes(
@@ -71,6 +72,33 @@ def records(values: Mapping[Unit, float], suite: str) -> list[EpisodeRecord]:
         episode(int(str(seed)), int(task), int(start.rsplit("/", 1)[1]), bool(success), suite=suite)
         for (seed, task, start), success in values.items()
     ]
+
+
+def test_the_error_at_home_counts_too() -> None:
+    """Where all succeed elsewhere, the share is 1 / H, and its error that of H over its square (the delta method)."""
+    rng, ratios = np.random.default_rng(3), []
+    for _ in range(21):
+        home = outcomes(dict.fromkeys(ARMS, 0.6), "a", rng, spread=0.0)
+        found = retained("C4", "R1", home, outcomes(dict.fromkeys(ARMS, 1.0), "b", rng), 0.05)
+        assert found is not None
+        errors = [
+            np.std(list(home[arm].values())) / np.sqrt(96) / rate**2
+            for arm, rate in zip(ARMS, found.home, strict=False)
+        ]
+        ratios.append(float(found.share.error) / np.hypot(*errors))
+    assert 0.8 < np.median(ratios) < 1.5, "on the wide side where trainings do not differ"
+
+
+@pytest.mark.parametrize(("low", "word"), [(-0.04, "supported"), (-0.06, "inconclusive")])
+def test_no_worse_elsewhere_is_by_less_than_the_margin(low: float, word: str) -> None:
+    text = json.dumps({**json.loads(POOLED), "claims": {"C4>C2": "more", "H4": "loses less"}})
+    retains = Comparison("C4", "R1", "retained", 0.3, 0.2, 0.4, 1e-4, 1e-3, 60, seeds=4, kind="retained", suite="x")
+    there = replace(
+        retains, metric="elsewhere", kind="elsewhere", difference=0.0, low=low, high=0.1, p=0.9, p_holm=None
+    )
+    lost = replace(there, metric="tsr", kind="loss")
+    found = {h.id: h.verdict for h in judge([retains, there, lost], Declaration.parse(text, "test"))}
+    assert found["H4"] == word
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Hypothesis
@@ -15,7 +16,7 @@ from la_reconvla.storage import read_json, write_json
 from la_reconvla.study.begun import read_begun, record_look
 
 
-def results(finished: str, verdict: str = "interim", **study: str) -> Results:
+def results(finished: str, verdict: str = "interim", **study: Any) -> Results:
     described = Study(preset="small", finished=finished, **study)
     judged = (Hypothesis("C4>C2", verdict),)  # type: ignore[arg-type]
     return Results(2, described, (ConditionResult("C1", "", None, None, None, True),), hypotheses=judged)

@@ -112,7 +112,7 @@ def _over_all_arms(
 
     It takes that every seed met every start.
     """
-    seeds, starts = (list(dict.fromkeys(part)) for part in ((key[0] for key in pairs), (key[1:] for key in pairs)))
+    seeds, starts = list(dict.fromkeys(key[0] for key in pairs)), list(dict.fromkeys(key[1:] for key in pairs))
     keys = [(seed, *start) for seed in seeds for start in starts]
     arms = [a, b, *(arm for arm in study if arm not in (a, b) and all(key in study[arm] for key in keys))]
     tasks = [task for task, _ in starts]
@@ -132,7 +132,7 @@ def spread_of_trainings(evidence: Mapping[str, Evidence]) -> float | None:
     """
     values = [by_start(found.episodes, "tsr") for found in evidence.values()]
     keys = [key for key in values[0] if all(key in of_arm for of_arm in values)] if values else []
-    seeds, starts = (list(dict.fromkeys(part)) for part in ((key[0] for key in keys), (key[1:] for key in keys)))
+    seeds, starts = list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1:] for key in keys))
     tasks = [task for task, _ in starts]
     if len(keys) != len(seeds) * len(starts) or not enough(len(values), len(seeds), tasks):
         return None
@@ -165,7 +165,8 @@ def all_comparisons(
     beside += undeclared(arms, declared)
     compared = [_compared(evidence, keys, declared) for keys in (declared.family, list(dict.fromkeys(beside)))]
     losses = _losses(evidence, elsewhere, declared)
-    family, others, losses = (_corrected if declared.pooled else _corrected_of_before)(*compared, losses, declared)
+    correct = _corrected if declared.pooled else _corrected_of_before
+    family, others, losses = correct(compared[0], compared[1], losses, declared)
     return (*family, *others, *_against_floors(evidence, floors), *losses)
 
 
@@ -322,7 +323,7 @@ def _retained(
     See `la_reconvla.analysis.retained`.
     """
     values = [{arm: by_start(episodes, "tsr") for arm, episodes in place.items()} for place in (home, away)]
-    found = retained(a, b, *values, least)
+    found = retained(a, b, values[0], values[1], least)
     if found is None:
         return []
     kinds: tuple[tuple[ComparisonKind, Student, tuple[float, float]], ...] = (
