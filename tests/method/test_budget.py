@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import BINS, random_batch, untrained
+from helpers import BINS, TINY, random_batch, untrained
 from la_reconvla.analysis.results import Arm
 from la_reconvla.backbones.shared import HALF, Geometry
 from la_reconvla.conditions import C1, C4, S2, Condition, nearest
@@ -169,8 +169,10 @@ def test_what_is_outside_the_budget_changes_nothing_but_the_choice():
     torch.testing.assert_close(policy.act(batch.inputs), policy.bins.decide(head))
 
 
-def test_the_gate_learns_from_the_action_loss_and_the_budget_shrinks_in_training_alone():
-    policy = untrained(S2).build().train()
+@pytest.mark.parametrize("freeze_vision", [False, True])
+def test_the_gate_learns_from_the_action_loss_and_the_budget_shrinks_in_training_alone(freeze_vision):
+    """Its gradient comes through the pixels, also through a tower that does not train."""
+    policy = untrained(S2, replace(TINY, freeze_vision=freeze_vision)).build().train()
     assert policy.reconstruction_head is None
     found = losses(policy, random_batch(), S2.reconstruction, generator(0, "mask"), progress=0.25)
     assert torch.equal(found.total, found.action)

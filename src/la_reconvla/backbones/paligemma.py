@@ -64,7 +64,7 @@ class SmallPaliGemma:
         weights_hash: hash of that file; filled in by `la_reconvla.training.start_weights.pinned`.
         stem: what makes image tokens of pixels, see `la_reconvla.backbones.stems`; one linear map of a patch, as
             published, by default.
-        freeze_vision: what sees stays as `weights` has it and takes no gradient: vision tower and projector.
+        freeze_vision: vision tower and projector stay as `weights` has them; a gradient passes them to the pixels.
     """
 
     image_size: int = 112
@@ -152,6 +152,9 @@ class SmallPaliGemma:
         if (stem := build_stem(self.stem, self.patch, self.width)) is not None:
             embeddings = tower_of(model.model.vision_tower).embeddings
             embeddings.patch_embedding = stem
+        if self.freeze_vision:
+            for seeing in (model.model.vision_tower, model.model.multi_modal_projector):
+                seeing.requires_grad_(False)
         return PaliGemmaBackbone(model, tokenizer, self)
 
 
@@ -258,9 +261,7 @@ class PaliGemmaBackbone(Continuing):
     def images(self, images: UInt8[Tensor, "b 3 H W"], hidden: Bool[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
         """Projected image tokens; the pixels of `hidden` patches are replaced by mid-grey *before* the tower."""
         pixels = HALF(images, self.geometry, hidden, self.queries.dtype)
-        frozen = isinstance(self.config, SmallPaliGemma) and self.config.freeze_vision
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            features: Any = self.model.get_image_features(pixels)  # pyright: ignore[reportArgumentType] (there, too)
+        features: Any = self.model.get_image_features(pixels)  # pyright: ignore[reportArgumentType] (there, too)
         return features.pooler_output
 
     def forward(

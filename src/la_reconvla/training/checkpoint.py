@@ -265,6 +265,8 @@ def _require_schema(path: Path) -> dict[str, Any]:
 
 def kept(policy: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Tensors that belong to the policy: all but the pretrained ones that stay as they are at their source."""
+    if isinstance(getattr(getattr(policy, "backbone", None), "config", None), SmallPaliGemma):
+        return policy.state_dict()  # small enough to keep what is frozen, too
     frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
     below = tuple(f"{name}." for name in frozen)  # constants of weights in 4 bits
     return {k: v for k, v in policy.state_dict().items() if k not in frozen and not (below and k.startswith(below))}
