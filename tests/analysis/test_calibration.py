@@ -133,6 +133,14 @@ def test_the_pooled_rule_finds_more_than_the_rule_of_before() -> None:
     assert with_others > alone + 0.1
 
 
+def test_starts_that_share_a_scene_are_too_few_to_pool() -> None:
+    """Eight starts of four scenes: the two arms are judged alone, as a study of them is."""
+    few = {"seeds": 3, "tasks": 1, "episodes": 8, "studies": 200}
+    alone, scenes, starts = (paired_power(0.2, 0.6, arms=n, shared=of, **few) for n, of in ((2, 1), (8, 2), (8, 1)))
+    assert alone == scenes
+    assert starts > alone + 0.03
+
+
 def test_power_grows_with_episodes_and_agreement_and_falls_with_what_trainings_vary() -> None:
     plain = paired_power(0.4, 0.2, 3, 3, 20)
     assert paired_power(0.4, 0.2, 3, 3, 60) > plain + 0.1

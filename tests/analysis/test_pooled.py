@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t, ttest_1samp
+from test_results import episodes
 
 from la_reconvla.analysis.comparing import comparison
-from la_reconvla.analysis.evidence import Unit
+from la_reconvla.analysis.evidence import Evidence, Unit
 from la_reconvla.analysis.pooled import Student, between_trainings, pooled
+from la_reconvla.analysis.trainings import Grid, grid, spread_of_trainings
 from la_reconvla.errors import UserError
 
 
@@ -147,7 +150,7 @@ def test_it_covers_with_equal_spreads_and_with_two_arms_that_vary_four_times_as_
 
 @pytest.mark.parametrize(
     ("shape", "tasks", "said"),
-    [((2, 3, 9), [0] * 9, "3 arms"), ((3, 1, 9), [0] * 9, "1 seeds"), ((3, 3, 4), [0, 0, 1, 1], "4 starts")],
+    [((1, 3, 9), [0] * 9, "1 arms"), ((3, 1, 9), [0] * 9, "1 seeds"), ((3, 3, 4), [0, 0, 1, 1], "4 starts")],
 )
 def test_too_little_is_refused(shape: tuple[int, ...], tasks: list[int], said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -175,15 +178,41 @@ def test_arms_that_lack_a_seed_tell_nothing_and_a_pair_that_lacks_a_start_is_jud
     left_out, never_there = (comparison("x0", "x1", v["x0"], v["x1"], study=v) for v in (fewer, without))
     assert left_out == never_there
     ragged = {unit: v for unit, v in values["x0"].items() if unit != (2, "0", "libero_spatial/0/wide/eval/3")}
-    assert comparison("x0", "x1", ragged, values["x1"], study=values).spread == "pair"
+    lacks = comparison("x0", "x1", ragged, values["x1"], study=values)
+    assert (lacks.spread, "not every seed met every start" in lacks.note) == ("pair", True)
     alone = comparison("x0", "x1", values["x0"], values["x1"])
-    assert comparison("x0", "x1", values["x0"], values["x1"], study={n: values[n] for n in ("x0", "x1")}) == alone
+    two = comparison("x0", "x1", values["x0"], values["x1"], study={n: values[n] for n in ("x0", "x1")})
+    assert "fewer than 3 arms" in two.note
+    assert replace(two, note=alone.note, equivalence=alone.equivalence) == alone
+
+
+def test_a_tie_is_undecided_where_its_p_cannot_be_corrected() -> None:
+    values = study(2, starts=100)
+    same = comparison("x0", "x1", values["x0"], values["x0"])
+    assert same.equivalence == "equivalent"
+    for of in (values, study(4, seeds=1)):
+        found = comparison("x0", "x1", of["x0"], of["x0"], study={**of, "x1": of["x0"]})
+        assert (found.spread, found.p_margin, found.equivalence) == ("pair", None, "undecided")
+    assert "one training seed" in found.note
+
+
+def test_the_spread_of_trainings_is_that_of_the_arms_that_tell_most() -> None:
+    """An arm without a seed, or with a few starts, is left out; two starts of a scene are one scene."""
+    arms = {f"x{i}": episodes(0.5 + 0.1 * (i % 2), (0, 1, 2, 3)) for i in range(5)}
+    found = spread_of_trainings({name: Evidence(episodes=of) for name, of in arms.items()})
+    fewer = {**arms, "x5": [r for r in arms["x0"] if r.label.seed != 1], "x6": arms["x1"][:9]}
+    assert found is not None
+    assert spread_of_trainings({name: Evidence(episodes=of) for name, of in fewer.items()}) == found
+    keys = [(seed, "0", start) for seed in (0, 1) for _, _, start in study(1, 1, 8)["x0"]]
+    values = {name: dict.fromkeys(keys, 1.0) for name in "abc"}
+    assert "scenes" in str(grid(values, keys, "tsr"))
+    assert isinstance(grid(values, keys, "aos"), Grid)
 
 
 def test_two_starts_of_a_wide_scene_are_one_scene() -> None:
     """Where both starts of a scene always end alike they count as one; 8 starts are 4 scenes, which is too few."""
     few = study(4, starts=8)
-    assert comparison("x0", "x1", few["x0"], few["x1"], study=few).spread == "pair"
+    assert "4 scenes more than tasks" in comparison("x0", "x1", few["x0"], few["x1"], study=few).note
     values = study(4, starts=16)
     twins = {n: {u: v[(u[0], u[1], f"{u[2].rpartition('/')[0]}/{int(u[2].split('/')[-1]) // 2}")] for u in v}
              for n, v in values.items()}  # fmt: skip

@@ -63,8 +63,9 @@ def test_shares_are_those_of_the_rates() -> None:
     assert found.shares == pytest.approx((e["C4"] / h["C4"], e["R1"] / h["R1"]))
     assert float(found.share.estimate) == pytest.approx(found.shares[0] - found.shares[1])
     assert float(found.elsewhere.estimate) == pytest.approx(e["C4"] - e["R1"])
-    fewer = {arm: home[arm] for arm in ("C4", "R1")}
-    assert retained("C4", "R1", fewer, away, 0.05) is None
+    few = {arm: {key: value for key, value in of.items() if key[2].endswith("/0")} for arm, of in home.items()}
+    assert retained("C4", "R1", few, away, 0.05) is None
+    assert retained("C4", "R1", away, few, 0.05) is None
 
 
 def records(values: Mapping[Unit, float], suite: str) -> list[EpisodeRecord]:
@@ -89,13 +90,39 @@ def test_the_error_at_home_counts_too() -> None:
     assert 0.8 < np.median(ratios) < 1.5, "on the wide side where trainings do not differ"
 
 
-@pytest.mark.parametrize(("low", "word"), [(-0.04, "supported"), (-0.06, "inconclusive")])
-def test_no_worse_elsewhere_is_by_less_than_the_margin(low: float, word: str) -> None:
+def test_arms_that_are_far_worse_at_home_tell_nothing() -> None:
+    """What they retain varies by 1 / H, far more than what the two do; then the two alone are judged."""
+    rng, near = np.random.default_rng(4), ("C4", "R1", "C1")
+    rates = {"C4": 0.7, "R1": 0.8, "C1": 0.6, "C2": 0.1, "R2": 0.12}
+    home, away = (outcomes({arm: share * r for arm, r in rates.items()}, s, rng) for share, s in ((1, "a"), (0.5, "b")))
+    for arms, pooled in ((near, True), (near[:2], False)):
+        others = (*arms, "C2", "R2")
+        some, all_of_them = (retained("C4", "R1", {arm: home[arm] for arm in of}, away, 0.05) for of in (arms, others))
+        assert some == all_of_them
+        assert some is not None
+        assert some.pooled == pooled
+        assert some.starts == (12, 12)
+        assert some.share.own or pooled
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_margin", "word"),
+    [
+        (-0.04, 0.1, 0.1, "supported"),
+        (-0.06, 0.1, 0.1, "inconclusive"),
+        (-0.03, -0.01, 1e-4, "supported"),  # worse, but not by the margin
+        (-0.07, -0.01, 0.4, "inconclusive"),
+        (-0.2, -0.1, 1e-4, "refuted"),
+        (-0.2, -0.06, 0.02, "inconclusive"),  # not after correction
+    ],
+)
+def test_no_worse_elsewhere_is_by_less_than_the_margin(low: float, high: float, p_margin: float, word: str) -> None:
     text = json.dumps({**json.loads(POOLED), "claims": {"C4>C2": "more", "H4": "loses less"}})
     retains = Comparison("C4", "R1", "retained", 0.3, 0.2, 0.4, 1e-4, 1e-3, 60, seeds=4, kind="retained", suite="x")
     there = replace(
-        retains, metric="elsewhere", kind="elsewhere", difference=0.0, low=low, high=0.1, p=0.9, p_holm=None
+        retains, metric="elsewhere", kind="elsewhere", difference=0.0, low=low, high=high, p=1e-5, p_holm=None
     )
+    there = replace(there, p_margin=p_margin)
     lost = replace(there, metric="tsr", kind="loss")
     found = {h.id: h.verdict for h in judge([retains, there, lost], Declaration.parse(text, "test"))}
     assert found["H4"] == word

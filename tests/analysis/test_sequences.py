@@ -86,7 +86,12 @@ def test_a_difference_is_paired() -> None:
     worse = [record(one.index, one.state, max(one.completed - 1, 0)) for one in better]
     found = difference([better], [worse])
     assert found.mean == pytest.approx(np.mean([a.completed - b.completed for a, b in zip(better, worse, strict=True)]))
+    assert found.p < 0.05
+    mixed = [record(n, n, 2 + (n % 2)) for n in range(40)]
+    assert difference([mixed], [[record(n, n, 2 + (n // 2 % 2)) for n in range(40)]]).p > 0.5
+    assert difference([[record(n, n, 3) for n in range(3)]], [[record(n, n, 1) for n in range(3)]]).p >= 2.0**-2
     alone = average_length([better])
+    assert not hasattr(alone, "p")
     assert found.high - found.low < 0.3 * (alone.high - alone.low)
     assert difference([worse], [better]).mean == pytest.approx(-found.mean)
     with pytest.raises(UserError, match="the same sequences"):

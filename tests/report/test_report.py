@@ -27,7 +27,7 @@ from test_results import GRID, SAID, channelled, frames, study_results
 from la_reconvla import drawing as figures
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
-from la_reconvla.analysis.decisions import rollouts_needed
+from la_reconvla.analysis.decisions import Verdict, rollouts_needed
 from la_reconvla.analysis.declaration import DECLARED
 from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.measures import (
@@ -698,6 +698,33 @@ def test_the_terminal_shows_the_same_verdict() -> None:
     assert all(line in lines for line in summary.more(results)), "the command comes whole"
     assert "floor: blind replay" in text
     assert "reference: expert" in text
+
+
+@pytest.mark.parametrize("word", get_args(Verdict))
+def test_the_first_line_says_where_nothing_is_decided(word: Verdict) -> None:
+    results = study_results()
+    told = tuple(replace(h, verdict=word) for h in results.hypotheses)
+    line = phrases.headline(replace(results, hypotheses=told))
+    assert line.endswith("That does not decide which is better.") == (word not in ("supported", "refuted"))
+
+
+def test_what_is_retained_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
+    share = replace(LOSS, kind="retained", metric="retained", difference=0.3, low=0.2, high=0.4, p_holm=0.04)
+    there = replace(LOSS, kind="elsewhere", metric="elsewhere", difference=-0.02, low=-0.03, high=-0.01)
+    pooled = json.dumps({**json.loads(DECLARED.text), "interval": "pooled"})
+    results = study_results()
+    study = replace(results.study, hypotheses=pooled)
+    results = replace(results, study=study, comparisons=(*results.comparisons, share, there, LOSS))
+    rows = tables.retained_table(results).rows
+    assert [row[4] for row in rows] == ["+30.0 (+20.0 to +40.0)", "−2.0 (−3.0 to −1.0)"]
+    assert [row[6] for row in rows] == ["0.040", "–"]
+    assert [row[1] for row in tables.loss_table(results).rows] == [LOSS.suite]
+    notes = [tables.loss_table(of).note for of in (results, study_results())]
+    assert ["corrects" in note for note in notes] == [False, True]
+    write_json(tmp_path / "results.json", results)
+    report.write_report(tmp_path)
+    for name in ("report.html", "tables.md"):
+        assert "Success retained on other suites" in (tmp_path / name).read_text(encoding="utf-8")
 
 
 def test_the_checks_say_what_is_wrong() -> None:

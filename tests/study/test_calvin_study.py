@@ -177,13 +177,14 @@ def test_few_states_that_are_all_alike_decide_nothing() -> None:
 @pytest.mark.slow
 def test_a_study_trains_on_the_data_and_shows_average_lengths(dataset: Path, tmp_path: Path, capsys) -> None:
     calvin_layout.write(dataset, segments=6)
-    out, asked = tmp_path / "study", StudyChanges(suite="calvin", conditions=("C1", "C2"), seeds=(0,), episodes=1)
+    out, asked = tmp_path / "study", StudyChanges(suite="calvin", conditions=("C1", "C2"), seeds=(0,), episodes=2)
     training = TrainingChanges(steps=1, device="cpu")
     run_study(asked, PolicyChanges(), training, "smoke", out=out, demonstrations=dataset, workers=1)
     found = results_of(out).sequences
     assert found is not None
-    assert (found.count, list(found.policies)) == (1, ["C1", "C2", "no-image", "random"])
-    assert (found.policies["C1"].mean, found.policies["C1"].in_a_row) == (2.0, (1.0, 1.0, 0.0, 0.0, 0.0))
+    assert (found.count, list(found.policies)) == (2, ["C1", "C2", "no-image", "random"])
+    assert (found.policies["C1"].mean, found.policies["C1"].in_a_row) == (1.0, (0.5, 0.5, 0.0, 0.0, 0.0))
+    assert [look.episodes for look in results_of(out).looks] == [1], "hypotheses use held-out frames, no sequences"
     pairs = {(c.a, c.b): (c.difference, c.p, c.p_holm) for c in found.comparisons}
     assert pairs == {("C1", "C2"): (0, 1, 1), ("C1", "no-image"): (0, 1, None), ("C2", "no-image"): (0, 1, None)}
     assert "Average length" in capsys.readouterr().err

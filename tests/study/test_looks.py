@@ -9,6 +9,7 @@ from typing import Any
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Hypothesis
 from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration
+from la_reconvla.analysis.measures import Rate
 from la_reconvla.analysis.results import CellResult, ConditionResult, Look, Results, Study
 from la_reconvla.report.limits import limits
 from la_reconvla.report.summary import more
@@ -35,6 +36,14 @@ def test_each_size_is_one_look_and_the_first_of_a_size_stays(tmp_path: Path) -> 
         Look("friday", 8, 20, ("C1",), {"C4>C2": "supported"}),
     )
     assert read_begun(path).looks == found
+    record_look(path, results("sunday"), 8, 20, (), 10)
+    assert read_begun(path).looks == found, "nothing was rolled out elsewhere"
+    for there in (10, 20, 20):
+        grown = record_look(path, results("monday"), 8, 20, ("libero_goal",), there)
+    assert [(look.elsewhere, look.elsewhere_episodes) for look in grown[2:]] == [
+        (("libero_goal",), 10),
+        (("libero_goal",), 20),
+    ]
     assert read_json(path)["precision"] == "fp32"
 
 
@@ -58,3 +67,19 @@ def test_no_more_seeds_are_asked_for_than_were_declared() -> None:
 
     assert "--seeds 0 1 2 3 4 5 6 7" in " ".join(more(with_seeds(3)))
     assert more(with_seeds(8)) == []
+
+    def rolled_out(seeds: int, starts: int) -> list[str]:
+        """The command for a study of two tasks that said another number of episodes."""
+            command = "la-reconvla study run small --episodes 4"
+        study = replace(with_seeds(seeds).study, command=command, tasks={0: "", 1: ""})
+        count = 2 * seeds * starts
+        arm = replace(with_seeds(seeds).conditions[0], tsr=Rate(0.5, 0.4, 0.6, count // 2, count))
+        return more(replace(with_seeds(seeds), study=study, conditions=(arm,)))
+
+    every = "la-reconvla study run small --episodes 20 --seeds 0 1 2 3 4 5 6 7"
+    for seeds in (3, 8):
+        _, shown, found = rolled_out(seeds, 4)
+        assert shown.strip() == every
+        assert found.startswith("320 episodes per arm")
+    assert "--episodes 4 --seeds 0 1 2 3 4 5 6 7" in rolled_out(3, 20)[1]
+    assert rolled_out(8, 20) == rolled_out(9, 4) == rolled_out(3, 21) == []

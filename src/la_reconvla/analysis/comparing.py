@@ -18,14 +18,14 @@ from la_reconvla.analysis.evidence import (
     by_start,
     by_unit,
     different,
-    scene_of,
 )
 from la_reconvla.analysis.intervals import LEVEL, Interval
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means, paired_successes
-from la_reconvla.analysis.pooled import Student, between_trainings, enough, pooled
+from la_reconvla.analysis.pooled import Student, pooled
 from la_reconvla.analysis.retained import retained
+from la_reconvla.analysis.trainings import grid
 from la_reconvla.conditions import Condition, nearest
 from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
@@ -54,8 +54,8 @@ def comparison(
         metric: see `Comparison`.
         new_seeds: speak of training again with new seeds; False speaks of these very policies.
         same_within: margin of the equivalence of success rates.
-        study: values of all arms of the study, of whose trainings the variance is then pooled where they suffice
-            (`la_reconvla.analysis.pooled`); None for the pair alone.
+        study: values of these two and of all declared arms of the study, of whose trainings the variance is then pooled
+            where they suffice (`la_reconvla.analysis.trainings`); None for the pair alone.
 
     Raises:
         UserError: nothing is paired.
@@ -74,13 +74,18 @@ def comparison(
         if binary
         else paired_means(left, right, seeds, tasks, new_seeds=new_seeds)
     )
-    spread, p_margin = "pair", None
-    if study is not None and (student := _over_all_arms(a, b, pairs, metric, study)):
+    told = equivalence(found.tost, same_within) if binary else None
+    spread, p_margin, student = "pair", None, None if study is None else _over_all_arms(a, b, pairs, metric, study)
+    if isinstance(student, str):
+        found = replace(found, note=f"The spread is that of these two alone: {student}. {found.note}".strip())
+        told = told and "undecided"  # without the p of the margin it cannot be corrected
+    elif student is not None:
         spread = "pair varies more" if student.own else "all arms"
         interval, tost = (Interval(*map(float, student.ends(level))) for level in (LEVEL, 0.90))
         note = f"{SPREADS[spread]} {found.note}".strip()
         found = replace(found, interval=interval, tost=tost, p=float(student.p), note=note)
-        p_margin = float(student.p_margin(same_within)) if binary else None
+        if binary:
+            told, p_margin = equivalence(tost, same_within), float(student.p_margin(same_within))
     return Comparison(
         a=a,
         b=b,
@@ -96,7 +101,7 @@ def comparison(
         unmatched=len(ours) - len(pairs) + len(set(theirs) - {partner[k] for k in pairs}),
         seeds=len(set(seeds)),
         agreement=found.agreement,
-        equivalence=equivalence(found.tost, same_within) if binary else None,
+        equivalence=told,
         note=found.note,
         scenes=None if metric in EPISODE_METRICS else different(pairs),
         effect=found.effect,
@@ -107,37 +112,14 @@ def comparison(
 
 def _over_all_arms(
     a: str, b: str, pairs: Sequence[Unit], metric: str, study: Mapping[str, Mapping[Unit, float]]
-) -> Student | None:
-    """The difference with the spread of all arms that met these starts under these seeds; None if that is too little.
-
-    It takes that every seed met every start.
-    """
-    seeds, starts = list(dict.fromkeys(key[0] for key in pairs)), list(dict.fromkeys(key[1:] for key in pairs))
-    keys = [(seed, *start) for seed in seeds for start in starts]
-    arms = [a, b, *(arm for arm in study if arm not in (a, b) and all(key in study[arm] for key in keys))]
-    tasks = [task for task, _ in starts]
-    scenes = [scene_of(start) if metric in EPISODE_METRICS else start for _, start in starts]
-    if len(keys) != len(pairs) or not enough(len(arms), len(seeds), tasks, scenes):
-        return None
-    values = np.array([[study[arm][key] for key in keys] for arm in arms]).reshape(len(arms), len(seeds), len(starts))
+) -> Student | str:
+    """The difference with the spread of all arms that met these starts under these seeds, or why there is none."""
+    found = grid(study, pairs, metric, (a, b))
+    if isinstance(found, str):
+        return found
     bounds = (-np.inf, np.inf) if metric in UNBOUNDED else (-1.0, 1.0)
-    found = pooled(values, tasks, scenes, successes=_successes(metric), bounds=bounds)
-    return found if found.error > 0 else None
-
-
-def spread_of_trainings(evidence: Mapping[str, Evidence]) -> float | None:
-    """Standard deviation of an arm's success between its trainings, a share, measured over all arms; None if too few.
-
-    Seeds and starts that not all arms have are left out.
-    """
-    values = [by_start(found.episodes, "tsr") for found in evidence.values()]
-    keys = [key for key in values[0] if all(key in of_arm for of_arm in values)] if values else []
-    seeds, starts = list(dict.fromkeys(key[0] for key in keys)), list(dict.fromkeys(key[1:] for key in keys))
-    tasks = [task for task, _ in starts]
-    if len(keys) != len(seeds) * len(starts) or not enough(len(values), len(seeds), tasks):
-        return None
-    grid = np.array([[of_arm[(s, *start)] for s in seeds for start in starts] for of_arm in values])
-    return between_trainings(grid.reshape(len(values), len(seeds), len(starts)), tasks)
+    student = pooled(found.values, found.tasks, found.scenes, successes=_successes(metric), bounds=bounds)
+    return student if student.error > 0 else "nothing varies"
 
 
 def _successes(metric: str) -> bool:
@@ -146,7 +128,7 @@ def _successes(metric: str) -> bool:
 
 UNBOUNDED = ("smallest_distance", "action_error", "mass_over_area")
 SPREADS: dict[Spread, str] = {
-    "all arms": "How much trainings vary was taken from all arms.",
+    "all arms": "How much trainings vary was taken from all declared arms.",
     "pair varies more": "Trainings of these two vary more than those of the other arms: their own spread was taken.",
 }
 
@@ -189,12 +171,10 @@ def _corrected(
     What was not made has p = 1, so that no family shrinks because an arm was not run. H4 claims all of its comparisons,
     so the largest of their p stands for them.
     """
-    equal = {
-        c.key for c in (*family, *others) if (c.a, c.b, c.metric) == declared.equivalence and c.p_margin is not None
-    }
+    equal = {c.key: c.p_margin for c in (*family, *others) if (c.a, c.b, c.metric) == declared.equivalence}
     retained = [c for c in losses if c.kind == "retained"]
     claimed = {
-        "H1": max((c.p_margin or 0.0 for c in (*family, *others) if c.key in equal), default=1.0),
+        "H1": max((p for p in equal.values() if p is not None), default=1.0),
         "H4": max((c.p for c in retained), default=1.0),
     }
     beside = [id for id in claimed if id in declared.claims]
@@ -203,7 +183,7 @@ def _corrected(
     of_claim = dict(zip(beside, adjusted[len(family) :], strict=False))
 
     def told(c: Comparison) -> Comparison:
-        if "H1" not in of_claim or c.key not in equal:
+        if "H1" not in of_claim or equal.get(c.key) is None:
             return c
         side: Equivalence = "equivalent" if abs(c.difference) < declared.same_within else "different"
         decided = of_claim["H1"] < declared.alpha
@@ -244,7 +224,7 @@ def _compared(evidence: Mapping[str, Evidence], keys: Sequence[Key], declared: D
             values[b],
             metric,
             same_within=declared.same_within,
-            study=values if declared.pooled else None,
+            study={arm: values[arm] for arm in values if arm in {a, b, *declared.arms}} if declared.pooled else None,
         )
         for a, b, metric in keys
         for values in [of_metric[metric]]
@@ -281,7 +261,7 @@ def _losses(
     for (a, b), suite in ((pair, suite) for suite in found for pair in declared.losses if {*pair} <= {*found[suite]}):
         home = official if {a, b} <= {*official} else {arm: seen.episodes for arm, seen in evidence.items()}
         if declared.pooled and (a, b) == declared.losses[0]:
-            made += _retained(a, b, suite, home, found[suite], declared.same_within)
+            made += _retained(a, b, suite, home, found[suite], declared)
         here, there = _paired(home[a], home[b]), _paired(found[suite][a], found[suite][b])
         if not {key[0] for key in here} & {key[0] for key in there}:
             continue
@@ -316,19 +296,22 @@ def _retained(
     suite: str,
     home: Mapping[str, Sequence[EpisodeRecord]],
     away: Mapping[str, Sequence[EpisodeRecord]],
-    least: float,
+    declared: Declaration,
 ) -> list[Comparison]:
     """What both retain on this suite and how they succeed there, by the pooled rule; nothing where that is too little.
 
     See `la_reconvla.analysis.retained`.
     """
-    values = [{arm: by_start(episodes, "tsr") for arm, episodes in place.items()} for place in (home, away)]
-    found = retained(a, b, values[0], values[1], least)
+    values = [
+        {arm: by_start(episodes, "tsr") for arm, episodes in place.items() if arm in declared.arms}
+        for place in (home, away)
+    ]
+    found = retained(a, b, values[0], values[1], declared.same_within)
     if found is None:
         return []
-    kinds: tuple[tuple[ComparisonKind, Student, tuple[float, float]], ...] = (
-        ("retained", found.share, found.shares),
-        ("elsewhere", found.elsewhere, found.away),
+    kinds: tuple[tuple[ComparisonKind, Student, tuple[float, float], int], ...] = (
+        ("retained", found.share, found.shares, found.starts[0]),
+        ("elsewhere", found.elsewhere, found.away, found.starts[1]),
     )
     return [
         Comparison(
@@ -348,9 +331,11 @@ def _retained(
             a_home=found.home[0],
             b_home=found.home[1],
             seeds=found.seeds,
-            spread="pair varies more" if student.own else "all arms",
+            spread="all arms" if not student.own else "pair varies more" if found.pooled else "pair",
+            p_margin=float(student.p_margin(declared.same_within)) if kind == "elsewhere" else None,
+            starts=starts,
         )
-        for kind, student, means in kinds
+        for kind, student, means, starts in kinds
         if student.error > 0
     ]
 

@@ -70,6 +70,12 @@ class Declaration:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
+    def arms(self) -> frozenset[str]:
+        """Arms that a comparison names. By the pooled rule these tell how much trainings vary, whoever joins later."""
+        keys = (*self.family, self.equivalence, *self.exploratory)
+        return frozenset(arm for a, b, _ in keys for arm in (a, b))
+
+    @property
     def losses(self) -> tuple[tuple[str, str], ...]:
         """Pairs of arms whose losses on other suites are compared. H4 judges the first, the arms of H1."""
         return tuple(dict.fromkeys((self.equivalence[:2], ("C4", "C2"), ("C4", "C1"))))

@@ -33,7 +33,7 @@ from scipy.stats import t as t_distribution
 from la_reconvla.analysis.bootstrap import codes
 from la_reconvla.errors import UserError
 
-MIN_ARMS = 3  # with two nothing is pooled
+MIN_ARMS = 3  # of a study: with two nothing is pooled
 MIN_STARTS = 4  # degrees of freedom between scenes
 SPREAD_ALPHA = 0.25  # level of the test of equal spreads
 
@@ -78,10 +78,14 @@ class Student:
 Labels = Sequence[Hashable] | Int[np.ndarray, " u"]
 
 
-def enough(arms: int, seeds: int, tasks: Labels, scenes: Labels | None = None) -> bool:
-    """Whether so many arms and seeds on starts of these tasks and scenes can be judged by `pooled`."""
+def lacking(arms: int, seeds: int, tasks: Labels, scenes: Labels | None = None, least: int = MIN_ARMS) -> str:
+    """What so many arms, of `least`, and seeds on starts of these tasks and scenes lack to be pooled; "": nothing."""
     there = len(tasks) if scenes is None else len(set(zip(tasks, scenes, strict=True)))
-    return arms >= MIN_ARMS and seeds >= 2 and there - len(set(tasks)) >= MIN_STARTS
+    if arms < least:
+        return f"fewer than {least} arms have all of these starts and seeds"
+    if seeds < 2:
+        return "there is one training seed only"
+    return "" if there - len(set(tasks)) >= MIN_STARTS else f"there are fewer than {MIN_STARTS} scenes more than tasks"
 
 
 def pooled(
@@ -96,19 +100,20 @@ def pooled(
 
     Args:
         values: of each arm, seed and start; the first two arms are compared, the others tell how much trainings vary.
+            Where there are no others, the spread is that of the two.
         tasks: of each start.
         scenes: of each start; None if each has its own.
         successes: whether the values are successes, 0 or 1, whose variance has a least value.
         bounds: of the difference.
 
     Raises:
-        UserError: too few arms, seeds or starts (`enough`), or values that are not finite.
+        UserError: too few arms, seeds or starts (`lacking`), or values that are not finite.
     """
     values = np.asarray(values, dtype=float)
     arms, seeds, units = values.shape[-3:]
-    if len(tasks) != units or not enough(arms, seeds, tasks, scenes):
+    if len(tasks) != units or lacking(arms, seeds, tasks, scenes, least=2):
         raise UserError(
-            f"pooling needs {MIN_ARMS} arms, 2 seeds and {MIN_STARTS} scenes more than tasks; got {arms} arms, "
+            f"pooling needs 2 arms, 2 seeds and {MIN_STARTS} scenes more than tasks; got {arms} arms, "
             f"{seeds} seeds and {units} starts"
         )
     if not np.isfinite(values).all():
@@ -119,8 +124,11 @@ def pooled(
     own = units * d.mean(-1).var(-1, ddof=1)
     rests = 2 * units * (arm_seed_rests(values) ** 2).sum((-2, -1))  # a sum of squares, that of d within it
     of_own, of_all = seeds - 1, (arms - 1) * (seeds - 1)
-    others = np.maximum(rests - of_own * own, 0) / (of_all - of_own)
-    more = own > f_distribution.ppf(1 - SPREAD_ALPHA, of_own, of_all - of_own) * others
+    if arms == 2:
+        more = np.ones(own.shape, dtype=bool)
+    else:
+        others = np.maximum(rests - of_own * own, 0) / (of_all - of_own)
+        more = own > f_distribution.ppf(1 - SPREAD_ALPHA, of_own, of_all - of_own) * others
     trainings, of_trainings = np.where(more, own, rests / of_all), np.where(more, of_own, of_all)
     trainings, between = np.maximum(trainings, rest), np.maximum(starts - rest, 0)
     variance = trainings + between

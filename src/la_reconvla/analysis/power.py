@@ -20,7 +20,7 @@ from la_reconvla.analysis.decisions import rollouts_needed
 from la_reconvla.analysis.intervals import LEVEL
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.paired import many_paired_successes
-from la_reconvla.analysis.pooled import enough, pooled
+from la_reconvla.analysis.pooled import lacking, pooled
 from la_reconvla.errors import UserError
 from la_reconvla.text_table import TextTable
 
@@ -74,6 +74,7 @@ def paired_power(
     arms: int = 2,
     between_seeds: float = 0.0,
     agreement: float = 0.0,
+    shared: int = 1,
     alpha: float = 0.05,
     studies: int = STUDIES,
 ) -> float:
@@ -90,6 +91,7 @@ def paired_power(
         between_seeds: standard deviation of an arm's rate between its seeds, a share.
         agreement: correlation of two arms' outcomes on one start beyond what their rates imply. Arms that solve the
             same starts agree more, and the power is higher.
+        shared: starts of a task that share a scene, one after the other.
         alpha: level, two-sided, without correction for the other comparisons of a family.
         studies: how many are simulated.
 
@@ -105,15 +107,15 @@ def paired_power(
     rng = np.random.default_rng(0)
     labels = design(seeds, tasks, episodes)
     found = 0
-    task = np.repeat(np.arange(tasks), episodes)
+    task, scene = np.repeat(np.arange(tasks), episodes), np.tile(np.arange(episodes) // shared, tasks)
     step = max(1, 2_000_000 // (labels[0].size * max(1, arms // 2)))  # studies at a time: arrays of some 16 MB
     for begin in range(0, studies, step):
         number = min(step, studies - begin)
-        if enough(arms, seeds, task):
+        if not lacking(arms, seeds, task, scene):
             better = np.array([rate + points, *[rate] * (arms - 1)])[:, None]
             rates = np.clip(better + between_seeds * rng.normal(size=(number, arms, seeds)), 0, 1)
             values = alike(rates[..., None], tasks * episodes, agreement, rng)
-            judged = pooled(values, task, successes=True, bounds=(-1, 1))
+            judged = pooled(values, task, scene, successes=True, bounds=(-1, 1))
             low = judged.ends(LEVEL)[0]
         else:
             shift = between_seeds * rng.normal(size=(2, number, seeds))[..., labels[0]]
@@ -132,6 +134,7 @@ def planned(
     arms: int = 2,
     between_seeds: float = BETWEEN_SEEDS,
     agreement: float = 0.0,
+    shared: int = 1,
 ) -> tuple[Power, ...]:
     """What a study of this size can tell apart, around a success rate of one half, where most episodes are needed.
 
@@ -144,7 +147,15 @@ def planned(
             needed=rollouts_needed(0.5 - p / 2, 0.5 + p / 2),
             planned=seeds * tasks * episodes,
             power=paired_power(
-                0.5 - p / 2, p, seeds, tasks, episodes, arms=arms, between_seeds=between_seeds, agreement=agreement
+                0.5 - p / 2,
+                p,
+                seeds,
+                tasks,
+                episodes,
+                arms=arms,
+                between_seeds=between_seeds,
+                agreement=agreement,
+                shared=shared,
             ),
             between_seeds=between_seeds,
         )

@@ -112,6 +112,8 @@ class Look:
         episodes: starts of each task.
         arms: conditions.
         verdicts: of each hypothesis.
+        elsewhere: other suites.
+        elsewhere_episodes: starts of each task there; 0 without other suites.
     """
 
     date: str
@@ -119,11 +121,13 @@ class Look:
     episodes: int
     arms: tuple[str, ...]
     verdicts: dict[str, str]
+    elsewhere: tuple[str, ...] = ()
+    elsewhere_episodes: int = 0
 
     @property
-    def size(self) -> tuple[int, int, tuple[str, ...]]:
+    def size(self) -> tuple[object, ...]:
         """What a look is one of; the same study judged again is no further look."""
-        return self.seeds, self.episodes, self.arms
+        return self.seeds, self.episodes, self.arms, self.elsewhere, self.elsewhere_episodes
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 A loss in points rewards an arm that is bad at home: it has less to lose. The share that is retained, E / H of success
 elsewhere and at home, does not. Its deviation under one seed is, to first order, that of E / H - H E' / H'^2, where E'
 and H' are the arm's rates over all seeds (the delta method). These are means over starts of both places, to which the
-pooled rule applies as it is.
+pooled rule applies. But they carry 1 / H, and with it the variance that trainings and episodes give them: that of an
+arm with 10 % at home is some 50 times that of one with 70 %. So only arms whose success at home is near that of both of
+the two tell how much trainings vary; where there is none, the two alone do.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,9 +18,10 @@ import numpy as np
 from jaxtyping import Float
 
 from la_reconvla.analysis.evidence import Unit, scene_of
-from la_reconvla.analysis.pooled import Student, enough, pooled
+from la_reconvla.analysis.pooled import Student, lacking, pooled
 
 Values = Mapping[str, Mapping[Unit, float]]  # success of each arm
+NEAR = 2.0  # most that rates at home of arms may differ by, as a ratio, for their variances to be pooled
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Retained:
         away: success of either elsewhere.
         n: paired episodes elsewhere.
         seeds: training seeds.
+        starts: of each task at home and elsewhere, of the task with the fewest.
+        pooled: whether other arms tell how much trainings vary.
     """
 
     share: Student
@@ -41,18 +47,20 @@ class Retained:
     away: tuple[float, float]
     n: int
     seeds: int
+    starts: tuple[int, int]
+    pooled: bool
 
 
 def retained(a: str, b: str, home: Values, away: Values, least: float) -> Retained | None:
-    """Compare what `a` and `b` retain; None without three arms, two seeds and enough starts that all met.
+    """Compare what `a` and `b` retain; None without two seeds and enough starts of either place that both arms met.
 
     Args:
         a: first arm.
         b: second arm.
         home: success at home.
         away: success elsewhere.
-        least: rate at home below which an arm retains nothing that can be measured: of other arms, those below it tell
-            nothing of how much trainings vary; where a or b is below it, there is nothing to compare.
+        least: rate at home below which an arm retains nothing that can be measured: where a or b is below it, there is
+            nothing to compare.
     """
     places, pair = (home, away), (a, b)
     met = [[key for key in place[a] if key in place[b]] for place in places]
@@ -64,12 +72,13 @@ def retained(a: str, b: str, home: Values, away: Values, least: float) -> Retain
     keys = [[(seed, *start) for seed in seeds for start in of_place] for of_place in starts]
     both = list(zip(places, keys, strict=True))
     whole = [arm for arm in home if all(key in place.get(arm, ()) for place, of in both for key in of)]
-    others = [arm for arm in whole if arm not in pair and np.mean([home[arm][key] for key in keys[0]]) >= least]
-    arms, tasks = [a, b, *others], [("home", t) for t, _ in starts[0]] + [("away", t) for t, _ in starts[1]]
+    size, tasks = len(starts[0]), [("home", t) for t, _ in starts[0]] + [("away", t) for t, _ in starts[1]]
     scenes = [scene_of(start) for of_place in starts for _, start in of_place]
-    size = len(starts[0])
-    if not (size and len(starts[1]) and seeds) or not enough(len(arms), len(seeds), tasks[size:], scenes[size:]):
+    if any(lacking(2, len(seeds), tasks[of], scenes[of], least=2) for of in (slice(size), slice(size, None))):
         return None
+    succeed = {arm: np.mean([home[arm][key] for key in keys[0]]) for arm in whole}
+    highest, lowest = (end(succeed[arm] for arm in pair) for end in (max, min))
+    arms = [a, b, *(arm for arm in whole if arm not in pair and highest <= NEAR * succeed[arm] <= NEAR**2 * lowest)]
     here, there = (_grid(place, arms, of, len(seeds)) for place, of in both)
     h, e = here.mean((1, 2)), there.mean((1, 2))
     if min(h[:2]) < least:
@@ -88,6 +97,8 @@ def retained(a: str, b: str, home: Values, away: Values, least: float) -> Retain
         (float(e[0]), float(e[1])),
         len(keys[1]),
         len(seeds),
+        (min(Counter(tasks[:size]).values()), min(Counter(tasks[size:]).values())),
+        len(arms) > len(pair),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, ends, over_seeds
+from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, ends, over_seeds, two_sided
 from la_reconvla.analysis.intervals import LEVEL, Interval, wilson
 from la_reconvla.episodes import SequenceRecord
 from la_reconvla.errors import UserError
@@ -45,6 +45,20 @@ class AverageLength:
     seeds: int
 
 
+@dataclass(frozen=True)
+class LengthDifference(AverageLength):
+    """Two policies.
+
+    Attributes:
+        p: two-sided, of "no difference", from the bootstrap and the t that the interval joins. Never below the least
+            that flipping the sign of each state's difference could give, as of
+            `la_reconvla.analysis.paired.paired_means`; nor below 0.05 where the interval, which is wider where all
+            states are alike, contains zero.
+    """
+
+    p: float
+
+
 def average_length(runs: Runs) -> AverageLength:
     """Average length of one policy.
 
@@ -52,10 +66,10 @@ def average_length(runs: Runs) -> AverageLength:
         UserError: seeds have other sequences, or there is none.
     """
     completed, states = _table(runs)
-    return _found(completed, states, (completed[..., None] > np.arange(LENGTH)).mean((0, 1)), lowest=0)
+    return _found(completed, states, (completed[..., None] > np.arange(LENGTH)).mean((0, 1)), lowest=0)[0]
 
 
-def difference(a: Runs, b: Runs) -> AverageLength:
+def difference(a: Runs, b: Runs) -> LengthDifference:
     """Average length of `a` minus that of `b`, in pairs of equal sequences and seeds.
 
     Raises:
@@ -65,7 +79,8 @@ def difference(a: Runs, b: Runs) -> AverageLength:
     if first.shape != second.shape or (states != others).any():
         raise UserError("two policies are compared on the same sequences and as many seeds: evaluate both on them")
     rows = [(table[..., None] > np.arange(LENGTH)).mean((0, 1)) for table in (first, second)]
-    return _found(first - second, states, rows[0] - rows[1], lowest=-LENGTH)
+    found, p = _found(first - second, states, rows[0] - rows[1], lowest=-LENGTH)
+    return LengthDifference(**vars(found), p=p)
 
 
 def _table(runs: Runs) -> tuple[Float[np.ndarray, "s q"], Int[np.ndarray, " q"]]:
@@ -82,10 +97,11 @@ def _table(runs: Runs) -> tuple[Float[np.ndarray, "s q"], Int[np.ndarray, " q"]]
 
 def _found(
     values: Float[np.ndarray, "s q"], states: Int[np.ndarray, " q"], in_a_row: Float[np.ndarray, "5"], lowest: int
-) -> AverageLength:
+) -> tuple[AverageLength, float]:
+    """The mean with its interval, and the p of "it is zero"."""
     _, unit = np.unique(states, return_inverse=True)
-    interval = _interval(values, unit, lowest)
-    return AverageLength(
+    interval, p = _interval(values, unit, lowest)
+    found = AverageLength(
         mean=float(values.mean()),
         low=interval.low,
         high=interval.high,
@@ -94,23 +110,25 @@ def _found(
         states=int(unit.max()) + 1,
         seeds=values.shape[0],
     )
+    return found, max(p, 2.0 ** (1 - found.states), 1 - LEVEL if found.low <= 0 <= found.high else 0)
 
 
-def _interval(values: Float[np.ndarray, "s q"], unit: Int[np.ndarray, " q"], lowest: int) -> Interval:
+def _interval(values: Float[np.ndarray, "s q"], unit: Int[np.ndarray, " q"], lowest: int) -> tuple[Interval, float]:
     """Of the mean, over new seeds and states. Where all states are alike, as if one more could have been otherwise.
 
     A bootstrap of equal values, as of one state, has no width, however few they are: then Wilson's upper limit of "0 of
-    so many states" is the share that may do as badly or as well as can be.
+    so many states" is the share that may do as badly or as well as can be. Beside it the p of the same means.
     """
     seeds, states = len(values), int(unit.max()) + 1
     sums = np.stack([np.bincount(unit, row, minlength=states) for row in values])
     of_states = sums / np.bincount(unit)
-    if np.ptp(of_states) == 0:
-        share, value = wilson(0, states).high, float(of_states[0, 0])
-        return Interval(value - (value - lowest) * share, value + (LENGTH - value) * share)
     rng = np.random.default_rng(0)
     by_seed, by_unit = drawn_counts(seeds, rng), drawn_counts(states, rng)
     means = crossed_sum(sums, by_seed, by_unit) / (seeds * (by_unit @ np.bincount(unit)))
     spread = over_seeds(values.ravel(), np.repeat(np.arange(seeds), values.shape[1]))
+    p = float(two_sided(means, spread))
+    if np.ptp(of_states) == 0:
+        share, value = wilson(0, states).high, float(of_states[0, 0])
+        return Interval(value - (value - lowest) * share, value + (LENGTH - value) * share), p
     low, high = ends(means, spread, LEVEL)
-    return Interval(max(float(low), lowest), min(float(high), LENGTH))  # Student's t knows no ends
+    return Interval(max(float(low), lowest), min(float(high), LENGTH)), p  # Student's t knows no ends

@@ -24,8 +24,8 @@ NOT_SPEED = (
 )
 NO_OTHER_SUITES = "Changed wording, objects and suites are not part of this study."
 NOT_RETAINED = (
-    "What is retained needs three arms and two seeds on every other suite, and arms that succeed at home: where they "
-    "hardly do, there is nothing to retain."
+    "What is retained needs two seeds and enough scenes at home and on every other suite, and arms that succeed at "
+    "home: where they hardly do, there is nothing to retain."
 )
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
@@ -69,7 +69,7 @@ def judge(
     }
     if declared.pooled:
         judged["H4"] = _judge_retained(comparisons, declared)
-        judged |= {id: _check(judged[id].comparisons) for id in ("image", "words")}
+        judged |= {id: _check(judged[id]) for id in ("image", "words")}
     for id in declared.claims:
         if id not in judged:
             a, _, b = id.partition(OVER)
@@ -84,7 +84,8 @@ def judge(
 def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
     """C4 against C2 on success. A tie within the margin refutes: then the auxiliary task did it, not grounding.
 
-    A tie of policies that (nearly) always fail or (nearly) always succeed refutes nothing: there all policies tie.
+    A tie of policies that (nearly) always fail or (nearly) always succeed refutes nothing: there all policies tie. By
+    the pooled rule no tie does: that of this comparison is none of the tests that Holm's correction counts.
     """
     found = _judge_arms(c, declared.alpha)
     if c is None or c.agreement is None or found.verdict != "inconclusive":
@@ -93,7 +94,9 @@ def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
         return Judgement("inconclusive", (c,), _joined(found.note, nothing))
     if c.equivalence == "equivalent" and c.seeds > 1:
         same = f"The two are equal within {100 * declared.same_within:.0f} points."
-        return Judgement("refuted", (c,), _joined(found.note, same))
+        if declared.pooled:
+            same += " That is not corrected for the number of tests, and refutes nothing."
+        return Judgement("inconclusive" if declared.pooled else "refuted", (c,), _joined(found.note, same))
     if c.a_mean is None or c.b_mean is None or c.a_mean == c.b_mean:
         return found
     needed = decisions.rollouts_needed(c.a_mean, c.b_mean)
@@ -141,8 +144,9 @@ def _judge_losses(losses: Sequence[Comparison], declared: Declaration) -> Judgem
 def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) -> Judgement:
     """On every other suite C4 retains a larger share of its success than ReconVLA's arm, and is no worse there.
 
-    "No worse" is by less than the margin. What all of them have to show needs no correction for their number
-    (`p_holm` is that of the largest p), what one of them shows has Bonferroni's: of all tests and all suites.
+    "No worse" is by less than the margin, and "worse" by more than it: what lies between decides nothing. What all of
+    them have to show needs no correction for their number (`p_holm` is that of the largest p), what one of them shows
+    has Bonferroni's: of all tests and all suites.
     """
     shares = [c for c in comparisons if c.kind == "retained"]
     there = {c.suite: c for c in comparisons if c.kind == "elsewhere"}
@@ -156,7 +160,9 @@ def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) ->
     for c in shares:
         away, note = there[c.suite], ""
         word: Verdict = "inconclusive"
-        if (c.high < 0 and c.p < least) or (away.high < 0 and away.p < least):
+        # The p of the margin is one-sided; that of retaining less, like all others, two-sided.
+        worse = away.high < -declared.same_within and away.p_margin is not None and 2 * away.p_margin < least
+        if worse or (c.high < 0 and c.p < least):
             word = "refuted"
         elif c.low > 0 and c.p_holm is not None and c.p_holm < declared.alpha:
             word = "supported" if away.low > -declared.same_within else "inconclusive"
@@ -204,14 +210,15 @@ def _judge_floor(comparisons: Sequence[Comparison], alpha: float, *floors: Floor
     return _together(judged)
 
 
-def _check(against: Sequence[Comparison]) -> Judgement:
+def _check(found: Judgement) -> Judgement:
     """What the floors show, without a verdict: it is no claim of the family, and its p are not corrected."""
+    against = found.comparisons
     if not against:
-        return Judgement("check", note=NOT_COMPARED)
+        return Judgement("check", note=found.note or NOT_COMPARED)
     below = sum(c.high < 0 for c in against)
     scenes = min((c.n if c.scenes is None else c.scenes) for c in against)
     said = f"A check, no claim: the action error lies below the floor, interval and all, in {below} of {len(against)} "
-    return Judgement("check", tuple(against), f"{said}comparisons, of {scenes} scenes or more each.")
+    return Judgement("check", against, _joined(f"{said}comparisons, of {scenes} scenes or more each.", found.note))
 
 
 def _at_declared_size(found: Judgement, size: Size | None, tasks: int | None) -> Judgement:
@@ -220,6 +227,7 @@ def _at_declared_size(found: Judgement, size: Size | None, tasks: int | None) ->
         return found
     seeds = [c.seeds for c in found.comparisons]
     starts = [c.n // (c.seeds * tasks) for c in found.comparisons if tasks and c.agreement is not None]
+    starts += [c.starts for c in found.comparisons if c.starts is not None]
     so_far = f"{min(seeds)} of {size.seeds} declared seeds"
     if starts:
         so_far += f", {min(starts)} of {size.episodes} declared starts a task"

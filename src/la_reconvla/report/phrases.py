@@ -21,8 +21,9 @@ RULES_SAID: dict[Rule, str] = {
     ),
     "pooled": (
         "Intervals and p: Student’s t for new trainings and new starts of these tasks. How much trainings vary is "
-        "taken from all arms, or from the two where these vary more. With fewer than three arms or with one seed both "
-        "come from the two alone, as a note then says. Holm’s correction counts what was declared and not made."
+        "taken from all arms that a declared comparison names, or from the two where these vary more. With fewer than "
+        "three arms, one seed, too few scenes or missing starts both come from the two alone, as a note then says, and "
+        "no tie is decided. Holm’s correction counts what was declared and not made."
     ),
 }
 
@@ -47,7 +48,8 @@ def headline(results: Results) -> str:
         )
     table, n = found.agreement, found.n
     ours, theirs = table.both + table.only_a, table.both + table.only_b
-    ending = " That does not decide which is better." if word == "Inconclusive" else ""
+    decided = judged is not None and judged.verdict in ("supported", "refuted")
+    ending = "" if decided else " That does not decide which is better."
     return (
         f"{word}: the robot policy that learned to reconstruct what its instruction looks at (C4) succeeded in {ours} "
         f"of {n} episodes ({percent(ours / n)}), the one that learned to reconstruct random patches (C2) in {theirs} "

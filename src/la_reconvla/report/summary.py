@@ -26,6 +26,7 @@ from la_reconvla.report.tables import (
     loss_table,
     other_starts_tables,
     overlap_table,
+    retained_table,
     sequence_tables,
     stage_table,
     success_table,
@@ -64,7 +65,7 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         exploratory_table,
         verdict_table,
     )
-    away = (*other_starts_tables(results), wording_table(results), loss_table(results))
+    away = (*other_starts_tables(results), wording_table(results), loss_table(results), retained_table(results))
     tables = [*sequence_tables(results), *(make(results) for make in makers), *away, *further]
     return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
 
@@ -134,19 +135,24 @@ def more(results: Results) -> list[str]:
     if not results.study.judged:
         return ["For numbers that mean something:", "  la-reconvla study run quick"]
     count, size = max(3, 2 * len(seeds)), declared_in(results.study).size
+    per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)
+    words, also = _without(shlex.split(results.study.command), "--seeds"), "seeds"
     if size is not None:
-        if len(seeds) >= size.seeds:
+        tasks = max(1, len(results.study.tasks))
+        starts = per_seed // tasks or size.episodes  # where nothing was rolled out only seeds can join
+        if len(seeds) > size.seeds or starts > size.episodes or (len(seeds), starts) == (size.seeds, size.episodes):
             return []  # more would be exploratory
+        if starts < size.episodes:
+            words = [*_without(words, "--episodes"), "--episodes", str(size.episodes)]
+            also, per_seed = "what was declared", size.episodes * tasks
         count = size.seeds
     added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
-    per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)
-    words = _without(shlex.split(results.study.command), "--seeds")
     command = shlex.join([*words, "--seeds", *map(str, sorted([*seeds, *added]))])
     needed = {p: rollouts_needed(0.5 - p / 2, 0.5 + p / 2) for p in POINTS}
     found = [p for p in POINTS if needed[p] <= count * per_seed]
     smallest = f"differences of {100 * found[0]:.0f} points or more" if found else "only the largest differences"
     told = f"{count * per_seed} episodes per arm find {smallest} four times in five."
-    return ["To decide more, add seeds to what is there:", f"  {command}", *([told] if per_seed else [])]
+    return [f"To decide more, add {also} to what is there:", f"  {command}", *([told] if per_seed else [])]
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

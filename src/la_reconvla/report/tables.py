@@ -150,11 +150,37 @@ def loss_table(results: Results) -> TextTable:
         if c.kind == "loss"
     ]
     header = ("arms", "suite", "success at home", "points lost", "difference of losses", "p", "episodes", "note")
+    pooled = declared_in(results.study).pooled
+    judged = (
+        "is judged by the shares that are retained" if pooled else "corrects those it judges for the number of suites"
+    )
     note = (
         "A loss is success at home minus success on the other suite; a negative difference means that the first arm "
-        "lost less. p is not corrected here; H4 corrects those it judges for the number of suites."
+        f"lost less. p is not corrected here; H4 {judged}."
     )
     return TextTable("Losses on other suites", header, rows, note)
+
+
+def retained_table(results: Results) -> TextTable:
+    """What H4 is judged by where the pooled rule was declared: shares retained, and success elsewhere."""
+    shown = {"retained": "share of success at home retained", "elsewhere": "success there"}
+    rows = [
+        (
+            f"{c.a} - {c.b}",
+            c.suite,
+            shown[c.kind],
+            f"{percent(c.a_mean)} and {percent(c.b_mean)}",
+            f"{points(c.difference)} ({points(c.low)} to {points(c.high)})",
+            p_value(c.p),
+            p_value(c.p_holm),
+            str(c.n),
+        )
+        for c in results.comparisons
+        if c.kind in shown
+    ]
+    header = ("arms", "suite", "of", "either arm", "difference, points", "p", "p (Holm)", "episodes")
+    note = "The corrected p is that of H4: the largest of all shares', as H4 claims all of them."
+    return TextTable("Success retained on other suites", header, rows, note)
 
 
 def _elsewhere(name: str, found: Sequence[OtherStarts]) -> TextTable:

@@ -31,6 +31,7 @@ from la_reconvla.report.tables import (
     grid_table,
     loss_table,
     other_starts_tables,
+    retained_table,
     sequence_tables,
     wording_table,
 )
@@ -106,6 +107,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "elsewhere": other_starts_tables(results),
         "wordings": wording_table(results),
         "losses": loss_table(results),
+        "retained": retained_table(results),
         "floors_said": FLOORS_SAID,
         "rule_said": RULES_SAID[declared.interval],
         "effects_said": EFFECTS_SAID,

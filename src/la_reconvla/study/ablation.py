@@ -17,11 +17,11 @@ from rich.console import Console
 
 from la_reconvla import kinds, layout
 from la_reconvla.analysis.build import build
-from la_reconvla.analysis.comparing import spread_of_trainings
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import BETWEEN_SEEDS, planned, power_table
 from la_reconvla.analysis.results import Arm, Pairing
+from la_reconvla.analysis.trainings import spread_of_trainings
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
@@ -139,8 +139,10 @@ class Ablation:
             joules = [value for value in spent if value is not None]
             energy = sum(joules) if len(joules) == len(spent) else None
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
-            size = len(self.config.seeds), self.config.episodes
-            looks = record_look(self.folder / layout.STUDY, results, *size)
+            # What is judged on recorded demonstrations rests on held-out frames, however many sequences CALVIN counts.
+            starts = c.episodes if self.domain.recorded is None else 1
+            there = c.elsewhere, c.elsewhere_episodes
+            looks = record_look(self.folder / layout.STUDY, results, len(c.seeds), starts, *there)
             results = replace(results, study=study, sequences=sequences, looks=looks)
             write_json(self.folder / layout.RESULTS, results)
         return results
@@ -174,10 +176,16 @@ class Ablation:
 
     def _power(self, between_seeds: float | None = None) -> tuple[Power, ...]:
         """What this study can tell apart by the rule that it declared; None: trainings vary as is usual."""
-        c, begun = self.config, read_begun(self.folder / layout.STUDY)
-        arms = len(self.arms) if Declaration.parse(begun.hypotheses, layout.STUDY).pooled else 2
+        c, declared = self.config, self._declared
+        arms = sum(arm.id in declared.arms for arm in self.arms) if declared.pooled else 2
         spread = BETWEEN_SEEDS if between_seeds is None else between_seeds
-        return planned(len(c.seeds), len(c.tasks), c.episodes, arms=arms, between_seeds=spread)
+        shared = 2 if c.placement == "wide" else 1
+        return planned(len(c.seeds), len(c.tasks), c.episodes, arms=arms, between_seeds=spread, shared=shared)
+
+    @property
+    def _declared(self) -> Declaration:
+        """What it declared when it began."""
+        return Declaration.parse(read_begun(self.folder / layout.STUDY).hypotheses, layout.STUDY)
 
     @functools.cached_property
     def _forecast(self) -> dict[str, float] | None:
@@ -269,7 +277,9 @@ class Ablation:
             ),
         )
         if self.domain.recorded is None:
-            found = replace(found, power=self._power(spread_of_trainings({arm.id: seen for arm, seen in arms})))
+            declared = self._declared
+            pooled = {arm.id: seen for arm, seen in arms if arm.id in declared.arms or not declared.pooled}
+            found = replace(found, power=self._power(spread_of_trainings(pooled)))
         return StudyResults(**{f.name: getattr(found, f.name) for f in fields(found)})
 
     def _shown(self) -> list[Cell]:

@@ -52,14 +52,25 @@ def read_begun(path: Path) -> Begun:
     return parse(Begun, layout.require_schema(read_json(path), str(path)), str(path))
 
 
-def record_look(path: Path, results: Results, seeds: int, episodes: int) -> tuple[Look, ...]:
+def record_look(
+    path: Path, results: Results, seeds: int, episodes: int, elsewhere: tuple[str, ...] = (), there: int = 0
+) -> tuple[Look, ...]:
     """Add to ``study.json`` that the study was judged at this size, unless it was already; returns all looks.
+
+    Args:
+        path: of ``study.json``.
+        results: with their verdicts.
+        seeds: of each arm.
+        episodes: starts of each task.
+        elsewhere: other suites.
+        there: starts of each task of these.
 
     Raises:
         UserError: as `read_begun`.
     """
     arms = tuple(arm.id for arm in results.conditions)
-    look = Look(results.study.finished, seeds, episodes, arms, {h.id: h.verdict for h in results.hypotheses})
+    verdicts: dict[str, str] = {h.id: h.verdict for h in results.hypotheses}
+    look = Look(results.study.finished, seeds, episodes, arms, verdicts, elsewhere, there if elsewhere else 0)
     looks = read_begun(path).looks
     if look.size not in [before.size for before in looks]:
         looks = (*looks, look)

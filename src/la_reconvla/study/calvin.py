@@ -14,14 +14,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from la_reconvla import layout
-from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, over_seeds, two_sided
 from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.decisions import holm
-from la_reconvla.analysis.intervals import LEVEL
 from la_reconvla.analysis.sequences import AverageLength, Runs, average_length, difference
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS
@@ -204,32 +201,13 @@ def _comparison(a: str, b: str, ours: Runs, theirs: Runs) -> Comparison:
         difference=found.mean,
         low=found.low,
         high=found.high,
-        p=_p_value(ours, theirs, found),
+        p=found.p,
         p_holm=None,
         n=found.seeds * found.sequences,
         a_mean=average_length(ours).mean,
         b_mean=average_length(theirs).mean,
         seeds=found.seeds,
     )
-
-
-def _p_value(ours: Runs, theirs: Runs, found: AverageLength) -> float:
-    """Two-sided p of "no difference", from the bootstrap of states and the t over seeds that `found`'s interval joins.
-
-    Never below the least that flipping the sign of each state's difference could give, as of
-    `la_reconvla.analysis.paired.paired_means`; nor below 0.05 where the interval, which is wider where all states are
-    alike, contains zero.
-    """
-    first, second = ([sorted(run, key=lambda record: record.index) for run in runs] for runs in (ours, theirs))
-    gaps = np.array([[x.completed for x in run] for run in first], dtype=float)
-    gaps -= np.array([[x.completed for x in run] for run in second])
-    _, unit = np.unique([record.state for record in first[0]], return_inverse=True)
-    rng = np.random.default_rng(0)
-    by_seed, by_state = drawn_counts(found.seeds, rng), drawn_counts(found.states, rng)
-    sums = np.stack([np.bincount(unit, row) for row in gaps])
-    means = crossed_sum(sums, by_seed, by_state) / (found.seeds * (by_state @ np.bincount(unit)))
-    p = two_sided(means, over_seeds(gaps.ravel(), np.repeat(np.arange(found.seeds), found.sequences)))
-    return max(float(p), 2.0 ** (1 - found.states), 1 - LEVEL if found.low <= 0 <= found.high else 0)
 
 
 # ---------------------------------------------------------------- what can be evaluated
