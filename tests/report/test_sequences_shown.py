@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,12 +10,12 @@ from test_results import study_results
 
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Comparison
-from la_reconvla.analysis.sequences import AverageLength
+from la_reconvla.analysis.sequences import AverageLength, SequenceResults
 from la_reconvla.report.summary import terminal_summary
 from la_reconvla.report.tables import sequence_tables
 from la_reconvla.report.write import write_report
 from la_reconvla.storage import write_json
-from la_reconvla.study.results import SequenceResults, StudyResults, results_of
+from la_reconvla.study.results import results_of
 
 
 def test_average_lengths_and_their_differences_stand_everywhere(tmp_path: Path) -> None:
@@ -28,8 +28,7 @@ def test_average_lengths_and_their_differences_stand_everywhere(tmp_path: Path) 
         Comparison("C4", "no-image", "average_length", 1.75, 1.5, 2.0, 0.0004, None, 300),
     )
     plain = study_results(seeds=(0,))
-    held = {f.name: getattr(plain, f.name) for f in fields(plain)}
-    results = StudyResults(**held, sequences=SequenceResults(100, False, lengths, pairs))
+    results = replace(plain, sequences=SequenceResults(100, False, lengths, pairs))
     write_json(tmp_path / layout.RESULTS, results)
     assert results_of(tmp_path).sequences == results.sequences
     write_report(tmp_path)

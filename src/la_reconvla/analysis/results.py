@@ -27,6 +27,7 @@ from la_reconvla.analysis.measures import (
     Tally,
     Watched,
 )
+from la_reconvla.analysis.sequences import SequenceResults
 
 if TYPE_CHECKING:
     from la_reconvla.conditions import Condition
@@ -324,7 +325,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything in `results.json`."""
+    """Everything in `results.json`. `sequences`: where the study's place has a protocol of its own; None elsewhere."""
 
     schema: Literal[2]
     study: Study
@@ -340,6 +341,7 @@ class Results:
     power: tuple[Power, ...] = ()
     timelines: tuple[Timeline, ...] = ()
     looks: tuple[Look, ...] = ()
+    sequences: SequenceResults | None = None
 
     def hypothesis(self, id: str) -> Hypothesis | None:
         """The hypothesis of this id."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from la_reconvla.analysis.bootstrap import crossed_sum, drawn_counts, ends, over_seeds, two_sided
+from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.intervals import LEVEL, Interval, wilson
 from la_reconvla.episodes import SequenceRecord
 from la_reconvla.errors import UserError
@@ -57,6 +58,24 @@ class LengthDifference(AverageLength):
     """
 
     p: float
+
+
+@dataclass(frozen=True)
+class SequenceResults:
+    """What policies did in a row in CALVIN's sequences.
+
+    Attributes:
+        count: sequences of each policy, the first of the published list.
+        egl: whether a GPU drew what they saw, as it drew the data.
+        policies: of each arm, of the policy without image, and of random actions.
+        comparisons: average lengths (``average_length``) of every two arms, corrected together by Holm's method, and
+            then of each arm and the policy without image.
+    """
+
+    count: int
+    egl: bool
+    policies: dict[str, AverageLength]
+    comparisons: tuple[Comparison, ...]
 
 
 def average_length(runs: Runs) -> AverageLength:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from la_reconvla import drawing
 from la_reconvla.analysis.decisions import FEW_SEEDS
 from la_reconvla.analysis.results import ConditionResult, Results
-from la_reconvla.study.results import StudyResults
 
 FEW_SCENES = 8  # below, a bootstrap over scenes is known to give intervals that are too narrow
 
@@ -98,7 +97,7 @@ def _other_channels(results: Results) -> list[str]:
 def _weak_arms(results: Results) -> list[str]:
     """Arms that were not shown to succeed more often than each floor they were compared with."""
     against = results.against_floors("tsr")
-    if not against and isinstance(results, StudyResults) and results.sequences is not None:
+    if not against and results.sequences is not None:
         return []  # average lengths were, with that of a policy without image
     if not against:
         return ["Success was compared with no floor: what a policy reaches without the image was not measured."]

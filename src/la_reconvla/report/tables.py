@@ -12,7 +12,6 @@ from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Re
 from la_reconvla.conditions import GRID
 from la_reconvla.drawing import readable
 from la_reconvla.report.phrases import EFFECTS_SAID, compared, effect_size, named
-from la_reconvla.study.results import StudyResults
 from la_reconvla.text_table import TextTable, number, p_value, percent, points
 
 CHANGES = {
@@ -48,7 +47,7 @@ def success_table(results: Results) -> TextTable:
 
 def sequence_tables(results: Results) -> list[TextTable]:
     """CALVIN's sequences: average length of every policy, then differences; none where nothing was rolled out so."""
-    found = results.sequences if isinstance(results, StudyResults) else None
+    found = results.sequences
     if found is None:
         return []
     lengths = [

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,8 @@ from la_reconvla.analysis.build import build
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import BETWEEN_SEEDS, planned, power_table
-from la_reconvla.analysis.results import Arm, Pairing
+from la_reconvla.analysis.results import Arm, Pairing, Results
+from la_reconvla.analysis.sequences import SequenceResults
 from la_reconvla.analysis.trainings import spread_of_trainings
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.boxes import annotator
@@ -49,7 +50,6 @@ from la_reconvla.study.requirements import (
     require_heads,
     require_room,
 )
-from la_reconvla.study.results import SequenceResults, StudyResults
 from la_reconvla.study.runs import usual_workers
 from la_reconvla.study.starts import wording
 from la_reconvla.study.train_cells import measure_cells, train_cells
@@ -109,7 +109,7 @@ class Ablation:
         """Folder of the demonstrations."""
         return self.domain.recorded or self.folder / layout.DEMONSTRATIONS
 
-    def run(self) -> StudyResults:
+    def run(self) -> Results:
         """Everything, from the simulator to ``results.json`` and its pictures.
 
         Raises:
@@ -243,7 +243,7 @@ class Ablation:
         swaps = self._evaluations.swaps
         measure_cells(self.cells, self.config, self._divided[1], swaps, self.device, self.workers, self.console)
 
-    def _results(self) -> StudyResults:
+    def _results(self) -> Results:
         on_target = gathering.watched_coverage(self._divided[1], self.config)
         inner = load_policy(self.cells[0].folder)[0].backbone
         arms = []
@@ -280,7 +280,7 @@ class Ablation:
             declared = self._declared
             pooled = {arm.id: seen for arm, seen in arms if arm.id in declared.arms or not declared.pooled}
             found = replace(found, power=self._power(spread_of_trainings(pooled)))
-        return StudyResults(**{f.name: getattr(found, f.name) for f in fields(found)})
+        return found
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""

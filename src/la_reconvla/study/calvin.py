@@ -19,7 +19,7 @@ from rich.console import Console
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.decisions import holm
-from la_reconvla.analysis.sequences import AverageLength, Runs, average_length, difference
+from la_reconvla.analysis.sequences import AverageLength, Runs, SequenceResults, average_length, difference
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.calvin import CALVIN_ACTIONS, CALVIN_CAMERAS
 from la_reconvla.episodes import Label, SequenceRecord, append_sequences, read_sequences
@@ -35,7 +35,6 @@ from la_reconvla.sim.policies import Specification, Uniform, swapped
 from la_reconvla.storage import claim, locked, require_free_space
 from la_reconvla.study.cells import Cell
 from la_reconvla.study.options import EvaluateOptions
-from la_reconvla.study.results import SequenceResults
 from la_reconvla.study.runs import SPACE, usual_workers
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from la_reconvla.analysis.declaration import DECLARED, Declaration
+from la_reconvla.analysis.sequences import SequenceResults
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_layout import DEMO_SUFFIX
 from la_reconvla.data.starts import Start
@@ -28,7 +29,6 @@ from la_reconvla.study import calvin
 from la_reconvla.study.cells import Cell
 from la_reconvla.study.evaluate import settings_for
 from la_reconvla.study.presets import StudyConfig
-from la_reconvla.study.results import SequenceResults
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from la_reconvla import layout
-from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.results import Results
-from la_reconvla.analysis.sequences import AverageLength
 from la_reconvla.errors import UserError
 from la_reconvla.layout import require_schema
 from la_reconvla.storage import read_json
@@ -16,32 +13,7 @@ from la_reconvla.study.begun import read_begun
 from la_reconvla.typed_json import parse
 
 
-@dataclass(frozen=True)
-class SequenceResults:
-    """What policies did in a row in CALVIN's sequences.
-
-    Attributes:
-        count: sequences of each policy, the first of the published list.
-        egl: whether a GPU drew what they saw, as it drew the data.
-        policies: of each arm, of the policy without image, and of random actions.
-        comparisons: average lengths (``average_length``) of every two arms, corrected together by Holm's method, and
-            then of each arm and the policy without image.
-    """
-
-    count: int
-    egl: bool
-    policies: dict[str, AverageLength]
-    comparisons: tuple[Comparison, ...]
-
-
-@dataclass(frozen=True)
-class StudyResults(Results):
-    """Everything in `results.json`. `sequences`: where the study's place has a protocol of its own; None elsewhere."""
-
-    sequences: SequenceResults | None = None
-
-
-def results_of(study: Path | str) -> StudyResults:
+def results_of(study: Path | str) -> Results:
     """The results of a study.
 
     Raises:
@@ -60,11 +32,11 @@ def results_of(study: Path | str) -> StudyResults:
     return read_results(study / layout.RESULTS)
 
 
-def read_results(path: Path | str) -> StudyResults:
+def read_results(path: Path | str) -> Results:
     """Read and check a `results.json`.
 
     Raises:
         UserError: the file is missing, not JSON, of another schema, or has a field that is missing or of another type;
             the message names the field.
     """
-    return parse(StudyResults, require_schema(read_json(path), str(path)), str(path))
+    return parse(Results, require_schema(read_json(path), str(path)), str(path))
