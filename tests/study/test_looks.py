@@ -70,7 +70,7 @@ def test_no_more_seeds_are_asked_for_than_were_declared() -> None:
 
     def rolled_out(seeds: int, starts: int) -> list[str]:
         """The command for a study of two tasks that said another number of episodes."""
-            command = "la-reconvla study run small --episodes 4"
+        command = "la-reconvla study run small --episodes 4"
         study = replace(with_seeds(seeds).study, command=command, tasks={0: "", 1: ""})
         count = 2 * seeds * starts
         arm = replace(with_seeds(seeds).conditions[0], tsr=Rate(0.5, 0.4, 0.6, count // 2, count))
