@@ -314,3 +314,13 @@ def test_declared_by_the_user_it_is_in_the_family_alone() -> None:
     results = study_of(*TRUTH, declared=declared)
     assert [(c.b, c.metric) for c in results.comparisons if c.a == "C4-two" and c.p_holm is not None] == [("C4", "tsr")]
     assert not [c for c in exploratory(results) if c.a == "C4-two"]
+
+
+def test_a_declaration_of_the_package_is_read_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Declaration.read("declared-2026-11.json").interval == "pooled"
+    (tmp_path / "declared-2026-11.json").write_text("{}")
+    with pytest.raises(UserError):
+        Declaration.read("declared-2026-11.json")
+    with pytest.raises(UserError, match=r"give a JSON file like .*declared-2026-11"):
+        Declaration.read("nowhere.json")

@@ -125,15 +125,17 @@ class Declaration:
 
     @classmethod
     def read(cls, path: Path | str) -> Declaration:
-        """The declaration in this file.
+        """The declaration in this file, or in the one of this name that comes with the package.
 
         Raises:
             UserError: there is no such file, or as `parse`.
         """
+        ours = PACKAGED.with_name(Path(path).name)
+        found = ours if str(path) == ours.name and ours.exists() and not Path(path).exists() else Path(path)
         try:
-            return cls.parse(Path(path).read_text(encoding="utf-8"), str(path))
+            return cls.parse(found.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {PACKAGED}") from None
+            raise UserError(f"{path}: hypotheses cannot be read ({error}): give a JSON file like {POOLED}") from None
 
 
 def _claims(value: Any, family: Sequence[Key], interval: Rule, where: str) -> dict[str, str]:
@@ -186,7 +188,7 @@ HEADLINE = f"C4{OVER}C2"
 GROUNDING: tuple[Key, ...] = (("C4", "C2", "aos"), ("C4", "C1", "aos"))  # what H3 is judged by
 JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
-PACKAGED = Path(__file__).with_name("hypotheses.json")
+PACKAGED, POOLED = map(Path(__file__).with_name, ("hypotheses.json", "declared-2026-11.json"))
 DECLARED = Declaration.read(PACKAGED)
 
 

@@ -168,7 +168,7 @@ def power_explained(seeds: int, tasks: int, episodes: int) -> str:
     why = (
         "one seed says nothing of another training: the power is of the episodes alone, and reports stay inconclusive"
         if seeds == 1
-        else f"the test asks whether the difference holds for other seeds, tasks and starts than these ({seeds} seeds, "
+        else f"the test asks whether the difference holds for other seeds and starts than these ({seeds} seeds, "
         f"{tasks} task{'s' * (tasks > 1)}), so {seeds * tasks * episodes} episodes count for less than as many "
         "independent ones; more seeds add more than more episodes of each do, and arms that succeed on the same starts "
         "(--agreement) need fewer"
@@ -178,7 +178,8 @@ def power_explained(seeds: int, tasks: int, episodes: int) -> str:
             "points apart: how much better one arm is, in points of success, both around 50 %",
             "episodes per arm ...: the closed form for episodes that have nothing in common; a scale to compare with",
             f"planned: {seeds} seeds x {tasks} tasks x {episodes} episodes, of each arm",
-            f"power of this study: of {STUDIES} simulated studies of this size the share whose test finds it",
+            f"power of this study: of {STUDIES} simulated studies of this size the share whose test finds it, as one "
+            "comparison alone: Holm's correction for the others of a declaration makes it less",
             f"why: {why}",
         )
     )

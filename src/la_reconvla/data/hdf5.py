@@ -288,7 +288,7 @@ def _find_files(folder: Path) -> list[Path]:
             return [folder]
         if not folder.exists():
             raise UserError(
-                f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`"
+                f"{folder}: no such folder; make one with `la-reconvla data collect --out {folder}`, or name another"
                 + layout.meant(folder, f"*{DEMO_SUFFIX}")
             )
         names = sorted(path.name for path in folder.iterdir())  # a glob of a folder that may not be read finds nothing
@@ -306,5 +306,6 @@ def _find_files(folder: Path) -> list[Path]:
     named = any(name.endswith((".hdf5", ".h5")) for name in names)
     way_out = f"rename what you want read to *{DEMO_SUFFIX}, or give one file" if named else "give the folder of them"
     raise UserError(
-        f"{folder}: no *{DEMO_SUFFIX} file there and no {INFO} of a LeRobotDataset, found {others}; {way_out}"
+        f"{folder}: no *{DEMO_SUFFIX} file there, no {INFO} of a LeRobotDataset, found {others}; {way_out}. CALVIN's "
+        "has training/ep_start_end_ids.npy, one in RLDS dataset_info.json in a folder of its version"
     )
