@@ -185,17 +185,21 @@ def close_the_loop(
 def compared(runs: Mapping[str, Runs]) -> tuple[Comparison, ...]:
     """Every two arms, corrected together by Holm's method, and then each arm and the policy without image."""
     arms = [name for name in runs if name not in ("random", NO_IMAGE.id)]
-    family = [_comparison(a, b, runs[a], runs[b]) for a, b in combinations(arms, 2)]
+    means = {name: average_length(found).mean for name, found in runs.items() if name != "random"}  # a bootstrap each
+
+    def against(a: str, b: str) -> Comparison:
+        return _comparison((a, b), (runs[a], runs[b]), (means[a], means[b]))
+
+    family = [against(a, b) for a, b in combinations(arms, 2)]
     corrected = [replace(c, p_holm=p) for c, p in zip(family, holm([c.p for c in family]), strict=True)]
-    return (*corrected, *(_comparison(arm, NO_IMAGE.id, runs[arm], runs[NO_IMAGE.id]) for arm in arms))
+    return (*corrected, *(against(arm, NO_IMAGE.id) for arm in arms))
 
 
-def _comparison(a: str, b: str, ours: Runs, theirs: Runs) -> Comparison:
-    """Average length of `a` minus that of `b`, in pairs of equal seeds and sequences."""
-    found = difference(ours, theirs)
+def _comparison(names: tuple[str, str], runs: tuple[Runs, Runs], means: tuple[float, float]) -> Comparison:
+    """Average length of the first minus that of the second, in pairs of equal seeds and sequences."""
+    found = difference(*runs)
     return Comparison(
-        a=a,
-        b=b,
+        *names,
         metric="average_length",
         difference=found.mean,
         low=found.low,
@@ -203,8 +207,8 @@ def _comparison(a: str, b: str, ours: Runs, theirs: Runs) -> Comparison:
         p=found.p,
         p_holm=None,
         n=found.seeds * found.sequences,
-        a_mean=average_length(ours).mean,
-        b_mean=average_length(theirs).mean,
+        a_mean=means[0],
+        b_mean=means[1],
         seeds=found.seeds,
     )
 
