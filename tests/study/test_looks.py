@@ -44,6 +44,8 @@ def test_each_size_is_one_look_and_the_first_of_a_size_stays(tmp_path: Path) -> 
         (("libero_goal",), 10),
         (("libero_goal",), 20),
     ]
+    official = record_look(path, results("monday"), 8, 20, ("libero_goal",), 20, 10)
+    assert [look.also_official for look in official] == [0, 0, 0, 0, 10]
     assert read_json(path)["precision"] == "fp32"
 
 

@@ -169,13 +169,18 @@ def _corrected(
     """Holm's correction over all that is declared: the family, whether it was made or not, H1's equivalence and H4.
 
     What was not made has p = 1, so that no family shrinks because an arm was not run. H4 claims all of its comparisons,
-    so the largest of their p stands for them.
+    so the largest of their p stands for them: of the shares that are retained, and of being no worse by the margin.
     """
     equal = {c.key: c.p_margin for c in (*family, *others) if (c.a, c.b, c.metric) == declared.equivalence}
     retained = [c for c in losses if c.kind == "retained"]
+    no_worse = [
+        min(1.0, 2 * c.p_margin) if c.difference > -declared.same_within else 1.0
+        for c in losses
+        if c.kind == "elsewhere" and c.p_margin is not None
+    ]
     claimed = {
         "H1": max((p for p in equal.values() if p is not None), default=1.0),
-        "H4": max((c.p for c in retained), default=1.0),
+        "H4": max((*(c.p for c in retained), *no_worse), default=1.0),
     }
     beside = [id for id in claimed if id in declared.claims]
     absent = len(declared.family) - len(family)
@@ -332,7 +337,7 @@ def _retained(
             b_home=found.home[1],
             seeds=found.seeds,
             spread="all arms" if not student.own else "pair varies more" if found.pooled else "pair",
-            p_margin=float(student.p_margin(declared.same_within)) if kind == "elsewhere" else None,
+            p_margin=float(student.p_side(-declared.same_within)) if kind == "elsewhere" else None,
             starts=starts,
         )
         for kind, student, means, starts in kinds

@@ -52,9 +52,9 @@ class Comparison:
         b_home: the same of b.
         spread: whose trainings the variance between trainings was taken from (`la_reconvla.analysis.pooled`): of the
             pair alone; of all arms; of the pair, because it varies more than the others.
-        p_margin: of two success rates, where all arms were taken, and of those elsewhere, one-sided p of the side of
-            the declared margin that they are on (`la_reconvla.analysis.pooled.Student.p_margin`); of the declared
-            equivalence corrected too.
+        p_margin: of two success rates, where all arms were taken, one-sided p of the side of the declared margin that
+            they are on (`la_reconvla.analysis.pooled.Student.p_margin`), of the declared equivalence corrected too; of
+            those elsewhere, that of the side of minus the margin: of being worse, or of not being.
         starts: of H4's two kinds, starts of each task, of the task with the fewest: of ``retained`` at home, of
             ``elsewhere`` there; else None.
     """

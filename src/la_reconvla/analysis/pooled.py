@@ -71,8 +71,11 @@ class Student:
 
         Below 5 % exactly where the 90 % interval is on that side alone.
         """
-        gap = np.abs(np.abs(self.estimate) - margin)  # from the nearer end, whose p is the larger one
-        return t_distribution.sf(gap / self.error, self.freedom)
+        return self.p_side(np.where(self.estimate < 0, -margin, margin))  # of the nearer end, whose p is the larger one
+
+    def p_side(self, threshold: float | Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """One-sided p of the side of `threshold` that the estimate is on."""
+        return t_distribution.sf(np.abs(self.estimate - threshold) / self.error, self.freedom)
 
 
 Labels = Sequence[Hashable] | Int[np.ndarray, " u"]

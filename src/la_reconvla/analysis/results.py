@@ -115,6 +115,7 @@ class Look:
         verdicts: of each hypothesis.
         elsewhere: other suites.
         elsewhere_episodes: starts of each task there; 0 without other suites.
+        also_official: official starts of each task beside the study's own.
     """
 
     date: str
@@ -124,11 +125,12 @@ class Look:
     verdicts: dict[str, str]
     elsewhere: tuple[str, ...] = ()
     elsewhere_episodes: int = 0
+    also_official: int = 0
 
     @property
     def size(self) -> tuple[object, ...]:
         """What a look is one of; the same study judged again is no further look."""
-        return self.seeds, self.episodes, self.arms, self.elsewhere, self.elsewhere_episodes
+        return self.seeds, self.episodes, self.arms, self.elsewhere, self.elsewhere_episodes, self.also_official
 
 
 @dataclass(frozen=True)

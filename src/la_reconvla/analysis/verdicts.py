@@ -145,8 +145,8 @@ def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) ->
     """On every other suite C4 retains a larger share of its success than ReconVLA's arm, and is no worse there.
 
     "No worse" is by less than the margin, and "worse" by more than it: what lies between decides nothing. What all of
-    them have to show needs no correction for their number (`p_holm` is that of the largest p), what one of them shows
-    has Bonferroni's: of all tests and all suites.
+    them have to show, both things, needs no correction for their number (`p_holm` is that of the largest p), what one
+    of them shows has Bonferroni's: of all tests and all suites.
     """
     shares = [c for c in comparisons if c.kind == "retained"]
     there = {c.suite: c for c in comparisons if c.kind == "elsewhere"}
@@ -164,9 +164,10 @@ def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) ->
         worse = away.high < -declared.same_within and away.p_margin is not None and 2 * away.p_margin < least
         if worse or (c.high < 0 and c.p < least):
             word = "refuted"
-        elif c.low > 0 and c.p_holm is not None and c.p_holm < declared.alpha:
-            word = "supported" if away.low > -declared.same_within else "inconclusive"
-            note = "" if word == "supported" else f"{c.suite}: {c.a} may be worse there, however much it retains."
+        elif c.low > 0 and away.low > -declared.same_within:
+            word = "supported" if c.p_holm is not None and c.p_holm < declared.alpha else "inconclusive"
+        elif c.low > 0:
+            note = f"{c.suite}: {c.a} may be worse there, however much it retains."
         judged.append(Judgement(word, (c, away), note))
     return _together(judged)
 

@@ -141,7 +141,7 @@ class Ablation:
             study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
             # What is judged on recorded demonstrations rests on held-out frames, however many sequences CALVIN counts.
             starts = c.episodes if self.domain.recorded is None else 1
-            there = c.elsewhere, c.elsewhere_episodes
+            there = c.elsewhere, c.elsewhere_episodes, c.also_official
             looks = record_look(self.folder / layout.STUDY, results, len(c.seeds), starts, *there)
             results = replace(results, study=study, sequences=sequences, looks=looks)
             write_json(self.folder / layout.RESULTS, results)

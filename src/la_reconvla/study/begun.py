@@ -53,7 +53,13 @@ def read_begun(path: Path) -> Begun:
 
 
 def record_look(
-    path: Path, results: Results, seeds: int, episodes: int, elsewhere: tuple[str, ...] = (), there: int = 0
+    path: Path,
+    results: Results,
+    seeds: int,
+    episodes: int,
+    elsewhere: tuple[str, ...] = (),
+    there: int = 0,
+    also_official: int = 0,
 ) -> tuple[Look, ...]:
     """Add to ``study.json`` that the study was judged at this size, unless it was already; returns all looks.
 
@@ -64,13 +70,15 @@ def record_look(
         episodes: starts of each task.
         elsewhere: other suites.
         there: starts of each task of these.
+        also_official: official starts of each task beside the study's own.
 
     Raises:
         UserError: as `read_begun`.
     """
     arms = tuple(arm.id for arm in results.conditions)
     verdicts: dict[str, str] = {h.id: h.verdict for h in results.hypotheses}
-    look = Look(results.study.finished, seeds, episodes, arms, verdicts, elsewhere, there if elsewhere else 0)
+    there = there if elsewhere else 0
+    look = Look(results.study.finished, seeds, episodes, arms, verdicts, elsewhere, there, also_official)
     looks = read_begun(path).looks
     if look.size not in [before.size for before in looks]:
         looks = (*looks, look)
