@@ -266,7 +266,7 @@ PRESETS = {
             train=TrainConfig(steps=400, optimizer="muon", batch_size=32, learning_rate=5e-4, warmup=30, shift=4),
             seeds=(0, 1, 2),
             episodes=20,
-            floor_episodes=20,
+            floor_episodes=5,  # each seed has its own floors: 45 episodes of each
             frames=600,
         ),
         StudyConfig(  # the published setting on one 16 GB card: see docs/backbones.md for memory and time
