@@ -5,7 +5,7 @@ const $ = (id) => document.getElementById(id);
 const SUITES = { libero_spatial: "LIBERO-Spatial: two bowls", libero_object: "LIBERO-Object: groceries", libero_goal: "LIBERO-Goal: one kitchen",
   libero_10: "LIBERO-10: long tasks", libero_90: "LIBERO-90: many tasks" };
 const STAGES = [["approached", "came near"], ["grasped", "grasped it"], ["lifted", "lifted it"], ["placed", "put it there"]];
-const MOVES = [["back", "forward"], ["left", "right"], ["down", "up"], ["roll", "roll"], ["tilt", "tilt"], ["turn", "turn"], ["opens hand", "closes hand"]];
+const MOVES = [["away", "towards you"], ["right", "left"], ["down", "up"], ["roll", "roll"], ["tilt", "tilt"], ["turn", "turn"], ["opens hand", "closes hand"]];
 const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // inferno
 const NUDGE = 0.02; // of the picture, for an arrow key
 
@@ -60,7 +60,7 @@ function takeOffered(message) {
   offered = message;
   fill($("suite"), Object.keys(message.suites).map((name) => [name, SUITES[name] || name.replaceAll("_", " ")]));
   segments($("cameras"), message.cameras.map((name) => [name, name]), (camera) => send({ do: "camera", camera }));
-  segments($("speeds"), message.speeds.map((value) => [value, value ? `${value}×` : "max"]), (value) => send({ do: "speed", value: Number(value) }));
+  segments($("speeds"), message.speeds.map((value) => [value, value ? `${{ 0.25: "¼", 0.5: "½" }[value] || value}×` : "max"]), (value) => send({ do: "speed", value: Number(value) }));
   $("arms").replaceChildren(...message.arms.map((arm) => {
     const label = document.createElement("label"), radio = document.createElement("input"), text = document.createElement("span");
     const about = document.createElement("small");

@@ -106,6 +106,10 @@ class Frame:
 class View(Protocol):
     """Draws an environment for people, and puts things where they drag them."""
 
+    def ready(self) -> None:
+        """The environment was reset, perhaps to another task, and has not been observed since."""
+        ...
+
     def picture(self, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """What `camera` sees now."""
         ...
@@ -278,6 +282,7 @@ class Scene:
             self._settings, self._env, self._view = settings, settings.build(), None
         self._env.reset(start)
         self._view = self._view or self._world.view(self._env)
+        self._view.ready()
         policy = self._built()
         policy.reset(start, self._env)
         self._start, self._words, self._queue = start, words, []

@@ -1,4 +1,4 @@
-"""What all tabs share: one scene, whether it plays, and who watches. Runs in the event loop; the worker does the work."""
+"""What all tabs share: one scene, whether it plays, who watches. In the event loop; a worker process does the work."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Session:
     Args:
         call: runs a method of the worker's scene.
         arms: the policies.
-        suites: what to choose from: suite -> its tasks, each ``{task, instruction, wide, states}``.
+        suites: what to choose from: suite -> its tasks, each ``{task, instruction, wide}``.
         cameras: names of the views.
         log: file that gets one line for each action that was executed.
     """

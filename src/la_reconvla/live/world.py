@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,8 +21,12 @@ from la_reconvla.sim.env import GRIPPER_OPEN
 from la_reconvla.sim.libero import AGENTVIEW, LiberoEnv
 from la_reconvla.sim.placements import wide_starts
 from la_reconvla.sim.rollout import TaskEnv
+from la_reconvla.sim.task import Task
 from la_reconvla.sim.tasks import MAX_STEPS, ROBOT, base_of, load_suite, load_task, official_start, official_states
 from la_reconvla.sim.wide_targets import alike_things, asks
+
+if TYPE_CHECKING:
+    from la_reconvla.sim.renderer import Renderer
 
 ABOVE = "birdview"
 CAMERAS = {"front": AGENTVIEW, "above": ABOVE}
@@ -98,19 +102,24 @@ class LiberoView:
     """
 
     def __init__(self, env: LiberoEnv):
-        self._env, self._renderer, self._of = env, None, None
+        self._env = env
+        self._renderer: Renderer | None = None
+        self._of: Task | None = None
+
+    def ready(self) -> None:
+        """Make the renderer before the policy's, which may lower the quality that the model asks for."""
+        from la_reconvla.sim.renderer import Renderer
+
+        if self._renderer is None or self._of != self._env.task:
+            self.close()
+            self._renderer, self._of = Renderer(self._physics()[0], SIZE, "official"), self._env.task
 
     def picture(self, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """What `camera` sees now, uint8, turned by 180 degrees as all pictures here are."""
-        from la_reconvla.sim.renderer import Renderer
-
-        model, data = self._physics()
-        if self._renderer is None or self._of != self._env.task:
-            self.close()
-            self._renderer, self._of = Renderer(model, SIZE, "official"), self._env.task
+        assert self._renderer is not None, "ready() comes first"
         if camera == ABOVE:
             self._come_closer()
-        return self._renderer.image(model, data, camera)
+        return self._renderer.image(*self._physics(), camera)
 
     def handles(self, camera: str) -> dict[str, tuple[float, float]]:
         """Where the origin of each movable object is in `picture`; those outside of it are left out."""
