@@ -110,7 +110,7 @@ class Session:
             self.tell()  # so that the page's controls show again what is true
 
     async def _handle(self, message: Any) -> None:
-        wish = message.get("do") if isinstance(message, dict) else None
+        wish = message.get("do") if isinstance(message, dict) and isinstance(message.get("do"), str) else None
         if wish == "pause":
             self.playing = False
         elif wish == "speed":
