@@ -227,7 +227,9 @@ def test_other_words_give_other_actions_and_the_log_shows_it(tmp_path: Path) -> 
     async def check(page: Opened) -> None:
         tab = await page.tab()
         for colour in ("black", "white"):
+            episode = tab.frame["episode"]
             await tab.send(do="again")
+            await tab.until(lambda tab, before=episode: tab.frame["episode"] > before and not tab.state["busy"])
             await tab.send(do="say", text=f"push  {colour}\n")
             await tab.until(lambda tab, told=f"push {colour}": tab.frame["words"] == told and tab.frame["step"] == 0)
             for _ in range(2):
@@ -284,9 +286,19 @@ def test_what_the_simulator_checks_follows_words_that_it_knows(tmp_path: Path) -
         assert ["push red", True] in tab.frame["offers"]
         await tab.send(do="say", text="push red")
         await tab.until(lambda tab: tab.frame["checked"] == "push red")
+        await tab.send(do="step")
+        await tab.send(do="say", text="push yellow")
+        await tab.until(lambda tab: tab.frame["words"] == "push yellow")
+        assert tab.frame["checked"] == "push red"  # this episode began with it
+        await tab.send(do="say", text=page.session.frame.offers[0][0])
+        await tab.until(lambda tab: tab.frame["words"] == tab.frame["offers"][0][0])
+        await tab.send(do="again")
+        await tab.until(lambda tab: tab.frame["step"] == 0 and not tab.state["busy"])
+        assert tab.frame["checked"] == tab.frame["words"] != "push red"
+        checked = tab.frame["checked"]
         await tab.send(do="say", text="push it somehow")
         await tab.until(lambda tab: tab.frame["words"] == "push it somehow")
-        assert tab.frame["checked"] == "push red"
+        assert tab.frame["checked"] == checked
 
     on_a_page(tmp_path, check)
 
@@ -403,10 +415,11 @@ def test_when_the_program_ends_every_tab_is_told(tmp_path: Path) -> None:
             tab = await page.tab()
             await tab.send(do="play")
             await tab.until(lambda tab: tab.state["playing"])
-            await page.client.server.close()
+            closing = asyncio.create_task(page.client.server.close())
             with pytest.raises(AssertionError, match="closed"):
                 await tab.until(lambda tab: False)
             assert tab.socket.close_code == 1001
+            await closing
 
     asyncio.run(asyncio.wait_for(run(), 3 * PATIENCE))
 

@@ -82,8 +82,9 @@ def start(choice: Choice) -> Start:
 
 
 def goals(start: Start) -> dict[str, Start]:
-    other = replace(start, instruction="push red", target=toy.TILES[0], destination=toy.TILES[0])
-    return {start.instruction: start, "push red": other}
+    first = toy.start("test", start.index, boards=BOARDS)
+    other = replace(first, instruction="push red", target=toy.TILES[0], destination=toy.TILES[0])
+    return {first.instruction: first, "push red": other}
 
 
 def offers(start: Start) -> tuple[str, ...]:

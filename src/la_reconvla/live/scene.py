@@ -197,8 +197,8 @@ class Scene:
             raise
 
     def again(self) -> Frame:
-        """The same start, policy and words from the beginning."""
-        return self._begin(self._start, self._words)
+        """The same scene, policy and words from the beginning; what the words ask for is checked, if it can be."""
+        return self._begin(self._goals.get(self._words, self._start), self._words)
 
     def say(self, words: str) -> Frame:
         """Tell the policy other words; it plans anew from the next step on.

@@ -26,6 +26,8 @@ HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
 TABS = 8  # at once
 MAX_MESSAGE = 8192  # bytes of a wish
+GOING = 1001  # the websocket's code for a server that ends; the page knows it
+FAREWELL = 2.0  # seconds that a tab has to answer it
 ASSETS = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {
@@ -93,7 +95,7 @@ async def _socket(request: web.Request) -> web.StreamResponse:
     session, sockets = request.app[SESSION], request.app[SOCKETS]
     if len(sockets) >= TABS:
         return web.Response(status=503, text=f"{TABS} tabs are open: close one.\n", headers=HEADERS)
-    socket = web.WebSocketResponse(heartbeat=20, max_msg_size=MAX_MESSAGE)
+    socket = web.WebSocketResponse(timeout=FAREWELL, heartbeat=20, max_msg_size=MAX_MESSAGE)
     sockets.add(socket)
     viewer = session.join()
     try:
@@ -137,8 +139,8 @@ async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
 
 
 async def _hang_up(app: web.Application) -> None:
-    for socket in list(app[SOCKETS]):
-        await socket.close(code=1001, message=b"the program has ended")
+    farewells = (socket.close(code=GOING, message=b"the program has ended") for socket in app[SOCKETS])
+    await asyncio.gather(*farewells, return_exceptions=True)  # some may be broken
     await app[SESSION].close()
 
 
