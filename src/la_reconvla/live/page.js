@@ -9,7 +9,7 @@ const MOVES = [["away", "towards you"], ["right", "left"], ["down", "up"], ["rol
 const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // inferno
 const NUDGE = 0.02; // of the picture, for an arrow key
 
-let socket = null, waits = 500, offered = null, frame = null, state = null, held = null, choice = null;
+let socket = null, waits = 500, offered = null, frame = null, state = null, held = null, choiceShown = "";
 
 function send(wish) {
   if (socket && socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(wish));
@@ -75,6 +75,7 @@ function takeOffered(message) {
 
 function takeFrame(message) {
   const fresh = !frame || JSON.stringify(frame.choice) !== JSON.stringify(message.choice);
+  if (fresh) choiceShown = "";
   const said = !frame || frame.words !== message.words;
   frame = message;
   $("picture").src = frame.image;
@@ -100,7 +101,10 @@ function takeState(message) {
   pressed($("speeds"), String(state.speed));
   const others = state.tabs - 1;
   link("live", others ? `Live, and in ${others} other tab${others > 1 ? "s" : ""}: all steer the same robot` : "Live");
-  if (frame) for (const radio of document.getElementsByName("arm")) radio.checked = radio.value === frame.arm;
+  if (frame && !state.busy) { // what was refused shows again as it is; what is being loaded stays as it was picked
+    for (const radio of document.getElementsByName("arm")) radio.checked = radio.value === frame.arm;
+    showChoice(frame.choice);
+  }
   status();
 }
 
@@ -225,7 +229,9 @@ $("strength").oninput = () => { $("heat").style.opacity = $("strength").value / 
 // ---------------------------------------------------------------- the scene
 
 function showChoice(shown) {
-  choice = shown;
+  const key = JSON.stringify(shown);
+  if (key === choiceShown) return;
+  choiceShown = key;
   $("suite").value = shown.suite;
   listTasks(shown.task);
   $("placement").value = shown.placement;
@@ -247,6 +253,7 @@ function listPlacements() {
 }
 
 function choose(number) {
+  choiceShown = ""; // it is shown again when it is there, or refused
   send({ do: "choose", suite: $("suite").value, task: Number($("task").value), placement: $("placement").value, number });
 }
 

@@ -38,6 +38,7 @@ class Viewer:
         if message["kind"] == "notice":
             self.notices = [*self.notices, message][-KEPT_NOTICES:]
         else:
+            self.latest.pop(message["kind"], None)  # the order stays that of time
             self.latest[message["kind"]] = message
         self.news.set()
 
