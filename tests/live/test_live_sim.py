@@ -70,7 +70,7 @@ def test_a_thing_is_let_down_where_it_was_dropped(env: LiberoEnv, shown: LiberoV
     begin = start(OFFICIAL)
     env.reset(begin)
     stood = env.poses()
-    there = stood[PLATE].position + np.array([0.05, 0.1, 0])
+    there = shown.middle("cookies_1") + np.array([-0.03, 0.08, 0])
     across, down = shown.seen_at(there, AGENTVIEW)
     moved = replace(begin, state=shown.put("cookies_1", AGENTVIEW, across, down))
     env.reset(moved)
@@ -85,8 +85,8 @@ def test_a_thing_is_let_down_where_it_was_dropped(env: LiberoEnv, shown: LiberoV
 
 def test_a_bowl_can_be_put_on_the_plate(env: LiberoEnv, shown: LiberoView) -> None:
     env.reset(start(OFFICIAL))
-    plate = env.poses()[PLATE].position
-    shown.put("akita_black_bowl_1", "birdview", *shown.seen_at(plate, "birdview"))
+    place = np.array([*env.poses()[PLATE].position[:2], shown.middle("akita_black_bowl_1")[2]])
+    shown.put("akita_black_bowl_1", "birdview", *shown.seen_at(place, "birdview"))
     data = env.sim.data._data
     assert min((c.dist for c in data.contact[: data.ncon]), default=0) > -2 * DEEP
     assert env.holds(("on", "akita_black_bowl_1", PLATE))

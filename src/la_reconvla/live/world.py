@@ -122,15 +122,19 @@ class LiberoView:
         return self._renderer.image(*self._physics(), camera)
 
     def handles(self, camera: str) -> dict[str, tuple[float, float]]:
-        """Where the origin of each movable object is in `picture`; those outside of it are left out."""
+        """Where the middle of each movable object is in `picture`; those outside of it are left out."""
         if camera == ABOVE:
             self._come_closer()
-        poses, found = self._env.poses(), {}
+        found = {}
         for name in self._env.task.objects:
-            across, down = self.seen_at(poses[name].position, camera)
+            across, down = self.seen_at(self.middle(name), camera)
             if 0 <= across <= 1 and 0 <= down <= 1:
                 found[name] = (across, down)
         return found
+
+    def middle(self, name: str) -> Float[np.ndarray, "3"]:
+        """Half way up from an object's origin, which is at its foot, to its top (m)."""
+        return self._env.poses()[name].position + np.array([0, 0, self._env.height(name) / 2])
 
     def seen_at(self, position: Float[np.ndarray, "3"], camera: str) -> tuple[float, float]:
         """Where a point of the world (m) is in `picture`, as fractions from the left and the top."""
@@ -158,12 +162,12 @@ class LiberoView:
             UserError: it has no room there, or it slides, falls or topples. The simulator is as it was before.
         """
         before, pose = self._env.state(), self._env.poses()[name]
-        wanted = self.lies_at(camera, across, down, float(pose.position[2]))
+        wanted = self.lies_at(camera, across, down, float(self.middle(name)[2]))
         called = name.rsplit("_", 1)[0].replace("_", " ")
         low, _ = self._env.sim.model.get_joint_qpos_addr(f"{name}_joint0")
         for lift in np.arange(0, HIGHEST, LIFT):
             state = before.copy()
-            state[1 + low : 4 + low] = [*wanted[:2], wanted[2] + lift]
+            state[1 + low : 4 + low] = [*wanted[:2], pose.position[2] + lift]
             self._env.set_state(state)
             if not self._pierced(name):
                 break
