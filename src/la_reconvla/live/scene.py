@@ -243,7 +243,11 @@ class Scene:
             raise unknown("thing", name, view.handles(self._camera))
         if self._step:
             self._begin(self._start, self._words)
-        start = replace(self._start, state=self._shown().put(name, self._camera, across, down))
+        try:
+            start = replace(self._start, state=self._shown().put(name, self._camera, across, down))
+        except UserError:
+            self._begin(self._start, self._words)  # trying took steps, and may have counted as success
+            raise
         self._by_hand = True
         return self._begin(start, self._words)
 
