@@ -503,7 +503,7 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("try nowhere", "there is no folder nowhere"),
         ("try base --port 70000", "--port is a number from 0 to 65535"),
         ("try base --suite libero_gaol", "unknown suite 'libero_gaol': did you mean libero_goal"),
-        ("try base --task 10", "unknown task 10"),
+        ("try base --suite libero_goal --task 10", "unknown task 10"),
         ("serve base --host 0.0.0.0", "moves the robot"),
         (
             "study report nowhere",

@@ -44,6 +44,8 @@ def start(source: str, options: TryOptions) -> None:
 
     if not 0 <= options.port <= 65535:
         raise UserError(f"--port is a number from 0 to 65535, not {options.port}")
+    if options.suite is not None:
+        load_task(options.suite, options.task or 0)  # before a policy is unpacked or downloaded
     arms, seen = arms_of(source, options)
     first = first_choice(seen, options)
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
