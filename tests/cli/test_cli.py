@@ -72,6 +72,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
+    "try": "port suite task scene out device allow-any-mujoco",
     "serve": "port host token-file instruction device clients",
     "share folder": "out merged",
     "share hub": "repo merged weights license datasets private",
@@ -499,6 +500,10 @@ def test_training_that_cannot_be(run, demonstrations: Path, tmp_path: Path, opti
         ("eval lerobot:nowhere", "nowhere/config.json: no such file"),
         ("share from-lerobot nowhere --out run", "nowhere/config.json: no such file"),
         ("serve nowhere", "there is no folder nowhere"),
+        ("try nowhere", "there is no folder nowhere"),
+        ("try base --port 70000", "--port is a number from 0 to 65535"),
+        ("try base --suite libero_gaol", "unknown suite 'libero_gaol': did you mean libero_goal"),
+        ("try base --suite libero_goal --task 10", "unknown task 10"),
         ("serve base --host 0.0.0.0", "moves the robot"),
         (
             "study report nowhere",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from la_reconvla import layout
 from la_reconvla.cli.options import Flat, Group
+from la_reconvla.live.options import TryOptions
 from la_reconvla.serving.lerobot_folder import SCHEME
 from la_reconvla.sim.options import IfGiven
 from la_reconvla.study.options import (
@@ -151,6 +153,20 @@ def serve(
     from la_reconvla.serving.start import start
 
     start(run, host, port, token_file, instruction, device, clients)
+
+
+def try_(run: Positional[str], options: Flat[TryOptions]) -> None:
+    """Try policies in the live simulator, on a page of this machine: type, drag, watch. Ctrl-C ends it.
+
+    Args:
+        run: a study folder, a run folder, base, or user/name on the Hugging Face hub.
+        options: how the page begins.
+    """
+    if not (Path(run) / layout.STUDY).exists():
+        folder_here(run)  # before what takes seconds to import
+    from la_reconvla.live.start import start
+
+    start(run, options)
 
 
 def _found(run: Path) -> Path:

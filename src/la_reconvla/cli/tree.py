@@ -58,6 +58,7 @@ TREE: Mapping[str, Branch | Command] = {
         {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
     ),
     "look": attention.look,
+    "try": policies.try_,
     "serve": policies.serve,
     "share": Branch(
         "Give policies, studies and demonstrations to others, and get theirs: a folder, the Hugging Face hub, LeRobot.",
