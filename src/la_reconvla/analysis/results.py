@@ -288,7 +288,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Video:
-    """A rollout; `path` relative to the study's folder. Videos of equal `start` show arms on the same initial state."""
+    """A rollout; `path` relative to the study's folder. Videos of equal `start` show arms on the same initial state.
+
+    `data` is the path of what the player draws over it (`la_reconvla.analysis.film_data`), `reason` why this start.
+    """
 
     path: str
     caption: str
@@ -296,6 +299,8 @@ class Video:
     condition: str = ""
     start: str = ""
     instruction: str = ""
+    data: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,11 @@ from la_reconvla.study.cells import Cell, cells, official_starts, offline, sampl
 from la_reconvla.study.domains import ON_RECORDED, Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.films import Cast, study_films
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
-from la_reconvla.study.pictures import pictures, timelines, videos
+from la_reconvla.study.pictures import pictures, timelines
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.provenance import Energy, commit, hardware, versions
 from la_reconvla.study.requirements import (
@@ -265,7 +266,9 @@ class Ablation:
             elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
-            videos=list(videos(self.folder, shown, self._evaluations.episodes)),
+            videos=study_films(self.folder, self._casts(shown), self._evaluations.starts())
+            if self.domain.films
+            else (),
             timelines=list(
                 timelines(
                     self.folder,
@@ -281,6 +284,11 @@ class Ablation:
             pooled = {arm.id: seen for arm, seen in arms if arm.id in declared.arms or not declared.pooled}
             found = replace(found, power=self._power(spread_of_trainings(pooled)))
         return found
+
+    def _casts(self, shown: Sequence[Cell]) -> list[Cast]:
+        """The cells as they are filmed."""
+        grid, episodes = self.config.backbone.grid, self._evaluations.episodes
+        return [Cast(cell.condition.id, cell.folder, episodes(cell.folder), grid) for cell in shown]
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""

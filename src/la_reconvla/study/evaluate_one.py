@@ -32,6 +32,7 @@ from la_reconvla.sim.suite_changes import KINDS, kind_of_wording
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study import calvin
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
+from la_reconvla.study.films import evaluation_films
 from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, tell_unnamed, usual_workers
@@ -111,7 +112,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     )
     grid = None if subject.config is None else subject.config.backbone.grid
     told = options.instruction
-    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, grid=grid, instruction=told)]
+    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, instruction=told)]
     if options.floors and isinstance(subject.policy, Trained):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, options.demonstrations)
@@ -120,6 +121,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, subject.settings, options.workers or subject.workers, bar.advance)
+    evaluation_films(subject.folder, starts, grid, options.allow_any_mujoco)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)

@@ -1,4 +1,4 @@
-"""Pictures and videos of a study for its report: what arms look at and paint, and films of rollouts.
+"""Pictures of a study for its report: what arms look at and paint.
 
 A timeline is one episode picture by picture. Every arm shows the same episode at the same control steps, so that the
 report can move all of them with one slider.
@@ -6,7 +6,7 @@ report can move all of them with one slider.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from la_reconvla import drawing, layout
-from la_reconvla.analysis.results import Picture, Timeline, Video
+from la_reconvla.analysis.results import Picture, Timeline
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Annotator, annotator
 from la_reconvla.data.samples import Samples, spread_indices
-from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
@@ -119,16 +118,6 @@ def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: S
     name = f"{layout.MAPS}/attention.png"
     write_content(study / name, drawing.attention_grid(images, told, maps, grid, masks))
     yield Picture(name, "attention", f"Attention on held-out frames, seed {seed}")
-
-
-def videos(study: Path, cells: Sequence[Cell], episodes: Callable[[Path], list[EpisodeRecord]]) -> Iterator[Video]:
-    """Films of the rollouts of these cells; `episodes` reads the records of a folder."""
-    for cell in cells:
-        for record in episodes(cell.folder):
-            if record.video is not None:
-                path = (cell.folder / record.video).relative_to(study)
-                arm, told = cell.condition.id, record.start.instruction
-                yield Video(str(path), f"{arm}: {told}", record.success, arm, record.start.id, told)
 
 
 def episode_indices(samples: Samples, count: int = STEPS) -> Int64[np.ndarray, " m"]:
