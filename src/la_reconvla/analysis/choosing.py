@@ -40,10 +40,8 @@ def choose(episodes: Mapping[str, Sequence[EpisodeRecord]], misses: int = MISSES
     rates = {start: sum(r.success for r in found) / len(found) for start, found in by_start.items()}
     divided = sorted((s for s, rate in rates.items() if 0 < rate < 1), key=lambda s: abs(rates[s] - 0.5))
     solved = [s for s, rate in rates.items() if rate == 1]
-    failed = [s for s, rate in rates.items() if rate == 0]
-    near = sorted(
-        (s for s in failed if _tells(by_start[s])), key=lambda s: max(map(_progress, by_start[s])), reverse=True
-    )
+    failed = [s for s, rate in rates.items() if rate == 0 and _tells(by_start[s])]
+    near = sorted(failed, key=lambda s: max(map(_progress, by_start[s])), reverse=True)
     first: dict[int, str] = {}
     for start, found in by_start.items():
         task, index = found[0].start.task, found[0].start.index

@@ -23,6 +23,7 @@ from la_reconvla.report.charts import Run
 from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, RULES_SAID, headline, leading, reason
+from la_reconvla.report.player import COLOURS, playlist
 from la_reconvla.report.summary import markdown
 from la_reconvla.report.tables import (
     FLOORS_SAID,
@@ -120,7 +121,9 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "missing_curves": missing_curves,
         "timelines": sliders(results, shelf),
         "pictures": pictures,
-        "videos": by_start(results.videos, shelf),
+        "playlist": playlist(results, shelf),
+        "colours": COLOURS,
+        "videos": by_start([video for video in results.videos if not video.data], shelf),
         "declaration": declaration(results.study),
         "limits": limits(results),
     }

@@ -20,7 +20,7 @@ from la_reconvla.analysis.build import build
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import BETWEEN_SEEDS, planned, power_table
-from la_reconvla.analysis.results import Arm, Pairing, Results
+from la_reconvla.analysis.results import Arm, Pairing, Results, Video
 from la_reconvla.analysis.sequences import SequenceResults
 from la_reconvla.analysis.trainings import spread_of_trainings
 from la_reconvla.conditions import NO_IMAGE
@@ -266,9 +266,7 @@ class Ablation:
             elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
-            videos=study_films(self.folder, self._casts(shown), self._evaluations.starts())
-            if self.domain.films
-            else (),
+            videos=self._films(shown),
             timelines=list(
                 timelines(
                     self.folder,
@@ -285,10 +283,12 @@ class Ablation:
             found = replace(found, power=self._power(spread_of_trainings(pooled)))
         return found
 
-    def _casts(self, shown: Sequence[Cell]) -> list[Cast]:
-        """The cells as they are filmed."""
+    def _films(self, shown: Sequence[Cell]) -> list[Video]:
+        if not self.domain.films:
+            return []
         grid, episodes = self.config.backbone.grid, self._evaluations.episodes
-        return [Cast(cell.condition.id, cell.folder, episodes(cell.folder), grid) for cell in shown]
+        casts = [Cast(cell.condition.id, cell.folder, episodes(cell.folder), grid) for cell in shown]
+        return study_films(self.folder, casts, self._evaluations.starts())
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""
