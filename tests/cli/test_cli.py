@@ -68,7 +68,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
-    "study report": "out figures csv",
+    "study report": "out figures csv gif rrd",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",

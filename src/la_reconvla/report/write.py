@@ -24,6 +24,7 @@ from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, RULES_SAID, headline, leading, reason
 from la_reconvla.report.player import COLOURS, playlist
+from la_reconvla.report.recount import recounted
 from la_reconvla.report.summary import markdown
 from la_reconvla.report.tables import (
     FLOORS_SAID,
@@ -125,6 +126,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "colours": COLOURS,
         "videos": by_start([video for video in results.videos if not video.data], shelf),
         "declaration": declaration(results.study),
+        "recounted": recounted(results, folder),
         "limits": limits(results),
     }
     return fill("report.html.j2", values)

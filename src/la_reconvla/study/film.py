@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +28,8 @@ from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, run_episode
 from la_reconvla.sim.track import EVERY, Track
 from la_reconvla.study.evaluate import settings_for
 from la_reconvla.study.films import outcome, pictures_of, shown_over
-from la_reconvla.study.options import FilmOptions
-from la_reconvla.study.runs import learned_tasks, open_run
+from la_reconvla.study.options import UNTRAINED, FilmOptions
+from la_reconvla.study.runs import home_suite, learned_tasks, open_run, suite_of_run
 from la_reconvla.study.starts import evaluation_starts
 
 HOLD = 12  # frames for which the last picture of the longest episode stays
@@ -73,6 +73,8 @@ def film(runs: Sequence[str], out: Path, options: FilmOptions) -> list[EpisodeRe
     if not runs:
         raise UserError("name the runs to film, and 'expert' if the scripted expert is to be among them")
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
+    trained = next((run for run in runs if run not in UNTRAINED), "expert")
+    options = replace(options, suite=options.suite or suite_of_run(trained))
     actors = [_actor(run, options) for run in runs]
     start = _start(actors, options)
     strips, records = [], []
@@ -111,7 +113,7 @@ def _actor(run: str, options: FilmOptions) -> Actor:
         policy,
         settings,
         config.backbone.grid,
-        learned_tasks(run, config, options.suite) if options.task is None else (options.task,),
+        learned_tasks(run, config, options.suite or home_suite(config)) if options.task is None else (options.task,),
         frozenset(config.seen),
     )
 
@@ -130,7 +132,7 @@ def _start(actors: Sequence[Actor], options: FilmOptions) -> Start:
     task = options.task if options.task is not None else (learned[0][0] if learned else 0)
     known = frozenset().union(*(actor.trained_on for actor in actors))
     starts = evaluation_starts(
-        options.suite,
+        options.suite or home_suite(None),
         [task],
         options.placement,
         options.episode + 1,
