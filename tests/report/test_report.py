@@ -819,7 +819,7 @@ def test_videos_play_and_keep_their_frames(tmp_path: Path) -> None:
 
 
 def test_a_film_shows_where_the_policy_had_last_looked() -> None:
-    """Grey pictures on a grid of 2 x 2: the patch that got all of the attention is lighter than the others, in order."""
+    """Grey pictures on a grid of 2 x 2: the patch that got all of the attention is the lightest, in order."""
     grey = [np.full((32, 32, 3), 60, np.uint8) for _ in range(4)]
     track = Track(at=[0, 4, 8, 11], looks=[np.eye(4)[i] for i in range(3)], looked=[0, 3, 8])
     shown = [picture.reshape(2, 16, 2, 16, 3).mean((1, 3, 4)).ravel() for picture in shown_over(grey, track, (2, 2))]

@@ -282,7 +282,7 @@ class Picture:
     """A picture of the study; `path` relative to its folder."""
 
     path: str
-    kind: Literal["attention", "reconstruction"]
+    kind: Literal["attention", "reconstruction", "training"]
     caption: str = ""
 
 

@@ -76,7 +76,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
     drawn = {name: shelf.chart(svg) for name, svg in drawings(results, runs).items()}
     pictures = {
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
-        for kind in ("attention", "reconstruction")
+        for kind in ("attention", "reconstruction", "training")
     }
     declared = declared_in(results.study)
     values = {
