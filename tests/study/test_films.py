@@ -13,7 +13,7 @@ from la_reconvla.episodes import Label, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.sim.policies import Scripted
 from la_reconvla.sim.rollout import EnvSettings, run_episode
-from la_reconvla.sim.tasks import official_start
+from la_reconvla.sim.tasks import load_task, official_start
 from la_reconvla.sim.track import Track
 from la_reconvla.study import evaluate as evaluating
 from la_reconvla.study import runs
@@ -23,7 +23,10 @@ from la_reconvla.study.films import SIZE, Cast, evaluation_films, films, picture
 
 @pytest.mark.sim
 def test_pictures_drawn_from_states_are_those_of_the_run():
-    start, settings = official_start("libero_spatial", 0, 0), EnvSettings(image_size=64, quality="fast", max_steps=10)
+    start, settings = (
+        official_start(load_task("libero_spatial", 0), 0),
+        EnvSettings(image_size=64, quality="fast", max_steps=10),
+    )
     seen = []
 
     class Seeing(Track):
@@ -34,20 +37,28 @@ def test_pictures_drawn_from_states_are_those_of_the_run():
     env = settings.build()
     track = Seeing()
     run_episode(env, Scripted().build(), start, track)
-    env.close()
     fresh = settings.build()
     fresh.reset(start)
     drawn = list(pictures_of(fresh, track))
     fresh.close()
     assert track.at == [0, 4, 8, 10]
-    assert np.array_equal(drawn, seen), "to the last pixel"
+    env.set_state(track.states[-1])
+    now = env.observe().image
+    env.close()
+    assert np.array_equal(drawn[0], seen[0]), "at rest, to the last pixel"
+    assert np.array_equal(drawn[-1], now), "and in motion those of the simulator that ran, in that state"
+    for picture, met in zip(drawn, seen, strict=True):  # what the policy saw is one physics step (2 ms) older
+        assert np.abs(picture.astype(int) - met).mean() < 1
     assert not np.array_equal(drawn[0], drawn[-1]), "the arm has moved"
 
 
 @pytest.mark.sim
 @pytest.mark.slow
 def test_an_evaluation_leaves_tracks_and_films_are_drawn_once(tmp_path):
-    start, settings = official_start("libero_spatial", 0, 0), EnvSettings(image_size=64, quality="fast", max_steps=10)
+    start, settings = (
+        official_start(load_task("libero_spatial", 0), 0),
+        EnvSettings(image_size=64, quality="fast", max_steps=10),
+    )
     folder = tmp_path / "expert"
     evaluate([Evaluation(folder, Label("expert", None), Scripted(), films=True)], [start], settings, 1)
     (record,) = read_episodes(folder)

@@ -330,7 +330,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything in `results.json`. `sequences`: where the study's place has a protocol of its own; None elsewhere."""
+    """Everything in `results.json`.
+
+    `sequences`: where the study's place has a protocol of its own; None elsewhere. `unfilmed`: starts with a success
+    that no film shows.
+    """
 
     schema: Literal[2]
     study: Study
@@ -347,6 +351,7 @@ class Results:
     timelines: tuple[Timeline, ...] = ()
     looks: tuple[Look, ...] = ()
     sequences: SequenceResults | None = None
+    unfilmed: int = 0
 
     def hypothesis(self, id: str) -> Hypothesis | None:
         """The hypothesis of this id."""

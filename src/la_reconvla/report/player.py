@@ -66,10 +66,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Playlist:
-    """All scenes that the page has room for, and how many starts it has none for."""
+    """Scenes that the page has room for, how many starts it has none for, and how many successes were not filmed."""
 
     scenes: tuple[Scene, ...]
     left_out: int
+    unfilmed: int
 
 
 def by_scene(videos: Iterable[Video]) -> dict[str, list[Video]]:
@@ -100,7 +101,7 @@ def playlist(results: Results, shelf: Shelf) -> Playlist:
         shelf.left -= sum(len(film.text) for film in films)
         most = max((one.most for one in data), default=0.0)
         scenes.append(Scene(start, videos[0].instruction, videos[0].reason, films, most, far))
-    return Playlist(tuple(scenes), left_out)
+    return Playlist(tuple(scenes), left_out, results.unfilmed)
 
 
 def _film(video: Video, file: Embedded, data: FilmData, names: dict[str, str], far: float) -> Film:

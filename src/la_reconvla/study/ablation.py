@@ -257,6 +257,7 @@ class Ablation:
         references = self.folder / layout.REFERENCES
         inputs = PolicyConfig.load(self.cells[0].folder).inputs
         samples, shown = samples_of(self._divided[1], self.config, inputs), self._shown()
+        videos, unfilmed = self._films(shown)
         found = build(
             gathering.study_description(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
             arms,
@@ -266,7 +267,7 @@ class Ablation:
             elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
-            videos=self._films(shown),
+            videos=videos,
             timelines=list(
                 timelines(
                     self.folder,
@@ -277,15 +278,16 @@ class Ablation:
                 )
             ),
         )
+        found = replace(found, unfilmed=unfilmed)
         if self.domain.recorded is None:
             declared = self._declared
             pooled = {arm.id: seen for arm, seen in arms if arm.id in declared.arms or not declared.pooled}
             found = replace(found, power=self._power(spread_of_trainings(pooled)))
         return found
 
-    def _films(self, shown: Sequence[Cell]) -> list[Video]:
+    def _films(self, shown: Sequence[Cell]) -> tuple[list[Video], int]:
         if not self.domain.films:
-            return []
+            return [], 0
         grid, episodes = self.config.backbone.grid, self._evaluations.episodes
         casts = [Cast(cell.condition.id, cell.folder, episodes(cell.folder), grid) for cell in shown]
         return study_films(self.folder, casts, self._evaluations.starts())

@@ -31,7 +31,7 @@ from la_reconvla.storage import write_json
 from la_reconvla.study.evaluate import file_name
 
 SIZE = 256
-STARTS = 24  # in a study's report
+STARTS = 24  # in a study's report; a film takes about 8 s of one core without a GPU
 OF_EACH = 2  # videos of either outcome that `eval` leaves, beside the first start of each task
 
 
@@ -61,7 +61,10 @@ class Drawn:
 
 
 def pictures_of(env: LiberoEnv, track: Track) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
-    """The pictures of a track; `env` was reset to its start, and is left in the last of its states."""
+    """The pictures of a track; `env` was reset to its start, and is left in the last of its states.
+
+    MuJoCo renders poses of before its last physics step (2 ms) while it runs; here they are those of the state.
+    """
     for state in track.states:
         env.set_state(state)
         yield env.observe().image
@@ -166,14 +169,20 @@ def _is_drawn(video: Path, data: Path, source: str) -> bool:
         return False
 
 
-def study_films(study: Path, casts: Sequence[Cast], starts: Sequence[Start]) -> list[Video]:
-    """Films of the starts that `choose` takes, up to `STARTS` of them; see `films`."""
+def study_films(study: Path, casts: Sequence[Cast], starts: Sequence[Start]) -> tuple[list[Video], int]:
+    """Films of the starts that `choose` takes, up to `STARTS` of them; see `films`.
+
+    Returns:
+        The films, and how many starts with a success are not among them.
+    """
     able = {cast.arm: [r for r in cast.records if r.start.id in cast.tracks] for cast in casts}
     chosen = choose(able)[:STARTS]
+    solved = {record.start.id for cast in casts for record in cast.records if record.success}
+    unfilmed = len(solved - {one.start for one in chosen})
     if not chosen:
-        return []
+        return [], unfilmed
     with progress("Films", len(chosen), "starts") as bar:
-        return films(study, casts, starts, chosen, advance=bar.advance)
+        return films(study, casts, starts, chosen, advance=bar.advance), unfilmed
 
 
 def evaluation_films(folder: Path, starts: Sequence[Start], grid: tuple[int, int] | None, allow: bool) -> list[Path]:
