@@ -83,7 +83,7 @@ def by_scene(videos: Iterable[Video]) -> dict[str, list[Video]]:
 
 
 def playlist(results: Results, shelf: Shelf) -> Playlist:
-    """What the player shows. A start is left out as a whole where the page has no room for one of its films.
+    """What the player shows. A start is left out where one of its films is missing or too large for the page.
 
     Raises:
         UserError: as `Shelf.file`, or what belongs to a film cannot be read.
