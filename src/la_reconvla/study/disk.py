@@ -68,7 +68,7 @@ def disk(config: StudyConfig, weights: float) -> Disk:
         weights        = P w
         state          = 2 · 3 w
         records        = P (FRAME · frames + CELL) + A PAGES
-        tracks         = P min(T E TRACK, TRACKS_BYTES)
+        tracks         = A seeds min(T E TRACK, TRACKS_BYTES)
 
     Args:
         config: the study.
@@ -83,7 +83,9 @@ def disk(config: StudyConfig, weights: float) -> Disk:
         weights=policies * weights,
         state=2 * 3 * weights,
         records=policies * (FRAME * config.frames + CELL) + len(config.conditions) * PAGES,
-        tracks=policies * min(len(config.tasks) * config.episodes * TRACK, TRACKS_BYTES),
+        tracks=len(config.conditions)
+        * len(config.seeds)
+        * min(len(config.tasks) * config.episodes * TRACK, TRACKS_BYTES),
     )
 
 
