@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,13 +36,20 @@ def readable(name: str) -> str:
 # ---------------------------------------------------------------- pictures
 
 
-def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, " n"], grid: tuple[int, int]) -> np.ndarray:
+def overlay(
+    image: UInt8[np.ndarray, "H W 3"],
+    saliency: Float[np.ndarray, " n"],
+    grid: tuple[int, int],
+    most: float | None = None,
+) -> np.ndarray:
     """`image` with `saliency` as heat over it, patch by patch: what the map really is, not smoothed.
 
     Args:
         image: uint8 picture.
         saliency: one score per patch, row by row; only their proportions matter.
         grid: rows and columns of patches.
+        most: what is brightest, as a multiple of a patch's equal share (`shares`), with nothing at 0; by default the
+            picture's largest score is brightest and its smallest darkest.
 
     Returns:
         uint8 [H W 3].
@@ -51,11 +61,20 @@ def overlay(image: UInt8[np.ndarray, "H W 3"], saliency: Float[np.ndarray, " n"]
     if scores.size != grid[0] * grid[1] or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise UserError(f"cannot lay {scores.shape} scores on a {grid} grid over an image {image.shape} {image.dtype}")
     spread = float(np.ptp(scores))
-    relative = (scores - scores.min()) / spread if spread > 0 else np.zeros_like(scores)
+    if most is not None:
+        relative = np.clip(shares(scores) / most, 0, 1)
+    else:
+        relative = (scores - scores.min()) / spread if spread > 0 else np.zeros_like(scores)
     heat = _per_pixel(relative.reshape(grid), image.shape[:2])[..., None]
     colour = colormaps["inferno"](heat[..., 0])[..., :3] * 255
     opacity = 0.2 + 0.5 * heat
     return (image * (1 - opacity) + colour * opacity).round().astype(np.uint8)
+
+
+def shares(scores: Float[np.ndarray, "*b n"]) -> Float[np.ndarray, "*b n"]:
+    """Scores of patches as multiples of the share that each had if all had the same."""
+    total = scores.sum(-1, keepdims=True)
+    return np.divide(scores * scores.shape[-1], total, out=np.ones_like(scores), where=total > 0)
 
 
 def _per_pixel(patches: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -100,11 +119,12 @@ def attention_grid(
     maps: Mapping[str, Float[np.ndarray, "f n"]],
     grid: tuple[int, int],
     masks: Mapping[str, Bool[np.ndarray, "f n"]] | None = None,
+    targets: Bool[np.ndarray, "f R C"] | None = None,
 ) -> bytes:
-    """Attention maps of all conditions on the same frames, as PNG.
+    """Attention maps of all conditions on the same frames, on one scale with its colour bar, as PNG.
 
     Rows are frames under their instruction; columns are the image and then each condition. Patches that the condition
-    masks are outlined.
+    masks are outlined in white, the target in blue.
 
     Args:
         images: the frames.
@@ -112,17 +132,26 @@ def attention_grid(
         maps: saliency of each condition.
         grid: rows and columns of patches.
         masks: patches that a condition reconstructs, where it has any.
+        targets: where the target shows in each frame, at any resolution.
     """
     rows, columns = len(images), 1 + len(maps)
-    figure = Figure(figsize=(1.7 * columns, 1.95 * rows + 0.3), layout="constrained")
-    for i, strip in enumerate(figure.subfigures(rows, 1, squeeze=False)[:, 0]):
+    most = max(float(shares(np.asarray(scores, np.float64)).max()) for scores in maps.values())
+    figure = Figure(figsize=(1.7 * columns, 1.95 * rows + 0.8), layout="constrained")
+    *strips, bar = figure.subfigures(rows + 1, 1, squeeze=False, height_ratios=[*[1.0] * rows, 0.3])[:, 0]
+    for i, strip in enumerate(strips):
         strip.suptitle(instructions[i], fontsize=9, x=0.01, ha="left")
         cells = strip.subplots(1, columns, squeeze=False)[0]
         _show(cells[0], images[i], "image")
         for axes, (name, scores) in zip(cells[1:], maps.items(), strict=True):
-            _show(axes, overlay(images[i], scores[i], grid), name)
+            _show(axes, overlay(images[i], scores[i], grid, most), name)
             if masks and name in masks:
                 axes.add_collection(_outline(masks[name][i].reshape(grid), images[i].shape[:2]))
+        for axes in cells if targets is not None else ():
+            axes.add_collection(_outline(targets[i], images[i].shape[:2], "deepskyblue"))
+    colours = ScalarMappable(Normalize(0, most), "inferno")
+    said = bar.colorbar(colours, cax=bar.subplots(), orientation="horizontal")
+    said.set_label("attention of a patch; 1 is an equal share", fontsize=8)
+    said.ax.tick_params(labelsize=8)
     return _png(figure)
 
 
@@ -152,16 +181,40 @@ def head_grid(
     return _png(figure)
 
 
-def crop_strip(
+def reconstruction_rows(
     images: UInt8[np.ndarray, "f H W 3"],
-    crops: UInt8[np.ndarray, "f H W 3"],
-    predictions: UInt8[np.ndarray, "f H W 3"],
     instructions: Sequence[str],
+    arms: Mapping[str, tuple[UInt8[np.ndarray, "f H W 3"], UInt8[np.ndarray, "f H W 3"]]],
 ) -> bytes:
-    """What the policy saw, the crop that the head had to draw, and what it drew, one frame per row, as PNG."""
-    titles = "original", "crop", "drawn from noise"
-    rows = [list(zip(titles, shown, strict=True)) for shown in zip(images, crops, predictions, strict=True)]
-    return _strip(rows, instructions)
+    """What every arm's head was asked for and what it made, on the same frames, as PNG.
+
+    The first row is the images under their instructions; then each arm has one row, two pictures a frame.
+
+    Args:
+        images: the frames.
+        instructions: of each.
+        arms: for each arm the frames as its head was shown or asked for them, and what it made of them.
+    """
+    figure = Figure(figsize=(2.5 * len(images), 1.35 * (1 + len(arms)) + 0.2), layout="constrained")
+    strips = figure.subfigures(1 + len(arms), 1, squeeze=False)[:, 0]
+    for axes, image, told in zip(
+        strips[0].subplots(1, len(images), squeeze=False)[0], images, instructions, strict=True
+    ):
+        _show(axes, image, "\n".join(textwrap.wrap(told, 34)))
+    for strip, (name, (shown, made)) in zip(strips[1:], arms.items(), strict=True):
+        strip.supylabel(name, fontsize=9)
+        cells = strip.subplots(1, 2 * len(images), squeeze=False)[0]
+        for i, picture in enumerate(zip(shown, made, strict=True)):
+            for axes, one, title in zip(cells[2 * i :], picture, ("shown", "made of it"), strict=False):
+                _show(axes, one, title)
+    return _png(figure)
+
+
+def hidden_out(
+    image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, " n"], grid: tuple[int, int]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """`image`, grey where `mask` hides it."""
+    return np.where(_per_pixel(mask.reshape(grid), image.shape[:2])[..., None], np.uint8(128), image)
 
 
 def reconstruction_strip(
@@ -189,7 +242,7 @@ def reconstruction_strip(
             [
                 ("image", image),
                 *([("attention", overlay(image, saliency[i], grid))] if saliency is not None else []),
-                ("masked", np.where(hidden, np.uint8(128), image)),
+                ("masked", hidden_out(image, mask, grid)),
                 ("reconstructed", np.where(hidden, predicted, image)),
             ]
         )
@@ -211,7 +264,7 @@ def _show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.set_axis_off()
 
 
-def _outline(mask: np.ndarray, shape: tuple[int, ...]) -> LineCollection:
+def _outline(mask: np.ndarray, shape: tuple[int, ...], colour: str = "white") -> LineCollection:
     """Lines around the True patches of `mask` [rows columns], in pixels of an image of `shape`."""
     padded = np.pad(mask, 1).astype(int)
     height, width = shape[0] / mask.shape[0], shape[1] / mask.shape[1]
@@ -219,7 +272,7 @@ def _outline(mask: np.ndarray, shape: tuple[int, ...]) -> LineCollection:
     along = np.argwhere(np.diff(padded, axis=1)[1:-1])
     lines = [[(c * width, r * height), ((c + 1) * width, r * height)] for r, c in across]
     lines += [[(c * width, r * height), (c * width, (r + 1) * height)] for r, c in along]
-    return LineCollection(list(np.array(lines).reshape(-1, 2, 2) - 0.5), colors="white", linewidths=0.9)
+    return LineCollection(list(np.array(lines).reshape(-1, 2, 2) - 0.5), colors=colour, linewidths=0.9)
 
 
 def _png(figure: Figure) -> bytes:

@@ -109,7 +109,8 @@ class EpisodeRecord:
         reached: how far it got.
         moved: the first thing that was moved, None if nothing was; in records of before furniture
             was watched an object.
-        video: its path relative to the file of the record, None if none was kept.
+        video: path of a film, relative to the file of the record; only in records of before `track`.
+        track: path of what draws the episode again (`la_reconvla.sim.track`), None if it was not kept.
         first: what the hand touched and held first, None in records of before it was watched.
     """
 
@@ -121,6 +122,7 @@ class EpisodeRecord:
     reached: Reached = Reached()
     moved: str | None = None
     video: str | None = None
+    track: str | None = None
     first: First | None = None
 
     @property

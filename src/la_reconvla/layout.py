@@ -35,6 +35,8 @@ REFERENCES = "references"
 OFFICIAL = "official"
 ELSEWHERE = "elsewhere"
 VIDEOS = "videos"
+TRACKS = "tracks"  # episodes that can be drawn again
+FILMS = "films"  # drawn of them
 MAPS = "maps"
 
 

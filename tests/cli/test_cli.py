@@ -68,7 +68,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
-    "study report": "out figures csv",
+    "study report": "out figures csv gif rrd",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
     "look": "backbone image instruction out against per-head layers device",
@@ -739,8 +739,11 @@ def test_an_evaluation_leaves_a_record_a_video_and_a_summary(run, finished: Path
     assert record.success is False, "a policy of two steps"
     assert f"{finished}: 0 of 1 episodes succeeded, 0.0 % (95 % interval 0.0 to 79.3)" in said
     assert f"stages: approached {int(record.reached.approached or 0)}, " in said
-    assert record.video is not None
-    assert frames_of(folder / record.video) == -(-record.steps // 8)  # it looks once in a chunk of 8
+    assert record.track is not None
+    assert (folder / record.track).is_file()
+    (video,) = (folder / "videos").iterdir()
+    assert video.name == "libero_spatial_task0_wide_test_0_failure.mp4"
+    assert frames_of(video) == -(-record.steps // 4) + 1, "a picture every four control steps, and the end"
 
     code, _ = run(*options)
     assert code == 0

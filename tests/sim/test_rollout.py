@@ -21,8 +21,9 @@ from la_reconvla.sim import rollout
 from la_reconvla.sim.env import Outcome, Pose
 from la_reconvla.sim.expert_tasks import asked_for
 from la_reconvla.sim.policies import Scripted, Uniform, swapped
-from la_reconvla.sim.rollout import EnvSettings, Film, StageTracker, rollouts, run_episode
+from la_reconvla.sim.rollout import EnvSettings, StageTracker, rollouts, run_episode
 from la_reconvla.sim.tasks import load_task, official_start
+from la_reconvla.sim.track import Track
 from la_reconvla.storage import read_json, write_json
 from la_reconvla.study import evaluate as evaluation
 from la_reconvla.study.starts import evaluation_starts
@@ -79,6 +80,9 @@ class ToyEnv:
 
     def poses(self):
         return {name: Pose(p, np.array([0, 0, 0, 1.0])) for name, p in self.positions.items()}
+
+    def state(self):
+        return np.concatenate([self.positions["gripper"], self.positions["bowl_1"]])
 
     def height(self, name):
         return 0.04
@@ -385,9 +389,8 @@ def test_nothing_is_rendered_for_those_who_do_not_look():
     assert env.rendered == 0
     run_episode(env, Script([], sees=True), start())
     assert env.rendered == 30
-    film = Film()
-    run_episode(env, Script([]), start(), film)
-    assert len(film.frames) == 4, "one in eight control steps"
+    run_episode(env, Script([]), start(), Track())
+    assert env.rendered == 30, "a track takes no pictures"
 
 
 class Chunked(Script):
@@ -397,12 +400,47 @@ class Chunked(Script):
         return np.concatenate([super(Chunked, self).act(observation) for _ in range(30)])
 
 
-def test_a_film_goes_on_while_a_long_chunk_is_executed_and_changes_nothing():
-    film, moves = Film(), fetch(RIGHT, BACK)
-    filmed = run_episode(ToyEnv(), Chunked(moves, sees=True), start(), film)
-    assert len(film.frames) == 3, "at steps 0, 8 and 16 of 17"
+def test_a_track_goes_on_while_a_long_chunk_is_executed_and_changes_nothing():
+    track, moves = Track(), fetch(RIGHT, BACK)
+    tracked = run_episode(ToyEnv(), Chunked(moves, sees=True), start(), track)
+    assert track.at == [0, 4, 8, 12, 16, 17], "every four control steps, and the end"
     plain = run_episode(ToyEnv(), Chunked(moves, sees=True), start())
-    assert replace(filmed, seconds=0.0) == replace(plain, seconds=0.0)
+    assert replace(tracked, seconds=0.0) == replace(plain, seconds=0.0)
+    assert np.array_equal(np.array(track.actions)[:, [0, 1, 2, 6]], [[*move, grip] for move, grip in moves])
+
+
+def test_a_track_says_when_each_stage_was_reached():
+    track = Track()
+    run_episode(ToyEnv(), Script(fetch(RIGHT, BACK)), start(), track)
+    # Five moves to the side and three down bring the hand there; the first lift is the ninth, and it is 10 cm high.
+    assert track.stages == {"approached": 8, "grasped": 9, "lifted": 9, "placed": 17}
+    hands = [state[:3] for state in track.states]
+    assert hands[2] == pytest.approx([0.5, 0, 0], abs=1e-9), "after eight moves it is at the bowl"
+
+
+class Looking(Script):
+    """Looks at another patch each time."""
+
+    quality = "fast"
+
+    def look(self, observation):
+        self.count = getattr(self, "count", -1) + 1
+        return np.eye(4)[self.count % 4]
+
+
+def test_a_track_comes_back_from_its_file(tmp_path):
+    track = Track()
+    run_episode(ToyEnv(), Looking(fetch(RIGHT, BACK), sees=True), start(), track)
+    track.save(tmp_path / "tracks/a.npz")
+    again = Track.load(tmp_path / "tracks/a.npz")
+    assert (again.at, again.looked, again.stages) == (track.at, list(range(17)), track.stages)
+    assert np.array_equal(again.states, track.states), "states to the last bit"
+    assert np.array_equal(again.looks, track.looks)
+    assert again.actions == pytest.approx(np.array(track.actions), abs=1e-6)
+    assert [again.look_at(step) for step in (0, 16, 17)] == [0, 16, 16]
+    (tmp_path / "tracks/a.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"a\.npz"):
+        Track.load(tmp_path / "tracks/a.npz")
 
 
 class DeadPool:

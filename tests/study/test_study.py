@@ -115,20 +115,22 @@ def test_the_smoke_study_shows_what_it_saw(study):
     attention = [p.path for p in results.pictures if p.kind == "attention"]
     painted = [p.path for p in results.pictures if p.kind == "reconstruction"]
     assert attention == ["maps/attention.png"]
-    assert sorted(painted) == ["maps/reconstruction_C2.png", "maps/reconstruction_C4.png"]
-    for path in (*attention, *painted):
+    assert painted == ["maps/reconstruction.png"]
+    lapse = [p.path for p in results.pictures if p.kind == "training"]
+    assert lapse == ["maps/training.png"]
+    for path in (*attention, *painted, *lapse):
         with Image.open(study / path) as picture:
             picture.load()
             assert min(picture.size) > 200
             assert len(picture.convert("RGB").getcolors(10**6)) > 50, f"{path} is blank"
-    assert {v.path.split("/")[0] for v in results.videos} == {"C1", "C2", "C4"}
+    assert {v.condition for v in results.videos} == {"C1", "C2", "C4"}
     for video in results.videos:
         frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(study / video.path))
         assert frames > 1
         assert seconds > 0
     page = (study / "report.html").read_text(encoding="utf-8")
     frames = {path for shown in results.timelines for path in (*shown.attention, *shown.reconstruction, *shown.frames)}
-    assert page.count("data:image/png;base64,") == len(attention) + len(painted) + len(frames)
+    assert page.count("data:image/png;base64,") == len(results.pictures) + len(frames)
     assert page.count("data:video/mp4;base64,") == len(results.videos)
 
 

@@ -284,13 +284,16 @@ class Picture:
     """A picture of the study; `path` relative to its folder."""
 
     path: str
-    kind: Literal["attention", "reconstruction"]
+    kind: Literal["attention", "reconstruction", "training"]
     caption: str = ""
 
 
 @dataclass(frozen=True)
 class Video:
-    """A rollout; `path` relative to the study's folder. Videos of equal `start` show arms on the same initial state."""
+    """A rollout; `path` relative to the study's folder. Videos of equal `start` show arms on the same initial state.
+
+    `data` is the path of what the player draws over it (`la_reconvla.analysis.film_data`), `reason` why this start.
+    """
 
     path: str
     caption: str
@@ -298,6 +301,8 @@ class Video:
     condition: str = ""
     start: str = ""
     instruction: str = ""
+    data: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -327,7 +332,11 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything in `results.json`. `sequences`: where the study's place has a protocol of its own; None elsewhere."""
+    """Everything in `results.json`.
+
+    `sequences`: where the study's place has a protocol of its own; None elsewhere. `unfilmed`: starts with a success
+    that no film shows.
+    """
 
     schema: Literal[2]
     study: Study
@@ -344,6 +353,7 @@ class Results:
     timelines: tuple[Timeline, ...] = ()
     looks: tuple[Look, ...] = ()
     sequences: SequenceResults | None = None
+    unfilmed: int = 0
 
     def hypothesis(self, id: str) -> Hypothesis | None:
         """The hypothesis of this id."""

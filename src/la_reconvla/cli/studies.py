@@ -109,8 +109,10 @@ def report(
     out: IfGiven[Path] = None,
     figures: IfGiven[Path] = None,
     csv: IfGiven[Path] = None,
+    gif: IfGiven[Path] = None,
+    rrd: IfGiven[Path] = None,
 ) -> None:
-    """Redraw report.html from a study's results.json, compare two studies on one page, or write a table of episodes.
+    """Redraw report.html from a study's results.json, compare two studies on one page, or write episodes or films.
 
     Args:
         study: study folder.
@@ -118,13 +120,15 @@ def report(
         out: page of the comparison; comparison.html in the first study's folder by default.
         figures: folder for the study's charts as SVG files, light and dark.
         csv: .csv file for all its episodes, one per row, and nothing else; also of a folder that eval wrote.
+        gif: .gif file for two arms side by side on the report's first start, and nothing else.
+        rrd: .rrd file for all films, attention, actions and stages, for Rerun's viewer, and nothing else.
     """
-    if csv is not None:
-        if any(given is not None for given in (other, out, figures)):
-            raise UserError("--csv writes the episodes of one study and nothing else: leave the other words out")
-        from la_reconvla.report.episode_table import write_episode_table
-
-        print(write_episode_table(study, csv))
+    alone = {name: path for name, path in (("csv", csv), ("gif", gif), ("rrd", rrd)) if path is not None}
+    if alone:
+        (name, path), *more = alone.items()
+        if more or any(given is not None for given in (other, out, figures)):
+            raise UserError(f"--{name} writes one file of one study and nothing else: leave the other words out")
+        print(_written(name, study, path))
         return
     from la_reconvla.report.compare import write_comparison
     from la_reconvla.report.write import write_figures, write_report
@@ -138,6 +142,17 @@ def report(
     else:
         for path in [write_report(study), *(write_figures(study, figures) if figures else [])]:
             print(path)
+
+
+def _written(name: str, study: Path, path: Path) -> Path:
+    """A file of a study in a form of its own."""
+    if name == "csv":
+        from la_reconvla.report.episode_table import write_episode_table
+
+        return write_episode_table(study, path)
+    from la_reconvla.report.film_exports import write_film_gif, write_recording
+
+    return write_film_gif(study, path) if name == "gif" else write_recording(study, path)
 
 
 def film(runs: Positional[tuple[str, ...]], out: Path, options: Flat[FilmOptions]) -> None:

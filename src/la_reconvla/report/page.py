@@ -94,6 +94,9 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         capitalize_first=lambda text: text[:1].upper() + text[1:],
     )
     here = Path(__file__).parent
-    style, script = (Markup((here / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    style, script = (
+        Markup("".join((here / f"{name}.{kind}").read_text(encoding="utf-8") for name in ("page", "player")))
+        for kind in ("css", "js")
+    )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(style=style, script=script, script_hash=digest, **values)

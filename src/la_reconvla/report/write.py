@@ -23,6 +23,8 @@ from la_reconvla.report.charts import Run
 from la_reconvla.report.limits import limits
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, RULES_SAID, headline, leading, reason
+from la_reconvla.report.player import COLOURS, playlist
+from la_reconvla.report.recount import recounted
 from la_reconvla.report.summary import markdown
 from la_reconvla.report.tables import (
     FLOORS_SAID,
@@ -74,7 +76,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
     drawn = {name: shelf.chart(svg) for name, svg in drawings(results, runs).items()}
     pictures = {
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
-        for kind in ("attention", "reconstruction")
+        for kind in ("attention", "reconstruction", "training")
     }
     declared = declared_in(results.study)
     values = {
@@ -120,8 +122,11 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "missing_curves": missing_curves,
         "timelines": sliders(results, shelf),
         "pictures": pictures,
-        "videos": by_start(results.videos, shelf),
+        "playlist": playlist(results, shelf),
+        "colours": COLOURS,
+        "videos": by_start([video for video in results.videos if not video.data], shelf),
         "declaration": declaration(results.study),
+        "recounted": recounted(results, folder),
         "limits": limits(results),
     }
     return fill("report.html.j2", values)

@@ -30,11 +30,11 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from la_reconvla.contracts import Observation
@@ -48,13 +48,13 @@ from la_reconvla.sim.expert_tasks import asked_for
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.policies import Specification
 from la_reconvla.sim.task import Predicate, Task
+from la_reconvla.sim.track import EVERY, Track
 
 NEAR, HELD, RAISED, LIFTED, OVER, LOW, MOVED = 0.08, 0.12, 0.01, 0.05, 0.06, 0.05, 0.03  # metres
 STAGES = ("approached", "grasped", "lifted", "placed")
 DEEP = 0.055  # a thing that is higher above its origin than a bowl is taken at this depth below its top (m)
 CONTROL_RATE = 20  # control steps per second
 UNNAMED = Label(None, None)
-FILM_EVERY = 8  # control steps between frames of a film, also while a longer chunk is executed
 
 
 class TaskEnv(Env, Protocol):
@@ -121,35 +121,14 @@ class Job:
         policy: what acts.
         start: where it begins.
         settings: what it sees.
-        film: keep frames and saliency.
+        track: keep what draws the episode again.
     """
 
     label: Label
     policy: Specification
     start: Start
     settings: EnvSettings
-    film: bool = False
-
-
-@dataclass(eq=False)
-class Film:
-    """What is kept of an episode.
-
-    Attributes:
-        frames: what the policy's camera saw.
-        saliency: where the policy had last looked (empty for policies without attention).
-        every: control steps between two of these.
-    """
-
-    frames: list[UInt8[np.ndarray, "H W 3"]] = field(default_factory=list)
-    saliency: list[Float[np.ndarray, " n"]] = field(default_factory=list)
-    every: int = FILM_EVERY
-
-    def keep(self, env: TaskEnv, look: Float[np.ndarray, " n"] | None) -> None:
-        """The present moment."""
-        self.frames.append(env.observe().image)
-        if look is not None:
-            self.saliency.append(look)
+    track: bool = False
 
 
 class StageTracker:
@@ -233,6 +212,11 @@ class StageTracker:
             return Reached()
         return Reached(**self.stage, smallest_distance=round(float(self.smallest_distance), 5))
 
+    def distance(self, name: str) -> float | None:
+        """From the hand to a thing now (m); None for furniture that has no body."""
+        poses = self._env.poses()
+        return self._distance(poses["gripper"].position, poses, name) if name in poses else None
+
     def first(self) -> First:
         """What the hand touched and held first."""
         return First(self._asked, self._touched, self._held)
@@ -256,7 +240,7 @@ class StageTracker:
 
 
 def run_episode(
-    env: TaskEnv, policy: RolloutPolicy, start: Start, film: Film | None = None, label: Label = UNNAMED
+    env: TaskEnv, policy: RolloutPolicy, start: Start, track: Track | None = None, label: Label = UNNAMED
 ) -> EpisodeRecord:
     """One episode from reset to success or the step limit.
 
@@ -264,7 +248,7 @@ def run_episode(
         env: where it happens.
         policy: what acts.
         start: where it begins.
-        film: receives frames and saliency.
+        track: receives states, actions, stages and saliency.
         label: which policy it is, for the record.
     """
     begun = time.perf_counter()
@@ -274,17 +258,21 @@ def run_episode(
     steps, done, success = 0, False, False
     while not done:
         observation = env.observe() if policy.sees else None
-        look = None
-        if film is not None and observation is not None and isinstance(policy, LookingPolicy):
-            look = policy.look(observation)
+        if track is not None and observation is not None and isinstance(policy, LookingPolicy):
+            track.look(policy.look(observation), steps)
         for action in np.asarray(policy.act(observation)):
-            if film is not None and steps % film.every == 0:
-                film.keep(env, look)
+            if track is not None and steps % EVERY == 0:
+                track.keep(env, steps)
             outcome = env.step(action[None])
             stages.look()
             steps, done, success = steps + outcome.steps, outcome.done, outcome.success
+            if track is not None:
+                track.actions.append(action)
+                track.mark(stages.stage, steps)
             if done:
                 break
+    if track is not None:
+        track.keep(env, steps)  # how it ended
     return EpisodeRecord(
         label=label,
         start=StartName.of(start),
@@ -302,7 +290,7 @@ _env: tuple[EnvSettings, TaskEnv] | None = None
 _policy: tuple[Specification, RolloutPolicy] | None = None
 
 
-def _work(job: Job) -> tuple[EpisodeRecord, Film | None]:
+def _work(job: Job) -> tuple[EpisodeRecord, Track | None]:
     global _env, _policy
     if _env is None or _env[0] != job.settings:
         if _env is not None:
@@ -316,13 +304,13 @@ def _work(job: Job) -> tuple[EpisodeRecord, Film | None]:
             f"{job.policy} was trained on '{policy.quality}' frames, not on '{job.settings.quality}' ones: "
             "evaluate with the render quality of its training data"
         )
-    film = Film() if job.film else None
-    return run_episode(_env[1], policy, job.start, film, job.label), film
+    track = Track() if job.track else None
+    return run_episode(_env[1], policy, job.start, track, job.label), track
 
 
 def rollouts(
     jobs: Sequence[Job], workers: int, ahead: int | None = None
-) -> Generator[tuple[Job, EpisodeRecord, Film | None]]:
+) -> Generator[tuple[Job, EpisodeRecord, Track | None]]:
     """Run `jobs` in `workers` spawned processes; yields each as it ends, in no fixed order; closed, it ends them.
 
     Args:
@@ -352,12 +340,12 @@ def _full(running: dict[Future, tuple[int, Job]], number: int, most: int, ahead:
     return len(running) >= most or (ahead is not None and number - oldest >= ahead)
 
 
-def _collect(running: dict[Future, tuple[int, Job]]) -> Iterator[tuple[Job, EpisodeRecord, Film | None]]:
+def _collect(running: dict[Future, tuple[int, Job]]) -> Iterator[tuple[Job, EpisodeRecord, Track | None]]:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         _, job = running.pop(future)
         if isinstance(error := future.exception(), UserError | BrokenProcessPool):
             raise error
         if error is not None:
             raise UserError(f"the episode {job.start.id} of {job.label} failed in its worker: {error!r}") from error
-        record, film = future.result()
-        yield job, record, film
+        record, track = future.result()
+        yield job, record, track

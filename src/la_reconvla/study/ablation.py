@@ -20,7 +20,7 @@ from la_reconvla.analysis.build import build
 from la_reconvla.analysis.declaration import Declaration
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import BETWEEN_SEEDS, planned, power_table
-from la_reconvla.analysis.results import Arm, Pairing, Results
+from la_reconvla.analysis.results import Arm, Pairing, Results, Video
 from la_reconvla.analysis.sequences import SequenceResults
 from la_reconvla.analysis.trainings import spread_of_trainings
 from la_reconvla.conditions import NO_IMAGE
@@ -37,10 +37,11 @@ from la_reconvla.study.cells import Cell, cells, official_starts, offline, sampl
 from la_reconvla.study.domains import ON_RECORDED, Domain, Recorded, domain
 from la_reconvla.study.evaluate import evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
+from la_reconvla.study.films import Cast, study_films
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
-from la_reconvla.study.pictures import pictures, timelines, videos
+from la_reconvla.study.pictures import pictures, timelines
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.provenance import Energy, commit, hardware, versions
 from la_reconvla.study.requirements import (
@@ -256,6 +257,7 @@ class Ablation:
         references = self.folder / layout.REFERENCES
         inputs = PolicyConfig.load(self.cells[0].folder).inputs
         samples, shown = samples_of(self._divided[1], self.config, inputs), self._shown()
+        videos, unfilmed = self._films(shown)
         found = build(
             gathering.study_description(self._evaluations, self._divided, self.tasks, self.arms, self._paired()),
             arms,
@@ -265,7 +267,7 @@ class Ablation:
             elsewhere=gathering.other_starts(self._evaluations),
             leakage=gathering.shared(self._evaluations, self._divided),
             pictures=list(pictures(self.folder, self.config, shown, samples)),
-            videos=list(videos(self.folder, shown, self._evaluations.episodes)),
+            videos=videos,
             timelines=list(
                 timelines(
                     self.folder,
@@ -276,11 +278,19 @@ class Ablation:
                 )
             ),
         )
+        found = replace(found, unfilmed=unfilmed)
         if self.domain.recorded is None:
             declared = self._declared
             pooled = {arm.id: seen for arm, seen in arms if arm.id in declared.arms or not declared.pooled}
             found = replace(found, power=self._power(spread_of_trainings(pooled)))
         return found
+
+    def _films(self, shown: Sequence[Cell]) -> tuple[list[Video], int]:
+        if not self.domain.films:
+            return [], 0
+        grid, episodes = self.config.backbone.grid, self._evaluations.episodes
+        casts = [Cast(cell.condition.id, cell.folder, episodes(cell.folder), grid) for cell in shown]
+        return study_films(self.folder, casts, self._evaluations.starts())
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed."""

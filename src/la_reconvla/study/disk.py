@@ -12,6 +12,7 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.trained_weights import Freeze, Lora
 from la_reconvla.storage import read_json
 from la_reconvla.study.cells import cells
+from la_reconvla.study.evaluate import TRACKS_BYTES
 from la_reconvla.study.plan import Plan
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.shareable import size_text
@@ -24,6 +25,7 @@ PIXEL = 1.5  # bytes of a pixel of a colour picture after compression, of 3; 1.3
 MAP_PIXEL = 0.05  # the same of an instance map
 FRAME = 10_200  # bytes that a held-out frame leaves in held_out.json
 CELL = 100_000  # videos, curves and looks of a policy
+TRACK = 32_000  # of an episode that can be drawn again, 220 control steps of LIBERO-Spatial
 PAGES = 1_200_000  # an arm's share of the report, its pictures, results.json
 PUBLISHED = {"google/paligemma-3b-pt-224": 4, "google/paligemma2-3b-pt-224": 2}
 """Bytes of a number in the files on the hub, where config.json is not asked: float32 and bfloat16. Of others it is."""
@@ -38,7 +40,8 @@ class Disk:
         pictures: of the training samples at the policy's size; in memory where they fit, else on the disk.
         weights: of all policies.
         state: what one policy keeps while it trains: weights and two moments, the next beside the last.
-        records: of held-out frames and episodes, videos, the report.
+        records: of held-out frames and episodes, the report.
+        tracks: of episodes, to draw them again.
     """
 
     demonstrations: float
@@ -46,23 +49,26 @@ class Disk:
     weights: float
     state: float
     records: float
+    tracks: float
 
     @property
     def finished(self) -> float:
         """What stays in its folder."""
-        return self.demonstrations + self.weights + self.records
+        return self.demonstrations + self.weights + self.records + self.tracks
 
 
 def disk(config: StudyConfig, weights: float) -> Disk:
     """What a study takes.
 
-    With T tasks of D demonstrations, s the frame stride, S the side of a picture, k cameras, A arms and P policies::
+    With T tasks of D demonstrations and E episodes, s the frame stride, S a picture's side, k cameras, A arms and P
+    policies::
 
         demonstrations = T D (EPISODE + STEPS (STEP + S² (k PIXEL + MAP_PIXEL) / s))
         pictures       = T D STEPS / s (1 - held out) 3 k S²
         weights        = P w
         state          = 2 · 3 w
         records        = P (FRAME · frames + CELL) + A PAGES
+        tracks         = A seeds min(T E TRACK, TRACKS_BYTES)
 
     Args:
         config: the study.
@@ -77,6 +83,9 @@ def disk(config: StudyConfig, weights: float) -> Disk:
         weights=policies * weights,
         state=2 * 3 * weights,
         records=policies * (FRAME * config.frames + CELL) + len(config.conditions) * PAGES,
+        tracks=len(config.conditions)
+        * len(config.seeds)
+        * min(len(config.tasks) * config.episodes * TRACK, TRACKS_BYTES),
     )
 
 
@@ -104,7 +113,8 @@ def space(planned: Plan, name: str = "paper") -> str:
     needs, one = disk(config, 4.0 * planned.trainable), len(cells(config, Path()))
     sizes = {part: size_text(value) for part, value in vars(needs).items()}
     fetched = download(backbone)
-    kept = f"{sizes['weights']} of weights ({one} policies), {sizes['records']} of records and pictures"
+    kept = f"{sizes['weights']} of weights ({one} policies), {sizes['records']} of records and pictures, "
+    kept += f"{sizes['tracks']} of episodes that can be drawn again"
     fetch = f"about {size_text(fetched)} once, the weights of {backbone.source}, to the hub's cache (HF_HOME)"
     return (
         f"its disk: about {sizes['demonstrations']} of demonstrations (twice that while they are collected), {kept}; "

@@ -1,6 +1,7 @@
 """Closed-loop evaluation: many policies on the same starts, one pool of workers, one line per episode on disk.
 
-An interrupted run resumes: episodes in ``episodes.jsonl`` are not run again.
+An interrupted run resumes: episodes in ``episodes.jsonl`` are not run again. Films are drawn afterwards
+(`la_reconvla.study.films`) from what episodes leave in ``tracks/``.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any
 from la_reconvla import kinds, layout
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.data.starts import Start
-from la_reconvla.drawing import overlay, write_video
-from la_reconvla.episodes import EpisodeRecord, Label, append_episodes, read_episodes
+from la_reconvla.episodes import EpisodeRecord, Label, StartName, append_episodes, read_episodes
 from la_reconvla.robot import Quality
 from la_reconvla.sim.machine import installed_version
 from la_reconvla.sim.policies import Specification
-from la_reconvla.sim.rollout import CONTROL_RATE, FILM_EVERY, EnvSettings, Film, Job, rollouts
+from la_reconvla.sim.rollout import EnvSettings, Job, rollouts
+from la_reconvla.sim.track import SUFFIX, Track
 from la_reconvla.sim.wide_scenes import SCHEME
 from la_reconvla.storage import claim
 
-FILMS = 2  # videos of either outcome, beside the first start of each task
+TRACKS_BYTES = 100_000_000  # of the tracks of one policy; 2,000 episodes of LIBERO-Spatial
 TURN = 4  # starts that a policy does before the next has its turn, so that its weights are loaded once for all of them
 
 
@@ -37,8 +38,7 @@ class Evaluation:
         label: which policy it is, for its records.
         policy: what acts.
         episodes: use only this many starts, the first; None for all.
-        films: keep videos of the first start of each task, and of up to two successes and two failures.
-        grid: patch grid of the saliency, drawn over the videos.
+        films: keep what draws each episode again, up to `TRACKS_BYTES`.
         only: which starts it can do; the others are left out for it.
         instruction: what all starts say in place of their tasks' own words; None for those.
     """
@@ -48,7 +48,6 @@ class Evaluation:
     policy: Specification
     episodes: int | None = None
     films: bool = False
-    grid: tuple[int, int] | None = None
     only: Callable[[Start], bool] = lambda start: True
     instruction: str | None = None
 
@@ -95,14 +94,13 @@ def evaluate(
     ready = _jobs(evaluations, starts, settings, ordered=enough is not None)
     if enough is not None and enough():
         return
-    first = {start.task: start.id for start in reversed(starts)}
     ahead = None if enough is None else workers + TURN  # one slow episode must not let the others run on
     of_job = {job: evaluation for evaluation, job in ready}
     with closing(rollouts([job for _, job in ready], workers, ahead)) as finished:
-        for job, record, film in finished:
+        for job, record, track in finished:
             evaluation = of_job[job]
-            if film is not None:
-                record = _filmed(record, film, evaluation, first=job.start.id == first[job.start.task])
+            if track is not None:
+                record = _kept(record, track, evaluation.folder)
             append_episodes(evaluation.folder, [record])
             advance(1, f"{record.label.condition or record.label.floor}: {_outcome(record)}")
             if enough is not None and enough():
@@ -130,14 +128,19 @@ def _outcome(record: EpisodeRecord) -> str:
     return "success" if record.success else "failure"
 
 
-def _filmed(record: EpisodeRecord, film: Film, evaluation: Evaluation, first: bool) -> EpisodeRecord:
-    """The record with its video: of the first start of a task, and while there are few of this outcome."""
-    outcome, videos = _outcome(record), evaluation.folder / layout.VIDEOS
-    if not first and len(list(videos.glob(f"*_{outcome}.mp4"))) >= FILMS:
+def _kept(record: EpisodeRecord, track: Track, folder: Path) -> EpisodeRecord:
+    """The record with its track, on the disk; without where `TRACKS_BYTES` are taken."""
+    tracks = folder / layout.TRACKS
+    if sum(path.stat().st_size for path in tracks.glob(f"*{SUFFIX}")) > TRACKS_BYTES:
         return record
-    name = f"{layout.VIDEOS}/task{record.start.task}_{record.start.index}_{outcome}.mp4"
-    save_film(evaluation.folder / name, film, evaluation.grid)
-    return replace(record, video=name)
+    name = f"{layout.TRACKS}/{file_name(record.start)}{SUFFIX}"
+    track.save(folder / name)
+    return replace(record, track=name)
+
+
+def file_name(start: StartName) -> str:
+    """A start's name among the files of one policy."""
+    return "_".join([start.suite, f"task{start.task}", start.placement, start.split, str(start.index)])
 
 
 def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:
@@ -168,11 +171,3 @@ def _missing(evaluation: Evaluation, starts: Sequence[Start]) -> list[Start]:
 def pending(evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> int:
     """How many episodes `evaluate` would run."""
     return sum(len(_missing(evaluation, starts)) for evaluation in evaluations)
-
-
-def save_film(path: Path, film: Film, grid: tuple[int, int] | None) -> None:
-    """Write a video, at twice real time; where the policy looked is drawn over the frames if it looked anywhere."""
-    frames = film.frames
-    if film.saliency and grid is not None:
-        frames = [overlay(frame, look, grid) for frame, look in zip(frames, film.saliency, strict=True)]
-    write_video(path, frames, fps=2 * CONTROL_RATE // FILM_EVERY)

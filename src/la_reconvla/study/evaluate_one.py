@@ -32,9 +32,10 @@ from la_reconvla.sim.suite_changes import KINDS, kind_of_wording
 from la_reconvla.storage import locked, require_free_space
 from la_reconvla.study import calvin
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending, settings_for
+from la_reconvla.study.films import evaluation_films
 from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
-from la_reconvla.study.runs import SPACE, learned_tasks, open_run, tell_unnamed, usual_workers
+from la_reconvla.study.runs import SPACE, learned_tasks, open_run, suite_of_run, tell_unnamed, usual_workers
 from la_reconvla.study.starts import evaluation_starts, met, was_trained_on, wording, wrong_words
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig
@@ -74,7 +75,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         raise UserError(f"max_steps must be at least 1, not {options.max_steps}")
     if options.suite == calvin.SUITE:
         return calvin.evaluate_one(run, options)
-    suite, placement, view = options.suite, options.placement, options.view
+    placement, view = options.placement, options.view
     if options.dataset is not None:
         raise UserError("--dataset is for --suite calvin: leave it out")
     if options.episodes < 1:
@@ -90,6 +91,8 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     _require_listener(run, options)
     if options.floors and (run in UNTRAINED or view != "true"):
         raise UserError("--floors is for a trained policy under its true view: it adds the other views itself")
+    suite = options.suite or suite_of_run(run)
+    options = replace(options, suite=suite)
     subject = _subject(run, options)
     tasks = _tasks(run, subject, suite, options.tasks)
     if subject.trained is not None and subject.config is not None:
@@ -111,7 +114,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     )
     grid = None if subject.config is None else subject.config.backbone.grid
     told = options.instruction
-    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, grid=grid, instruction=told)]
+    evaluations = [Evaluation(subject.folder, subject.label, subject.policy, films=True, instruction=told)]
     if options.floors and isinstance(subject.policy, Trained):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += floors_of(subject.policy, subject.folder, subject.label, swaps, starts, options.demonstrations)
@@ -120,6 +123,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
         evaluate(evaluations, starts, subject.settings, options.workers or subject.workers, bar.advance)
+    evaluation_films(subject.folder, starts, grid, options.allow_any_mujoco)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)

@@ -86,7 +86,7 @@ class Evaluations:
             label, blind = Label(cell.condition.id, cell.seed), cell.condition is NO_IMAGE
             policy = Trained(cell.folder, device=self.device)
             films = self.domain.films and not blind
-            result.append(Evaluation(cell.folder, label, policy, few if blind else many, films, c.backbone.grid))
+            result.append(Evaluation(cell.folder, label, policy, few if blind else many, films))
             if cell.condition.id == c.floor_arm:
                 for view in VIEWS:
                     policy = Trained(cell.folder, view, self.swaps, device=self.device)

@@ -8,29 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from la_reconvla import layout
 from la_reconvla.conditions import condition
 from la_reconvla.data.starts import Start
-from la_reconvla.drawing import captioned, overlay, write_gif
+from la_reconvla.drawing import captioned, write_gif
 from la_reconvla.episodes import EpisodeRecord, Label
 from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.machine import require_simulator
 from la_reconvla.sim.policies import Scripted, Specification
-from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, Film, TaskEnv, run_episode
+from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, run_episode
+from la_reconvla.sim.track import EVERY, Track
 from la_reconvla.study.evaluate import settings_for
-from la_reconvla.study.options import FilmOptions
-from la_reconvla.study.runs import learned_tasks, open_run
+from la_reconvla.study.films import outcome, pictures_of, shown_over
+from la_reconvla.study.options import UNTRAINED, FilmOptions
+from la_reconvla.study.runs import home_suite, learned_tasks, open_run, suite_of_run
 from la_reconvla.study.starts import evaluation_starts
 
-EVERY = 4  # control steps between pictures
 HOLD = 12  # frames for which the last picture of the longest episode stays
 SPEED = 2  # times real time
 
@@ -56,21 +57,6 @@ class Actor:
     trained_on: frozenset[str] = frozenset()
 
 
-@dataclass(eq=False)
-class States(Film):
-    """A film that keeps the simulation's states, float64 [s] each, in the place of frames."""
-
-    states: list[Float[np.ndarray, " s"]] = field(default_factory=list)
-
-    def keep(self, env: TaskEnv, look: Float[np.ndarray, " n"] | None) -> None:
-        """The present moment."""
-        if not isinstance(env, LiberoEnv):
-            raise TypeError(f"{type(env).__name__} has no state to draw again")
-        self.states.append(env.state())
-        if look is not None:
-            self.saliency.append(look)
-
-
 def film(runs: Sequence[str], out: Path, options: FilmOptions) -> list[EpisodeRecord]:
     """Roll `runs` out on one start and write their films side by side as a GIF; the records of their episodes.
 
@@ -87,17 +73,18 @@ def film(runs: Sequence[str], out: Path, options: FilmOptions) -> list[EpisodeRe
     if not runs:
         raise UserError("name the runs to film, and 'expert' if the scripted expert is to be among them")
     require_simulator(allow_any_mujoco=options.allow_any_mujoco)
+    trained = next((run for run in runs if run not in UNTRAINED), "expert")
+    options = replace(options, suite=options.suite or suite_of_run(trained))
     actors = [_actor(run, options) for run in runs]
     start = _start(actors, options)
     strips, records = [], []
     with progress("Filming", total=len(actors), unit="episodes") as bar:
         for actor in actors:
-            seen = States(every=EVERY)
+            track = Track()
             with closing(actor.settings.build()) as env:
-                records.append(run_episode(env, actor.policy.build(), start, seen, Label(actor.name, None)))
-                seen.keep(env, seen.saliency[-1] if seen.saliency else None)  # how it ended
-            strips.append(_drawn(actor, start, seen, records[-1], options))
-            bar.advance(1, f"{actor.name}: {'success' if records[-1].success else 'failure'}")
+                records.append(run_episode(env, actor.policy.build(), start, track, Label(actor.name, None)))
+            strips.append(_drawn(actor, start, track, records[-1], options))
+            bar.advance(1, f"{actor.name}: {outcome(records[-1])}")
     told = f'"{start.instruction}"'
     write_gif(out, [captioned(row, told) for row in side_by_side(strips)], fps=SPEED * CONTROL_RATE / EVERY)
     return records
@@ -126,7 +113,7 @@ def _actor(run: str, options: FilmOptions) -> Actor:
         policy,
         settings,
         config.backbone.grid,
-        learned_tasks(run, config, options.suite) if options.task is None else (options.task,),
+        learned_tasks(run, config, options.suite or home_suite(config)) if options.task is None else (options.task,),
         frozenset(config.seen),
     )
 
@@ -145,7 +132,7 @@ def _start(actors: Sequence[Actor], options: FilmOptions) -> Start:
     task = options.task if options.task is not None else (learned[0][0] if learned else 0)
     known = frozenset().union(*(actor.trained_on for actor in actors))
     starts = evaluation_starts(
-        options.suite,
+        options.suite or home_suite(None),
         [task],
         options.placement,
         options.episode + 1,
@@ -157,18 +144,11 @@ def _start(actors: Sequence[Actor], options: FilmOptions) -> Start:
 
 
 def _drawn(
-    actor: Actor, start: Start, seen: States, record: EpisodeRecord, options: FilmOptions
+    actor: Actor, start: Start, track: Track, record: EpisodeRecord, options: FilmOptions
 ) -> list[UInt8[np.ndarray, "H W 3"]]:
     """The pictures of an episode, drawn again from its states; the last one says how it ended."""
     with LiberoEnv(image_size=options.size, allow_any_mujoco=options.allow_any_mujoco) as env:
         env.reset(start)
-        pictures = []
-        ending = "success" if record.success else "failure"
-        for i, state in enumerate(seen.states):
-            env.set_state(state)
-            picture = env.observe().image
-            if seen.saliency and actor.grid is not None:
-                picture = overlay(picture, seen.saliency[i], actor.grid)
-            last = i == len(seen.states) - 1
-            pictures.append(captioned(picture, f"{actor.name}: {ending}" if last else actor.name))
-    return pictures
+        pictures = shown_over(list(pictures_of(env, track)), track, actor.grid)
+    *others, last = pictures
+    return [*(captioned(each, actor.name) for each in others), captioned(last, f"{actor.name}: {outcome(record)}")]

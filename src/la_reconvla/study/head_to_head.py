@@ -29,7 +29,7 @@ from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.storage import claim, locked, require_free_space, write_json
 from la_reconvla.study.evaluate import Evaluation, evaluate, pending
 from la_reconvla.study.options import CompareOptions
-from la_reconvla.study.runs import SPACE, learned_tasks, open_run, usual_workers
+from la_reconvla.study.runs import SPACE, home_suite, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig
@@ -127,7 +127,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
         UserError: before any rollout, if the package of the test is missing or has no table for so many pairs, if the
             runs cannot be compared, or if too few starts are left that neither was trained on.
     """
-    out, episodes, suite, placement = options.out, options.episodes, options.suite, options.placement
+    out, episodes, placement = options.out, options.episodes, options.placement
     if episodes < 1:
         raise UserError(f"episodes must be at least 1, not {episodes}")
     require_package()
@@ -135,6 +135,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
     if first.run == second.run:
         raise UserError(f"{runs[0]} and {runs[1]} are the same run: name two different ones")
     configs = dict(zip(runs, (a, b), strict=True))
+    suite = options.suite or home_suite(a)
     settings = shared_settings(configs, options.allow_any_mujoco)
     tasks = tuple(options.tasks or shared_tasks(configs, suite))
     step_test(episodes * len(tasks))

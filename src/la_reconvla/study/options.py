@@ -137,14 +137,14 @@ class StartOptions:
     """On which starts policies are rolled out.
 
     Attributes:
-        suite: LIBERO suite; with _paraphrase, _counterfactual or _plus behind the name other words or another request;
-            of eval also calvin, with --dataset.
+        suite: LIBERO suite; by default that of the (first) run's training. With _paraphrase, _counterfactual or _plus
+            behind the name other words or another request; of eval also calvin, with --dataset.
         tasks: indices of its tasks. By default those of the training, on changed variants of its suite too; all
             tasks of another suite; 0 to 2 for expert and random.
         placement: initial states; changed suites and libero_10 have official ones only.
     """
 
-    suite: str = "libero_spatial"
+    suite: IfGiven[str] = None
     tasks: IfGiven[tuple[int, ...]] = None
     placement: PlacementKind = "wide"
 
@@ -232,7 +232,7 @@ class FilmOptions:
     """What is filmed.
 
     Attributes:
-        suite: LIBERO suite.
+        suite: LIBERO suite; by default the one that the first run was trained on.
         task: index of a task; by default the first one that the first run was trained on.
         placement: kind of start.
         episode: number of the start among the task's test starts, as in evaluations.
@@ -240,7 +240,7 @@ class FilmOptions:
         allow_any_mujoco: film on a MuJoCo with which scores are not comparable.
     """
 
-    suite: str = "libero_spatial"
+    suite: IfGiven[str] = None
     task: IfGiven[int] = None
     placement: PlacementKind = "wide"
     episode: int = 0

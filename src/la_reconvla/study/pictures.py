@@ -1,4 +1,4 @@
-"""Pictures and videos of a study for its report: what arms look at and paint, and films of rollouts.
+"""Pictures of a study for its report: what arms look at and paint.
 
 A timeline is one episode picture by picture. Every arm shows the same episode at the same control steps, so that the
 report can move all of them with one slider.
@@ -6,7 +6,7 @@ report can move all of them with one slider.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from la_reconvla import drawing, layout
-from la_reconvla.analysis.results import Picture, Timeline, Video
+from la_reconvla.analysis.results import Picture, Timeline
 from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch
 from la_reconvla.data.boxes import Annotator, annotator
 from la_reconvla.data.samples import Samples, spread_indices
-from la_reconvla.episodes import EpisodeRecord
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.saliency import MEAN
@@ -28,11 +27,13 @@ from la_reconvla.method.variants.targets import unpatchify
 from la_reconvla.randomness import generator
 from la_reconvla.storage import write_content
 from la_reconvla.study.cells import Cell
-from la_reconvla.study.parts import phases
+from la_reconvla.study.parts import boxes_beside, part_masks, phases
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.checkpoint import load_policy
+from la_reconvla.training.held_out import LOOKS, WATCHED
 
 FRAMES = 4  # in the attention grid
+LAPSE = 6  # steps of the training that are shown
 STEPS = 16  # pictures of a timeline
 SIDE = 160  # largest side of its pictures, in pixels
 FOLDER = f"{layout.MAPS}/timeline"
@@ -92,11 +93,12 @@ def _pixels(images: torch.Tensor) -> UInt8[np.ndarray, "b H W 3"]:
 
 
 def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: Samples) -> Iterator[Picture]:
-    """What each arm's mask follows, on the same held-out frames, and its reconstructions there."""
+    """What each arm's mask follows on the same held-out frames, its reconstructions there, and its map in training."""
     chosen = spread_indices(len(samples), FRAMES + 2)[1:-1]
     batch = samples.batch(chosen)
     images, told = _pixels(batch.images), batch.instructions
     seed, maps, masks = config.seeds[0], {}, {}
+    made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     grid = (0, 0)
     for cell in cells:
         arm, (policy, _) = cell.condition, load_policy(cell.folder)
@@ -106,29 +108,58 @@ def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: S
         if found.wanted is None or found.painted is None:
             continue
         if found.mask is None:
-            strip = drawing.crop_strip(images, found.wanted, found.painted, told)
-        else:
-            followed = found.saliency if arm.saliency is not None else None
-            strip = drawing.reconstruction_strip(images, found.mask, found.painted, grid, told, followed)
-            if followed is not None:
-                masks[arm.id] = found.mask
-        name = f"{layout.MAPS}/reconstruction_{arm.id}.png"
-        write_content(study / name, strip)
-        caption = f"{arm.id}, {arm.name}: image, what the decoder was shown, prediction"
-        yield Picture(name, "reconstruction", caption)
-    name = f"{layout.MAPS}/attention.png"
-    write_content(study / name, drawing.attention_grid(images, told, maps, grid, masks))
+            made[arm.id] = found.wanted, found.painted
+            continue
+        hidden = np.stack([drawing.hidden_out(*pair, grid) for pair in zip(images, found.mask, strict=True)])
+        painted = zip(images, found.mask, found.painted, strict=True)
+        made[arm.id] = hidden, np.stack([drawing.painted_in(*each, grid) for each in painted])
+        if arm.saliency is not None:
+            masks[arm.id] = found.mask
+    if made:
+        name = f"{layout.MAPS}/reconstruction.png"
+        write_content(study / name, drawing.reconstruction_rows(images, told, made))
+        yield Picture(name, "reconstruction", f"What each arm is shown and what it makes of it, seed {seed}")
+    name, targets = f"{layout.MAPS}/attention.png", _targets(samples, chosen, config)
+    write_content(study / name, drawing.attention_grid(images, told, maps, grid, masks, targets))
     yield Picture(name, "attention", f"Attention on held-out frames, seed {seed}")
+    yield from _lapse(study, config, cells, samples, grid)
 
 
-def videos(study: Path, cells: Sequence[Cell], episodes: Callable[[Path], list[EpisodeRecord]]) -> Iterator[Video]:
-    """Films of the rollouts of these cells; `episodes` reads the records of a folder."""
-    for cell in cells:
-        for record in episodes(cell.folder):
-            if record.video is not None:
-                path = (cell.folder / record.video).relative_to(study)
-                arm, told = cell.condition.id, record.start.instruction
-                yield Video(str(path), f"{arm}: {told}", record.success, arm, record.start.id, told)
+def _targets(
+    samples: Samples, chosen: Int64[np.ndarray, " b"], config: StudyConfig
+) -> Bool[np.ndarray, "b H W"] | None:
+    """Where the target shows in these samples; None where nothing says it."""
+    boxes = boxes_beside(samples.demonstrations, config.gaze)
+    if boxes is None and not samples.demonstrations.episodes[0].instance_names:
+        return None
+    return part_masks(samples, chosen, boxes)[:, 0]
+
+
+def _lapse(
+    study: Path, config: StudyConfig, cells: Sequence[Cell], samples: Samples, grid: tuple[int, int]
+) -> Iterator[Picture]:
+    """The mean map of every arm on one frame while it was trained; nothing of trainings that left fewer than two maps.
+
+    The frame is the first watched one in which the target shows.
+    """
+    looks = {cell.condition.id: {int(p.stem): p for p in (cell.folder / LOOKS).glob("*.npy")} for cell in cells}
+    looks = {arm: found for arm, found in looks.items() if found}
+    steps = sorted(set.intersection(*map(set, looks.values()))) if looks else []
+    if len(steps) < 2:
+        return
+    steps = [steps[i] for i in spread_indices(len(steps), LAPSE)]
+    watched = spread_indices(len(samples), WATCHED)
+    targets = _targets(samples, watched, config)
+    row = 0 if targets is None else int(targets.any((1, 2)).argmax())
+    image = _pixels(samples.batch(watched[row : row + 1]).images)
+    maps = {f"step {s}": np.stack([np.load(found[s])[row] for found in looks.values()]) for s in steps}
+    seen = None if targets is None else np.repeat(targets[row : row + 1], len(looks), 0)
+    name = f"{layout.MAPS}/training.png"
+    content = drawing.attention_grid(np.repeat(image, len(looks), 0), list(looks), maps, grid, targets=seen)
+    write_content(study / name, content)
+    yield Picture(
+        name, "training", f"The mean map on one held-out frame while policies were trained, seed {config.seeds[0]}"
+    )
 
 
 def episode_indices(samples: Samples, count: int = STEPS) -> Int64[np.ndarray, " m"]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 from rich.console import Console
 
 from la_reconvla.backbones.pretrained import Pretrained
@@ -10,7 +13,10 @@ from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
 from la_reconvla.method.policy import Policy
 from la_reconvla.robot import LIBERO_ACTIONS, LIBERO_CAMERAS
+from la_reconvla.serving.client import is_address
+from la_reconvla.serving.lerobot_folder import SCHEME, LeRobotFolder, is_lerobot
 from la_reconvla.sim.machine import default_workers
+from la_reconvla.study.options import UNTRAINED
 from la_reconvla.study.starts import tasks_of
 from la_reconvla.text_table import tell
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
@@ -61,6 +67,25 @@ def require_libero(run: str, config: PolicyConfig) -> None:
             f"{', '.join(given.cameras)}, {given.orientation}): it cannot be rolled out in this simulator. Judge it on "
             "frames that it never saw: la-reconvla study run PRESET --offline --demonstrations FOLDER"
         )
+
+
+def home_suite(config: PolicyConfig | None) -> str:
+    """The suite that most of a policy's training starts are of; LIBERO-Spatial where nothing is known of them."""
+    suites = Counter(id.split("/")[0] for id in config.train_starts) if config is not None else Counter()
+    return suites.most_common(1)[0][0] if suites else "libero_spatial"
+
+
+def suite_of_run(run: str) -> str:
+    """The suite that a run was trained on, see `home_suite`; also of what LeRobot saved of ours.
+
+    Raises:
+        UserError: if it is no run.
+    """
+    if run in UNTRAINED or is_address(run):
+        return home_suite(None)
+    if is_lerobot(run):
+        return home_suite(LeRobotFolder.read(Path(run.removeprefix(SCHEME))).policy)
+    return home_suite(PolicyConfig.load(find_run(run)))
 
 
 def learned_tasks(run: str, config: PolicyConfig, suite: str) -> tuple[int, ...]:
