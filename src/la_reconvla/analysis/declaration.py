@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -79,6 +79,15 @@ class Declaration:
     def losses(self) -> tuple[tuple[str, str], ...]:
         """Pairs of arms whose losses on other suites are compared. H4 judges the first, the arms of H1."""
         return tuple(dict.fromkeys((self.equivalence[:2], ("C4", "C2"), ("C4", "C1"))))
+
+    def tests(self, arms: Iterable[str]) -> int:
+        """How many tests of a study of these arms are corrected together, one at least: as
+        `la_reconvla.analysis.comparing.all_comparisons` counts them.
+        """
+        known = {*arms}
+        if self.pooled:
+            return max(1, len(self.family) + len({"H1", "H4"} & {*self.claims}))
+        return max(1, sum({a, b} <= known for a, b, _ in self.family))
 
     @property
     def pooled(self) -> bool:
