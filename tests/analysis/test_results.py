@@ -26,7 +26,7 @@ from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.results import Arm, Results, Study
 from la_reconvla.analysis.summaries import measure_frames, rate
-from la_reconvla.analysis.verdicts import FEW_SCENES, NO_RECONVLA, NOT_COMPARED, ONE_SEED, in_words, judge
+from la_reconvla.analysis.verdicts import NO_RECONVLA, NOT_COMPARED, ONE_SEED, in_words, judge
 from la_reconvla.conditions import ARMS, C1, C2, C4, CONDITIONS
 from la_reconvla.episodes import EpisodeRecord, Label, Reached, StartName, append_episodes, read_episodes
 from la_reconvla.errors import UserError

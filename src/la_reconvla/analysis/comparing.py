@@ -77,7 +77,11 @@ def comparison(
     bounds = (-np.inf, np.inf) if metric in UNBOUNDED else (-1.0, 1.0)
     found = replace(found, interval=found.interval.within(*bounds))
     told = equivalence(found.tost, same_within) if binary else None
-    spread, p_margin, student = "pair", None, None if study is None else _over_all_arms(a, b, pairs, metric, study, bounds)
+    spread, p_margin, student = (
+        "pair",
+        None,
+        None if study is None else _over_all_arms(a, b, pairs, metric, study, bounds),
+    )
     if isinstance(student, str):
         found = replace(found, note=f"The spread is that of these two alone: {student}. {found.note}".strip())
         told = told and "undecided"  # without the p of the margin it cannot be corrected

@@ -195,7 +195,9 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
 OVER = ">"
 HEADLINE = f"C4{OVER}C2"
 GROUNDING: tuple[Key, ...] = (("C4", "C2", "aos"), ("C4", "C1", "aos"))  # what H3 is judged by
-JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
+CHECKS = ("image", "words")
+"""What is no claim: it is not corrected with the others and gets no verdict."""
+JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", *CHECKS)
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
 PACKAGED, POOLED = map(Path(__file__).with_name, ("hypotheses.json", "declared-2026-11.json"))
 DECLARED = Declaration.read(PACKAGED)

@@ -93,11 +93,7 @@ def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
         if declared.pooled:
             same += " That is not corrected for the number of tests, and refutes nothing."
         return Judgement("inconclusive" if declared.pooled else "refuted", (c,), _joined(found.note, same))
-    if c.a_mean is None or c.b_mean is None or c.a_mean == c.b_mean:
-        return found
-    needed = decisions.rollouts_needed(c.a_mean, c.b_mean)
-    more = f"To tell such rates apart, about {needed} independent episodes per arm are needed; there were {c.n}."
-    return Judgement("inconclusive", (c,), _joined(found.note, more))
+    return found
 
 
 def _judge_equal(c: Comparison | None, declared: Declaration) -> Judgement:
@@ -188,6 +184,17 @@ def _judge_arms(c: Comparison | None, alpha: float) -> Judgement:
     return Judgement(word, (c,))
 
 
+def checked(against: Sequence[Comparison]) -> str:
+    """In how many comparisons with floors the action error is lower, with n; empty without any."""
+    if not against:
+        return ""
+    below, above = sum(c.high < 0 for c in against), sum(c.low > 0 for c in against)
+    said = f"The action error is below the floor, interval and all, in {below} of {len(against)} comparisons"
+    said += f" and above it in {above}" if above else ""
+    scenes = min((c.n if c.scenes is None else c.scenes) for c in against)
+    return f"{said}; n = {scenes} scenes."
+
+
 def _check(comparisons: Sequence[Comparison], *floors: FloorId) -> Judgement:
     """How many arms have an action error below each floor. It is no claim of the family, and its p are not corrected.
 
@@ -200,11 +207,7 @@ def _check(comparisons: Sequence[Comparison], *floors: FloorId) -> Judgement:
     against = tuple(c for found in of_floors for c in found)
     if not against:
         return Judgement("check", note=_joined(*missing))
-    below, above = sum(c.high < 0 for c in against), sum(c.low > 0 for c in against)
-    said = f"The action error is below the floor, interval and all, in {below} of {len(against)} comparisons"
-    said += f" and above it in {above}" if above else ""
-    scenes = min((c.n if c.scenes is None else c.scenes) for c in against)
-    return Judgement("check", against, _joined(f"{said}, of {scenes} scenes or more each.", *missing))
+    return Judgement("check", against, _joined(checked(against), *missing))
 
 
 def _at_declared_size(found: Judgement, size: Size | None, tasks: int | None) -> Judgement:
