@@ -16,6 +16,7 @@ STEPS = {"approached": "reached the target", "grasped": "grasped it", "lifted": 
 def findings(results: Results) -> dict[str, str]:
     """A sentence for each section of the page with something to say, under the section's id; arms by their codes."""
     made = {
+        "sequences": _lengths(results),
         "success": _success(results),
         "stages": _stages(results),
         "curves": _grounding(results),
@@ -40,6 +41,13 @@ def _success(results: Results) -> str:
     floor, rate = max(floors, key=lambda one: one[1].rate)
     name = f"{readable(floor.id)}{f' of {floor.condition}' if floor.condition else ''}"
     return f"Successes: {', '.join(arms)}; the best floor, {name}, has {rate.successes}/{rate.episodes}."
+
+
+def _lengths(results: Results) -> str:
+    if results.sequences is None:
+        return ""
+    found = [f"{name} {number(length.mean, 2)}" for name, length in results.sequences.policies.items()]
+    return f"Subtasks done in a row, of five: {', '.join(found)}."
 
 
 def _stages(results: Results) -> str:
