@@ -180,7 +180,7 @@ def power_explained(seeds: int, tasks: int, episodes: int, tests: int = 1) -> st
     return "\n".join(
         (
             "points apart: how much better one arm is, in points of success, both around 50 %",
-            "needed: seeds, and episodes per arm, with which the same test finds it four times in five",
+            "needed for 80 % power: seeds, and episodes per arm, with which the same test finds it four times in five",
             f"planned: {seeds} seeds x {tasks} tasks x {episodes} episodes, of each arm",
             f"power of this study: of {STUDIES} simulated studies of this size the share whose test finds it, "
             f"corrected for {tests} comparison{'s' * (tests > 1)} (--tests), whatever the others find",
