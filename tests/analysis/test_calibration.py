@@ -18,7 +18,7 @@ from scipy.stats import binom
 
 from la_reconvla.analysis.paired import many_paired_successes, mcnemar
 from la_reconvla.analysis.pooled import pooled
-from la_reconvla.analysis.power import alike, design, paired_power, pairs, planned, power_explained, power_table
+from la_reconvla.analysis.power import SEEDS, alike, design, paired_power, pairs, planned, power_explained, power_table
 from la_reconvla.errors import UserError
 
 
@@ -154,6 +154,14 @@ def test_what_is_planned_stands_in_a_table() -> None:
     assert [r.power for r in rows] == sorted(r.power for r in rows)
     assert rows[-1].power > 0.9
     assert planned(3, 3, 20)[2].power < rows[2].power, "by default trainings differ"
+    found = rows[2]  # 20 points
+    assert found.seeds is not None
+    assert found.needed == found.seeds * 3 * 20
+    fewer = max(seeds for seeds in SEEDS if seeds < found.seeds) if found.seeds > SEEDS[0] else 1
+    powers = [paired_power(0.4, 0.2, seeds, 3, 20) for seeds in (fewer, found.seeds)]
+    assert powers[0] < 0.8 <= powers[1], "the fewest seeds with which the test that judges finds it four times in five"
+    corrected = planned(3, 3, 20, between_seeds=0.0, tests=5)
+    assert [r.power for r in corrected] == [paired_power(r.rate, r.points, 3, 3, 20, alpha=0.01) for r in rows]
     table = power_table(rows, 3)
     assert [row[0] for row in table.rows] == ["5", "10", "20", "40"]
     assert "no difference between arms is decided" in power_table(rows, 1).title

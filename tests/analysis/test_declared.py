@@ -195,7 +195,7 @@ def test_no_tie_refutes_the_headline_by_the_pooled_rule() -> None:
 
 def test_image_and_words_are_checks_without_a_verdict() -> None:
     assert [judged(POOLED).verdicts[id].verdict for id in ("image", "words")] == ["check", "check"]
-    assert [judged(OLD).verdicts[id].verdict for id in ("image", "words")] == ["inconclusive", "inconclusive"]
+    assert [judged(OLD).verdicts[id].verdict for id in ("image", "words")] == ["check", "check"]
     assert "grey image is not part" in judged(POOLED).verdicts["image"].note
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
 from la_reconvla.analysis.bootstrap import hierarchical_bootstrap, mean_interval
-from la_reconvla.analysis.decisions import equivalence, holm, rollouts_needed, verdict
+from la_reconvla.analysis.decisions import equivalence, holm, verdict
 from la_reconvla.analysis.intervals import Agreement, Interval, newcombe_paired, wilson
 from la_reconvla.analysis.paired import paired_means, paired_successes
 from la_reconvla.errors import UserError
@@ -303,22 +303,6 @@ def test_holm_rejects_what_its_definition_rejects(p: list[float]) -> None:
             break
         rejected.add(index)
     assert {i for i, value in enumerate(adjusted) if value < 0.05} == rejected
-
-
-def test_rollouts_needed() -> None:
-    assert rollouts_needed(0.80, 0.85) == 906
-    assert rollouts_needed(0.85, 0.80) == 906
-    assert rollouts_needed(0.2, 0.8) < 15
-    with pytest.raises(UserError, match="two different rates"):
-        rollouts_needed(0.5, 0.5)
-
-
-def test_rollouts_needed_has_the_power_it_promises() -> None:
-    n, rng = rollouts_needed(0.5, 0.7), np.random.default_rng(0)
-    a, b = rng.binomial(n, 0.7, 20_000) / n, rng.binomial(n, 0.5, 20_000) / n
-    pooled = (a + b) / 2
-    significant = np.abs(a - b) / np.sqrt(2 * pooled * (1 - pooled) / n) > norm.ppf(0.975)
-    assert significant.mean() == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_report_browser import PHONE, Opened, browser
+from test_report_browser import OPEN, PHONE, Opened, browser
 from tiny_films import COUNTS, GRID, RATE, STARTS, picture, target, write_filmed_study
 
 from la_reconvla.report.write import write_report
@@ -15,8 +15,8 @@ from la_reconvla.report.write import write_report
 __all__ = ["browser"]  # the fixture
 pytestmark = pytest.mark.slow
 DESK = {"width": 1440, "height": 900}
-TIMES = "() => [...document.querySelectorAll('.take:not([hidden]) video')].map((video) => video.currentTime)"
-SETTLED = """() => [...document.querySelectorAll('.take:not([hidden]) video')]
+TIMES = "() => [...document.querySelectorAll('#videos .take:not([hidden]) video')].map((video) => video.currentTime)"
+SETTLED = """() => [...document.querySelectorAll('#videos .take:not([hidden]) video')]
     .every((video) => !video.seeking && video.readyState >= 2)"""
 
 
@@ -28,6 +28,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def opened(browser: Any, address: str) -> Iterator[Opened]:
     found = Opened(browser, address, DESK)
+    found.page.evaluate(OPEN)
     found.page.wait_for_function(SETTLED)
     yield found
     assert found.complaints == []
@@ -35,7 +36,7 @@ def opened(browser: Any, address: str) -> Iterator[Opened]:
 
 
 def move(page: Any, time: float) -> None:
-    page.locator(".player .scrub").evaluate(
+    page.locator("#videos .player .scrub").evaluate(
         "(range, time) => { range.value = time; range.dispatchEvent(new Event('input')); }", time
     )
     page.wait_for_function(SETTLED)
@@ -44,18 +45,18 @@ def move(page: Any, time: float) -> None:
 
 def screen(page: Any, arm: int) -> np.ndarray:
     """What is to be seen of a film, int [H W 3]."""
-    shot = page.locator(".take:not([hidden]) .screen").nth(arm).screenshot()
+    shot = page.locator("#videos .take:not([hidden]) .screen").nth(arm).screenshot()
     return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).astype(int)
 
 
 def strength(page: Any, value: float) -> None:
-    page.locator(".player .strength").evaluate(
+    page.locator("#videos .player .strength").evaluate(
         "(range, value) => { range.value = value; range.dispatchEvent(new Event('input')); }", value
     )
 
 
 def outline(page: Any, on: bool) -> None:
-    page.locator(".player .outlined").set_checked(on)
+    page.locator("#videos .player .outlined").set_checked(on)
 
 
 def test_one_scrubber_moves_all_films_to_within_a_tenth_of_a_second(opened: Opened) -> None:
@@ -74,8 +75,8 @@ def test_one_scrubber_moves_all_films_to_within_a_tenth_of_a_second(opened: Open
 
 def test_films_play_together_and_stay_together(opened: Opened) -> None:
     page = opened.page
-    page.locator(".player .speed").select_option("0.5")
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.locator("#videos .player .speed").select_option("0.5")
+    page.locator("#videos").get_by_role("button", name="Play", exact=True).click()
     for _ in range(5):
         page.wait_for_timeout(150)
         first, second = page.evaluate(TIMES)
@@ -86,10 +87,10 @@ def test_films_play_together_and_stay_together(opened: Opened) -> None:
     at = page.evaluate(TIMES)
     page.wait_for_timeout(300)
     assert page.evaluate(TIMES) == at
-    page.locator(".player .speed").select_option("4")
-    page.get_by_role("button", name="Play", exact=True).click()
-    page.wait_for_function("() => document.querySelector('.player .play').textContent === 'Play'")
-    assert page.locator(".player output").inner_text() == "2.2 s of 2.2 s"
+    page.locator("#videos .player .speed").select_option("4")
+    page.locator("#videos").get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function("() => document.querySelector('#videos .player .play').textContent === 'Play'")
+    assert page.locator("#videos .player output").inner_text() == "2.2 s of 2.2 s"
 
 
 def test_at_strength_0_the_raw_picture_is_seen_and_at_1_the_attention(opened: Opened) -> None:
@@ -122,12 +123,12 @@ def test_one_scale_for_all_arms_of_a_start(opened: Opened) -> None:
         bright.append(seen[side + 4 : 2 * side - 4, side + 4 : 2 * side - 4].mean())
     assert bright[0] < bright[1] - 20
     most = 16 * 40 / 55
-    assert page.locator(".player .most").inner_text() == f"{most:.1f} ×"
+    assert page.locator("#videos .player .most").inner_text() == f"{most:.1f} ×"
 
 
 def test_the_target_is_outlined_where_the_instance_map_has_it(opened: Opened) -> None:
     move(opened.page, 0.5)
-    drawn = opened.page.locator(".take:not([hidden]) .outline").first.evaluate(
+    drawn = opened.page.locator("#videos .take:not([hidden]) .outline").first.evaluate(
         """(canvas) => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]
             .filter((_, index) => index % 4 === 3)"""
     )
@@ -139,8 +140,8 @@ def test_the_target_is_outlined_where_the_instance_map_has_it(opened: Opened) ->
 
 def test_the_keyboard_does_all(opened: Opened) -> None:
     page = opened.page
-    said = page.locator(".player output")
-    page.locator(".player").focus()
+    said = page.locator("#videos .player output")
+    page.locator("#videos .player").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert said.inner_text() == "0.4 s of 2.2 s"
@@ -152,25 +153,25 @@ def test_the_keyboard_does_all(opened: Opened) -> None:
     assert said.inner_text() == "2.2 s of 2.2 s"
     page.keyboard.press("Home")
     page.keyboard.press("a")
-    assert float(page.locator(".player .strength").input_value()) == 0
+    assert float(page.locator("#videos .player .strength").input_value()) == 0
     page.keyboard.press("a")
-    assert float(page.locator(".player .strength").input_value()) == 0.6
+    assert float(page.locator("#videos .player .strength").input_value()) == 0.6
     page.keyboard.press("o")
-    assert not page.locator(".player .outlined").is_checked()
+    assert not page.locator("#videos .player .outlined").is_checked()
     page.keyboard.press(" ")
-    page.wait_for_function("() => document.querySelector('.player .play').textContent === 'Pause'")
+    page.wait_for_function("() => document.querySelector('#videos .player .play').textContent === 'Pause'")
     page.keyboard.press(" ")
     for key, start in (("n", STARTS[1]), ("n", STARTS[0]), ("p", STARTS[1])):
         page.keyboard.press(key)
-        assert page.locator(".take:not([hidden])").get_attribute("data-start") == start
-    page.locator(".player .scrub").focus()
+        assert page.locator("#videos .take:not([hidden])").get_attribute("data-start") == start
+    page.locator("#videos .player .scrub").focus()
     page.keyboard.press("ArrowRight")  # the range does not move as well
     assert said.inner_text() == "0.2 s of 2.2 s"
 
 
 def test_below_each_film_it_says_what_is_reached(opened: Opened) -> None:
     page = opened.page
-    now = page.locator(".take:not([hidden]) .now")
+    now = page.locator("#videos .take:not([hidden]) .now")
     move(page, 0.3)
     assert now.all_inner_texts() == ["step 4 · 28.0 cm away · gripper 7.5 cm open"] * 2
     move(page, 1.0)
@@ -178,7 +179,7 @@ def test_below_each_film_it_says_what_is_reached(opened: Opened) -> None:
     assert now.nth(1).inner_text() == "step 20 · 20.0 cm away · gripper 5.5 cm open · approached, grasped"
     move(page, 2.1)  # C4 has ended
     assert now.nth(1).inner_text().startswith("step 24 ·")
-    marks = page.locator(".take:not([hidden]) svg").nth(1).locator(".stagemark title").all_text_contents()
+    marks = page.locator("#videos .take:not([hidden]) svg").nth(1).locator(".stagemark title").all_text_contents()
     assert marks == ["approached", "grasped"]
 
 
@@ -192,8 +193,8 @@ def test_it_fits_a_phone(browser: Any, address: str) -> None:
 def test_on_paper_it_says_how_each_ended(browser: Any, address: str) -> None:
     opened = Opened(browser, address, DESK)
     opened.page.emulate_media(media="print")
-    assert opened.page.locator(".player video:visible, .player input:visible").count() == 0
-    ended = opened.page.locator(".player .paper li").all_inner_texts()
+    assert opened.page.locator("#videos .player video:visible, .player input:visible").count() == 0
+    ended = opened.page.locator("#videos .player .paper li").all_inner_texts()
     assert ended[0].startswith("lift it: ")
     assert ended[0].endswith("(the arms disagree)")
     opened.page.close()

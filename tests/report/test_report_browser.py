@@ -19,7 +19,8 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-PHONE, DESK = {"width": 390, "height": 800}, {"width": 1100, "height": 800}
+PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
+OPEN = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
 METADATA = """
 () => Promise.all([...document.querySelectorAll("video")].map((video) => new Promise((done) => {
   if (video.readyState >= 1) return done(true);
@@ -62,6 +63,7 @@ class Opened:
 @pytest.fixture(scope="module")
 def desk(browser: Any, address: str) -> Iterator[Opened]:
     opened = Opened(browser, address, DESK)
+    opened.page.evaluate(OPEN)
     yield opened
     opened.page.close()
 
@@ -75,7 +77,7 @@ def visible(page: Any) -> dict[str, str]:
 
 
 def test_the_page_is_silent_and_asks_for_nothing(desk: Opened, address: str) -> None:
-    assert desk.page.evaluate(METADATA) == [True] * 3
+    assert desk.page.evaluate(METADATA) == [True] * 6  # two of them again on the first screen
     assert desk.complaints == []
     assert [url for url in desk.requests if not url.startswith("data:")] == [address]
 
@@ -103,7 +105,7 @@ def test_everything_to_look_at_has_a_name(desk: Opened) -> None:
     slider = desk.page.get_by_role("slider", name="Moment of the episode")
     assert slider.count() == 1
     assert desk.page.get_by_role("img", name="C4 attention at step 0, reach").count() == 1
-    assert desk.page.get_by_role("button", name="Play", exact=True).count() == 1
+    assert desk.page.get_by_role("button", name="Play", exact=True).count() >= 1
 
 
 def test_the_slider_moves_all_arms_together(desk: Opened) -> None:
@@ -135,7 +137,7 @@ def test_the_slider_moves_all_arms_together(desk: Opened) -> None:
 def test_it_plays_by_itself_and_stops(desk: Opened) -> None:
     page = desk.page
     before = visible(page)
-    page.get_by_role("button", name="Play", exact=True).click()
+    page.locator(".slider").get_by_role("button", name="Play", exact=True).click()
     page.wait_for_function(
         "(text) => document.querySelector('.slider output').textContent !== text", arg=next(iter(before.values()))
     )
@@ -147,12 +149,73 @@ def test_it_plays_by_itself_and_stops(desk: Opened) -> None:
 
 def test_videos_of_one_start_play_together(desk: Opened) -> None:
     page = desk.page
-    scene = page.locator(".scene")
-    assert scene.count() == 1
-    assert scene.locator("figcaption strong").all_inner_texts() == ["C1", "C4"]
-    scene.get_by_role("button", name="Play together").click()
-    page.wait_for_function("() => [...document.querySelectorAll('.scene video')].every((video) => !video.paused)")
+    first = page.locator("#side-by-side")
+    assert first.locator("figcaption strong").all_inner_texts() == ["words", "none"]
+    page.reload()  # they begin by themselves
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#side-by-side video')].every((v) => v.currentTime > 0)"
+    )
     assert page.locator("video").evaluate_all("all => all.filter((video) => !video.paused).length") == 2
+    page.evaluate(OPEN)
+
+
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_the_first_screen_says_what_was_found(browser: Any, address: str, size: dict[str, int]) -> None:
+    opened = Opened(browser, address, size)
+    page = opened.page
+    below = size["height"]
+    for found in ("h1", ".reason", ".dots >> nth=2", "#side-by-side video >> nth=0", "#side-by-side video >> nth=1"):
+        box = page.locator(found).bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= below, found
+    videos = [page.locator("#side-by-side video").nth(i).bounding_box() for i in (0, 1)]
+    assert videos[0]["y"] == videos[1]["y"], "beside each other"  # type: ignore[index]
+    assert len(page.locator("h1").inner_text().split()) <= 20
+    dots = page.locator(".arm").evaluate_all(
+        "all => all.map((arm) => [arm.querySelector('.n').textContent, arm.querySelectorAll('.dots i').length,"
+        " arm.querySelectorAll('.dots i.success').length])"
+    )
+    assert len(dots) == 3
+    assert all(count == f"{successes}/{episodes}" for count, episodes, successes in dots)
+    drawn = page.locator(".dots i").evaluate_all("all => all.map((one) => one.getBoundingClientRect().width)")
+    assert min(drawn) >= 4
+    assert page.evaluate("document.documentElement.scrollHeight") <= (6000 if size is DESK else 8 * below)
+    page.close()
+
+
+def test_terms_explain_themselves_to_the_keyboard(browser: Any, address: str) -> None:
+    opened = Opened(browser, address, DESK)
+    page = opened.page
+    page.keyboard.press("Tab")
+    shown = "(one => [one.tagName, one.title, getComputedStyle(one, '::after').content])(document.activeElement)"
+    tag, title, after = page.evaluate(shown)
+    assert (tag, title) == ("ABBR", "C4: attention mask")
+    assert "C4: attention mask" in after
+    page.close()
+
+
+def test_a_link_into_the_evidence_opens_it(browser: Any, address: str) -> None:
+    opened = Opened(browser, address, DESK)
+    page = opened.page
+    curves = page.locator("#curves details").first
+    assert not curves.evaluate("(one) => one.open")
+    page.locator("#findings a[href='#curves']").click()
+    page.wait_for_function("() => document.querySelector('#curves details').open")
+    assert page.locator("#curves picture img").first.is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, address: str, scheme: str) -> None:
+    """Contrast, names and structure, of everything unfolded, by axe-core's rules for WCAG 2 A and AA."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+    page = browser.new_page(viewport=DESK, color_scheme=scheme, bypass_csp=True)
+    page.goto(address)
+    page.evaluate(OPEN)
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21aa"]}
+    found = axe.Axe().run(page, options=options).response["violations"]
+    assert [(one["id"], [node["html"][:120] for node in one["nodes"]][:3]) for one in found] == []
+    page.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -182,6 +245,7 @@ def test_it_prints(browser: Any, address: str, tmp_path: Path) -> None:
     content = page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert content.startswith(b"%PDF")
     page.emulate_media(media="print")
+    assert page.evaluate("document.querySelector('#facts td').checkVisibility({contentVisibilityAuto: true})")
     assert page.locator(".slider img:visible").count() == page.locator(".slider img").count()
     assert page.locator("video:visible, nav:visible, input:visible, button:visible").count() == 0
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -195,6 +259,7 @@ def test_without_its_script_the_page_still_shows_everything(browser: Any, addres
     context = browser.new_context(java_script_enabled=False, viewport=DESK)
     page = context.new_page()
     page.goto(address)
+    page.locator("#timeline summary").first.click()
     assert page.get_by_role("img", name="C4 attention at step 0, reach").is_visible()
     assert page.locator(".live:visible").count() == 0
     context.close()

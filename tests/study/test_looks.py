@@ -12,7 +12,7 @@ from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration
 from la_reconvla.analysis.measures import Rate
 from la_reconvla.analysis.results import CellResult, ConditionResult, Look, Results, Study
 from la_reconvla.report.limits import limits
-from la_reconvla.report.summary import more
+from la_reconvla.report.next_step import next_step
 from la_reconvla.storage import read_json, write_json
 from la_reconvla.study.begun import read_begun, record_look
 
@@ -67,8 +67,10 @@ def test_no_more_seeds_are_asked_for_than_were_declared() -> None:
         arm = ConditionResult("C1", "", None, None, None, True, cells=tuple(CellResult(seed) for seed in range(count)))
         return replace(results("", **told), conditions=(arm,))
 
-    assert "--seeds 0 1 2 3 4 5 6 7" in " ".join(more(with_seeds(3)))
-    assert more(with_seeds(8)) == []
+    step = next_step(with_seeds(3))
+    assert step is not None
+    assert "--seeds 0 1 2 3 4 5 6 7" in step.command
+    assert next_step(with_seeds(8)) is None
 
     def rolled_out(seeds: int, starts: int) -> list[str]:
         """The command for a study of two tasks that said another number of episodes."""
@@ -76,12 +78,13 @@ def test_no_more_seeds_are_asked_for_than_were_declared() -> None:
         study = replace(with_seeds(seeds).study, command=command, tasks={0: "", 1: ""})
         count = 2 * seeds * starts
         arm = replace(with_seeds(seeds).conditions[0], tsr=Rate(0.5, 0.4, 0.6, count // 2, count))
-        return more(replace(with_seeds(seeds), study=study, conditions=(arm,)))
+        step = next_step(replace(with_seeds(seeds), study=study, conditions=(arm,)))
+        return step.lines if step else []
 
     every = "la-reconvla study run small --episodes 20 --seeds 0 1 2 3 4 5 6 7"
     for seeds in (3, 8):
         _, shown, found = rolled_out(seeds, 4)
         assert shown.strip() == every
-        assert found.startswith("320 episodes per arm")
+        assert "8 seeds of 20 starts a task" in found
     assert "--episodes 4 --seeds 0 1 2 3 4 5 6 7" in rolled_out(3, 20)[1]
     assert rolled_out(8, 20) == rolled_out(9, 4) == rolled_out(3, 21) == []

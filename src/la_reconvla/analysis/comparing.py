@@ -20,7 +20,7 @@ from la_reconvla.analysis.evidence import (
     different,
 )
 from la_reconvla.analysis.intervals import LEVEL, Interval
-from la_reconvla.analysis.measures import EPISODE_METRICS
+from la_reconvla.analysis.measures import EPISODE_METRICS, UNBOUNDED
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means, paired_successes
 from la_reconvla.analysis.pooled import Student, pooled
@@ -74,8 +74,14 @@ def comparison(
         if binary
         else paired_means(left, right, seeds, tasks, new_seeds=new_seeds)
     )
+    bounds = (-np.inf, np.inf) if metric in UNBOUNDED else (-1.0, 1.0)
+    found = replace(found, interval=found.interval.within(*bounds))
     told = equivalence(found.tost, same_within) if binary else None
-    spread, p_margin, student = "pair", None, None if study is None else _over_all_arms(a, b, pairs, metric, study)
+    spread, p_margin, student = (
+        "pair",
+        None,
+        None if study is None else _over_all_arms(a, b, pairs, metric, study, bounds),
+    )
     if isinstance(student, str):
         found = replace(found, note=f"The spread is that of these two alone: {student}. {found.note}".strip())
         told = told and "undecided"  # without the p of the margin it cannot be corrected
@@ -111,13 +117,17 @@ def comparison(
 
 
 def _over_all_arms(
-    a: str, b: str, pairs: Sequence[Unit], metric: str, study: Mapping[str, Mapping[Unit, float]]
+    a: str,
+    b: str,
+    pairs: Sequence[Unit],
+    metric: str,
+    study: Mapping[str, Mapping[Unit, float]],
+    bounds: tuple[float, float],
 ) -> Student | str:
     """The difference with the spread of all arms that met these starts under these seeds, or why there is none."""
     found = grid(study, pairs, metric, (a, b))
     if isinstance(found, str):
         return found
-    bounds = (-np.inf, np.inf) if metric in UNBOUNDED else (-1.0, 1.0)
     student = pooled(found.values, found.tasks, found.scenes, successes=_successes(metric), bounds=bounds)
     return student if student.error > 0 else "nothing varies"
 
@@ -126,7 +136,6 @@ def _successes(metric: str) -> bool:
     return metric in EPISODE_METRICS and metric != "smallest_distance"
 
 
-UNBOUNDED = ("smallest_distance", "action_error", "mass_over_area")
 SPREADS: dict[Spread, str] = {
     "all arms": "How much trainings vary was taken from all declared arms.",
     "pair varies more": "Trainings of these two vary more than those of the other arms: their own spread was taken.",

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from scipy.stats import norm
 
 from la_reconvla.analysis.intervals import Interval
 from la_reconvla.errors import UserError
@@ -25,22 +23,6 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p, dtype=float)[order] * factors), 1.0)
     return adjusted.tolist()
-
-
-def rollouts_needed(p1: float, p2: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Episodes **an arm** to tell success rates `p1` and `p2` apart in a two-sided test of independent arms.
-
-    Pairing needs fewer, by as much as the arms agree. Example: 0.80 against 0.85 needs 906.
-
-    Raises:
-        UserError: if a rate is outside [0, 1] or the two are equal.
-    """
-    if not (0 <= p1 <= 1 and 0 <= p2 <= 1) or p1 == p2:
-        raise UserError(f"need two different rates in [0, 1], got {p1} and {p2}")
-    mean = (p1 + p2) / 2
-    under_null = norm.ppf(1 - alpha / 2) * math.sqrt(2 * mean * (1 - mean))
-    under_difference = norm.ppf(power) * math.sqrt(p1 * (1 - p1) + p2 * (1 - p2))
-    return math.ceil(((under_null + under_difference) / (p1 - p2)) ** 2)
 
 
 def equivalence(tost: Interval, margin: float) -> Equivalence:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -79,6 +79,15 @@ class Declaration:
     def losses(self) -> tuple[tuple[str, str], ...]:
         """Pairs of arms whose losses on other suites are compared. H4 judges the first, the arms of H1."""
         return tuple(dict.fromkeys((self.equivalence[:2], ("C4", "C2"), ("C4", "C1"))))
+
+    def tests(self, arms: Iterable[str]) -> int:
+        """How many tests of a study of these arms are corrected together, one at least: as
+        `la_reconvla.analysis.comparing.all_comparisons` counts them.
+        """
+        known = {*arms}
+        if self.pooled:
+            return max(1, len(self.family) + len({"H1", "H4"} & {*self.claims}))
+        return max(1, sum({a, b} <= known for a, b, _ in self.family))
 
     @property
     def pooled(self) -> bool:
@@ -186,7 +195,9 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
 OVER = ">"
 HEADLINE = f"C4{OVER}C2"
 GROUNDING: tuple[Key, ...] = (("C4", "C2", "aos"), ("C4", "C1", "aos"))  # what H3 is judged by
-JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", "image", "words")
+CHECKS = ("image", "words")
+"""What is no claim: it is not corrected with the others and gets no verdict."""
+JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", *CHECKS)
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
 PACKAGED, POOLED = map(Path(__file__).with_name, ("hypotheses.json", "declared-2026-11.json"))
 DECLARED = Declaration.read(PACKAGED)

@@ -26,6 +26,10 @@ class Interval:
     low: float
     high: float
 
+    def within(self, low: float, high: float) -> Interval:
+        """The interval, cut to the values that are possible."""
+        return Interval(max(self.low, low), min(self.high, high))
+
     def hull(self, other: Interval) -> Interval:
         """The smallest interval that contains both."""
         return Interval(min(self.low, other.low), max(self.high, other.high))

@@ -7,6 +7,7 @@ from typing import Literal
 
 STAGES = ("approached", "distractor_approached", "grasped", "lifted", "placed")
 EPISODE_METRICS = ("tsr", "smallest_distance", *STAGES)
+UNBOUNDED = ("smallest_distance", "action_error", "mass_over_area")  # all other metrics are shares, within 0 and 1
 
 MapPart = Literal["target", "destination", "distractor"]
 MapPhase = Literal["all", "reach", "carry", "place"]
@@ -247,16 +248,19 @@ class Power:
     Attributes:
         points: difference of success rates, as a share (0.05 is five points).
         rate: of the worse arm, as a share.
-        needed: episodes per arm to find it with a power of 80 % at 5 %, arms independent.
+        needed: episodes per arm of the `seeds` seeds; None where so many would not do.
         planned: episodes per arm in this study.
         power: probability that the study's own test finds it with those, by simulation.
         between_seeds: standard deviation of an arm's rate between its seeds that was taken, a share: measured in this
             study where that was possible, else `la_reconvla.analysis.power.BETWEEN_SEEDS`. None in results of before.
+        seeds: fewest seeds, of `la_reconvla.analysis.power.SEEDS`, with which the study's own test finds it four times
+            in five; None where none of these does, and in results of before, where `needed` is for independent arms.
     """
 
     points: float
     rate: float
-    needed: int
+    needed: int | None
     planned: int
     power: float
     between_seeds: float | None = None
+    seeds: int | None = None

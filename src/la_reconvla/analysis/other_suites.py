@@ -77,7 +77,7 @@ def loss(home: Pairs, away: Pairs) -> Loss:
         b=float(lost[1]),
         a_home=float(rates[0][0]),
         b_home=float(rates[0][1]),
-        interval=percentiles(means).hull(_combined(here, there)).hull(over_seeds),
+        interval=percentiles(means).hull(_combined(here, there)).hull(over_seeds).within(-2.0, 2.0),
         p=max(p_seeds, min(1.0, 2 * (tail + 1) / (means.size + 1)), 2.0 ** (1 - starts)),
         n=len(there),
         seeds=len(both),

@@ -1,22 +1,19 @@
 """What a study can tell apart, computed before it starts.
 
-Two numbers, because they answer two questions:
-
-- how many episodes per arm **independent** arms need (`la_reconvla.analysis.decisions.rollouts_needed`, a closed form);
-- how likely **this study's own test** finds a difference with the episodes that are planned, by simulating the study
-  many times and testing each as the real one is (`la_reconvla.analysis.pooled.pooled`, or for two arms
-  `la_reconvla.analysis.paired.many_paired_successes`). It knows what the first does not: that few seeds are few, that
-  trainings differ, and that arms are paired.
+How likely **this study's own test** finds a difference with the episodes that are planned, and how many seeds it takes
+to find it four times in five, by simulating the study many times and testing each as the real one is
+(`la_reconvla.analysis.pooled.pooled`, or for two arms `la_reconvla.analysis.paired.many_paired_successes`). A closed
+form for independent episodes would not know that few seeds are few, that trainings differ, and that arms are paired.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from la_reconvla.analysis.decisions import rollouts_needed
 from la_reconvla.analysis.intervals import LEVEL
 from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.paired import many_paired_successes
@@ -26,8 +23,11 @@ from la_reconvla.text_table import TextTable
 
 POINTS = (0.05, 0.10, 0.20, 0.40)
 BETWEEN_SEEDS = 0.1  # standard deviation of an arm's rate between its seeds, a share, where none was measured
+ALPHA = 0.05
 STUDIES = 1000  # simulated ones: a power of 80 % is known to 2.5 points
 REPLICATES = 500
+SEEDS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)  # that are tried, until a power of `ENOUGH`
+ENOUGH = 0.8
 
 
 def design(seeds: int, tasks: int, episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +92,7 @@ def paired_power(
         agreement: correlation of two arms' outcomes on one start beyond what their rates imply. Arms that solve the
             same starts agree more, and the power is higher.
         shared: starts of a task that share a scene, one after the other.
-        alpha: level, two-sided, without correction for the other comparisons of a family.
+        alpha: level of this test, two-sided. Of m corrected together, Holm's first step has 1/m of a study's 5 %.
         studies: how many are simulated.
 
     Raises:
@@ -120,7 +120,7 @@ def paired_power(
         else:
             shift = between_seeds * rng.normal(size=(2, number, seeds))[..., labels[0]]
             a, b = pairs(np.clip(rate + points + shift[0], 0, 1), np.clip(rate + shift[1], 0, 1), agreement, rng)
-            judged = many_paired_successes(a, b, *labels, replicates=REPLICATES)
+            judged = many_paired_successes(a, b, *labels, replicates=max(REPLICATES, round(4 / alpha)))
             low = judged.low
         found += int(((low > 0) & (judged.p < alpha)).sum())
     return found / studies
@@ -135,35 +135,39 @@ def planned(
     between_seeds: float = BETWEEN_SEEDS,
     agreement: float = 0.0,
     shared: int = 1,
+    tests: int = 1,
 ) -> tuple[Power, ...]:
     """What a study of this size can tell apart, around a success rate of one half, where most episodes are needed.
 
-    Arguments and errors as in `paired_power`; the differences asked about are `POINTS`.
+    Arguments and errors as in `paired_power`; the differences asked about are `POINTS`. `tests`: comparisons that are
+    corrected together; each difference is then one that is found whatever the other tests find.
     """
-    return tuple(
-        Power(
-            points=p,
-            rate=0.5 - p / 2,
-            needed=rollouts_needed(0.5 - p / 2, 0.5 + p / 2),
-            planned=seeds * tasks * episodes,
-            power=paired_power(
-                0.5 - p / 2,
-                p,
-                seeds,
-                tasks,
-                episodes,
-                arms=arms,
-                between_seeds=between_seeds,
-                agreement=agreement,
-                shared=shared,
-            ),
+
+    def power(points: float, seeds: int) -> float:
+        return paired_power(
+            0.5 - points / 2,
+            points,
+            seeds,
+            tasks,
+            episodes,
+            arms=arms,
             between_seeds=between_seeds,
+            agreement=agreement,
+            shared=shared,
+            alpha=ALPHA / tests,
         )
-        for p in POINTS
-    )
+
+    def row(points: float) -> Power:
+        at = bisect_left(SEEDS, ENOUGH, key=lambda seeds: power(points, seeds))  # more seeds, more power
+        enough = SEEDS[at] if at < len(SEEDS) else None
+        needed = None if enough is None else enough * tasks * episodes
+        planned = seeds * tasks * episodes
+        return Power(points, 0.5 - points / 2, needed, planned, power(points, seeds), between_seeds, enough)
+
+    return tuple(map(row, POINTS))
 
 
-def power_explained(seeds: int, tasks: int, episodes: int) -> str:
+def power_explained(seeds: int, tasks: int, episodes: int, tests: int = 1) -> str:
     """What the columns of `power_table` are, and why a planned number gives the power that it does; a line each."""
     why = (
         "one seed says nothing of another training: the power is of the episodes alone, and reports stay inconclusive"
@@ -176,10 +180,10 @@ def power_explained(seeds: int, tasks: int, episodes: int) -> str:
     return "\n".join(
         (
             "points apart: how much better one arm is, in points of success, both around 50 %",
-            "episodes per arm ...: the closed form for episodes that have nothing in common; a scale to compare with",
+            "needed for 80 % power: seeds, and episodes per arm, with which the same test finds it four times in five",
             f"planned: {seeds} seeds x {tasks} tasks x {episodes} episodes, of each arm",
-            f"power of this study: of {STUDIES} simulated studies of this size the share whose test finds it, as one "
-            "comparison alone: Holm's correction for the others of a declaration makes it less",
+            f"power of this study: of {STUDIES} simulated studies of this size the share whose test finds it, "
+            f"corrected for {tests} comparison{'s' * (tests > 1)} (--tests), whatever the others find",
             f"why: {why}",
         )
     )
@@ -192,6 +196,13 @@ def power_table(rows: Sequence[Power], seeds: int) -> TextTable:
     varied = "" if spread is None else f", trainings of one arm {100 * spread:.1f} points apart (standard deviation)"
     return TextTable(
         f"What this study can tell apart{varied}{few}",
-        ("points apart", "episodes per arm for 80 % power, independent arms", "planned", "power of this study"),
-        [(f"{100 * r.points:.0f}", str(r.needed), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
+        ("points apart", "needed for 80 % power", "planned", "power of this study"),
+        [(f"{100 * r.points:.0f}", needed(r), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
     )
+
+
+def needed(row: Power) -> str:
+    """Seeds and episodes per arm with which the difference of `row` is found four times in five."""
+    if row.seeds is None:
+        return "–" if row.needed is not None else f"more than {SEEDS[-1]} seeds"
+    return f"{row.seeds} seeds, {row.needed} episodes"

@@ -68,6 +68,7 @@ class Study:
         suite: LIBERO suite.
         placement: where evaluation starts come from.
         tasks: instruction of each task.
+        said: all instructions that were said, of each task; empty in results of before.
         versions: version of each package that matters.
         hardware: processor, memory, accelerator.
         wall_seconds: duration of each part in seconds.
@@ -90,6 +91,7 @@ class Study:
     suite: str = ""
     placement: str = ""
     tasks: dict[str, str] = field(default_factory=dict)
+    said: dict[str, tuple[str, ...]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     wall_seconds: dict[str, float] = field(default_factory=dict)

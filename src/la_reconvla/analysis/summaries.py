@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import get_args
@@ -18,6 +19,7 @@ from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.measures import (
     OVERLAPS,
     STAGES,
+    UNBOUNDED,
     Count,
     Effect,
     Following,
@@ -122,18 +124,19 @@ def stages(episodes: Episodes) -> Stages | None:
 # ---------------------------------------------------------------- frames
 
 
-def measure(values: Mapping[Unit, float]) -> Measure | None:
-    """The mean over starts or scenes with its interval; None if nothing was measured."""
+def measure(values: Mapping[Unit, float], bounds: tuple[float, float] = (0.0, 1.0)) -> Measure | None:
+    """The mean over starts or scenes with its interval, within the bounds of one value; None without values."""
     if not values:
         return None
     array = np.array(list(values.values()))
-    interval = mean_interval(array, [key[0] for key in values], [key[1] for key in values])
+    interval = mean_interval(array, [key[0] for key in values], [key[1] for key in values]).within(*bounds)
     return Measure(float(array.mean()), interval.low, interval.high, different(values))
 
 
 def measure_frames(frames: Frames, metric: str) -> Measure | None:
     """`measure` of a metric of held-out frames (`la_reconvla.analysis.frames.FrameRecord.value`)."""
-    return measure(by_scene((frame, frame.value(metric)) for frame in frames))
+    bounds = (0.0, math.inf if metric in UNBOUNDED else 1.0)
+    return measure(by_scene((frame, frame.value(metric)) for frame in frames), bounds)
 
 
 def _mean(values: Mapping[Unit, float]) -> float | None:
@@ -194,7 +197,7 @@ def _effects(frames: Frames) -> Iterator[Effect]:
 
     for part in get_args(MapPart):
         if shift := measure(by_scene((frame, value) for frame, value, _ in hidden(part))):
-            over = measure(by_scene((frame, value - control) for frame, value, control in hidden(part)))
+            over = measure(by_scene((frame, value - control) for frame, value, control in hidden(part)), (-1.0, 1.0))
             yield Effect(part, shift, over)
     controls = ((f, f.hidden["target"].control) for f in frames if "target" in f.hidden)
     if shift := measure(by_scene(controls)):

@@ -30,9 +30,6 @@ NOT_RETAINED = (
 ONE_SEED = "Both arms were trained with one seed only, and such a difference may be luck of that seed."
 
 
-FEW_SCENES = "There are too few held-out scenes to decide: more demonstrations, or more of them held out, can."
-
-
 @dataclass(frozen=True)
 class Judgement:
     """A verdict before it is written down: the word, the comparisons that it rests on, and what was weighed beside."""
@@ -64,12 +61,11 @@ def judge(
             [c for c in comparisons if c.kind == "loss" and (c.a, c.b) == declared.losses[0]], declared
         ),
         # A grey image is foreign to a policy trained on images; one trained without images is the fairer floor.
-        "image": _judge_floor(comparisons, declared.alpha, "grey_image", "no_image"),
-        "words": _judge_floor(comparisons, declared.alpha, "wrong_instruction"),
+        "image": _check(comparisons, "grey_image", "no_image"),
+        "words": _check(comparisons, "wrong_instruction"),
     }
     if declared.pooled:
         judged["H4"] = _judge_retained(comparisons, declared)
-        judged |= {id: _check(judged[id]) for id in ("image", "words")}
     for id in declared.claims:
         if id not in judged:
             a, _, b = id.partition(OVER)
@@ -97,11 +93,7 @@ def _judge_headline(c: Comparison | None, declared: Declaration) -> Judgement:
         if declared.pooled:
             same += " That is not corrected for the number of tests, and refutes nothing."
         return Judgement("inconclusive" if declared.pooled else "refuted", (c,), _joined(found.note, same))
-    if c.a_mean is None or c.b_mean is None or c.a_mean == c.b_mean:
-        return found
-    needed = decisions.rollouts_needed(c.a_mean, c.b_mean)
-    more = f"To tell such rates apart, about {needed} independent episodes per arm are needed; there were {c.n}."
-    return Judgement("inconclusive", (c,), _joined(found.note, more))
+    return found
 
 
 def _judge_equal(c: Comparison | None, declared: Declaration) -> Judgement:
@@ -155,7 +147,7 @@ def _judge_retained(comparisons: Sequence[Comparison], declared: Declaration) ->
         return Judgement("inconclusive", note=NO_OTHER_SUITES)
     if suites != {c.suite for c in shares} or suites != set(there):
         return Judgement("inconclusive", tuple(shares), NOT_RETAINED)
-    least = declared.alpha / len(suites) / (len(declared.family) + len({"H1", "H4"} & set(declared.claims)))
+    least = declared.alpha / len(suites) / declared.tests(())
     judged: list[Judgement] = []
     for c in shares:
         away, note = there[c.suite], ""
@@ -193,33 +185,30 @@ def _judge_arms(c: Comparison | None, alpha: float) -> Judgement:
     return Judgement(word, (c,))
 
 
-def _judge_floor(comparisons: Sequence[Comparison], alpha: float, *floors: FloorId) -> Judgement:
-    """Action error below each floor in every arm. A claim about these very policies, so one seed will do.
-
-    Frames of one scene are nearly copies of each other, so an interval from two or three scenes says little, and the
-    p-value has to agree; "all of them" needs no correction for their number.
-    """
-    judged: list[Judgement] = []
-    for floor in floors:
-        against = [c for c in comparisons if c.b == floor and c.metric == "action_error"]
-        for c in against:
-            word = decisions.verdict(Interval(c.low, c.high), "below", p=c.p, alpha=alpha)
-            judged.append(Judgement(word, (c,), "" if c.p < alpha or c.low <= 0 <= c.high else FEW_SCENES))
-        if not against:
-            missing = f"The floor {floor.replace('_', ' ')} is not part of this study."
-            judged.append(Judgement("inconclusive", note=missing))
-    return _together(judged)
-
-
-def _check(found: Judgement) -> Judgement:
-    """What the floors show, without a verdict: it is no claim of the family, and its p are not corrected."""
-    against = found.comparisons
+def checked(against: Sequence[Comparison]) -> str:
+    """In how many comparisons with floors the action error is lower, with n; empty without any."""
     if not against:
-        return Judgement("check", note=found.note or NOT_COMPARED)
-    below = sum(c.high < 0 for c in against)
+        return ""
+    below, above = sum(c.high < 0 for c in against), sum(c.low > 0 for c in against)
+    said = f"The action error is below the floor, interval and all, in {below} of {len(against)} comparisons"
+    said += f" and above it in {above}" if above else ""
     scenes = min((c.n if c.scenes is None else c.scenes) for c in against)
-    said = f"A check, no claim: the action error lies below the floor, interval and all, in {below} of {len(against)} "
-    return Judgement("check", against, _joined(f"{said}comparisons, of {scenes} scenes or more each.", found.note))
+    return f"{said}; n = {scenes} scenes."
+
+
+def _check(comparisons: Sequence[Comparison], *floors: FloorId) -> Judgement:
+    """How many arms have an action error below each floor. It is no claim of the family, and its p are not corrected.
+
+    Frames of one scene are nearly copies of each other, so an interval from two or three scenes says little: the number
+    of scenes is given.
+    """
+    of_floors = [[c for c in comparisons if c.b == floor and c.metric == "action_error"] for floor in floors]
+    missing = [f"The floor {floor.replace('_', ' ')} is not part of this study."
+               for floor, found in zip(floors, of_floors, strict=True) if not found]  # fmt: skip
+    against = tuple(c for found in of_floors for c in found)
+    if not against:
+        return Judgement("check", note=_joined(*missing))
+    return Judgement("check", against, _joined(checked(against), *missing))
 
 
 def _at_declared_size(found: Judgement, size: Size | None, tasks: int | None) -> Judgement:

@@ -58,6 +58,7 @@ def power(
     arms: int = 2,
     between_seeds: float = 0.1,
     agreement: float = 0.0,
+    tests: int = 1,
 ) -> None:
     """Estimate how many episodes a difference needs, and the power of a study of this size.
 
@@ -68,12 +69,13 @@ def power(
         arms: of a study with the pooled interval; with 2 the two are judged alone.
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
+        tests: comparisons of a declaration, which are corrected together.
     """
     from la_reconvla.analysis.power import planned, power_explained, power_table
 
-    rows = planned(seeds, tasks, episodes, arms=arms, between_seeds=between_seeds, agreement=agreement)
+    rows = planned(seeds, tasks, episodes, arms=arms, between_seeds=between_seeds, agreement=agreement, tests=tests)
     Console().print(power_table(rows, seeds))
-    tell(power_explained(seeds, tasks, episodes))
+    tell(power_explained(seeds, tasks, episodes, tests))
 
 
 def speed(settings: Flat[Settings], out: IfGiven[Path] = None) -> None:

@@ -73,8 +73,8 @@ def run(
 
     folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
     page = write_report(folder)
-    print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
+    print_summary(results_of(folder), Console(stderr=True))  # its last line is what to do next
 
 
 def compare(

@@ -86,7 +86,8 @@ def success_chart(results: Results) -> bytes | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for row, (condition, rate) in enumerate(arms):
-            _bar(axes, row, rate.rate, rate.low, rate.high, colours(results)[condition.id])
+            _point(axes, row, rate.rate, rate.low, rate.high, colours(results)[condition.id])
+            axes.text(1.03, row, f"{rate.successes}/{rate.episodes}", va="center")
             for floor in results.floors:
                 if floor.condition == condition.id and floor.tsr:
                     _tick(axes, row, floor.tsr.rate, INK, ":")
@@ -107,7 +108,7 @@ def success_chart(results: Results) -> bytes | None:
 
 
 def task_chart(results: Results) -> bytes | None:
-    """Success by task: a bar per arm over all seeds, a point per seed; None if nothing was rolled out."""
+    """Success by task: a large point per arm over all seeds, a small one per seed; None if nothing was rolled out."""
     arms = [c for c in results.conditions if any(cell.tsr for cell in c.cells)]
     tasks = sorted({task for c in arms for cell in c.cells if cell.tsr for task in cell.tsr.per_task})
     if not tasks:
@@ -123,7 +124,7 @@ def task_chart(results: Results) -> bytes | None:
                 if not counts:
                     continue
                 rate = sum(c.successes for c in counts) / sum(c.episodes for c in counts)
-                axes.barh(line, rate, color=colours(results)[arm.id], height=0.62)
+                axes.plot(rate, line, "o", markersize=8, color=colours(results)[arm.id], clip_on=False)
                 apart = line + (np.arange(len(counts)) - (len(counts) - 1) / 2) * 0.16  # so that equal seeds show
                 rates = [c.successes / c.episodes for c in counts]
                 axes.plot(rates, apart, "o", markersize=3.2, color=INK, clip_on=False)
@@ -133,7 +134,7 @@ def task_chart(results: Results) -> bytes | None:
             axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         for axes in panels[len(tasks) :]:
             axes.set_axis_off()
-        figure.supxlabel("success; a point is one seed", fontsize=9)
+        figure.supxlabel("success; a small point is one seed", fontsize=9)
 
     return _svg(draw, (7, rows * (0.75 + 0.26 * len(arms)) + 0.3))
 
@@ -206,11 +207,11 @@ def overlap_chart(results: Results) -> bytes | None:
         left, right = figure.subplots(1, 2, sharey=True)
         for row, (condition, aos, means) in enumerate(arms):
             colour = colours(results)[condition.id]
-            _bar(left, row, aos.mean, aos.low, aos.high, colour)
+            _point(left, row, aos.mean, aos.low, aos.high, colour)
             _tick(left, row, aos.chance, INK, "--")
             _tick(left, row, aos.ceiling, INK, "-")
             if means.aos_g is not None and means.aos_g_chance is not None:
-                right.barh(row, means.aos_g, color=colour, height=0.62)
+                right.plot(means.aos_g, row, "o", markersize=7, color=colour, clip_on=False)
                 _tick(right, row, means.aos_g_chance, INK, "--")
                 _tick(right, row, 1.0, INK, "-")
         left.plot([], [], color=INK, linestyle="--", label="chance")
@@ -219,7 +220,7 @@ def overlap_chart(results: Results) -> bytes | None:
         left.set_xlabel("AOS: top 25 % of patches")
         right.set_xlabel("AOS, k = g: as many as the target")
         for axes in (left, right):
-            axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+            axes.set_xlim(left=0.0)
             axes.grid(visible=True, axis="x")
             axes.tick_params(axis="y", length=0)
             axes.set_axisbelow(True)
@@ -229,14 +230,14 @@ def overlap_chart(results: Results) -> bytes | None:
 
 
 def time_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Times of the bench: a bar for each of the rows, its median with p5 to p95, on a logarithmic axis (ms)."""
+    """Times of the bench: a point for each of the rows, its median with p5 to p95, on a logarithmic axis (ms)."""
     named = sorted({(row["section"], row["backbone"]) for row in rows}, key=lambda key: key)
     colour = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(named)}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for place, row in enumerate(rows):
-            _bar(axes, place, row["median"], row["p5"], row["p95"], colour[row["section"], row["backbone"]])
+            _point(axes, place, row["median"], row["p5"], row["p95"], colour[row["section"], row["backbone"]])
         labels = [f"{row['section']}, {row['backbone']}: {row['case']}" for row in rows]
         _lines(axes, labels)
         axes.set_xscale("log")
@@ -245,9 +246,10 @@ def time_chart(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return _svg(draw, (8, 0.9 + 0.26 * len(rows)))
 
 
-def _bar(axes: Axes, row: int, value: float, low: float, high: float, colour: str) -> None:
-    axes.barh(row, value, color=colour, height=0.62)
-    axes.plot([low, high], [row, row], color=INK, linewidth=1.6, solid_capstyle="butt")
+def _point(axes: Axes, row: int, value: float, low: float, high: float, colour: str) -> None:
+    """A point and its whisker; at zero the point is there in full."""
+    axes.plot([low, high], [row, row], color=colour, linewidth=2.4, solid_capstyle="butt")
+    axes.plot(value, row, "o", markersize=7, color=colour, markeredgecolor=INK, clip_on=False, zorder=3)
 
 
 def _tick(axes: Axes, row: int, value: float, colour: str, style: str) -> None:

@@ -1,4 +1,4 @@
-// Moves the pictures of an episode with its slider, plays videos of one start together, opens what is folded for paper.
+// Moves the pictures of an episode with its slider, opens what is folded.
 "use strict";
 document.documentElement.classList.add("scripted");
 
@@ -45,11 +45,25 @@ for (const slider of document.querySelectorAll(".slider")) {
   show();
 }
 
-for (const button of document.querySelectorAll("button.together")) {
-  button.addEventListener("click", () => {
-    for (const video of button.closest(".scene").querySelectorAll("video")) {
-      video.currentTime = 0;
-      video.play();
+// A link into what is folded opens it, in a page that was opened with such an address too.
+const unfold = () => {
+  const target = location.hash && document.getElementById(location.hash.slice(1));
+  const folded = target && target.querySelector("details.fold");
+  if (!folded) return;
+  folded.open = true;
+  target.scrollIntoView();
+};
+addEventListener("hashchange", unfold);
+unfold();
+
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", async () => {
+    const command = button.closest(".next").querySelector("pre");
+    try {
+      await navigator.clipboard.writeText(command.textContent);
+      button.textContent = "Copied";
+    } catch { // the browser forbids it to this page: the command is selected instead
+      getSelection().selectAllChildren(command);
     }
   });
 }

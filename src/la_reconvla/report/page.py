@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from la_reconvla import drawing
 from la_reconvla.drawing import data_uri
 from la_reconvla.errors import UserError
 from la_reconvla.report import charts
-from la_reconvla.report.phrases import compared, effect_size, metric_name, named, paired
+from la_reconvla.report.phrases import between, compared, difference, effect_size, metric_name, named, paired
 from la_reconvla.text_table import duration, number, p_value, percent, points
 
 MAX_BYTES = 14_000_000  # of pictures and videos, encoded; the page stays below 15 MB and opens on a phone
@@ -73,8 +73,8 @@ class Shelf:
         return addresses
 
 
-def fill(template: str, values: Mapping[str, Any]) -> str:
-    """A template of this folder with `values`, as the text of a page."""
+def fill(template: str, values: Mapping[str, Any], **filters: Callable[..., Any]) -> str:
+    """A template of this folder with `values`, as the text of a page; `filters` beside those of all pages."""
     environment = Environment(
         loader=PackageLoader("la_reconvla.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -92,6 +92,9 @@ def fill(template: str, values: Mapping[str, Any]) -> str:
         metric=metric_name,
         compared=compared,
         capitalize_first=lambda text: text[:1].upper() + text[1:],
+        difference=difference,
+        between=between,
+        **filters,
     )
     here = Path(__file__).parent
     style, script = (

@@ -1,12 +1,19 @@
-"""A study in words: its first line, and the names and numbers that tables, charts and page share."""
+"""A study in words: its first line, the names of its arms, and the numbers that tables, charts and page share.
+
+Sentences name arms by their codes; `spelled` puts what each reconstructs in the place of the code.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
-from la_reconvla.analysis.declaration import HEADLINE, Rule
-from la_reconvla.analysis.results import ConditionResult, Pairing, Results
-from la_reconvla.analysis.verdicts import NOT_JUDGED, reasons
-from la_reconvla.text_table import number, percent, points
+from la_reconvla.analysis.declaration import CHECKS, HEADLINE, Rule
+from la_reconvla.analysis.measures import EPISODE_METRICS, UNBOUNDED
+from la_reconvla.analysis.results import Arm, ConditionResult, Pairing, Results
+from la_reconvla.analysis.verdicts import NOT_JUDGED
+from la_reconvla.text_table import number, points
 
 EFFECTS_SAID = (
     "Effect size: Cohen's h of two rates with the odds ratio of the starts that only one of both solved; for other "
@@ -27,45 +34,124 @@ RULES_SAID: dict[Rule, str] = {
     ),
 }
 
+NAMES = {
+    "C1": "none",
+    "C2": "random",
+    "C4": "words",
+    "G1": "boxes",
+    "D2": "random, diffusion",
+    "A1": "words, diffusion",
+    "G2": "boxes, diffusion",
+    "G1-shuffled": "wrong boxes",
+    "R1": "box crop",
+    "R2": "random crop",
+    "R3": "whole image",
+}
+"""What the arms reconstruct, in as few words as tell them apart; other arms have the name of their condition."""
+REGIONS = {
+    None: "nothing",
+    "random": "random squares",
+    "attention": "what the words look at",
+    "gaze": "the target",
+    "random crop": "a random crop",
+    "gaze crop": "a crop of the target",
+    "whole image": "the whole image",
+}
+"""What an arm reconstructs (`Arm.mask`), for the middle of a sentence."""
+MOST_WORDS = 20  # of the first line
+
+
+def plain(arm: Arm) -> str:
+    """The name of an arm for a reader who does not know the codes."""
+    return NAMES.get(arm.id, arm.name)
+
+
+def spelled(text: str, arms: Iterable[Arm], form: Callable[[Arm], str] = lambda arm: f"{plain(arm)} ({arm.id})") -> str:
+    """`text` with the code of each arm as `form` gives it; a code already in brackets loses them."""
+    known = {arm.id: arm for arm in arms}
+    if not known:
+        return text
+    codes = "|".join(re.escape(id) for id in sorted(known, key=len, reverse=True))
+    return re.sub(rf"(?<![\w>-])({codes})(?![\w>-])", lambda found: form(known[found[1]]), text)
+
 
 def leading(results: Results) -> Hypothesis | None:
-    """The hypothesis of the first line: whether C4 beats C2 or, where that was not declared, the first one tested."""
-    return results.hypothesis(HEADLINE) or next((h for h in results.hypotheses if h.comparisons), None)
+    """The claim of the first line: whether C4 beats C2 or, where that was not declared, the first one tested."""
+    claims = (h for h in results.hypotheses if h.comparisons and h.id not in CHECKS)
+    return results.hypothesis(HEADLINE) or next(claims, None)
+
+
+def led_by(results: Results) -> Comparison | None:
+    """The comparison of the first line: of the leading claim, or of C4 and C2."""
+    judged = leading(results)
+    return next(iter(results.judged_by(judged)), None) if judged and judged.comparisons else results.comparison(
+        "C4", "C2", "tsr"
+    )  # fmt: skip
 
 
 def headline(results: Results) -> str:
-    """The first line: what was found, for a reader who does not know the study."""
+    """The first line: what was found, in at most `MOST_WORDS` words, for a reader who does not know the study."""
     if not results.study.judged:
         return NOT_JUDGED
-    found, judged = results.comparison("C4", "C2", "tsr"), leading(results)
+    judged, c = leading(results), led_by(results)
     word = judged.verdict.capitalize() if judged else "Inconclusive"
-    if judged and judged.id != HEADLINE:
-        return f"{word}: {judged.claim}"
-    if found is None or found.agreement is None:
-        return (
-            f"{word}: whether a robot policy acts better when it learns to reconstruct what its instruction looks at "
-            "(C4) rather than random patches (C2) stays open, because this study did not evaluate both."
-        )
-    table, n = found.agreement, found.n
-    ours, theirs = table.both + table.only_a, table.both + table.only_b
-    decided = judged is not None and judged.verdict in ("supported", "refuted")
-    ending = "" if decided else " That does not decide which is better."
-    return (
-        f"{word}: the robot policy that learned to reconstruct what its instruction looks at (C4) succeeded in {ours} "
-        f"of {n} episodes ({percent(ours / n)}), the one that learned to reconstruct random patches (C2) in {theirs} "
-        f"of the same {n} ({percent(theirs / n)}): a difference of {points(found.difference)} points, "
-        f"95 % interval {points(found.low)} to {points(found.high)}.{ending}"
-    )
+    arms = {arm.id: arm for arm in results.conditions}
+    lines = []
+    if c is not None and c.agreement is not None:
+        ours, theirs = c.agreement.both + c.agreement.only_a, c.agreement.both + c.agreement.only_b
+        regions = [REGIONS.get(arms[id].mask) for id in (c.a, c.b)]
+        if all(regions) and regions[0] != regions[1]:
+            lines.append(
+                f"reconstructing {regions[0]} succeeded in {ours} of {c.n} episodes, {regions[1]} in {theirs}."
+            )
+        lines.append(f"{plain(arms[c.a])} succeeded in {ours} of {c.n} episodes, {plain(arms[c.b])} in {theirs}.")
+    if judged and judged.comparisons:
+        lines.append(spelled(judged.claim, results.conditions, plain))
+        lines.append(f"the first claim, {judged.id}.")
+    lines.append("what was declared first was not compared in this study.")
+    return next(line for said in lines if len((line := f"{word}: {said}").split()) <= MOST_WORDS)
 
 
 def reason(results: Results) -> str:
-    """What the first line leaves unsaid: why the data cannot decide, and what the interval does not cover."""
-    found, judged = results.comparison("C4", "C2", "tsr"), leading(results)
-    if judged is None:
-        return ""
-    if judged.id != HEADLINE or found is None:
-        return reasons(results, judged)
-    return f"{judged.note} {found.note}".strip()
+    """What the first line leaves unsaid: direction and interval, why they cannot decide, and what they do not cover."""
+    judged, c = leading(results), led_by(results)
+    said = [direction(c, judged) if c else "", judged.note if judged else "", c.note if c else ""]
+    return " ".join(filter(None, said))
+
+
+def direction(c: Comparison, hypothesis: Hypothesis | None) -> str:
+    """Which way a difference points, seen from the claim, and what cannot decide it where nothing does."""
+    better = c.difference * (-1 if c.kind == "loss" else 1)
+    way = "points the claimed way" if better > 0 else "points the other way" if better < 0 else "is zero"
+    if hypothesis is None or hypothesis.id == "H1":  # no way was claimed
+        ahead = c.a if better > 0 else c.b if better < 0 else "neither"
+        way = f"puts {ahead} ahead"
+    metric = "" if c.metric == "tsr" and c.kind == "difference" else f", {compared(c).replace('AOS', 'overlap')}"
+    said = f"{c.a} against {c.b}{metric}: {difference(c)} (95 % interval {between(c)}), which {way}"
+    if hypothesis and hypothesis.verdict in ("supported", "refuted"):
+        return f"{said}."
+    count = f"{c.scenes} scenes" if c.scenes is not None else f"{c.n} episodes"
+    return f"{said}; {count}, {c.seeds} training{'s' * (c.seeds > 1)} of each, cannot decide."
+
+
+def difference(c: Comparison) -> str:
+    """The difference with its unit."""
+    return _in_unit(c, c.difference) + (" points" if _rated(c) else " cm" if c.metric == "smallest_distance" else "")
+
+
+def between(c: Comparison) -> str:
+    """The interval, in the unit of `difference`."""
+    return f"{_in_unit(c, c.low)} to {_in_unit(c, c.high)}"
+
+
+def _rated(c: Comparison) -> bool:
+    return c.kind in ("loss", "elsewhere") or (c.metric in EPISODE_METRICS and c.metric not in UNBOUNDED)
+
+
+def _in_unit(c: Comparison, value: float) -> str:
+    if c.metric == "smallest_distance":
+        return number(100 * value, 1, True)
+    return points(value) if _rated(c) else number(value, 3, True)
 
 
 def paired(pairing: Pairing) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from la_reconvla.analysis.decisions import rollouts_needed
 from la_reconvla.analysis.declaration import declared_in
-from la_reconvla.analysis.power import POINTS
 from la_reconvla.analysis.results import Results
-from la_reconvla.report.phrases import headline, leading, paired
+from la_reconvla.report.findings import findings
+from la_reconvla.report.next_step import next_step
+from la_reconvla.report.phrases import headline, leading, paired, reason, spelled
 from la_reconvla.report.tables import (
     beside,
     comparison_table,
@@ -53,7 +51,12 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
         "declaration": f"SHA-256 {s.hypotheses_hash}" if s.hypotheses_hash else "no hash of it was kept",
         "intervals": "95 %; n, of held-out frames, is the number of different scenes",
     }
-    parts = [f"# {s.preset}: {headline(results)}", "\n".join(f"- {key}: {value}" for key, value in facts.items())]
+    found = [f"- {text}" for text in filter(None, [reason(results), *findings(results).values()])]
+    parts = [
+        f"# {s.preset}: {headline(results)}",
+        spelled("\n".join(found), results.conditions),
+        "\n".join(f"- {key}: {value}" for key, value in facts.items()),
+    ]
     makers = (
         success_table,
         floor_table,
@@ -67,25 +70,24 @@ def markdown(results: Results, further: Iterable[TextTable] = ()) -> str:
     )
     away = (*other_starts_tables(results), wording_table(results), loss_table(results), retained_table(results))
     tables = [*sequence_tables(results), *(make(results) for make in makers), *away, *further]
-    return "\n\n".join([*parts, *(table.markdown() for table in tables if table.rows)]) + "\n"
+    return "\n\n".join([*filter(None, parts), *(table.markdown() for table in tables if table.rows)]) + "\n"
 
 
 def terminal_summary(results: Results) -> RenderableType:
-    """What a terminal of 80 columns shows of a study: verdict, how far episodes got, checks."""
+    """What a terminal of 80 columns shows of a study: verdict, how far episodes got, what training did, checks."""
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    lines = [*map(Text, undeclared(results)), Text(f"Checks: {checks(results)}.")]
+    said = [reason(results), *undeclared(results), findings(results).get("curves", ""), f"Checks: {checks(results)}."]
+    lines = [Text(spelled(text, results.conditions)) for text in said if text]
     tables = [table for table in (*sequence_tables(results), counts_table(results)) if table.rows]
     return Group(Panel(headline(results), border_style=colour), *tables, *lines)
 
 
 def print_summary(results: Results, console: Console) -> None:
-    """`terminal_summary` and, where nothing is decided, the command that would decide more: whole, to be copied."""
+    """`terminal_summary`, then the command that would decide more, in one line to be copied, and what it would find."""
     console.print(terminal_summary(results))
-    judged = leading(results)
-    if not judged or judged.verdict not in ("supported", "refuted"):
-        for line in more(results):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+    for line in step.lines if (step := next_step(results)) else ():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def undeclared(results: Results) -> list[str]:
@@ -125,38 +127,3 @@ def checks(results: Results) -> str:
     said.append(f"training and evaluation share {', '.join(leaks)}" if leaks else "no leak found")
     said.append("arms began equal" if results.study.pairing else "whether arms began equal was not checked")
     return "; ".join(said)
-
-
-def more(results: Results) -> list[str]:
-    """The command that would decide more, and what it could decide; nothing where no command is known."""
-    seeds = sorted({cell.seed for arm in results.conditions for cell in arm.cells})
-    if not results.study.command or not seeds:
-        return []
-    if not results.study.judged:
-        return ["For numbers that mean something:", "  la-reconvla study run quick"]
-    count, size = max(3, 2 * len(seeds)), declared_in(results.study).size
-    per_seed = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0) // len(seeds)
-    words, also = _without(shlex.split(results.study.command), "--seeds"), "seeds"
-    if size is not None:
-        tasks = max(1, len(results.study.tasks))
-        starts = per_seed // tasks or size.episodes  # where nothing was rolled out only seeds can join
-        if len(seeds) > size.seeds or starts > size.episodes or (len(seeds), starts) == (size.seeds, size.episodes):
-            return []  # more would be exploratory
-        if starts < size.episodes:
-            words = [*_without(words, "--episodes"), "--episodes", str(size.episodes)]
-            also, per_seed = "what was declared", size.episodes * tasks
-        count = size.seeds
-    added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
-    command = shlex.join([*words, "--seeds", *map(str, sorted([*seeds, *added]))])
-    needed = {p: rollouts_needed(0.5 - p / 2, 0.5 + p / 2) for p in POINTS}
-    found = [p for p in POINTS if needed[p] <= count * per_seed]
-    smallest = f"differences of {100 * found[0]:.0f} points or more" if found else "only the largest differences"
-    told = f"{count * per_seed} episodes per arm find {smallest} four times in five."
-    return [f"To decide more, add {also} to what is there:", f"  {command}", *([told] if per_seed else [])]
-
-
-def _without(words: Sequence[str], option: str) -> list[str]:
-    """A command line without an option and its values, given as ``--option value`` or ``--option=value``."""
-    begin = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
-    rest = itertools.dropwhile(lambda word: not word.startswith("--"), words[begin + 1 :])
-    return [*words[:begin], *rest]

@@ -7,22 +7,24 @@ holds the numbers as text.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
 from la_reconvla import layout
-from la_reconvla.analysis.comparisons import Comparison, Hypothesis
+from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.measures import STAGES
-from la_reconvla.analysis.results import ConditionResult, Results, Study, Timeline, Video
+from la_reconvla.analysis.results import ConditionResult, Results, Study, Timeline
 from la_reconvla.analysis.verdicts import reasons
-from la_reconvla.report import charts, evidence_tables
+from la_reconvla.report import charts, evidence_tables, story
 from la_reconvla.report.charts import Run
+from la_reconvla.report.findings import findings
 from la_reconvla.report.limits import limits
+from la_reconvla.report.next_step import next_step, step_table
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
-from la_reconvla.report.phrases import EFFECTS_SAID, RULES_SAID, headline, leading, reason
+from la_reconvla.report.phrases import EFFECTS_SAID, REGIONS, RULES_SAID, headline, leading, reason
 from la_reconvla.report.player import COLOURS, playlist
 from la_reconvla.report.recount import recounted
 from la_reconvla.report.summary import markdown
@@ -78,16 +80,25 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
         for kind in ("attention", "reconstruction", "training")
     }
-    declared = declared_in(results.study)
+    declared, playing = declared_in(results.study), playlist(results, shelf)
     values = {
         "results": results,
         "study": results.study,
         "verdict": leading(results),
         "headline": headline(results),
         "reason": reason(results),
-        "cards": [card(results, h) for h in results.hypotheses],
+        "dots": story.dots(results, folder),
+        "claims": story.claims(results),
+        "checks": story.checks(results),
+        "not_asked": story.not_asked(results),
+        "findings": findings(results),
+        "step": next_step(results),
+        "step_rows": step_table(results),
+        "said": results.study.said or {task: (text,) for task, text in results.study.tasks.items()},
+        "names": {arm.id: story.marked(arm.id, results.conditions) for arm in results.conditions},
+        "outcomes": story.OUTCOMES,
+        "regions": REGIONS,
         "reasons": {h.id: reasons(results, h) for h in results.hypotheses},
-        "comparison": results.comparison("C4", "C2", "tsr"),
         "family": results.family,
         "undone": [key for key in declared.family if results.comparison(*key) is None],
         "exploratory": exploratory(results),
@@ -97,7 +108,6 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "tasks": sorted({t for c in results.conditions for cell in c.cells if cell.tsr for t in cell.tsr.per_task}),
         "per_task": per_task,
         "stage_names": STAGES,
-        "same_within": declared.same_within,
         "sequences": sequence_tables(results),
         "grid": grid_table(results),
         "heads": heads(results),
@@ -122,14 +132,14 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "missing_curves": missing_curves,
         "timelines": sliders(results, shelf),
         "pictures": pictures,
-        "playlist": playlist(results, shelf),
+        "first_pair": story.first_pair(results, playing),
+        "playlist": playing,
         "colours": COLOURS,
-        "videos": by_start([video for video in results.videos if not video.data], shelf),
         "declaration": declaration(results.study),
         "recounted": recounted(results, folder),
         "limits": limits(results),
     }
-    return fill("report.html.j2", values)
+    return fill("report.html.j2", values, marked=lambda text: story.marked(text, results.conditions))
 
 
 def drawings(results: Results, runs: Sequence[Run]) -> dict[str, bytes | None]:
@@ -175,41 +185,6 @@ def _runs(results: Results, folder: Path) -> tuple[list[Run], list[str]]:
     return runs, missing
 
 
-# ---------------------------------------------------------------- verdicts
-
-
-@dataclass(frozen=True)
-class Card:
-    """A verdict as the top of the page shows it: the comparisons that it rests on, and one sentence."""
-
-    hypothesis: Hypothesis
-    comparisons: list[Comparison]
-    sentence: str
-
-
-def card(results: Results, hypothesis: Hypothesis) -> Card:
-    """The reasons of a verdict; where only numbers were weighed, what their intervals mean."""
-    judged_by = results.judged_by(hypothesis)
-    return Card(hypothesis, judged_by, hypothesis.note or _plainly(hypothesis, judged_by))
-
-
-def _plainly(hypothesis: Hypothesis, quoted: list[Comparison]) -> str:
-    """What intervals alone mean, for a reader without statistics."""
-    one = len(quoted) == 1
-    where = "The interval lies" if one else f"{'Both' if len(quoted) == 2 else f'All {len(quoted)}'} intervals lie"
-    if hypothesis.verdict != "inconclusive":
-        side = (
-            "above zero" if all(c.low > 0 for c in quoted) else "below zero" if all(c.high < 0 for c in quoted) else ""
-        )
-        return f"{where} {side}." if side else "The intervals decide it; the numbers are below."
-    if any(c.low <= 0 <= c.high for c in quoted):
-        return "The interval contains zero: the data do not decide." if one else (
-            "An interval contains zero: the data do not decide."
-        )  # fmt: skip
-    leaves = "interval leaves" if one else "intervals leave"
-    return f"The {leaves} zero out, but the p-value, corrected for the number of comparisons, does not decide."
-
-
 def declaration(study: Study) -> str:
     """Whether the hypotheses that the page shows are those that were declared, judged by their hash."""
     if not study.hypotheses:
@@ -224,7 +199,7 @@ def declaration(study: Study) -> str:
     )
 
 
-# ---------------------------------------------------------------- pictures in time, and videos
+# ---------------------------------------------------------------- pictures in time
 
 
 @dataclass(frozen=True)
@@ -269,23 +244,6 @@ def sliders(results: Results, shelf: Shelf) -> list[Slider]:
         )
         for group in groups.values()
     ]
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Videos of one initial state under several arms; without `start`, videos whose start nobody recorded."""
-
-    start: str
-    videos: list[tuple[Video, Embedded]]
-
-
-def by_start(videos: Iterable[Video], shelf: Shelf) -> list[Scene]:
-    """Videos of one initial state together, those that most arms share first."""
-    groups: dict[str, list[Video]] = {}
-    for video in videos:
-        groups.setdefault(video.start, []).append(video)
-    order = sorted(groups.items(), key=lambda item: (not item[0], -len(item[1])))
-    return [Scene(start, [(video, shelf.file(video.path)) for video in found]) for start, found in order]
 
 
 # ---------------------------------------------------------------- words and numbers

@@ -181,7 +181,8 @@ class Ablation:
         arms = sum(arm.id in declared.arms for arm in self.arms) if declared.pooled else 2
         spread = BETWEEN_SEEDS if between_seeds is None else between_seeds
         shared = 2 if c.placement == "wide" else 1
-        return planned(len(c.seeds), len(c.tasks), c.episodes, arms=arms, between_seeds=spread, shared=shared)
+        of = {"arms": arms, "between_seeds": spread, "shared": shared}
+        return planned(len(c.seeds), len(c.tasks), c.episodes, **of, tests=declared.tests(a.id for a in self.arms))
 
     @property
     def _declared(self) -> Declaration:

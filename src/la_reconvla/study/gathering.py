@@ -206,6 +206,16 @@ def _about_chains(tasks: Iterable[Task], episodes: Iterable[Episode]) -> Iterato
         )
 
 
+def _said(evaluations: Evaluations, episodes: Iterable[Episode]) -> dict[str, tuple[str, ...]]:
+    """Every instruction of demonstrations and of the study's own starts, by task, in their order."""
+    starts = () if evaluations.domain.recorded is not None else evaluations.starts()
+    said: dict[str, dict[str, None]] = {}
+    for one in (*episodes, *starts):
+        if one.task is not None:
+            said.setdefault(str(one.task), {})[one.instruction] = None
+    return {task: tuple(sorted(texts)) for task, texts in sorted(said.items())}
+
+
 def study_description(
     evaluations: Evaluations,
     divided: Divided,
@@ -227,6 +237,7 @@ def study_description(
         suite=c.suite,
         placement=c.placement,
         tasks={str(task.index): task.instruction for task in tasks},
+        said=_said(evaluations, (*training.episodes, *held_out.episodes)),
         versions=begun.versions,
         hardware=begun.hardware,
         settings={

@@ -1,0 +1,123 @@
+"""What would decide what a study left open: seeds by the power of its own test, the command, and the time it takes."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from la_reconvla.analysis.declaration import declared_in
+from la_reconvla.analysis.measures import Power
+from la_reconvla.analysis.power import needed
+from la_reconvla.analysis.results import Results
+from la_reconvla.report.phrases import leading, led_by
+from la_reconvla.text_table import TextTable, duration
+
+AIM = 0.2  # the difference of success rates that is looked for unless a larger one was measured
+
+
+@dataclass(frozen=True)
+class Step:
+    """The command that would decide more, and what it could decide; `said` is the terminal's last line too."""
+
+    why: str
+    command: str
+    said: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        return [self.why, f"  {self.command}", *filter(None, [self.said])]
+
+
+def next_step(results: Results) -> Step | None:
+    """None where the leading claim is decided, more would be exploratory, or no command is known."""
+    seeds, judged = seeds_of(results), leading(results)
+    if not results.study.command or not seeds or (judged and judged.verdict in ("supported", "refuted")):
+        return None
+    if not results.study.judged:
+        return Step("For numbers that mean something:", "la-reconvla study run quick")
+    words, size = _without(shlex.split(results.study.command), "--seeds"), declared_in(results.study).size
+    starts = _starts(results)
+    if size is not None:
+        at_least = starts or size.episodes  # where nothing was rolled out only seeds can join
+        if len(seeds) > size.seeds or at_least > size.episodes or (len(seeds), at_least) == (size.seeds, size.episodes):
+            return None
+        if at_least < size.episodes:
+            words = [*_without(words, "--episodes"), "--episodes", str(size.episodes)]
+        said = f"The declared size, {size.seeds} seeds of {size.episodes} starts a task, decides"
+        said += f"{_time(results, size.seeds, size.episodes)}."
+        return Step("To decide, add what was declared:", _command(words, seeds, size.seeds), said)
+    row = aimed_at(results)
+    if row is None or row.seeds is None:
+        return Step("To decide more, add seeds:", _command(words, seeds, max(3, 2 * len(seeds))))
+    said = f"{row.seeds} seeds, {row.needed} episodes per arm, find a difference of {100 * row.points:.0f} points four "
+    said += f"times in five{_time(results, row.seeds, starts)}."
+    return Step("To decide more, add seeds:", _command(words, seeds, row.seeds), said)
+
+
+def aimed_at(results: Results) -> Power | None:
+    """The difference that the next step looks for: `AIM`, or the largest of those asked about that was measured.
+
+    Where the study has the seeds for it already, the next smaller one; where no number of seeds suffices, the next
+    larger one. None in results of before.
+    """
+    c, now = led_by(results), len(seeds_of(results))
+    measured = abs(c.difference) if c and c.agreement else 0.0
+    rows = sorted((row for row in results.power if row.seeds is not None and row.seeds > now), key=lambda r: r.points)
+    wanted = max((row.points for row in results.power if row.points <= max(AIM, measured)), default=0.0)
+    smaller = [row for row in rows if row.points <= wanted]
+    return smaller[-1] if smaller else next(iter(rows), None)
+
+
+def seeds_of(results: Results) -> list[int]:
+    """Training seeds of the study."""
+    return sorted({cell.seed for arm in results.conditions for cell in arm.cells})
+
+
+def time_to(results: Results, seeds: int, starts: int) -> float | None:
+    """Seconds that so many seeds, and starts of a task, take beyond those of the study, at its pace on its machine.
+
+    None where a part was not timed.
+    """
+    parts, now = results.study.wall_seconds, (len(seeds_of(results)), _starts(results))
+    if not {"training", "rollouts"} <= set(parts) or not all(now) or not starts:
+        return None
+    more, rolled = seeds / now[0], seeds * starts / (now[0] * now[1])
+    trained = parts["training"] + parts.get("held-out frames", 0.0)
+    return trained * (more - 1) + parts["rollouts"] * (rolled - 1)
+
+
+def step_table(results: Results) -> TextTable:
+    """What each difference would take by the study's own test, as `la_reconvla.analysis.power` says, and how long."""
+    rows = []
+    for row in results.power if any(row.seeds for row in results.power) else ():
+        seconds = None if row.seeds is None else time_to(results, row.seeds, _starts(results))
+        more = "–" if seconds is None else "none" if seconds <= 0 else duration(seconds)
+        rows.append((f"{100 * row.points:.0f} points", needed(row), f"{100 * row.power:.0f} %", more))
+    header = ("difference", "needed for 80 % power", "power so far", "more time here")
+    return TextTable("What would find a difference of success", header, rows)
+
+
+def _time(results: Results, seeds: int, starts: int) -> str:
+    seconds = time_to(results, seeds, starts)
+    return "" if seconds is None else f"; about {duration(seconds)} more on the machine of this study"
+
+
+def _starts(results: Results) -> int:
+    """Starts of each task that each policy was rolled out on."""
+    episodes = max((c.tsr.episodes for c in results.conditions if c.tsr), default=0)
+    return episodes // max(1, len(seeds_of(results)) * len(results.study.tasks))
+
+
+def _command(words: Sequence[str], seeds: Sequence[int], count: int) -> str:
+    added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
+    return shlex.join([*words, "--seeds", *map(str, sorted([*seeds, *added]))])
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """A command line without an option and its values, given as ``--option value`` or ``--option=value``."""
+    begin = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
+    rest = itertools.dropwhile(lambda word: not word.startswith("--"), words[begin + 1 :])
+    return [*words[:begin], *rest]
