@@ -37,7 +37,7 @@ def test_average_lengths_and_their_differences_stand_everywhere(tmp_path: Path) 
     assert "| C1 - C4 | −0.75 (−1.00 to −0.50) | 0.020 | 0.040 | 300 |" in text
     assert "| C4 - no-image | +1.75 (+1.50 to +2.00) | < 0.001 | – | 300 |" in text
     section = page[page.index('<section id="sequences">') : page.index('<section id="success">')]
-    assert "Subtasks done in a row, of five: nothing 1.50, what the words look at 2.25" in text
+    assert "Subtasks done in a row, of five: none (C1) 1.50, words (C4) 2.25" in text
     for cell in ("2.25", "2.00 to 2.50", "87.5 %", "C1 - C4", "−0.75 (−1.00 to −0.50)", "&lt; 0.001", "No GPU"):
         assert cell in section
     assert '<a href="#sequences">' in page
