@@ -14,6 +14,7 @@ from la_reconvla.analysis.film_data import FilmData
 from la_reconvla.analysis.results import Results, Video
 from la_reconvla.drawing import readable
 from la_reconvla.report.page import Embedded, Shelf
+from la_reconvla.report.phrases import plain
 
 COLOURS = tuple(to_hex(colour) for colour in colormaps["inferno"](np.linspace(0, 1, 17)))
 WIDE, HIGH = 256, 44  # of the line below a film, in its own units
@@ -59,7 +60,7 @@ class Scene:
     @property
     def label(self) -> str:
         """The start for a list of them: who succeeded, why it is here, what was asked for."""
-        good = [film.arm for film in self.films if film.video.success]
+        good = [film.name for film in self.films if film.video.success]
         ended = f"{', '.join(good)} succeeded" if good else "all failed"
         return f"{ended} ({self.reason}): {self.instruction}"
 
@@ -88,7 +89,7 @@ def playlist(results: Results, shelf: Shelf) -> Playlist:
     Raises:
         UserError: as `Shelf.file`, or what belongs to a film cannot be read.
     """
-    names = {c.id: c.name for c in results.conditions}
+    names = {c.id: plain(c) for c in results.conditions}
     scenes, left_out = [], 0
     for start, videos in by_scene(results.videos).items():
         files = [shelf.file(video.path) for video in videos]
