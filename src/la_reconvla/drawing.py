@@ -146,8 +146,9 @@ def attention_grid(
             _show(axes, overlay(images[i], scores[i], grid, most), name)
             if masks and name in masks:
                 axes.add_collection(_outline(masks[name][i].reshape(grid), images[i].shape[:2]))
-        for axes in cells if targets is not None else ():
-            axes.add_collection(_outline(targets[i], images[i].shape[:2], "deepskyblue"))
+        if targets is not None:
+            for axes in cells:
+                axes.add_collection(_outline(targets[i], images[i].shape[:2], "deepskyblue"))
     colours = ScalarMappable(Normalize(0, most), "inferno")
     said = bar.colorbar(colours, cax=bar.subplots(), orientation="horizontal")
     said.set_label("attention of a patch; 1 is an equal share", fontsize=8)

@@ -15,6 +15,7 @@ from la_reconvla.analysis.results import Results, Video
 from la_reconvla.drawing import captioned, overlay, readable, write_gif
 from la_reconvla.errors import UserError
 from la_reconvla.report.player import by_scene
+from la_reconvla.storage import atomic_write
 from la_reconvla.study.film import SPEED, side_by_side
 from la_reconvla.study.results import results_of
 
@@ -114,15 +115,14 @@ def write_recording(study: Path, out: Path) -> Path:
     scenes = by_scene(results.videos)
     if not scenes:
         raise UserError(f"{study} has no films: {_remedy(results)}")
-    with rr.RecordingStream("la_reconvla") as recording:
-        temporary = out.with_name(f".tmp-{out.name}")
-        recording.save(str(temporary))
-        for start, videos in scenes.items():
-            for video in videos:
-                _log(rr, recording, study, f"{start.replace('/', '_')}/{video.condition}", video)
-        recording.flush()
-    recording.disconnect()
-    temporary.replace(out)
+    with atomic_write(out) as temporary:
+        with rr.RecordingStream("la_reconvla") as recording:  # pyright: ignore[reportAttributeAccessIssue]
+            recording.save(str(temporary))
+            for start, videos in scenes.items():
+                for video in videos:
+                    _log(rr, recording, study, f"{start.replace('/', '_')}/{video.condition}", video)
+            recording.flush()
+        recording.disconnect()
     return out
 
 
