@@ -155,7 +155,7 @@ def test_videos_of_one_start_play_together(desk: Opened) -> None:
     page.wait_for_function(
         "() => [...document.querySelectorAll('#side-by-side video')].every((v) => v.currentTime > 0)"
     )
-    assert page.locator("#videos video").evaluate_all("all => all.every((video) => video.paused)"), (
+    assert page.locator("#videos video").evaluate_all("all => all.every((video) => video.paused)"), "no other"
         "of the others, none"
     )
     page.evaluate(OPEN)

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from la_reconvla.analysis.film_data import FilmData
 from la_reconvla.analysis.results import Results, Video
 from la_reconvla.drawing import captioned, overlay, readable, write_gif
-from la_reconvla.errors import UserError
+from la_reconvla.errors import UserError, install_command
 from la_reconvla.report.player import by_scene
 from la_reconvla.storage import atomic_write
 from la_reconvla.study.film import SPEED, side_by_side
@@ -110,7 +110,7 @@ def write_recording(study: Path, out: Path) -> Path:
     try:
         import rerun as rr
     except ImportError as error:
-        raise UserError("a recording for Rerun needs its package: pip install 'la-reconvla[rerun]'") from error
+        raise UserError(f"a recording for Rerun needs its package: {install_command('rerun')}") from error
     results = results_of(study)
     scenes = by_scene(results.videos)
     if not scenes:
