@@ -156,8 +156,6 @@ def test_videos_of_one_start_play_together(desk: Opened) -> None:
         "() => [...document.querySelectorAll('#side-by-side video')].every((v) => v.currentTime > 0)"
     )
     assert page.locator("#videos video").evaluate_all("all => all.every((video) => video.paused)"), "no other"
-        "of the others, none"
-    )
     page.evaluate(OPEN)
 
 
