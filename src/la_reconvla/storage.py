@@ -128,8 +128,8 @@ def claim(
     if not path.exists():
         write_json(path, {**mine, **once})
     theirs = read_json(path)
-    if differing := list(_differing(mine, with_defaults(theirs) if isinstance(theirs, dict) else theirs)):
-        listed = ", ".join(differing[:6]) + (", ..." if len(differing) > 6 else "")
+    if found := list(differing(mine, with_defaults(theirs) if isinstance(theirs, dict) else theirs)):
+        listed = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
         raise UserError(
             f"{path.parent} holds a run of another configuration (different: {listed}): "
             "choose another folder or delete that one"
@@ -137,12 +137,13 @@ def claim(
     return theirs
 
 
-def _differing(mine: Mapping[str, Any], theirs: Any) -> Iterator[str]:
+def differing(mine: Mapping[str, Any], theirs: Any) -> Iterator[str]:
+    """The names in `mine`, also nested ones, whose values `theirs` lacks or has otherwise; short values beside them."""
     theirs = theirs if isinstance(theirs, dict) else {}
     for key, value in mine.items():
         before = theirs.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            yield from (f"{key}.{name}" for name in _differing(value, before))
+            yield from (f"{key}.{name}" for name in differing(value, before))
         elif key not in theirs or before != value:
             simple = all(isinstance(v, str | int | float | bool | None) for v in (value, before))
             yield f"{key}: {before}, now {value}" if simple and len(f"{before}{value}") < 60 else key

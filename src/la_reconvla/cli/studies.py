@@ -35,6 +35,7 @@ def run(
     offline: bool = False,
     workers: int = 0,
     devices: IfGiven[tuple[str, ...]] = None,
+    records: IfGiven[Path] = None,
 ) -> None:
     """Collect data, train and evaluate every arm, and report. Rerun the command to resume.
 
@@ -53,6 +54,7 @@ def run(
         workers: processes; 0 takes one per core.
         devices: train policies on several devices side by side, for example cuda:0 cuda:1, one process on each; the
             rest is done on the first. In the place of --device.
+        records: records of this study, by study records, from another machine: what they hold is not done again.
     """
     changes = vars(study) | vars(policy) | vars(training)
     on_recorded = changes["suite"] == "calvin"
@@ -71,10 +73,26 @@ def run(
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import results_of
 
-    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
+    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or (), records)
     page = write_report(folder)
     print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
+
+
+def records(study: Positional[Path], out: Path) -> None:
+    """Write what a study measured into small files without weights, for git: study run --records goes on from them.
+
+    A policy comes once it is trained, rolled out and measured; the study may be running. Run the command again and files
+    of equal content stay as they are.
+
+    Args:
+        study: study folder.
+        out: folder for the records, one file for each policy.
+    """
+    from la_reconvla.study.records import write_records
+
+    for line in write_records(study, out):
+        print(line)
 
 
 def compare(

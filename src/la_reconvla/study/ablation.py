@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 from rich.console import Console
 
 from la_reconvla import kinds, layout
@@ -41,8 +39,10 @@ from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.pictures import pictures, timelines, videos
+from la_reconvla.study.identity import GROWS, JOINS, READ, identity_of, with_defaults
 from la_reconvla.study.presets import StudyConfig, preset
-from la_reconvla.study.provenance import Energy, commit, hardware, versions
+from la_reconvla.study.provenance import Energy, commit, hardware
+from la_reconvla.study.records import require_same_study, require_weights, restore
 from la_reconvla.study.requirements import (
     pinned_config,
     require_declared,
@@ -53,17 +53,13 @@ from la_reconvla.study.requirements import (
 from la_reconvla.study.runs import usual_workers
 from la_reconvla.study.starts import wording
 from la_reconvla.study.train_cells import measure_cells, train_cells
-from la_reconvla.training.checkpoint import PolicyConfig, load_policy
-from la_reconvla.training.devices import pick_device, pick_precision
+from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.devices import pick_device
+from la_reconvla.training.run_state import recorded_only
 from la_reconvla.training.trackers import require_service
 
 CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
 T = TypeVar("T")
-GROWS = (
-    *("seeds", "conditions", "episodes", "floor_episodes", "floor_arm"),
-    *("also_official", "elsewhere", "elsewhere_episodes"),
-)
-JOINS = ("seeds", "conditions", "elsewhere")  # of these, the lists
 COUNTED = {  # and what the options count
     "episodes": "episodes per task",
     "also_official": "official states per task",
@@ -125,6 +121,7 @@ class Ablation:
         space = LIBERO_ACTIONS if self.domain.recorded is None else self._opened.space
         require_room(c, (text for _, text in told), space)
         require_heads(c, self.arms)
+        require_weights(c, self.folder, self.cells)
         with locked(self.folder):
             self._claim(started)
             self.console.print(self.domain.limit or power_table(self._power(), len(c.seeds)))
@@ -151,28 +148,19 @@ class Ablation:
 
     def _claim(self, started: str) -> None:
         """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
-        config = {**kinds.to_json(self.config), "train": self.config.train.identity}
-        size = {key: config.pop(key) for key in GROWS}
-        config.pop("gaze")  # the source of boxes belongs to the arms that use them (`train_cells`)
-        config.pop("judged")  # what is read from the records makes no other records
+        values = kinds.to_json(self.config)
+        size, read = ({key: values[key] for key in keys} for keys in (GROWS, READ))
         path, now = self.folder / layout.STUDY, commit()
-        # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
-        precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
-        identity = {"schema": layout.SCHEMA, "config": config, "versions": versions(), "precision": precision}
         if path.exists():
             read_begun(path)  # damage is named before anything is compared
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
-        begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)
+        identity, defaults = identity_of(self.config, self.device), functools.partial(with_defaults, config=self.config)
+        begun = claim(path, identity, defaults, started=started, commits=[now], hardware=hardware(), **said)
         require_declared(begun, self.declaration, path)
         commits = list(dict.fromkeys([*begun["commits"], now]))
-        write_json(
-            path, {**begun, "commits": commits, "size": size, "command": shlex.join(["la-reconvla", *sys.argv[1:]])}
-        )
-
-    def _with_defaults(self, held: dict[str, Any]) -> dict[str, Any]:
-        """The content of a ``study.json``, with defaults for fields that are newer than the file."""
-        return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
+        command = shlex.join(["la-reconvla", *sys.argv[1:]])
+        write_json(path, {**begun, "commits": commits, "size": size, "read": read, "command": command})
 
     def _power(self, between_seeds: float | None = None) -> tuple[Power, ...]:
         """What this study can tell apart by the rule that it declared; None: trainings vary as is usual."""
@@ -245,7 +233,7 @@ class Ablation:
 
     def _results(self) -> Results:
         on_target = gathering.watched_coverage(self._divided[1], self.config)
-        inner = load_policy(self.cells[0].folder)[0].backbone
+        inner = PolicyConfig.load(self.cells[0].folder).build().backbone
         arms = []
         for arm in self.arms:
             of_arm = [cell for cell in self.cells if cell.condition == arm]
@@ -283,8 +271,11 @@ class Ablation:
         return found
 
     def _shown(self) -> list[Cell]:
-        """The cells that pictures show: those of the first seed."""
-        return [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
+        """The cells that pictures show: those of the first seed whose weights are here."""
+        first = [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
+        if left_out := [cell.condition.id for cell in first if recorded_only(cell.folder)]:
+            _say(f"no pictures of {', '.join(left_out)}: their weights are not here, only records")
+        return [cell for cell in first if not recorded_only(cell.folder)]
 
 
 def grown(config: StudyConfig, folder: Path) -> StudyConfig:
@@ -324,11 +315,12 @@ def ablate(
     hypotheses: Path | None = None,
     recorded: Path | None = None,
     devices: Sequence[str] = (),
+    records: Path | None = None,
 ) -> Path:
     """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder.
 
     On `recorded` demonstrations nothing is rolled out, unless the suite is one of `ON_RECORDED`. Cells train on all
-    `devices`; the rest is done on the first.
+    `devices`; the rest is done on the first. What `records` hold is restored before, and not done again.
 
     Raises:
         UserError: with the way out; if `changes` name a device beside `devices`, too.
@@ -344,6 +336,11 @@ def ablate(
     if place is not None:
         place.require(config)  # before a dataset is read, which may take long
         config = offline(config, changes, open_demonstrations(place.recorded), place.takes)
+    if records is not None:
+        with locked(folder):
+            require_same_study(config, records)
+            for line in restore([records], folder):
+                _say(line)
     config = grown(config, folder)
     if changes.get("elsewhere_episodes") is not None and not config.elsewhere:
         raise UserError("elsewhere_episodes counts the states of other suites: name them with --elsewhere")
