@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from small_study import in_this_process, results, toy
 
 from la_reconvla import layout
 from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
 from la_reconvla.storage import read_json, read_jsonl, write_json
 from la_reconvla.study.ablation import Ablation, ablate
-from la_reconvla.study.presets import PRESETS, StudyConfig, preset
+from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.records import restore, write_records
 from la_reconvla.training.run_folders import WEIGHTS
 
-TIMES = {
-    *("started", "finished", "command", "commit", "wall_seconds", "energy_joules", "samples_per_second"),
-    *("date", "pictures", "videos", "timelines", "train_seconds", "hardware"),
-}
-
-
-def toy(**changes: Any) -> StudyConfig:
-    """A study of seconds: it shows that everything runs, and knows no answer."""
-    known = preset("known-answer")
-    train = replace(known.train, steps=4, batch_size=8, save_every=4, check_every=2, warmup=1)
-    small = {"demos": 12, "episodes": 6, "floor_episodes": 4, "frames": 8, "conditions": ("C2", "G1"), "seeds": (0, 1)}
-    return replace(known, train=train, **(small | changes))
-
-
-def without_times(value: Any) -> Any:
-    """Results but for times, dates, commands and pictures."""
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
-
-
-def results(study: Path) -> Any:
-    return without_times(read_json(study / layout.RESULTS))
-
-
 def archives(records: Path) -> dict[str, bytes]:
     return {str(path.relative_to(records)): path.read_bytes() for path in records.rglob("*.tar.gz")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_workers():
+    with in_this_process():
+        yield
 
 
 @pytest.fixture(scope="module")
