@@ -42,7 +42,6 @@ def results(study: Path) -> Any:
     return without_times(read_json(study / layout.RESULTS))
 
 
-
 @contextmanager
 def in_this_process() -> Iterator[None]:
     """Workers are threads, one each time: starting processes is most of what so small a study takes."""

@@ -181,7 +181,9 @@ class Machine:
         self.owner, self.lease = far(name), None
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["take", "beat", "release", "wait", "write"]), st.integers(0, 2)), max_size=40)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["take", "beat", "release", "wait", "write"]), st.integers(0, 2)), max_size=40
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -67,7 +67,9 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
-    f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
+    f"elsewhere-episodes hypotheses demonstrations offline workers devices records shard separate {POLICY}",
+    "study merge": "workers",
+    "study records": "out",
     "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",

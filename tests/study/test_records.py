@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_study import in_this_process, results, toy
 
 from la_reconvla import layout
 from la_reconvla.errors import UserError
@@ -17,6 +16,8 @@ from la_reconvla.study.ablation import Ablation, ablate
 from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.records import restore, write_records
 from la_reconvla.training.run_folders import WEIGHTS
+from small_study import in_this_process, results, toy
+
 
 def archives(records: Path) -> dict[str, bytes]:
     return {str(path.relative_to(records)): path.read_bytes() for path in records.rglob("*.tar.gz")}
@@ -88,7 +89,9 @@ def test_a_new_seed_is_all_that_is_trained(run: Path, records: Path, tmp_path: P
 
 
 def test_more_episodes_of_what_cannot_act_are_refused_before_anything_is_done(restored: Path) -> None:
-    with pytest.raises(UserError, match=r"C2.seed0 came from records.*6 of 7 episodes.*delete that folder and its record"):
+    with pytest.raises(
+        UserError, match=r"C2.seed0 came from records.*6 of 7 episodes.*delete that folder and its record"
+    ):
         Ablation(toy(episodes=7), restored, workers=1).run()
     assert not (restored / layout.DEMONSTRATIONS).exists()
     shutil.rmtree(restored / "C2/seed0")

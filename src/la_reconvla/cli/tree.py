@@ -57,6 +57,7 @@ TREE: Mapping[str, Branch | Command] = {
         "Train and evaluate several arms, draw reports, compare and film policies.",
         {
             "run": studies.run,
+            "merge": studies.merge,
             "records": studies.records,
             "report": studies.report,
             "compare": studies.compare,

@@ -22,8 +22,8 @@ from la_reconvla.data.lerobot_layout import ACTION, INFO, STATE, PictureKind, is
 from la_reconvla.data.lerobot_writer import ENCODERS, OWN, Contents, LeRobotWriter
 from la_reconvla.data.rlds import RLDSEpisode, unread
 from la_reconvla.errors import UserError
-from la_reconvla.progress import progress
 from la_reconvla.leases import PREFIX
+from la_reconvla.progress import progress
 from la_reconvla.storage import claim, explain_disk_errors, locked, read_json
 
 CLAIM, UNFINISHED = "convert.json", ".unfinished-lerobot"  # the second marks a folder as one that may be emptied

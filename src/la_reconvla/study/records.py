@@ -35,7 +35,12 @@ from la_reconvla.training.trackers import METRICS
 SUFFIX = ".tar.gz"
 VERSION = 1  # of the archives, in `study.json` under RECORDS
 RECORDS = "records"
-SAME = (CONFIG, SCHEDULE, layout.EVALUATION, layout.HELD_OUT)  # of one training these are equal, wherever they come from
+SAME = (
+    CONFIG,
+    SCHEDULE,
+    layout.EVALUATION,
+    layout.HELD_OUT,
+)  # of one training these are equal, wherever they come from
 LINES = {layout.EPISODES: ("start", "seconds", "video"), layout.SEQUENCES: ("index", "seconds")}
 """Files of lines: the field that names a line, then those in which equal ones may differ."""
 KEPT = re.compile(rf"{'|'.join(map(re.escape, (*SAME, *LINES, METRICS, WEIGHTS_NAMED)))}|{LOOKS}/\d+\.npy")
@@ -86,6 +91,7 @@ def write_records(study: Path, out: Path) -> list[str]:
     config = config_of(begun)
     lines: list[str] = []
     with locked(out):
+        _require_one_study(out, study)
         _note_study(out, study, command="", **{RECORDS: VERSION})
         chosen = [name for name in _folders(study) if not OF_POLICY.fullmatch(name.name)]
         for cell in cells(config, study):
@@ -185,7 +191,7 @@ def restore(sources: Sequence[Path], study: Path) -> list[str]:
     """
     lines = []
     for source in sources:
-        read_begun(source / layout.STUDY)
+        _require_one_study(study, source)
         _require_same_data(study, source)
         _note_study(study, source)
         came = 0
@@ -281,34 +287,36 @@ def _doubled(one: Recorded, other: Recorded, what: str) -> UserError:
     )
 
 
-def _note_study(target: Path, source: Path, **changes: Any) -> None:
-    """Write a study's ``study.json`` into another folder of it, where sizes, looks and commits join.
-
-    Raises:
-        UserError: the other folder is of another study.
-    """
-    theirs, path = {**read_json(source / layout.STUDY), **changes}, target / layout.STUDY
-    if RECORDS not in changes:
-        theirs.pop(RECORDS, None)
-    if not path.exists():
-        write_json(path, theirs)
-        return
-    read_begun(path)  # damage is named before anything is compared
-    mine = read_json(path)
-    same = {key: theirs[key] for key in ("schema", "config", "versions", "precision", "hypotheses_hash")}
-    if found := list(differing(same, mine)):
+def _require_one_study(target: Path, source: Path) -> None:
+    """Raise a `UserError` if two folders are of different studies."""
+    theirs = _same(source)
+    if (target / layout.STUDY).exists() and (found := list(differing(theirs, _same(target)))):
         raise UserError(
             f"{source} and {target} are no parts of one study (different: {', '.join(found[:6])}): choose another "
             "folder, or delete that one"
         )
-    looks = [look for look in theirs.get("looks", []) if look not in mine.get("looks", [])]
+
+
+def _same(study: Path) -> dict[str, Any]:
+    """What is equal in all folders of one study."""
+    begun = read_begun(study / layout.STUDY)
+    same = {key: getattr(begun, key) for key in ("config", "versions", "precision", "hypotheses_hash")}
+    return with_defaults(same, config_of(begun))
+
+
+def _note_study(target: Path, source: Path, **changes: Any) -> None:
+    """Write the ``study.json`` of a study into another folder of it; where there is one, sizes, looks, commits join."""
+    theirs, path = read_json(source / layout.STUDY), target / layout.STUDY
+    theirs.pop(RECORDS, None)
+    mine = read_json(path) if path.exists() else theirs
+    looks = [*mine.get("looks", []), *(look for look in theirs.get("looks", []) if look not in mine.get("looks", []))]
     joined = {
         "size": _joined(mine.get("size", {}), theirs.get("size", {})),
         "commits": list(dict.fromkeys([*mine["commits"], *theirs["commits"]])),
-        "looks": sorted([*mine.get("looks", []), *looks], key=lambda look: look["date"]),
+        "looks": sorted(looks, key=lambda look: look["date"]),
     }
-    if {**mine, **joined} != mine:
-        write_json(path, {**mine, **joined})
+    if not path.exists() or {**mine, **joined} != mine:
+        write_json(path, {**mine, **joined, **changes})
 
 
 def _joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
