@@ -253,6 +253,9 @@ def _clear(folder: Path) -> None:
         for name in names:
             if name.startswith(".tmp") and _forsaken(here / name):  # safetensors has its own, without our dash
                 (here / name).unlink(missing_ok=True)
+        for name in [one for one in folders if one.startswith(TEMPORARY) and _forsaken(here / one)]:
+            shutil.rmtree(here / name, ignore_errors=True)
+            folders.remove(name)
 
 
 def _forsaken(path: Path) -> bool:

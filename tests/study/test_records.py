@@ -138,5 +138,5 @@ def test_other_demonstrations_other_trainings_and_damage_are_refused(restored: P
     with pytest.raises(UserError, match=r"C2/seed0.tar.gz is damaged"):
         restore([broken], tmp_path / "new")
     write_json(broken / layout.STUDY, {**read_json(broken / layout.STUDY), "precision": "torch.bfloat16"})
-    with pytest.raises(UserError, match="no parts of one study .*precision"):
+    with pytest.raises(UserError, match=r"no parts of one study .*precision"):
         restore([broken], restored)

@@ -17,7 +17,8 @@ import pytest
 from la_reconvla import layout, leases
 from la_reconvla.errors import UserError
 from la_reconvla.storage import read_json, read_jsonl, write_json
-from la_reconvla.study.ablation import Ablation, merged
+from la_reconvla.study.ablation import Ablation
+from la_reconvla.study.merging import merged
 from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.records import write_records
 from la_reconvla.study.shards import Share, pieces_of
@@ -62,7 +63,7 @@ def test_shards_divide_a_study_and_a_fast_one_goes_on_at_the_end_of_the_others(a
     pieces = pieces_of(Ablation(toy(), at_once, workers=1)._evaluations)
     assert len(pieces) == 6 + 3
     alone = [Share(number, 4, separate=True).order(pieces) for number in range(4)]
-    assert sorted(map(id, sum(alone, []))) == sorted(map(id, pieces))
+    assert sorted(id(piece) for own in alone for piece in own) == sorted(map(id, pieces))
     helping = Share(1, 4).order(pieces)
     assert helping[: len(alone[1])] == alone[1]
     assert helping[len(alone[1]) :] == [piece for piece in reversed(pieces) if piece not in alone[1]]

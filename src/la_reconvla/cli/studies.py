@@ -107,7 +107,7 @@ def merge(out: Positional[Path], shards: Positional[tuple[Path, ...]] = (), work
         shards: folders of the shards, or of records.
         workers: processes; 0 takes one per core.
     """
-    from la_reconvla.study.ablation import merged
+    from la_reconvla.study.merging import merged
 
     _reported(merged(out, shards, workers))
 
@@ -115,8 +115,8 @@ def merge(out: Positional[Path], shards: Positional[tuple[Path, ...]] = (), work
 def records(study: Positional[Path], out: Path) -> None:
     """Write what a study measured into small files without weights, for git: study run --records goes on from them.
 
-    A policy comes once it is trained, rolled out and measured; the study may be running. Run the command again and files
-    of equal content stay as they are.
+    A policy comes once it is trained, rolled out and measured; the study may be running. When the command runs again,
+    files of equal content stay as they are.
 
     Args:
         study: study folder.

@@ -55,7 +55,7 @@ from la_reconvla.study.requirements import (
     require_room,
 )
 from la_reconvla.study.runs import usual_workers
-from la_reconvla.study.shards import Piece, Share, claimed, merge, pieces_of, require_idle
+from la_reconvla.study.shards import Piece, Share, claimed, pieces_of, require_idle
 from la_reconvla.study.starts import wording
 from la_reconvla.study.train_cells import measure_cells, stale, train_cells
 from la_reconvla.training.checkpoint import PolicyConfig
@@ -386,16 +386,3 @@ def ablate(
         for line in study.run_share(share):
             say(line)
     return folder
-
-
-def merged(out: Path, sources: Sequence[Path], workers: int) -> Path:
-    """Merge shards or records in one folder, do what is missing, and judge; see the command ``study merge``.
-
-    Raises:
-        UserError: as `la_reconvla.study.shards.merge` and `Ablation.run`.
-    """
-    config, lines = merge(out, sources)
-    for line in lines:
-        say(line)
-    Ablation(config, out, workers or usual_workers(config.backbone)).run()
-    return out

@@ -1,4 +1,4 @@
-"""What makes two studies the same: all of a configuration but how large it is, which grows, and how records are read."""
+"""What makes two studies the same: all of a configuration but how large it is and how it is read; and how one grows."""
 
 from __future__ import annotations
 

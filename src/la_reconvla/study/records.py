@@ -1,8 +1,8 @@
 """What a study measured, without its weights: one small archive a policy, from which another machine goes on.
 
-A folder of records holds ``study.json``, as the study does, and ``<condition>/seed<k>.tar.gz`` and the like, one for each
-folder of the study that is finished. Restored, such a policy counts as trained and measured; only its weights are known
-by their hash alone, so that it cannot act. Studies of one configuration are merged in the same way, with their weights.
+A folder of records holds ``study.json``, as the study does, and ``<condition>/seed<k>.tar.gz`` and the like, one for
+each folder of the study that is finished. Restored, such a policy counts as trained and measured; of its weights only
+the hash is known, so that it cannot act. Folders of one study are merged in the same way, with their weights.
 """
 
 from __future__ import annotations

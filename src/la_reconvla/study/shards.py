@@ -1,4 +1,4 @@
-"""A study divided among processes that share nothing but a disk, or not even that: who does what, and merging it.
+"""A study divided among processes that share nothing but a disk, or not even that: who does what.
 
 The pieces are whole: a policy is trained, rolled out and measured by one process, which holds its folder meanwhile
 (`la_reconvla.leases`). A process does its own share first and then what is left of the others'.
@@ -7,22 +7,18 @@ The pieces are whole: a policy is trained, rolled out and measured by one proces
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from la_reconvla import layout, leases
+from la_reconvla import leases
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
 from la_reconvla.storage import locked
-from la_reconvla.study.begun import read_begun
-from la_reconvla.study.cells import RECORDED, Cell
+from la_reconvla.study.cells import Cell
 from la_reconvla.study.evaluate import Evaluation, pending
 from la_reconvla.study.evaluations import Evaluations
-from la_reconvla.study.identity import config_of
-from la_reconvla.study.presets import StudyConfig
-from la_reconvla.study.records import restore
+from la_reconvla.study.records import OF_POLICY
 from la_reconvla.training.trained_policy import Trained
 
 
@@ -80,9 +76,8 @@ class Piece:
     @property
     def below(self) -> list[Path]:
         """Folders beside its own that it writes to."""
-        return [
-            each.folder for _, evaluations, _ in self.rollouts for each in evaluations if each.folder != self.folder
-        ]
+        folders = (each.folder for _, evaluations, _ in self.rollouts for each in evaluations)
+        return [folder for folder in folders if folder != self.folder]
 
 
 def pieces_of(evaluations: Evaluations) -> list[Piece]:
@@ -135,45 +130,7 @@ def claimed(study: Path, order: Sequence[Piece], unfinished: Callable[[Piece], b
 def require_idle(study: Path) -> None:
     """Raise a `UserError` if a process works on a part of a study."""
     for folder in {path.parent for path in study.rglob(f"{leases.PREFIX}*")} - {study}:
+        if any(map(OF_POLICY.fullmatch, folder.relative_to(study).parts[:-1])):
+            continue  # what `eval` writes into a run is no part
         if (owner := leases.holder(folder)) is not None:
             raise UserError(f"{folder}: {owner} is working on this part of the study; wait for it or end it")
-
-
-def merge(out: Path, sources: Sequence[Path]) -> tuple[StudyConfig, list[str]]:
-    """Put shards, or records (`la_reconvla.study.records`), into one folder, with the demonstrations of the first.
-
-    Args:
-        out: the folder; without `sources` it is one that the shards shared.
-        sources: folders of the shards or of records.
-
-    Returns:
-        The study that `out` now holds, and what came from where, in lines.
-
-    Raises:
-        UserError: they are no parts of one study, one is being worked on, or two records of one policy differ.
-    """
-    for source in sources:
-        if source.resolve() == out.resolve():
-            raise UserError(f"{out} is where the others go: name the folders of the shards after it")
-        require_idle(source)
-    if not sources:
-        read_begun(out / layout.STUDY)
-    with locked(out):
-        lines = restore(sources, out)
-        for source in sources:
-            for name in (layout.DEMONSTRATIONS, layout.PLACEMENTS):
-                if (source / name).is_dir() and not (out / name).exists():
-                    _copy(source / name, out / name)
-    config = config_of(read_begun(out / layout.STUDY))
-    if config.suite == RECORDED:
-        raise UserError(
-            f"{out} has no simulator behind it, and study.json does not say where its demonstrations are: judge it by "
-            f"the study run --offline of before, with --out {out}"
-        )
-    return config, lines
-
-
-def _copy(source: Path, target: Path) -> None:
-    part = target.with_name(leases.temporary(target.name))
-    shutil.copytree(source, part, ignore=shutil.ignore_patterns(f"{leases.PREFIX}*", ".tmp*", ".pictures"))
-    part.replace(target)

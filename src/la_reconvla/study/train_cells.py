@@ -174,7 +174,7 @@ def measure_cells(
 
 
 def stale(cell: Cell, boxes: Boxes | None) -> bool:
-    """Whether held-out frames of a cell are to be measured: of other weights or boxes, in another version, or not yet."""
+    """Whether a cell is to be measured: not yet, in another version, or with other weights or boxes."""
     path = cell.folder / layout.HELD_OUT
     known = read_json(path) if path.exists() else {}
     if known.get("schema") != layout.SCHEMA or known["weights"] != hash_of_weights(cell.folder):
