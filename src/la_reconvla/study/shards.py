@@ -7,7 +7,7 @@ The pieces are whole: a policy is trained, rolled out and measured by one proces
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def pieces_of(evaluations: Evaluations) -> list[Piece]:
     return list(found.values())
 
 
-def claimed(study: Path, order: Sequence[Piece], unfinished: Callable[[Piece], bool]) -> Iterator[Piece]:
+def claimed(study: Path, order: Sequence[Piece], unfinished: Callable[[Piece], bool]) -> Generator[Piece]:
     """The pieces that this process has to do, one by one; each is held until the next is asked for.
 
     It ends when nothing is left but what others are doing. Those who died are found out (`la_reconvla.leases`).
