@@ -372,7 +372,7 @@ def ablate(
         place.require(config)  # before a dataset is read, which may take long
         config = offline(config, changes, open_demonstrations(place.recorded), place.takes)
     if records is not None:
-        with locked(folder):
+        with locked(folder, wait=share is not None):
             require_same_study(config, records)
             for line in restore([records], folder):
                 say(line)
