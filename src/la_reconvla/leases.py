@@ -14,10 +14,10 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -235,14 +235,18 @@ def this_machine() -> str:
 
 
 def began(process: int) -> float | None:
-    """When a process of this machine began; None if there is none. One that waits to be buried has ended."""
+    """When a process of this machine began, NaN where that is hidden; None if there is none, or a zombie."""
     try:
         found = psutil.Process(process)
         return None if found.status() == psutil.STATUS_ZOMBIE else found.create_time()
-    except psutil.NoSuchProcess:
-        return None
-    except psutil.AccessDenied:
-        return time.time()
+    except psutil.Error:
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass  # another user's, which this one may not see
+        return math.nan
 
 
 def temporary(name: str) -> str:
@@ -286,8 +290,8 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _owner(content: dict[str, Any]) -> Owner | None:
     try:
-        return Owner(**{name: content[name] for name in ("host", "machine", "process", "began")})
-    except KeyError:
+        return Owner(content["host"], content["machine"], int(content["process"]), float(content["began"]))
+    except (KeyError, TypeError, ValueError):
         return None
 
 

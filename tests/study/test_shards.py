@@ -140,12 +140,13 @@ from pathlib import Path
 from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.shards import Share
 if __name__ == "__main__":
-    Ablation(toy(), Path(sys.argv[1]), 1).run_share(Share.of(sys.argv[2]))
+    one = toy(seeds=(0,), conditions=("C2",), floor_arm="C2")
+    Ablation(one, Path(sys.argv[1]), 1).run_share(Share.of(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
-def test_processes_on_one_disk_of_which_one_is_killed(at_once: Path, tmp_path: Path) -> None:
+def test_processes_on_one_disk_of_which_one_is_killed(tmp_path: Path) -> None:
     """The first is killed as soon as it trains; two others do all, each policy once."""
     study, script = tmp_path / "study", tmp_path / "shard.py"
     script.write_text(SHARD)
@@ -161,7 +162,8 @@ def test_processes_on_one_disk_of_which_one_is_killed(at_once: Path, tmp_path: P
     os.kill(doomed.pid, signal.SIGKILL)
     doomed.wait()
     assert [one.wait(1200) for one in [shard(1), shard(2)]] == [0, 0]
-    assert results(merged(study, [], 1)) == results(at_once)
+    Ablation(toy(seeds=(0,), conditions=("C2",), floor_arm="C2"), tmp_path / "at once", workers=1).run()
+    assert results(merged(study, [], 1)) == results(tmp_path / "at once")
     for path in study.rglob(layout.EPISODES):
         starts = [json.dumps(line["start"]) for line in read_jsonl(path)]
         assert len(starts) == len(set(starts))

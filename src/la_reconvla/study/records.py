@@ -35,12 +35,7 @@ from la_reconvla.training.trackers import METRICS
 SUFFIX = ".tar.gz"
 VERSION = 1  # of the archives, in `study.json` under RECORDS
 RECORDS = "records"
-SAME = (
-    CONFIG,
-    SCHEDULE,
-    layout.EVALUATION,
-    layout.HELD_OUT,
-)  # of one training these are equal, wherever they come from
+SAME = (CONFIG, SCHEDULE, layout.EVALUATION, layout.HELD_OUT)  # equal in all records of one training
 LINES = {layout.EPISODES: ("start", "seconds", "video"), layout.SEQUENCES: ("index", "seconds")}
 """Files of lines: the field that names a line, then those in which equal ones may differ."""
 KEPT = re.compile(rf"{'|'.join(map(re.escape, (*SAME, *LINES, METRICS, WEIGHTS_NAMED)))}|{LOOKS}/\d+\.npy")
