@@ -12,6 +12,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -215,6 +216,21 @@ def test_at_any_time_one_at_most_may_write(tmp_path_factory: pytest.TempPathFact
         may = [one for one in machines if one.lease is not None and one.lease.held()]
         assert may == ([holder] if holder else [])
         assert len(list(folder.iterdir())) <= 1
+
+
+def test_a_process_that_may_not_be_looked_at_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(error: type[Exception]):
+        def refused(*_: object) -> None:
+            raise error
+
+        return refused
+
+    here = Owner("here", leases.this_machine(), 1, 5.0)
+    monkeypatch.setattr("psutil.Process", refuse(psutil.AccessDenied))
+    monkeypatch.setattr("os.kill", refuse(PermissionError))
+    assert here.dead is False
+    monkeypatch.setattr("os.kill", refuse(ProcessLookupError))
+    assert here.dead is True
 
 
 def test_only_files_of_the_dead_are_cleared(tmp_path: Path) -> None:
