@@ -135,13 +135,14 @@ def test_what_is_no_part_of_the_study_is_refused(two, tmp_path: Path) -> None:
 
 SHARD = """
 import sys
-from small_study import toy
+from small_study import in_this_process, toy
 from pathlib import Path
 from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.shards import Share
 if __name__ == "__main__":
     one = toy(seeds=(0,), conditions=("C2",), floor_arm="C2")
-    Ablation(one, Path(sys.argv[1]), 1).run_share(Share.of(sys.argv[2]))
+    with in_this_process():
+        Ablation(one, Path(sys.argv[1]), 1).run_share(Share.of(sys.argv[2]))
 """
 
 
