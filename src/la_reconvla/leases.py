@@ -162,7 +162,7 @@ def take(folder: Path, owner: Owner | None = None) -> Lease:
     draft = folder / temporary("lease")
     try:
         while True:
-            draft.write_text(json.dumps({"id": mine.id, **asdict(mine.owner)}))
+            draft.write_bytes(json.dumps({"id": mine.id, **asdict(mine.owner)}).encode())
             last = _highest(folder)
             if last >= 0 and (found := _living(_path(folder, last), draft)) is not None:
                 raise Held(folder, _owner(found))
@@ -185,7 +185,7 @@ def release(taken: Lease) -> None:
     with contextlib.suppress(OSError):  # the folder may be gone
         if taken.held():
             draft = taken.folder / temporary("lease")
-            draft.write_text(json.dumps({"id": taken.id, **asdict(taken.owner), "released": True}))
+            draft.write_bytes(json.dumps({"id": taken.id, **asdict(taken.owner), "released": True}).encode())
             os.replace(draft, taken.path)
 
 
@@ -230,7 +230,7 @@ def this_machine() -> str:
     """See `Owner.machine`."""
     about = [platform.node()]
     with contextlib.suppress(OSError):  # where there is no /proc the name must do
-        about += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+        about += [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"), os.readlink("/proc/self/ns/pid")]
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:8]
 
 
@@ -317,6 +317,6 @@ def _create(draft: Path, mine: Lease) -> bool:
         except OSError as error:
             if isinstance(error, FileExistsError):
                 raise
-            with mine.path.open("x") as file:  # a disk without hard links
-                file.write(draft.read_text())
+            with mine.path.open("xb") as file:  # a disk without hard links
+                file.write(draft.read_bytes())
     return _content(mine.path).get("id") == mine.id  # NFS may call what it did for us a failure

@@ -262,9 +262,9 @@ def test_study_run_takes_its_preset_either_way(run, monkeypatch: pytest.MonkeyPa
     for words in ((), ("small",), ("--preset", "small")):
         target = "la_reconvla.study.ablation.ablate"
         given = parsed(monkeypatch, run, "study run", target, *words, *options)
-        preset, out, workers, changes, hypotheses, recorded, devices = given.values()
+        preset, out, workers, changes, hypotheses, recorded, devices, records, share = given.values()
         assert preset == ("small" if words else "quick")
-        assert (out, workers, hypotheses, recorded, devices) == (None, 0, None, None, ())
+        assert (out, workers, hypotheses, recorded, devices, records, share) == (None, 0, None, None, (), None, None)
         assert isinstance(changes, dict)
         chosen = {name: value for name, value in changes.items() if value not in (None, False) or name == "wrist"}
         assert chosen == {"seeds": (0, 1), "wrist": False, "norm_pixels": True, "steps": 3}

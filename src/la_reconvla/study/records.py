@@ -144,11 +144,12 @@ def _pack(record: Recorded, out: Path) -> bool:
         if before.files == record.files:
             return False
     packed = io.BytesIO()
-    with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w|") as archive:
-        for name, content in sorted(record.files.items()):
-            about = tarfile.TarInfo(name)  # without owner and time: equal content is an equal file
-            about.size = len(content)
-            archive.addfile(about, io.BytesIO(content))
+    with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as zipped:
+        with tarfile.open(fileobj=zipped, mode="w|", encoding="utf-8") as archive:
+            for name, content in sorted(record.files.items()):
+                about = tarfile.TarInfo(name)  # without owner and time: equal content is an equal file
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
     write_content(path, packed.getvalue())
     return True
 
@@ -156,7 +157,7 @@ def _pack(record: Recorded, out: Path) -> bool:
 def _unpack(path: Path, source: Path) -> Recorded:
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with tarfile.open(path, "r:gz", encoding="utf-8") as archive:
             for about in archive:
                 content = archive.extractfile(about)
                 if content is None or not KEPT.fullmatch(about.name):
