@@ -144,12 +144,14 @@ def _pack(record: Recorded, out: Path) -> bool:
         if before.files == record.files:
             return False
     packed = io.BytesIO()
-    with gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as zipped:
-        with tarfile.open(fileobj=zipped, mode="w|", encoding="utf-8") as archive:
-            for name, content in sorted(record.files.items()):
-                about = tarfile.TarInfo(name)  # without owner and time: equal content is an equal file
-                about.size = len(content)
-                archive.addfile(about, io.BytesIO(content))
+    with (
+        gzip.GzipFile("", "wb", fileobj=packed, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w|", encoding="utf-8") as archive,
+    ):
+        for name, content in sorted(record.files.items()):
+            about = tarfile.TarInfo(name)  # without owner and time: equal content is an equal file
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
     write_content(path, packed.getvalue())
     return True
 
