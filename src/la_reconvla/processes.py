@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from la_reconvla import kinds
+from la_reconvla import kinds, leases
 from la_reconvla.errors import UserError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -40,7 +40,8 @@ def worker_pool(
     """
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     registered = [kind for kind in kinds.REGISTERED.values() if kind.__module__ != "__main__"]  # a script runs again
-    with ProcessPoolExecutor(workers, context, _start, (initializer, arguments, registered)) as pool:
+    given = initializer, arguments, registered, leases.held()
+    with ProcessPoolExecutor(workers, context, _start, given) as pool:
         try:
             yield pool
         except BaseException:
@@ -66,8 +67,14 @@ def explain_death(kind: str) -> Iterator[None]:
         ) from error
 
 
-def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...], registered: list[type]) -> None:
+def _start(
+    initializer: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+    registered: list[type],
+    held: list[leases.Lease],
+) -> None:
     become_worker()
+    leases.inherit(held)
     for kind in registered:
         kinds.register(kind)
     if initializer is not None:

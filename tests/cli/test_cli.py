@@ -67,7 +67,9 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
-    f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
+    f"elsewhere-episodes hypotheses demonstrations offline workers devices records shard separate {POLICY}",
+    "study merge": "workers",
+    "study records": "out",
     "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
@@ -260,9 +262,9 @@ def test_study_run_takes_its_preset_either_way(run, monkeypatch: pytest.MonkeyPa
     for words in ((), ("small",), ("--preset", "small")):
         target = "la_reconvla.study.ablation.ablate"
         given = parsed(monkeypatch, run, "study run", target, *words, *options)
-        preset, out, workers, changes, hypotheses, recorded, devices = given.values()
+        preset, out, workers, changes, hypotheses, recorded, devices, records, share = given.values()
         assert preset == ("small" if words else "quick")
-        assert (out, workers, hypotheses, recorded, devices) == (None, 0, None, None, ())
+        assert (out, workers, hypotheses, recorded, devices, records, share) == (None, 0, None, None, (), None, None)
         assert isinstance(changes, dict)
         chosen = {name: value for name, value in changes.items() if value not in (None, False) or name == "wrist"}
         assert chosen == {"seeds": (0, 1), "wrist": False, "norm_pixels": True, "steps": 3}

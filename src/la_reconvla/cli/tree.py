@@ -55,7 +55,14 @@ TREE: Mapping[str, Branch | Command] = {
     "eval": policies.evaluate,
     "study": Branch(
         "Train and evaluate several arms, draw reports, compare and film policies.",
-        {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
+        {
+            "run": studies.run,
+            "merge": studies.merge,
+            "records": studies.records,
+            "report": studies.report,
+            "compare": studies.compare,
+            "film": studies.film,
+        },
     ),
     "look": attention.look,
     "serve": policies.serve,

@@ -16,7 +16,7 @@ from la_reconvla.sim.collection_folder import finished_episodes
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.cells import Cell, OfficialStarts
 from la_reconvla.study.presets import StudyConfig
-from la_reconvla.training.checkpoint import WEIGHTS
+from la_reconvla.training.run_state import trained
 
 PARTS = ("collection", "training", "rollouts", "held-out frames", "statistics and pictures")
 DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 5.9, 0.025, 4.1, 13.0  # seconds of one core
@@ -40,7 +40,7 @@ def forecast(
     """
     if isinstance(config.backbone, Pretrained):
         return None
-    untrained = sum(not (cell.folder / WEIGHTS).exists() for cell in cells)
+    untrained = sum(not trained(cell.folder) for cell in cells)
     unmeasured = sum(not (cell.folder / layout.HELD_OUT).exists() for cell in cells)
     recorded = finished_episodes(folder / layout.DEMONSTRATIONS) * len(config.tasks)
     recorded = recorded or len(list((folder / layout.DEMONSTRATIONS).glob("shards/*/*.hdf5")))

@@ -92,7 +92,9 @@ def _pixels(images: torch.Tensor) -> UInt8[np.ndarray, "b H W 3"]:
 
 
 def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: Samples) -> Iterator[Picture]:
-    """What each arm's mask follows, on the same held-out frames, and its reconstructions there."""
+    """What each arm's mask follows, on the same held-out frames, and its reconstructions there; none without cells."""
+    if not cells:
+        return
     chosen = spread_indices(len(samples), FRAMES + 2)[1:-1]
     batch = samples.batch(chosen)
     images, told = _pixels(batch.images), batch.instructions
@@ -125,7 +127,7 @@ def videos(study: Path, cells: Sequence[Cell], episodes: Callable[[Path], list[E
     """Films of the rollouts of these cells; `episodes` reads the records of a folder."""
     for cell in cells:
         for record in episodes(cell.folder):
-            if record.video is not None:
+            if record.video is not None and (cell.folder / record.video).exists():  # records come without films
                 path = (cell.folder / record.video).relative_to(study)
                 arm, told = cell.condition.id, record.start.instruction
                 yield Video(str(path), f"{arm}: {told}", record.success, arm, record.start.id, told)

@@ -32,16 +32,16 @@ from la_reconvla.study.cells import Cell, fitted, samples_of, say_changes
 from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
+from la_reconvla.study.records import without_weights
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, origin_of
+from la_reconvla.training.checkpoint import PolicyConfig, origin_of
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
 from la_reconvla.training.origin import Origin
 from la_reconvla.training.parts import SHARE, Part
-from la_reconvla.training.run_state import drop_state, finished, require_state
+from la_reconvla.training.run_state import drop_state, finished, hash_of_weights, recorded_only, require_state, trained
 from la_reconvla.training.start_weights import StartWeights, bins_of
-from la_reconvla.training.tensors import file_hash
 from la_reconvla.training.trackers import require_service
 
 Swaps = tuple[tuple[int, str, str], ...]
@@ -72,8 +72,10 @@ def train_cells(
     """
     todo = []
     for cell in cells:
-        if (cell.folder / WEIGHTS).exists():
+        if trained(cell.folder):
             _require_alike(cell, config, training)
+            if recorded_only(cell.folder) and stale(cell, boxes_beside(held_out, config.gaze)):
+                raise without_weights(cell, "it was measured with other boxes")
             drop_state(cell.folder)  # the cells of a study do not go on: all get the same steps
         else:
             todo.append(cell)
@@ -142,7 +144,7 @@ def _require_boxes(cells: Sequence[Cell], config: StudyConfig, training: Demonst
         return
     source = annotator(config.gaze)
     for cell in annotated:
-        if (cell.folder / WEIGHTS).exists() and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
+        if trained(cell.folder) and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
             raise UserError(f"{cell.folder} was trained with other boxes: delete it, or give those with --gaze")
     for episode in training.episodes:
         source(episode)
@@ -159,7 +161,7 @@ def measure_cells(
 ) -> None:
     """Measure every cell on held-out frames whose file is missing, of another version or of other weights."""
     boxes = boxes_beside(held_out, config.gaze)
-    todo = [cell for cell in cells if _stale(cell, boxes)]
+    todo = [cell for cell in cells if stale(cell, boxes)]
     if not todo:
         return
     with progress("Held-out frames", total=len(todo), unit="policies", console=console) as bar:
@@ -171,10 +173,11 @@ def measure_cells(
                 bar.advance(note=running[future].condition.id)
 
 
-def _stale(cell: Cell, boxes: Boxes | None) -> bool:
+def stale(cell: Cell, boxes: Boxes | None) -> bool:
+    """Whether a cell is to be measured: not yet, in another version, or with other weights or boxes."""
     path = cell.folder / layout.HELD_OUT
     known = read_json(path) if path.exists() else {}
-    if known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS):
+    if known.get("schema") != layout.SCHEMA or known["weights"] != hash_of_weights(cell.folder):
         return True
     return known.get("boxes") != (None if boxes is None else boxes.identity)
 
@@ -225,7 +228,7 @@ def _measure_cell(cell: Cell) -> None:
     indices = spread_indices(len(samples), config.frames)
     records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own, boxes=boxes)
     views: dict[View, tuple[FrameRecord, ...]] = {view: tuple(each) for view, each in records.items()}
-    found = HeldOut(file_hash(cell.folder / WEIGHTS), views, None if boxes is None else boxes.identity)
+    found = HeldOut(hash_of_weights(cell.folder), views, None if boxes is None else boxes.identity)
     write_held_out(cell.folder, found)
 
 

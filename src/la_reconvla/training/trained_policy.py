@@ -18,8 +18,8 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.sim.env import Env
 from la_reconvla.sim.policies import told
 from la_reconvla.training.acting import Actor, EpisodeNoise
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, load_policy
-from la_reconvla.training.tensors import file_hash
+from la_reconvla.training.checkpoint import PolicyConfig, load_policy
+from la_reconvla.training.run_state import hash_of_weights
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Trained:
 
     def identity(self) -> dict[str, Any]:
         """The weights themselves, and what they are shown."""
-        return {"weights": file_hash(self.run / WEIGHTS), "view": self.view, "swaps": self.swaps}
+        return {"weights": hash_of_weights(self.run), "view": self.view, "swaps": self.swaps}
 
     def build(self) -> TrainedPolicy:
         """Load the weights.
