@@ -184,8 +184,6 @@ def test_on_this_disk_files_are_used_in_place(engine: Executor, tmp_path: Path) 
 
 def test_processes_of_this_machine_are_the_default() -> None:
     assert isinstance(executor(), Local)
-    with using(None):
-        assert isinstance(executor(), Local)
     other: Any = object()
     with using(other):
         assert executor() is other

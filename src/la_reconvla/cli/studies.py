@@ -35,6 +35,7 @@ def run(
     offline: bool = False,
     workers: int = 0,
     devices: IfGiven[tuple[str, ...]] = None,
+    cluster: IfGiven[str] = None,
 ) -> None:
     """Collect data, train and evaluate every arm, and report. Rerun the command to resume.
 
@@ -53,6 +54,7 @@ def run(
         workers: processes; 0 takes one per core.
         devices: train policies on several devices side by side, for example cuda:0 cuda:1, one process on each; the
             rest is done on the first. In the place of --device.
+        cluster: collect, train, roll out and measure on a cluster of Ray, auto or ray://HOST:10001 (docs/ray.md).
     """
     changes = vars(study) | vars(policy) | vars(training)
     on_recorded = changes["suite"] == "calvin"
@@ -66,12 +68,14 @@ def run(
         )
     if name is not None and preset is not None:
         raise UserError(f"two presets, {name} and {preset}: name one")
+    from la_reconvla.execution.on_ray import cluster as jobs_on
     from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import results_of
 
-    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
+    with jobs_on(cluster):
+        folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
     page = write_report(folder)
     print_summary(results_of(folder), Console(stderr=True))
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)

@@ -2,7 +2,7 @@
 
 ::
 
-    with cluster("auto") as found, using(found):            # else: processes of this machine
+    with cluster("auto"):                                   # else: processes of this machine
         for job, value in executor().map(jobs, [setup] * workers, Needs(), "training"):
             ...
 """
@@ -19,11 +19,10 @@ _cluster: Executor | None = None
 
 
 @contextlib.contextmanager
-def using(cluster: Executor | None) -> Iterator[None]:
-    """While the body runs, jobs go to `cluster`; with None nothing changes."""
+def using(cluster: Executor) -> Iterator[None]:
+    """While the body runs, jobs go to `cluster`."""
     global _cluster
-    before = _cluster
-    _cluster = cluster or before
+    before, _cluster = _cluster, cluster
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from la_reconvla import kinds
 from la_reconvla.errors import UserError, install_command
+from la_reconvla.execution.current import using
 from la_reconvla.execution.jobs import Job, Needs, raised_in
 from la_reconvla.execution.ray_worker import Outcome, RayWorker, installed
 from la_reconvla.execution.shipping import Sender, sealed, write_brought
@@ -25,8 +26,8 @@ FORWARDED = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "HF_HUB_OFFLINE")
 
 
 @contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[Ray | None]:
-    """The cluster at an address while the body runs; None for None.
+def cluster(address: str | None) -> Iterator[None]:
+    """Let the jobs of the body run on a cluster; with None, where they would run anyhow.
 
     Args:
         address: ``auto`` for the one that this machine belongs to, ``ray://host:10001`` for one elsewhere.
@@ -35,7 +36,7 @@ def cluster(address: str | None) -> Iterator[Ray | None]:
         UserError: Ray is not installed, or nothing answers there.
     """
     if address is None:
-        yield None
+        yield
         return
     ray = _import_ray()
     if address != "auto" and not address.startswith("ray://"):
@@ -52,7 +53,8 @@ def cluster(address: str | None) -> Iterator[Ray | None]:
         )
         raise UserError(f"--cluster {address}: no cluster of Ray answers ({_reason(error)}); {how}") from error
     try:
-        yield Ray()
+        with using(Ray()):
+            yield
     finally:
         ray.shutdown()
 

@@ -114,10 +114,10 @@ def sealed(pickler: Any, value: Any) -> bytes:
         pickler: class of a pickler, as that of the `cloudpickle` that Ray brings.
         value: what is sent.
     """
-    buffer = io.BytesIO()
-    writer = pickler(buffer)
-    changed = {_PATH: lambda path: (here, (str(path), os.path.abspath(path)))}
-    writer.dispatch_table = ChainMap(changed, getattr(writer, "dispatch_table", {}))
+    buffer, changed = io.BytesIO(), {_PATH: lambda path: (here, (str(path), os.path.abspath(path)))}
+    # A pickler reads this attribute of its class when it is made.
+    table = {"dispatch_table": ChainMap(changed, getattr(pickler, "dispatch_table", {}))}
+    writer = type(pickler.__name__, (pickler,), table)(buffer)
     writer.dump(value)
     return buffer.getvalue()
 

@@ -28,6 +28,7 @@ from la_reconvla.data.boxes import annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.errors import UserError
+from la_reconvla.execution.current import executor
 from la_reconvla.progress import followed_by, progress
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
@@ -334,6 +335,8 @@ def ablate(
         UserError: with the way out; if `changes` name a device beside `devices`, too.
     """
     if devices:
+        if executor().workers is not None:
+            raise UserError("--devices are of this machine: on a cluster --device cuda gives each training a GPU")
         if changes.get("device") is not None:
             raise UserError("--device is where all is done, --devices where policies train side by side: give one")
         changes = {**changes, "device": devices[0]}
@@ -347,5 +350,7 @@ def ablate(
     config = grown(config, folder)
     if changes.get("elsewhere_episodes") is not None and not config.elsewhere:
         raise UserError("elsewhere_episodes counts the states of other suites: name them with --elsewhere")
-    Ablation(config, folder, workers or usual_workers(config.backbone), declaration, place, devices).run()
+    Ablation(
+        config, folder, workers or executor().workers or usual_workers(config.backbone), declaration, place, devices
+    ).run()
     return folder
