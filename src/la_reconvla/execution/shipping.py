@@ -90,7 +90,7 @@ class Sender:
 
     def _proof(self, folder: str) -> Path:
         """A file that nobody has who has not this disk."""
-        if folder not in self._proofs:
+        if folder not in self._proofs or not self._proofs[folder].exists():  # `locked` removes temporary files
             path = Path(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(path.name)
@@ -111,12 +111,12 @@ def sealed(pickler: Any, value: Any) -> bytes:
     """`value` for a worker, its paths to be changed there.
 
     Args:
-        pickler: class of a pickler, as that of the `cloudpickle` that Ray brings.
+        pickler: the class of the `cloudpickle` that Ray brings.
         value: what is sent.
     """
     buffer, changed = io.BytesIO(), {_PATH: lambda path: (here, (str(path), os.path.abspath(path)))}
     # A pickler reads this attribute of its class when it is made.
-    table = {"dispatch_table": ChainMap(changed, getattr(pickler, "dispatch_table", {}))}
+    table = {"dispatch_table": ChainMap(changed, pickler.dispatch_table)}
     writer = type(pickler.__name__, (pickler,), table)(buffer)
     writer.dump(value)
     return buffer.getvalue()
