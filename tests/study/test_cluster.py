@@ -19,7 +19,7 @@ from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.presets import StudyConfig, preset
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # its workers start some forty processes
 
 TIMES = {
     *("started", "finished", "command", "wall_seconds", "energy_joules", "samples_per_second", "seconds"),
