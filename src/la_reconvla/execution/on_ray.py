@@ -51,7 +51,9 @@ def cluster(address: str | None) -> Iterator[None]:
             if address == "auto"
             else "its head needs `ray start --head --ray-client-server-port=10001`, with this Python and Ray"
         )
-        raise UserError(f"--cluster {address}: no cluster of Ray answers ({_reason(error)}); {how}") from error
+        raise UserError(
+            f"--cluster {address}: no cluster of Ray answers ({_reason(error).split('. ')[0]}); {how}"
+        ) from error
     try:
         with using(Ray()):
             yield
