@@ -20,7 +20,7 @@ import platform
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,13 +216,13 @@ def require(path: Path) -> None:
 
 
 def held() -> list[Lease]:
-    """What this process holds, for the workers that it starts."""
-    return list(_held)
+    """What this process holds, for its workers, which may have another working directory."""
+    return [replace(a, folder=a.folder.absolute(), below=[each.absolute() for each in a.below]) for a in _held]
 
 
 def inherit(taken: Iterable[Lease]) -> None:
-    """In a worker: write only as long as the parent holds these."""
-    _held.extend(taken)
+    """In a worker: write from now on only as long as these are held where the work comes from."""
+    _held[:] = taken
 
 
 @functools.cache

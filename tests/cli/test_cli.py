@@ -56,7 +56,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "check power": "seeds tasks episodes arms between-seeds agreement",
     "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
     "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers "
-    "seed correct allow-any-mujoco",
+    "seed correct allow-any-mujoco cluster",
     "data render": "image-size quality frame-stride wrist maps workers allow-any-mujoco",
     "data import": "out rate orientation cameras binary instruction",
     "data check": "sheet",
@@ -65,9 +65,9 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data scenes": "out scenes image-size workers seed",
     "train": f"demonstrations out condition seed preset init-from batch-size accumulate learning-rate {POLICY}",
     "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
-    "allow-any-mujoco max-steps instruction execute words",
+    "allow-any-mujoco max-steps instruction execute words cluster",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
-    f"elsewhere-episodes hypotheses demonstrations offline workers devices records shard separate {POLICY}",
+    f"elsewhere-episodes hypotheses demonstrations offline workers devices cluster records shard separate {POLICY}",
     "study merge": "workers",
     "study records": "out",
     "study report": "out figures csv",

@@ -35,6 +35,7 @@ def run(
     offline: bool = False,
     workers: int = 0,
     devices: IfGiven[tuple[str, ...]] = None,
+    cluster: IfGiven[str] = None,
     records: IfGiven[Path] = None,
     shard: IfGiven[str] = None,
     separate: bool = False,
@@ -56,6 +57,7 @@ def run(
         workers: processes; 0 takes one per core.
         devices: train policies on several devices side by side, for example cuda:0 cuda:1, one process on each; the
             rest is done on the first. In the place of --device.
+        cluster: collect, train, roll out and measure on a cluster of Ray, auto or ray://HOST:10001 (docs/ray.md).
         records: records of this study, by study records, from another machine: what they hold is not done again.
         shard: one of several processes of this study, such as 0/8 or 7/8: policies are trained, rolled out and
             measured one by one, and nothing is judged (docs/cluster.md). study merge ends it.
@@ -75,12 +77,14 @@ def run(
         raise UserError(f"two presets, {name} and {preset}: name one")
     if separate and shard is None:
         raise UserError("--separate says how shards work: give --shard, such as 0/8")
+    from la_reconvla.execution.on_ray import cluster as jobs_on
     from la_reconvla.study.ablation import ablate
     from la_reconvla.study.shards import Share
 
     share = None if shard is None else Share.of(shard, separate)
     given = hypotheses, demonstrations, devices or (), records, share
-    folder = ablate(name or preset or "quick", out, workers, changes, *given)
+    with jobs_on(cluster):
+        folder = ablate(name or preset or "quick", out, workers, changes, *given)
     if share is None:
         _reported(folder)
 

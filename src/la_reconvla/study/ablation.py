@@ -29,6 +29,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
+from la_reconvla.execution.current import executor
 from la_reconvla.progress import followed_by, progress
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
@@ -361,6 +362,8 @@ def ablate(
         UserError: with the way out; if `changes` name a device beside `devices`, too.
     """
     if devices:
+        if executor().workers is not None:
+            raise UserError("--devices are of this machine: on a cluster --device cuda gives each training a GPU")
         if changes.get("device") is not None:
             raise UserError("--device is where all is done, --devices where policies train side by side: give one")
         changes = {**changes, "device": devices[0]}
@@ -379,7 +382,8 @@ def ablate(
     config = grown(config, folder)
     if changes.get("elsewhere_episodes") is not None and not config.elsewhere:
         raise UserError("elsewhere_episodes counts the states of other suites: name them with --elsewhere")
-    study = Ablation(config, folder, workers or usual_workers(config.backbone), declaration, place, devices)
+    workers = workers or executor().workers or usual_workers(config.backbone)
+    study = Ablation(config, folder, workers, declaration, place, devices)
     if share is None:
         study.run()
     else:

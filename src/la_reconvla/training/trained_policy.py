@@ -14,11 +14,13 @@ from la_reconvla.contracts import Observation, PolicyInput
 from la_reconvla.data.samples import GREY, proprio_view, resize
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
+from la_reconvla.execution.jobs import Files
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.env import Env
 from la_reconvla.sim.policies import told
 from la_reconvla.training.acting import Actor, EpisodeNoise
 from la_reconvla.training.checkpoint import PolicyConfig, load_policy
+from la_reconvla.training.run_folders import RUN_FILES
 from la_reconvla.training.run_state import hash_of_weights
 
 
@@ -40,6 +42,12 @@ class Trained:
     swaps: tuple[tuple[int, str, str], ...] = ()
     threads: int = 1
     device: str = "cpu"
+
+    @property
+    def files(self) -> tuple[Files, ...]:
+        """Of the run."""
+        found = (path for pattern in RUN_FILES for path in sorted(self.run.glob(pattern)))
+        return (Files(self.run, tuple(str(path.relative_to(self.run)) for path in found)),)
 
     def identity(self) -> dict[str, Any]:
         """The weights themselves, and what they are shown."""
