@@ -63,7 +63,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data convert": "pictures",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
-    "train": f"demonstrations out condition seed preset init-from batch-size accumulate learning-rate {POLICY}",
+    "train": f"demonstrations out condition seed preset init-from launch processes sharded batch-size accumulate learning-rate {POLICY}",
     "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "

@@ -35,8 +35,8 @@ from la_reconvla.training.process_group import ALONE, ProcessGroup
 from la_reconvla.training.requirements import require_divisible, require_fit
 from la_reconvla.training.run_state import STATE, finished, require_room
 from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
-from la_reconvla.training.train_config import TrainConfig
 from la_reconvla.training.trackers import JsonLines, Service, TensorBoard, Tracker, require_service
+from la_reconvla.training.train_config import TrainConfig
 from la_reconvla.training.trial import dry_run
 
 SCHEDULE = "train.json"
