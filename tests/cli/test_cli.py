@@ -68,6 +68,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
     f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
+    "study plan": "cells machines workers measured seeds conditions grid suite tasks placement demos episodes "
+    "also-official elsewhere elsewhere-episodes",
     "study report": "out figures csv",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",

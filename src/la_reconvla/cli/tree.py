@@ -54,8 +54,14 @@ TREE: Mapping[str, Branch | Command] = {
     "train": training.train,
     "eval": policies.evaluate,
     "study": Branch(
-        "Train and evaluate several arms, draw reports, compare and film policies.",
-        {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
+        "Plan, train and evaluate several arms, draw reports, compare and film policies.",
+        {
+            "run": studies.run,
+            "plan": studies.plan,
+            "report": studies.report,
+            "compare": studies.compare,
+            "film": studies.film,
+        },
     ),
     "look": attention.look,
     "serve": policies.serve,
