@@ -29,7 +29,7 @@ from la_reconvla.training.train_config import TrainConfig
 # Of benchmarks/scale.py (docs/scale.md), for each episode.
 COUNTED = 0.0004  # seconds of one core: read, checked, counted
 HELD = 5_000  # bytes of memory while they are counted
-LINE = 700  # bytes of a line of episodes.jsonl
+LINE = 650  # bytes of a line of episodes.jsonl
 FILES = 12  # of a policy, beside its looks and videos: weights, configuration, curves, records
 SITE = 60  # files beside the policies: demonstrations, placements, floors, pages
 Rates = Mapping[str, float]
