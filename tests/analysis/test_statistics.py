@@ -357,7 +357,7 @@ def test_verdict(interval: tuple[float, float], direction: str, threshold: float
 def test_starts_drawn_by_kinds_have_the_law_of_starts_drawn_one_by_one(
     monkeypatch: pytest.MonkeyPatch, seeds: int, differences: bool
 ) -> None:
-    """Equal means, spreads and quantiles to what 40,000 draws leave open; a law that draws every episode alone is narrower."""
+    """Equal laws to what 40,000 draws leave open; a law that draws every episode alone is narrower."""
     rng, (seed, task) = np.random.default_rng(3), crossed(seeds, 5, 60)
     luck = rng.random((1, 5, 60)) + 0.3 * rng.random((seeds, 1, 1)) + 0.3 * rng.random((1, 5, 1))
     values = (luck < 0.7).astype(float) - differences * (luck < rng.random((seeds, 5, 60)))

@@ -63,7 +63,8 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "data convert": "pictures",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
-    "train": f"demonstrations out condition seed preset init-from launch processes sharded batch-size accumulate learning-rate {POLICY}",
+    "train": "demonstrations out condition seed preset init-from launch processes sharded batch-size accumulate "
+    f"learning-rate {POLICY}",
     "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
     "allow-any-mujoco max-steps instruction execute words",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
@@ -230,7 +231,8 @@ def test_an_old_spelling_names_the_new_one_with_the_same_options(run, old: str) 
         ("bench-mark", "check speed"),
         ("data anotate", "data boxes"),
         ("study rum", "study run"),
-        ("study plan", "check plan"),
+        ("study pln", "study plan"),
+        ("check plam", "check plan"),
     ],
 )
 def test_a_mistyped_command_gets_the_nearest_names(run, words: str, meant: str) -> None:
