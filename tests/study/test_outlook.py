@@ -117,4 +117,4 @@ def test_the_command_prints_hours_and_disk(capsys: pytest.CaptureFixture[str]) -
     assert "10 machines" in shown
     found = outlook(asked("quick", {}, 6000), 10, usual(QUICK, 2))
     assert f"{found.rollouts:,} episodes" in shown
-    assert re.search(r"in about [\d,]+ files memory: its statistics take", " ".join(said(found).split()))
+    assert re.search(r"in about [\d,]+ files memory: its statistics take at least", " ".join(said(found).split()))
