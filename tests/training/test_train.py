@@ -316,7 +316,7 @@ def test_each_step_draws_its_masks_and_noise_from_streams_of_its_own(
     drawn: list[list[torch.Tensor]] = []
 
     def watched(*arguments: Any) -> Any:
-        streams = (arguments[4], *arguments[-2:])
+        streams = (arguments[4], *arguments[-3:-1])
         drawn.append([stream.get_state() for stream in streams])
         return backward(*arguments)
 

@@ -100,6 +100,42 @@ def _reported(folder: Path) -> None:
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
 
 
+def plan(
+    study: Group[StudyChanges],
+    preset: Positional[str] = "quick",
+    cells: int = 0,
+    machines: int = 1,
+    workers: int = 0,
+    measured: IfGiven[Path] = None,
+) -> None:
+    """Predict hours, disk and memory of a study of any size, on one machine and on several. Nothing is run.
+
+    Args:
+        study: what is compared, where it differs from the preset.
+        preset: the preset.
+        cells: policies to train, arms times seeds; by default as many as the preset has.
+        machines: equal ones.
+        workers: processes of each; 0 takes one per core of this machine.
+        measured: a finished study on such a machine, whose times are the measure; by default those of
+            docs/results/quick.md.
+    """
+    from la_reconvla.study.outlook import asked, outlook, said, table, usual
+    from la_reconvla.study.outlook import measured as rates_of
+    from la_reconvla.study.runs import usual_workers
+    from la_reconvla.text_table import tell
+
+    config = asked(preset, vars(study), cells)
+    if measured is not None:
+        rates, source = rates_of(measured, config.backbone), f"measured in {measured}"
+    else:
+        count = workers or usual_workers(config.backbone)
+        rates, source = usual(config, count), f"docs/results/quick.md, {count} workers a machine"
+    found = outlook(config, machines, rates)
+    Console().print(table(found))
+    tell(said(found))
+    tell(f"rates: {source}")
+
+
 def merge(out: Positional[Path], shards: Positional[tuple[Path, ...]] = (), workers: int = 0) -> None:
     """Put the shards of a study, or records of it, into one folder, do what is missing there, and judge it.
 

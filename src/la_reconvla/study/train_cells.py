@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from la_reconvla.training.devices import pick_device
 from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
 from la_reconvla.training.origin import Origin
 from la_reconvla.training.parts import SHARE, Part
+from la_reconvla.training.process_group import ALONE, ProcessGroup
 from la_reconvla.training.run_state import (
     STATE,
     drop_state,
@@ -231,7 +233,7 @@ def _read() -> tuple[Samples, Samples | None, ActionBins]:
     return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread, config.decoding)
 
 
-def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
+def _train_cell(cell: Cell, origin: Origin | None = None, group: ProcessGroup = ALONE) -> None:
     config, _, _, ticker = _inherited
     samples, held_out, bins = _read()
     if origin is not None:  # bins of the new data, whatever the start weights of the backbone acted with
@@ -247,7 +249,7 @@ def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
         decoding=config.decoding,
         origin=origin,
     )
-    train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
+    train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker, group)
 
 
 def _measure_cell(cell: Cell) -> None:
@@ -301,8 +303,12 @@ def train_one(
     preset_name: str,
     changes: Mapping[str, Any],
     init_from: str | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Path:
-    """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
+    """Train one arm with one seed on a folder of demonstrations; see the command ``train``.
+
+    Every process of `group` makes this call; the main one holds the folder.
+    """
     origin = None if init_from is None else origin_of(init_from)
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
@@ -317,10 +323,14 @@ def train_one(
     training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
     if origin is not None and held_out is not None:
         _say_seen(origin, held_out)
-    with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
+    with contextlib.ExitStack() as open_here:
+        bar = None
+        if group.is_main:
+            open_here.enter_context(locked(out))
+            bar = open_here.enter_context(progress("Training", total=config.train.steps, unit="steps"))
         _read.cache_clear()
         _receive(config, training, held_out, bar)
-        _train_cell(Cell(arm, seed, out), origin)
+        _train_cell(Cell(arm, seed, out), origin, group)
     return out
 
 
