@@ -163,7 +163,7 @@ def test_the_method_is_read_in_one_sitting(path: Path) -> None:
 
 
 def test_nothing_is_pickled() -> None:
-    """multiprocessing pickles what it sends to its own workers; files are what this is about.
+    """multiprocessing and Ray pickle what they send to their own workers; files are what this is about.
 
     One published file exists as a `.pth` only: `torch.load` may read it as tensors alone, after its hash was checked.
     CALVIN's annotations exist as a pickle only: `arrays_only` reads it with an unpickler that knows five names.

@@ -8,12 +8,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from la_reconvla import kinds
+from la_reconvla import kinds, leases
 from la_reconvla.errors import UserError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -27,7 +27,10 @@ def become_worker() -> None:
 
 @contextlib.contextmanager
 def worker_pool(
-    workers: int, initializer: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
+    workers: int,
+    initializer: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+    patient: Callable[[], bool] = lambda: False,
 ) -> Iterator[ProcessPoolExecutor]:
     """Spawned workers (a forked OpenGL context does not work) for jobs that may be cut off at any time.
 
@@ -37,22 +40,25 @@ def worker_pool(
         workers: how many processes.
         initializer: called in each of them.
         arguments: its arguments.
+        patient: asked on an error or Ctrl-C: whether the running jobs are waited for after all.
     """
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     registered = [kind for kind in kinds.REGISTERED.values() if kind.__module__ != "__main__"]  # a script runs again
-    with ProcessPoolExecutor(workers, context, _start, (initializer, arguments, registered)) as pool:
+    given = initializer, arguments, registered, leases.held()
+    with ProcessPoolExecutor(workers, context, _start, given) as pool:
         try:
             yield pool
         except BaseException:
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
+            if not patient():
+                for child in set(multiprocessing.active_children()) - others:
+                    child.terminate()
             pool.shutdown(cancel_futures=True)  # the pool's thread waits for them; a second waiter would race with it
             raise
 
 
 @contextlib.contextmanager
-def explain_death(kind: str) -> Iterator[None]:
-    """Explains the death of a worker; `kind` names their work.
+def explain_death(kind: str, running: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Explains the death of a worker; `kind` names their work, and `running` the jobs that they are at.
 
     Raises:
         UserError: a worker was ended from outside.
@@ -60,14 +66,21 @@ def explain_death(kind: str) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
+        at = f" at {' or '.join(names)}" if (names := running()) else ""
         raise UserError(
-            f"a {kind} process died, most likely for lack of memory; what was finished is kept: run the same command "
-            "again with fewer --workers (or --devices)"
+            f"a {kind} process died{at}, most likely for lack of memory; what was finished is kept: run the same "
+            "command again with fewer --workers (or --devices)"
         ) from error
 
 
-def _start(initializer: Callable[..., None] | None, arguments: tuple[Any, ...], registered: list[type]) -> None:
+def _start(
+    initializer: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+    registered: list[type],
+    held: list[leases.Lease],
+) -> None:
     become_worker()
+    leases.inherit(held)
     for kind in registered:
         kinds.register(kind)
     if initializer is not None:

@@ -8,28 +8,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import math
 import os
 import shutil
 import sys
-import uuid
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from la_reconvla import leases
 from la_reconvla.errors import UserError
+from la_reconvla.leases import TEMPORARY
 
-TEMPORARY = ".tmp-"
-"""Prefix of unfinished files. A killed process leaves them behind; nothing reads them, `locked` removes them."""
-
-LOCK = ".lock"
-"""Name of the file by which `locked` holds a folder."""
+FOREIGN = 3600.0  # seconds after which a temporary file of another machine counts as left behind, clocks apart or not
+PATIENCE = 1.0  # seconds between looks at a folder that is waited for
 UNSUPPORTED = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK)
-"""How mounted file systems (Google Drive in Colab) say that they have no locks, or cannot flush."""
+"""How mounted file systems (Google Drive in Colab) say that they cannot flush."""
 
 
 @contextlib.contextmanager
@@ -48,10 +46,11 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}-{path.name}")
+        temporary = path.with_name(leases.temporary(path.name))
         try:
             yield temporary
             _flush_to_disk(temporary)
+            leases.require(path)
             os.replace(temporary, path)
             _flush_to_disk(path.parent)
         finally:
@@ -128,8 +127,8 @@ def claim(
     if not path.exists():
         write_json(path, {**mine, **once})
     theirs = read_json(path)
-    if differing := list(_differing(mine, with_defaults(theirs) if isinstance(theirs, dict) else theirs)):
-        listed = ", ".join(differing[:6]) + (", ..." if len(differing) > 6 else "")
+    if found := list(differing(mine, with_defaults(theirs) if isinstance(theirs, dict) else theirs)):
+        listed = ", ".join(found[:6]) + (", ..." if len(found) > 6 else "")
         raise UserError(
             f"{path.parent} holds a run of another configuration (different: {listed}): "
             "choose another folder or delete that one"
@@ -137,12 +136,13 @@ def claim(
     return theirs
 
 
-def _differing(mine: Mapping[str, Any], theirs: Any) -> Iterator[str]:
+def differing(mine: Mapping[str, Any], theirs: Any) -> Iterator[str]:
+    """The names in `mine`, also nested ones, whose values `theirs` lacks or has otherwise; short values beside them."""
     theirs = theirs if isinstance(theirs, dict) else {}
     for key, value in mine.items():
         before = theirs.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            yield from (f"{key}.{name}" for name in _differing(value, before))
+            yield from (f"{key}.{name}" for name in differing(value, before))
         elif key not in theirs or before != value:
             simple = all(isinstance(v, str | int | float | bool | None) for v in (value, before))
             yield f"{key}: {before}, now {value}" if simple and len(f"{before}{value}") < 60 else key
@@ -156,6 +156,7 @@ def append_jsonl(path: Path | str, *records: Any) -> None:
     """
     path = Path(path)
     lines = "".join(json.dumps(plain(record), ensure_ascii=False) + "\n" for record in records)
+    leases.require(path)
     with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -205,31 +206,71 @@ def require_free_space(path: Path | str, size: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
-    """Hold `folder` for this process; the lock ends with the process, however that ends.
+def locked(folder: Path | str, wait: bool = False) -> Iterator[leases.Lease]:
+    """Hold `folder` for this process, also against other machines; it is free when the process ends, however that ends.
 
-    What killed writers left unfinished anywhere below is deleted.
+    What killed writers left unfinished anywhere below is deleted, but for the folders below that others hold.
+
+    Args:
+        folder: which; made if it is missing.
+        wait: for another process that holds it, which is said on standard error.
 
     Raises:
-        UserError: another process holds it, it is a file, or it cannot be written to. A file system without locks is
-            said on standard error: there is nothing to hold.
+        UserError: another process holds it, it is a file, or it cannot be written to.
     """
     folder = Path(folder)
-    with explain_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("wb")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is working in this folder; wait for it or end it") from None
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise UserError(f"{folder}: cannot be locked ({error}); choose a folder on a local disk") from error
-            print(f"{folder}: this file system has no locks: start one command at a time here", file=sys.stderr)
-        for path in folder.rglob(".tmp*"):  # safetensors writes to temporary files of its own, without our dash
-            path.unlink(missing_ok=True)
-        yield
+    with contextlib.ExitStack() as stack:
+        with explain_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            taken = stack.enter_context(_waited_for(folder) if wait else leases.lease(folder))
+            _clear(folder)
+        yield taken
+
+
+@contextlib.contextmanager
+def _waited_for(folder: Path) -> Iterator[leases.Lease]:
+    said = False
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                taken = stack.enter_context(leases.lease(folder))
+                break
+            except leases.Held as held:
+                if not said:
+                    print(f"{folder}: waiting for {held.owner or 'another process'}", file=sys.stderr)
+                said = True
+                time.sleep(PATIENCE)
+        yield taken
+
+
+def _clear(folder: Path) -> None:
+    """Delete the temporary files below that nobody will finish."""
+    for where, folders, names in os.walk(folder):
+        here = Path(where)
+        if here != folder and leases.holder(here) is not None:
+            folders.clear()
+            continue
+        for name in names:
+            if name.startswith(".tmp") and _forsaken(here / name):  # safetensors has its own, without our dash
+                (here / name).unlink(missing_ok=True)
+        for name in [one for one in folders if one.startswith(TEMPORARY) and _forsaken(here / one)]:
+            shutil.rmtree(here / name, ignore_errors=True)
+            folders.remove(name)
+
+
+def _forsaken(path: Path) -> bool:
+    """Whether the process that a temporary file names has ended; one that names none is of a process of before."""
+    machine, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
+    process = rest.partition("-")[0]
+    if not (path.name.startswith(TEMPORARY) and len(machine) == 8 and process.isdigit() and "-" in rest):
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        changed = path.stat().st_mtime
+        if machine == leases.this_machine():
+            began = leases.began(int(process))
+            return began is None or began > changed + leases.SAME_START
+        return time.time() - changed > FOREIGN
+    return False
 
 
 def why_unreadable(error: Exception, remedy: str) -> str:

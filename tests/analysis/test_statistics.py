@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, norm
+from scipy.stats import binom, ks_2samp, norm
 
+from la_reconvla.analysis import bootstrap
 from la_reconvla.analysis.bootstrap import hierarchical_bootstrap, mean_interval
 from la_reconvla.analysis.decisions import equivalence, holm, verdict
 from la_reconvla.analysis.intervals import Agreement, Interval, newcombe_paired, wilson
@@ -330,3 +331,36 @@ def test_equivalence(low: float, high: float, word: str) -> None:
 )
 def test_verdict(interval: tuple[float, float], direction: str, threshold: float, p: float | None, word: str) -> None:
     assert verdict(Interval(*interval), direction, threshold, p=p) == word  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- many episodes
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+@pytest.mark.parametrize("differences", [False, True])
+def test_starts_drawn_by_kinds_have_the_law_of_starts_drawn_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, differences: bool
+) -> None:
+    """Equal laws to what 40,000 draws leave open; a law that draws every episode alone is narrower."""
+    rng, (seed, task) = np.random.default_rng(3), crossed(seeds, 5, 60)
+    luck = rng.random((1, 5, 60)) + 0.3 * rng.random((seeds, 1, 1)) + 0.3 * rng.random((1, 5, 1))
+    values = (luck < 0.7).astype(float) - differences * (luck < rng.random((seeds, 5, 60)))
+    one_by_one = hierarchical_bootstrap(values.ravel(), seed, task, replicates=40_000)
+    monkeypatch.setattr(bootstrap, "MANY", 0)
+    monkeypatch.setattr(bootstrap, "_draws", None)  # that way is not taken
+    by_kinds = hierarchical_bootstrap(values.ravel(), seed, task, replicates=40_000)
+    assert ks_2samp(one_by_one, by_kinds).pvalue > 1e-3
+    assert by_kinds.std() == pytest.approx(one_by_one.std(), rel=0.03)
+    alone = np.sqrt(values.var() / values.size)
+    assert by_kinds.std() > 1.2 * alone
+
+
+@pytest.mark.parametrize("values", [np.arange(12.0), np.arange(12.0) % 2])
+def test_what_has_no_kinds_is_drawn_one_by_one(monkeypatch: pytest.MonkeyPatch, values: np.ndarray) -> None:
+    """A number of its own for each start, or seeds with unlike numbers of starts."""
+    ragged = len(set(values)) == 2
+    seed, task = (np.repeat([0, 1], [5, 7]), np.zeros(12)) if ragged else crossed(2, 1, 6)
+    expected = hierarchical_bootstrap(values, seed, task, replicates=50)
+    monkeypatch.setattr(bootstrap, "MANY", 0)
+    monkeypatch.setattr(bootstrap, "KINDS", 5)
+    assert np.array_equal(hierarchical_bootstrap(values, seed, task, replicates=50), expected)

@@ -21,7 +21,7 @@ from safetensors.torch import load, save_file
 from test_hdf5 import make_header, make_recording
 
 import la_reconvla
-from la_reconvla import cli, kinds
+from la_reconvla import cli, kinds, leases
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.cli.tree import HIDDEN, MOVED, commands
@@ -56,18 +56,23 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "check power": "seeds tasks episodes arms between-seeds agreement tests",
     "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
     "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers "
-    "seed correct allow-any-mujoco",
+    "seed correct allow-any-mujoco cluster",
     "data render": "image-size quality frame-stride wrist maps workers allow-any-mujoco",
     "data import": "out rate orientation cameras binary instruction",
     "data check": "sheet",
     "data convert": "pictures",
     "data boxes": "out source threshold every device",
     "data scenes": "out scenes image-size workers seed",
-    "train": f"demonstrations out condition seed preset init-from batch-size accumulate learning-rate {POLICY}",
+    "train": "demonstrations out condition seed preset init-from launch processes sharded batch-size accumulate "
+    f"learning-rate {POLICY}",
     "eval": "dataset episodes suite tasks placement workers out device view floors demonstrations allow-train-starts "
-    "allow-any-mujoco max-steps instruction execute words",
+    "allow-any-mujoco max-steps instruction execute words cluster",
     "study run": "preset out seeds conditions grid suite tasks placement demos episodes also-official elsewhere "
-    f"elsewhere-episodes hypotheses demonstrations offline workers devices {POLICY}",
+    f"elsewhere-episodes hypotheses demonstrations offline workers devices cluster records shard separate {POLICY}",
+    "study merge": "workers",
+    "study records": "out",
+    "study plan": "cells machines workers measured seeds conditions grid suite tasks placement demos episodes "
+    "also-official elsewhere elsewhere-episodes",
     "study report": "out figures csv gif rrd",
     "study compare": "out episodes suite tasks placement workers device allow-any-mujoco",
     "study film": "out suite task placement episode size allow-any-mujoco",
@@ -113,7 +118,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 
 def everything(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Of each file its content, but for leases, which are renewed."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(leases.PREFIX))
+    return {path: path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +236,8 @@ def test_an_old_spelling_names_the_new_one_with_the_same_options(run, old: str) 
         ("bench-mark", "check speed"),
         ("data anotate", "data boxes"),
         ("study rum", "study run"),
-        ("study plan", "check plan"),
+        ("study pln", "study plan"),
+        ("check plam", "check plan"),
     ],
 )
 def test_a_mistyped_command_gets_the_nearest_names(run, words: str, meant: str) -> None:
@@ -261,9 +269,9 @@ def test_study_run_takes_its_preset_either_way(run, monkeypatch: pytest.MonkeyPa
     for words in ((), ("small",), ("--preset", "small")):
         target = "la_reconvla.study.ablation.ablate"
         given = parsed(monkeypatch, run, "study run", target, *words, *options)
-        preset, out, workers, changes, hypotheses, recorded, devices = given.values()
+        preset, out, workers, changes, hypotheses, recorded, devices, records, share = given.values()
         assert preset == ("small" if words else "quick")
-        assert (out, workers, hypotheses, recorded, devices) == (None, 0, None, None, ())
+        assert (out, workers, hypotheses, recorded, devices, records, share) == (None, 0, None, None, (), None, None)
         assert isinstance(changes, dict)
         chosen = {name: value for name, value in changes.items() if value not in (None, False) or name == "wrist"}
         assert chosen == {"seeds": (0, 1), "wrist": False, "norm_pixels": True, "steps": 3}

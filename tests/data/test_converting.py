@@ -282,7 +282,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(own: Path, tmp_pat
     (tmp_path / "mine.part/kept").mkdir(parents=True)
     with pytest.raises(UserError, match=r"mine.part is in the way"):
         convert(own, tmp_path / "mine")
-    (tmp_path / "mine.part/.lock").touch()  # as in every folder that this package has worked in
+    (tmp_path / "mine.part/.lease-000000").write_text(
+        '{"released": true}'
+    )  # as in every folder that this package has worked in
     with pytest.raises(UserError, match=r"mine.part is in the way"):
         convert(own, tmp_path / "mine")
     assert (tmp_path / "mine.part/kept").exists()

@@ -17,6 +17,7 @@ from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import WAYS, EpisodeRecord, First, Label, StartName, read_episodes
 from la_reconvla.errors import UserError
+from la_reconvla.execution import local
 from la_reconvla.sim import rollout
 from la_reconvla.sim.env import Outcome, Pose
 from la_reconvla.sim.expert_tasks import asked_for
@@ -458,9 +459,9 @@ class DeadPool:
 
 @pytest.mark.parametrize("lives", [0, 1], ids=["before the next is handed in", "while one runs"])
 def test_a_worker_that_died_is_explained(monkeypatch, lives):
-    monkeypatch.setattr(rollout, "worker_pool", lambda workers: contextlib.nullcontext(DeadPool(lives)))
+    monkeypatch.setattr(local, "worker_pool", lambda *_: contextlib.nullcontext(DeadPool(lives)))
     job = rollout.Job(Label("C1", 0), Uniform(), start(), EnvSettings())
-    with pytest.raises(UserError, match=r"died, most likely for lack of memory.*fewer --workers"):
+    with pytest.raises(UserError, match=r"died.*, most likely for lack of memory.*fewer --workers"):
         list(rollouts([job, job], 2))
 
 

@@ -15,6 +15,8 @@ from test_train import DENOISER, SHORT, numbers, weights, write_demonstrations
 from helpers import HEAD, TINY
 from la_reconvla.conditions import C1, C2, C4
 from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.execution import local
+from la_reconvla.execution.jobs import Job, nothing
 from la_reconvla.study import train_cells as module
 from la_reconvla.study.cells import Cell
 from la_reconvla.study.presets import StudyConfig
@@ -33,11 +35,13 @@ def test_each_cell_goes_to_the_next_device_that_is_free(tmp_path: Path, monkeypa
             if len(seen) == 3:
                 others_done.set()
 
+    pools = iter((ThreadPoolExecutor(1, "a"), ThreadPoolExecutor(1, "b")))
     monkeypatch.setattr(module, "_train_cell", pretend)
+    monkeypatch.setattr(local, "worker_pool", lambda *_: next(pools))
     cells = [Cell(C1, seed, tmp_path / str(seed)) for seed in range(4)]
     said = io.StringIO()
-    with ThreadPoolExecutor(1, "a") as one, ThreadPoolExecutor(1, "b") as two:
-        module._train_side_by_side(cells, [("gpu:0", one), ("gpu:1", two)], Console(file=said))
+    setups = [Job("gpu:0", nothing), Job("gpu:1", nothing)]
+    assert len(list(module._trained(cells, setups, StudyConfig(backbone=TINY), Console(file=said)))) == 4
     assert seen == [("b", 1), ("b", 2), ("b", 3), ("a", 0)]
     lines = ["gpu:0: C1 seed 0", "gpu:1: C1 seed 1", "gpu:1: C1 seed 2", "gpu:1: C1 seed 3"]
     assert said.getvalue().splitlines() == lines

@@ -67,7 +67,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (cell / name).parent.mkdir(parents=True, exist_ok=True)
         (cell / name).write_bytes(PICKLE)
     write_demonstrations(folder / "demonstrations")
-    (folder / ".lock").touch()
+    (folder / ".lease-000000").touch()
     return folder
 
 

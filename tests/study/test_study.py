@@ -23,9 +23,10 @@ from la_reconvla.episodes import append_episodes, read_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
 from la_reconvla.storage import read_json, read_jsonl, write_json
-from la_reconvla.study.ablation import Ablation, ablate, grown
+from la_reconvla.study.ablation import Ablation, ablate
 from la_reconvla.study.cells import official_starts
 from la_reconvla.study.disk import disk
+from la_reconvla.study.identity import grown
 from la_reconvla.study.options import PolicyChanges, StudyChanges, TrainingChanges
 from la_reconvla.study.presets import PRESETS, StudyConfig, preset
 from la_reconvla.study.results import read_results

@@ -33,6 +33,7 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.hdf5_writer import write_file
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.errors import UserError
+from la_reconvla.leases import PREFIX
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.variants.autoregressive import DecodingName
 from la_reconvla.method.variants.content_words import ContentWords
@@ -260,7 +261,7 @@ def test_no_moment_is_a_bad_one_to_be_killed(demonstrations: Path, graves: Path,
 def files(run: Path) -> set[Path]:
     """What a run leaves behind, but for the lock and for TensorBoard's files, one more each time that it goes on."""
     found = {path.relative_to(run) for path in run.rglob("*")}
-    return {path for path in found if path.parts[0] not in (".lock", "tensorboard")}
+    return {path for path in found if path.parts[0] != "tensorboard" and not path.name.startswith(PREFIX)}
 
 
 def test_tensorboard_shows_the_log_of_a_resumed_run(demonstrations: Path, tmp_path: Path) -> None:
@@ -315,7 +316,7 @@ def test_each_step_draws_its_masks_and_noise_from_streams_of_its_own(
     drawn: list[list[torch.Tensor]] = []
 
     def watched(*arguments: Any) -> Any:
-        streams = (arguments[4], *arguments[-2:])
+        streams = (arguments[4], *arguments[-3:-1])
         drawn.append([stream.get_state() for stream in streams])
         return backward(*arguments)
 

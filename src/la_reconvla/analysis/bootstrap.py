@@ -27,6 +27,8 @@ from la_reconvla.errors import UserError
 
 REPLICATES = 10_000
 CELLS = 2_000_000  # bootstrap samples x episodes that are held at a time
+MANY = 4_000  # episodes above which they are drawn by kinds of starts, where these are few
+KINDS = 1_000  # of them for one task, at most
 
 
 def hierarchical_bootstrap(
@@ -61,6 +63,8 @@ def hierarchical_bootstrap(
         raise UserError(f"need one seed and one task a value, got {values.shape}, {len(seeds)} and {len(tasks)}")
     if not np.isfinite(values).all():
         raise UserError("values to compare must be finite: leave out what was not measured")
+    if values.ndim == 1 and values.size > MANY and (kinds := _kinds(values, codes(seeds), codes(tasks))) is not None:
+        return _means_by_kinds(kinds, replicates, np.random.default_rng(rng_seed))
     design = tuple(codes(seeds).tolist()), tuple(codes(tasks).tolist())
     means, step = np.empty((*values.shape[:-1], replicates)), max(1, CELLS // values.shape[-1])
     for begin in range(0, replicates, step):
@@ -89,6 +93,46 @@ def _draws(
     times = times.reshape(replicates, episodes).astype(float)
     times.flags.writeable = False
     return times
+
+
+Kinds = list[tuple[Float[np.ndarray, "s k"], Int[np.ndarray, " k"]]]
+
+
+def _kinds(values: Float[np.ndarray, " e"], seeds: Int[np.ndarray, " e"], tasks: Int[np.ndarray, " e"]) -> Kinds | None:
+    """For each task its starts with equal values under all seeds: these values, and how many starts have them.
+
+    None if seeds had different numbers of starts, or a task has more than `KINDS` kinds.
+    """
+    found: Kinds = []
+    n_seeds = int(seeds.max()) + 1
+    for task in range(int(tasks.max()) + 1):
+        of_seed = [values[(seeds == seed) & (tasks == task)] for seed in range(n_seeds)]
+        if len({len(one) for one in of_seed}) > 1 or len(of_seed[0]) == 0:
+            return None
+        kinds, count = np.unique(np.stack(of_seed), axis=1, return_counts=True)
+        if count.size > KINDS:
+            return None
+        found.append((kinds, count))
+    return found
+
+
+def _means_by_kinds(kinds: Kinds, replicates: int, rng: np.random.Generator) -> Float[np.ndarray, " r"]:
+    """The bootstrap of `hierarchical_bootstrap` with other random numbers, at a cost that the starts do not enter.
+
+    Starts of one kind add the same to every sample that holds them, so only how many of each kind it holds is drawn:
+    a multinomial number.
+    """
+    n_seeds, n_tasks = len(kinds[0][0]), len(kinds)
+    of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=replicates)
+    of_tasks = rng.multinomial(n_tasks, np.full(n_tasks, 1 / n_tasks), size=replicates)
+    total, drawn = np.zeros(replicates), np.zeros(replicates)
+    for (values, count), times in zip(kinds, of_tasks.T, strict=True):
+        sample = np.repeat(np.arange(replicates), times)  # a task that is drawn twice draws its starts anew
+        starts = int(count.sum())
+        sums = (rng.multinomial(starts, count / starts, size=len(sample)) * (of_seeds @ values)[sample]).sum(1)
+        total += np.bincount(sample, sums, minlength=replicates)
+        drawn += times * starts * n_seeds
+    return total / drawn
 
 
 def _layout(

@@ -113,7 +113,8 @@ def by_unit(evidence: Evidence | FloorEvidence, metric: str) -> dict[Unit, float
 
 
 def _means(values: Mapping[Unit, Sequence[float]]) -> dict[Unit, float]:
-    return {key: float(np.mean(values[key])) for key in sorted(values, key=str)}
+    found = sorted(values.items(), key=lambda item: str(item[0]))  # most have one value, which needs no numpy
+    return {key: float(one[0] if len(one) == 1 else np.mean(one)) for key, one in found}
 
 
 def scene_of(start: str) -> str:

@@ -21,14 +21,21 @@ from la_reconvla.sim.options import (
 from la_reconvla.text_table import tell
 
 
-def collect(recording: Flat[RecordingOptions], episode: Group[EpisodeOptions], frame: Group[FrameOptions]) -> None:
+def collect(
+    recording: Flat[RecordingOptions],
+    episode: Group[EpisodeOptions],
+    frame: Group[FrameOptions],
+    cluster: IfGiven[str] = None,
+) -> None:
     """Record demonstrations of the scripted expert in LIBERO's HDF5 layout. Rerun the command to resume.
 
     Args:
         recording: output folder and processes.
         episode: which episodes are recorded.
         frame: what is recorded of each step.
+        cluster: record on a cluster of Ray, auto or ray://HOST:10001 (docs/ray.md).
     """
+    from la_reconvla.execution.on_ray import cluster as jobs_on
     from la_reconvla.sim.collect import collect as run
     from la_reconvla.sim.collection_config import CollectConfig
 
@@ -38,7 +45,8 @@ def collect(recording: Flat[RecordingOptions], episode: Group[EpisodeOptions], f
         from la_reconvla.training.trained_policy import Trained
 
         learner = Trained(find_run(episode.correct))
-    tell(str(run(CollectConfig(**vars(recording), **vars(episode), **vars(frame), learner=learner))))
+    with jobs_on(cluster):
+        tell(str(run(CollectConfig(**vars(recording), **vars(episode), **vars(frame), learner=learner))))
 
 
 def render(source: Positional[Path], out: Positional[Path], options: Flat[RenderOptions]) -> None:

@@ -28,6 +28,7 @@ def evaluate(
     start: Group[StartOptions],
     floor: Group[FloorOptions],
     machine: Group[MachineOptions],
+    cluster: IfGiven[str] = None,
 ) -> None:
     """Evaluate a policy in closed loop, by default on starts that it was not trained on.
 
@@ -38,12 +39,15 @@ def evaluate(
         start: initial states of the rollouts.
         floor: the floors that success is compared with.
         machine: processes and device.
+        cluster: roll out on a cluster of Ray, auto or ray://HOST:10001 (docs/ray.md).
     """
     if run not in UNTRAINED and "://" not in run and not run.startswith(SCHEME):
         folder_here(run)  # before what takes seconds to import
+    from la_reconvla.execution.on_ray import cluster as jobs_on
     from la_reconvla.study.evaluate_one import evaluate_one
 
-    evaluate_one(run, EvaluateOptions(**vars(rollouts), **vars(start), **vars(floor), **vars(machine)))
+    with jobs_on(cluster):
+        evaluate_one(run, EvaluateOptions(**vars(rollouts), **vars(start), **vars(floor), **vars(machine)))
 
 
 def folder(run: Positional[Path], out: Path, merged: bool = False) -> None:

@@ -35,6 +35,10 @@ def run(
     offline: bool = False,
     workers: int = 0,
     devices: IfGiven[tuple[str, ...]] = None,
+    cluster: IfGiven[str] = None,
+    records: IfGiven[Path] = None,
+    shard: IfGiven[str] = None,
+    separate: bool = False,
 ) -> None:
     """Collect data, train and evaluate every arm, and report. Rerun the command to resume.
 
@@ -53,6 +57,11 @@ def run(
         workers: processes; 0 takes one per core.
         devices: train policies on several devices side by side, for example cuda:0 cuda:1, one process on each; the
             rest is done on the first. In the place of --device.
+        cluster: collect, train, roll out and measure on a cluster of Ray, auto or ray://HOST:10001 (docs/ray.md).
+        records: records of this study, by study records, from another machine: what they hold is not done again.
+        shard: one of several processes of this study, such as 0/8 or 7/8: policies are trained, rolled out and
+            measured one by one, and nothing is judged (docs/cluster.md). study merge ends it.
+        separate: the shards share no folder: do this one's part and no other.
     """
     changes = vars(study) | vars(policy) | vars(training)
     on_recorded = changes["suite"] == "calvin"
@@ -66,15 +75,97 @@ def run(
         )
     if name is not None and preset is not None:
         raise UserError(f"two presets, {name} and {preset}: name one")
+    if separate and shard is None:
+        raise UserError("--separate says how shards work: give --shard, such as 0/8")
+    from la_reconvla.execution.on_ray import cluster as jobs_on
+    from la_reconvla.study.ablation import ablate
+    from la_reconvla.study.shards import Share
+
+    share = None if shard is None else Share.of(shard, separate)
+    given = hypotheses, demonstrations, devices or (), records, share
+    with jobs_on(cluster):
+        folder = ablate(name or preset or "quick", out, workers, changes, *given)
+    if share is None:
+        _reported(folder)
+
+
+def _reported(folder: Path) -> None:
+    """Draw the report of a study that was judged, and say what it shows."""
     from la_reconvla.report.summary import print_summary
     from la_reconvla.report.write import write_report
-    from la_reconvla.study.ablation import ablate
     from la_reconvla.study.results import results_of
 
-    folder = ablate(name or preset or "quick", out, workers, changes, hypotheses, demonstrations, devices or ())
     page = write_report(folder)
     Console().print(Text.assemble("report: ", (str(page), f"link {page.resolve().as_uri()}")), soft_wrap=True)
     print_summary(results_of(folder), Console(stderr=True))  # its last line is what to do next
+
+
+def plan(
+    study: Group[StudyChanges],
+    preset: Positional[str] = "quick",
+    cells: int = 0,
+    machines: int = 1,
+    workers: int = 0,
+    measured: IfGiven[Path] = None,
+) -> None:
+    """Predict hours, disk and memory of a study of any size, on one machine and on several. Nothing is run.
+
+    Args:
+        study: what is compared, where it differs from the preset.
+        preset: the preset.
+        cells: policies to train, arms times seeds; by default as many as the preset has.
+        machines: equal ones.
+        workers: processes of each; 0 takes one per core of this machine.
+        measured: a finished study on such a machine, whose times are the measure; by default those of
+            docs/results/quick.md.
+    """
+    from la_reconvla.study.outlook import asked, outlook, said, table, usual
+    from la_reconvla.study.outlook import measured as rates_of
+    from la_reconvla.study.runs import usual_workers
+    from la_reconvla.text_table import tell
+
+    config = asked(preset, vars(study), cells)
+    if measured is not None:
+        rates, source = rates_of(measured, config.backbone), f"measured in {measured}"
+    else:
+        count = workers or usual_workers(config.backbone)
+        rates, source = usual(config, count), f"docs/results/quick.md, {count} workers a machine"
+    found = outlook(config, machines, rates)
+    Console().print(table(found))
+    tell(said(found))
+    tell(f"rates: {source}")
+
+
+def merge(out: Positional[Path], shards: Positional[tuple[Path, ...]] = (), workers: int = 0) -> None:
+    """Put the shards of a study, or records of it, into one folder, do what is missing there, and judge it.
+
+    Shards of another configuration, of other versions or demonstrations are refused, and so are two records of one
+    policy that differ.
+
+    Args:
+        out: folder of the study. Shards that shared a folder: name that one alone.
+        shards: folders of the shards, or of records.
+        workers: processes; 0 takes one per core.
+    """
+    from la_reconvla.study.merging import merged
+
+    _reported(merged(out, shards, workers))
+
+
+def records(study: Positional[Path], out: Path) -> None:
+    """Write what a study measured into small files without weights, for git: study run --records goes on from them.
+
+    A policy comes once it is trained, rolled out and measured; the study may be running. When the command runs again,
+    files of equal content stay as they are.
+
+    Args:
+        study: study folder.
+        out: folder for the records, one file for each policy.
+    """
+    from la_reconvla.study.records import write_records
+
+    for line in write_records(study, out):
+        print(line)
 
 
 def compare(

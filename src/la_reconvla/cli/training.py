@@ -9,7 +9,7 @@ from typing import Literal
 from la_reconvla.cli.options import Group
 from la_reconvla.sim.options import IfGiven
 from la_reconvla.study.options import PolicyChanges, ScheduleChanges
-from la_reconvla.training.options import PretrainOptions
+from la_reconvla.training.options import LaunchOptions, PretrainOptions
 
 
 def train(
@@ -17,6 +17,7 @@ def train(
     out: Path,
     policy: Group[PolicyChanges],
     training: Group[ScheduleChanges],
+    several: Group[LaunchOptions],
     condition: str = "C4",
     seed: int = 0,
     preset: str = "small",
@@ -29,15 +30,20 @@ def train(
         out: run folder; an interrupted run resumes in it, a finished one goes on to more steps.
         policy: what is trained, where it differs from the preset.
         training: how it is trained, where it differs from the preset.
+        several: several processes that train it.
         condition: arm, for example C1 or C4.
         seed: random seed of weights, batches and masks.
         preset: source of backbone, decoder and schedule; the options below override single values.
         init_from: a run whose weights this one starts from, on other data or another robot; what fits is taken.
     """
-    from la_reconvla.study.train_cells import train_one
+    from la_reconvla.training.launch import processes
 
-    train_one(demonstrations, out, condition, seed, preset, vars(policy) | vars(training), init_from)
-    print(out)
+    with processes(several, training.device) as group:
+        from la_reconvla.study.train_cells import train_one
+
+        train_one(demonstrations, out, condition, seed, preset, vars(policy) | vars(training), init_from, group)
+        if group.is_main:
+            print(out)
 
 
 def pretrain(

@@ -54,8 +54,16 @@ TREE: Mapping[str, Branch | Command] = {
     "train": training.train,
     "eval": policies.evaluate,
     "study": Branch(
-        "Train and evaluate several arms, draw reports, compare and film policies.",
-        {"run": studies.run, "report": studies.report, "compare": studies.compare, "film": studies.film},
+        "Plan, train and evaluate several arms, draw reports, compare and film policies.",
+        {
+            "run": studies.run,
+            "plan": studies.plan,
+            "merge": studies.merge,
+            "records": studies.records,
+            "report": studies.report,
+            "compare": studies.compare,
+            "film": studies.film,
+        },
     ),
     "look": attention.look,
     "try": policies.try_,
@@ -141,7 +149,7 @@ def _moved(word: str, rest: Sequence[str]) -> UserError:
 def _unknown(word: str, branch: str = "") -> UserError:
     """Names the commands whose last word, or whose name of before, is near to the word, those of the branch first."""
     spelt = {**MOVED, **{name.split()[-1]: name for name in commands()}, **{name: name for name in TREE}}
-    inside = {last: name for last, name in spelt.items() if name.startswith(f"{branch} ")} if branch else {}
+    inside = {name.split()[-1]: name for name in commands() if name.startswith(f"{branch} ")}
     near = nearest(word, inside, 0.6) or nearest(word, spelt, 0.6)
     meant = " or ".join(f"`{PROGRAM} {name}`" for name in dict.fromkeys({**spelt, **inside}[one] for one in near))
     hint = f"did you mean {meant}?" if near else _listed(branch)

@@ -22,8 +22,9 @@ from la_reconvla.data.lerobot_layout import ACTION, INFO, STATE, PictureKind, is
 from la_reconvla.data.lerobot_writer import ENCODERS, OWN, Contents, LeRobotWriter
 from la_reconvla.data.rlds import RLDSEpisode, unread
 from la_reconvla.errors import UserError
+from la_reconvla.leases import PREFIX
 from la_reconvla.progress import progress
-from la_reconvla.storage import LOCK, claim, explain_disk_errors, locked, read_json
+from la_reconvla.storage import claim, explain_disk_errors, locked, read_json
 
 CLAIM, UNFINISHED = "convert.json", ".unfinished-lerobot"  # the second marks a folder as one that may be emptied
 
@@ -90,8 +91,8 @@ def _to_lerobot(source: Path, target: Path, pictures: PictureKind) -> list[str]:
                 writer.add(episode.instruction, episode.actions, state, _held(episode))
                 bar.advance(note=episode.name)
         writer.finish(ours)
-        for name in (UNFINISHED, LOCK):
-            (part / name).unlink()
+        for path in (part / UNFINISHED, *part.glob(f"{PREFIX}*")):
+            path.unlink()
         part.replace(target)
     return [*lines, *_lost_to_lerobot(opened, pictures), _written(target, opened)]
 

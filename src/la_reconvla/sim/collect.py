@@ -12,21 +12,20 @@ What is where in the folder: `la_reconvla.sim.collection_folder`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import multiprocessing
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
+from la_reconvla import layout
 from la_reconvla.data.hdf5_layout import SHARDS
 from la_reconvla.data.hdf5_writer import FileHeader, write_file
 from la_reconvla.errors import UserError
-from la_reconvla.processes import become_worker, explain_death
+from la_reconvla.execution.current import executor
+from la_reconvla.execution.jobs import Files, Job, Needs
 from la_reconvla.progress import Bar, progress
 from la_reconvla.sim.collection_config import CollectConfig
 from la_reconvla.sim.collection_folder import (
@@ -44,6 +43,7 @@ from la_reconvla.sim.collection_folder import (
 )
 from la_reconvla.sim.env import RolloutPolicy
 from la_reconvla.sim.machine import default_workers
+from la_reconvla.sim.policies import NeedsFiles
 from la_reconvla.sim.recording import RecordableEnv, ScriptedExpert, record_episode
 from la_reconvla.sim.recording_setup import LiberoSetup, RecordingSetup
 from la_reconvla.storage import locked, write_json
@@ -91,82 +91,78 @@ def _record_all(config: CollectConfig, setup: RecordingSetup, headers: dict[int,
     total, done = config.demos * len(statuses), size * sum(status.successes for status in statuses)
     with progress("Collecting", total=total, unit="episodes", done=done) as bar:
         if done < total:
-            with _pool(config, setup, headers, total - done) as (pool, workers):
-                _prepare(statuses, pool, bar)
-                _run(config, statuses, pool, workers, bar)
+            workers = config.workers or executor().workers or default_workers()
+            learner = config.learner.files if isinstance(config.learner, NeedsFiles) else ()
+            start = Job("a worker", _start_worker, (config, setup, headers), learner, (Files(config.out, ()),))
+            bar.advance(0, "preparing scenes")
+            jobs = _Jobs(config, statuses)
+            with closing(executor().map(jobs.all(), [start] * min(workers, total - done), Needs(), "worker")) as ended:
+                for job, value in ended:
+                    jobs.took(job, value, bar)
     merge_shards(config, headers, statuses, (time.monotonic() - begun) / 60)
 
 
-def _prepare(statuses: Sequence[TaskStatus], pool: ProcessPoolExecutor, bar: Bar) -> None:
-    """Make the scenes that are needed, and some more in place of those that will fail."""
-    unfinished = [status for status in statuses if status.successes < status.needed]
-    others = set(multiprocessing.active_children())
-    bar.advance(0, "preparing scenes")
-    try:
-        jobs = [(pool.submit(_prepare_scenes, status.task, _upcoming(status)), status.task) for status in unfinished]
-        for job, task in jobs:
-            _result(job, f"preparing the scenes of task {task}")
-    except KeyboardInterrupt:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()  # this may take minutes, and what was made is kept
-        raise
+class _Jobs:
+    """What is to be done for a collection, and what has been."""
+
+    def __init__(self, config: CollectConfig, statuses: Sequence[TaskStatus]) -> None:
+        self._config, self._statuses = config, statuses
+        self._scenes = Files(config.out / SHARDS / layout.PLACEMENTS)
+        self._preparing: set[Job] = set()
+        self._recording: dict[Job, tuple[TaskStatus, int]] = {}
+
+    def all(self) -> Iterator[Job | None]:
+        """The scenes that are needed, and some more in place of those that will fail; then their recordings.
+
+        None while scenes are prepared, and where no more recordings than those that run are certain to be needed.
+        """
+        for status in self._statuses:
+            if status.successes < status.needed:
+                name, arguments = f"preparing the scenes of task {status.task}", (status.task, _upcoming(status))
+                job = Job(name, _prepare_scenes, arguments, writes=(self._scenes,))
+                self._preparing.add(job)
+                yield job
+        while self._preparing:
+            yield None
+        while True:
+            yield next((self._recorded(s, number) for s in self._statuses if (number := s.next()) is not None), None)
+
+    def _recorded(self, status: TaskStatus, number: int) -> Job:
+        config = self._config
+        attempts = range(number * config.scene_episodes, (number + 1) * config.scene_episodes)
+        paths = [shard_path(config.out, status.task, attempt) for attempt in attempts]
+        shards = Files(paths[0].parent, tuple(path.stem + suffix for path in paths for suffix in (".hdf5", ".json")))
+        name, arguments = f"scene {number} of task {status.task}", (status.task, number)
+        job = Job(name, _record_scene, arguments, (self._scenes,), (shards,), patient=True)
+        status.running.add(number)
+        self._recording[job] = status, number
+        return job
+
+    def took(self, job: Job, failure: str | None, bar: Bar) -> None:
+        """Note what a job has come to.
+
+        Raises:
+            UserError: its task cannot be done.
+        """
+        if job in self._preparing:
+            self._preparing.remove(job)
+            return
+        status, number = self._recording.pop(job)
+        status.running.discard(number)
+        status.solved[number] = failure is None
+        failed = sum(len(s.solved) - s.successes for s in self._statuses)
+        left_out = f", {failed} scenes failed" if failed else ""
+        bar.advance(0 if failure else self._config.scene_episodes, f"task {status.task}{left_out}")
+        if status.hopeless():
+            raise UserError(
+                f"task {status.task} of {self._config.suite}: only {status.successes} of {len(status.solved)} scenes "
+                f"succeeded (last failure: {failure}); leave this task out or lower the noise"
+            )
 
 
 def _upcoming(status: TaskStatus) -> range:
     """The scenes that are probably still to be tried."""
     return range(status.lowest, status.lowest + math.ceil(SPARE * (status.needed - status.successes)))
-
-
-def _run(
-    config: CollectConfig, statuses: Sequence[TaskStatus], pool: ProcessPoolExecutor, workers: int, bar: Bar
-) -> None:
-    """Keep the workers busy, a job each: jobs that were handed out cannot be taken back when a run is interrupted."""
-    running: dict[Future[str | None], tuple[TaskStatus, int]] = {}
-    while True:
-        for status in statuses:
-            while len(running) < workers and (number := status.next()) is not None:
-                running[pool.submit(_record_scene, status.task, number)] = (status, number)
-                status.running.add(number)
-        if not running:
-            return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            status, number = running.pop(future)
-            status.running.discard(number)
-            failure = _result(future, f"scene {number} of task {status.task}")
-            status.solved[number] = failure is None
-            failed = sum(len(s.solved) - s.successes for s in statuses)
-            left_out = f", {failed} scenes failed" if failed else ""
-            bar.advance(0 if failure else config.scene_episodes, f"task {status.task}{left_out}")
-            if status.hopeless():
-                raise UserError(
-                    f"task {status.task} of {config.suite}: only {status.successes} of {len(status.solved)} scenes "
-                    f"succeeded (last failure: {failure}); leave this task out or lower the noise"
-                )
-
-
-def _result(future: Future[Any], what: str) -> Any:
-    try:
-        with explain_death("worker"):
-            return future.result()
-    except (UserError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise UserError(f"{what} failed in its worker: {error!r}; this is a defect, please report it") from error
-
-
-@contextlib.contextmanager
-def _pool(
-    config: CollectConfig, setup: RecordingSetup, headers: dict[int, FileHeader], episodes: int
-) -> Iterator[tuple[ProcessPoolExecutor, int]]:
-    """Spawned processes (a forked OpenGL context does not work), never more than there are episodes to record."""
-    workers = min(config.workers or default_workers(), episodes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (config, setup, headers)) as pool:
-        try:
-            yield pool, workers
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 # ---------------------------------------------------------------- the workers
@@ -202,7 +198,6 @@ _worker: _Worker | None = None
 
 def _start_worker(config: CollectConfig, setup: RecordingSetup, headers: dict[int, FileHeader]) -> None:
     global _worker
-    become_worker()
     _worker = _Worker(config, setup, headers)
 
 

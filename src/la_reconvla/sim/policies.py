@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from la_reconvla.data.instructions import Words
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
+from la_reconvla.execution.jobs import Files
 from la_reconvla.randomness import derive
 from la_reconvla.sim.env import ACTION_DIM, Env, RolloutPolicy
 from la_reconvla.sim.tasks import base_of, in_words
@@ -33,6 +34,16 @@ class Specification(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """What decides how it acts, as JSON: episodes of another identity must not be counted as this policy's."""
+        ...
+
+
+@runtime_checkable
+class NeedsFiles(Protocol):
+    """A specification that reads files when it is built."""
+
+    @property
+    def files(self) -> tuple[Files, ...]:
+        """Which, for workers that may not have this disk."""
         ...
 
 
@@ -136,6 +147,11 @@ class Replay:
     """
 
     demonstrations: Path
+
+    @property
+    def files(self) -> tuple[Files, ...]:
+        """The demonstrations."""
+        return (Files(self.demonstrations),)
 
     def identity(self) -> dict[str, Any]:
         """The demonstrations' content."""

@@ -28,8 +28,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
@@ -41,12 +40,14 @@ from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start, object_kind
 from la_reconvla.episodes import EpisodeRecord, First, Label, Reached, StartName
 from la_reconvla.errors import UserError
-from la_reconvla.processes import explain_death, worker_pool
+from la_reconvla.execution.current import executor
+from la_reconvla.execution.jobs import Job as Work
+from la_reconvla.execution.jobs import Needs, nothing
 from la_reconvla.robot import Quality
 from la_reconvla.sim.env import Env, Pose, RolloutPolicy
 from la_reconvla.sim.expert_tasks import asked_for
 from la_reconvla.sim.libero import LiberoEnv
-from la_reconvla.sim.policies import Specification
+from la_reconvla.sim.policies import NeedsFiles, Specification
 from la_reconvla.sim.task import Predicate, Task
 from la_reconvla.sim.track import EVERY, Track
 
@@ -311,7 +312,7 @@ def _work(job: Job) -> tuple[EpisodeRecord, Track | None]:
 def rollouts(
     jobs: Sequence[Job], workers: int, ahead: int | None = None
 ) -> Generator[tuple[Job, EpisodeRecord, Track | None]]:
-    """Run `jobs` in `workers` spawned processes; yields each as it ends, in no fixed order; closed, it ends them.
+    """Run `jobs` in `workers` processes; yields each as it ends, in no fixed order; closed, it ends them.
 
     Args:
         jobs: in the order in which they are begun.
@@ -323,29 +324,20 @@ def rollouts(
     """
     if not jobs:
         return
-    with worker_pool(max(1, min(workers, len(jobs)))) as pool:
-        running: dict[Future, tuple[int, Job]] = {}
-        with explain_death("rollout"):
-            for number, job in enumerate(jobs):
-                while _full(running, number, 2 * workers, ahead):
-                    yield from _collect(running)
-                running[pool.submit(_work, job)] = number, job
-            while running:
-                yield from _collect(running)
+    running: dict[Work, tuple[int, Job]] = {}
 
+    def begun() -> Iterator[Work | None]:
+        for number, job in enumerate(jobs):
+            while ahead is not None and number - next((first for first, _ in running.values()), number) >= ahead:
+                yield None  # a dict keeps its order: the first is the oldest
+            files = job.policy.files if isinstance(job.policy, NeedsFiles) else ()
+            work = Work(f"the episode {job.start.id} of {job.label}", _work, (job,), files)
+            running[work] = number, job
+            yield work
 
-def _full(running: dict[Future, tuple[int, Job]], number: int, most: int, ahead: int | None) -> bool:
-    """Whether job `number` has to wait."""
-    oldest = next((first for first, _ in running.values()), number)  # a dict keeps its order
-    return len(running) >= most or (ahead is not None and number - oldest >= ahead)
-
-
-def _collect(running: dict[Future, tuple[int, Job]]) -> Iterator[tuple[Job, EpisodeRecord, Track | None]]:
-    for future in wait(running, return_when=FIRST_COMPLETED).done:
-        _, job = running.pop(future)
-        if isinstance(error := future.exception(), UserError | BrokenProcessPool):
-            raise error
-        if error is not None:
-            raise UserError(f"the episode {job.start.id} of {job.label} failed in its worker: {error!r}") from error
-        record, track = future.result()
-        yield job, record, track
+    on_gpu = any(str(getattr(job.policy, "device", "")).startswith("cuda") for job in jobs)
+    workers = max(1, min(workers, len(jobs)))
+    setups, needs = [Work("a worker", nothing)] * workers, Needs(gpus="share" if on_gpu else 0)
+    with closing(executor().map(begun(), setups, needs, "rollout", queued=workers)) as ended:
+        for work, (record, track) in ended:
+            yield running.pop(work)[1], record, track

@@ -8,11 +8,11 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from rich.console import Console
 
 from la_reconvla import kinds, layout
@@ -24,10 +24,12 @@ from la_reconvla.analysis.results import Arm, Pairing, Results, Video
 from la_reconvla.analysis.sequences import SequenceResults
 from la_reconvla.analysis.trainings import spread_of_trainings
 from la_reconvla.conditions import NO_IMAGE
-from la_reconvla.data.boxes import annotator
+from la_reconvla.data.boxes import Boxes, annotator
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.data.starts import Start
 from la_reconvla.errors import UserError
+from la_reconvla.execution.current import executor
 from la_reconvla.progress import followed_by, progress
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.storage import claim, locked, read_json, require_free_space, write_json
@@ -35,15 +37,18 @@ from la_reconvla.study import gathering
 from la_reconvla.study.begun import read_begun, record_look
 from la_reconvla.study.cells import Cell, cells, official_starts, offline, samples_of
 from la_reconvla.study.domains import ON_RECORDED, Domain, Recorded, domain
-from la_reconvla.study.evaluate import evaluate, pending
+from la_reconvla.study.evaluate import Evaluation, evaluate, pending
 from la_reconvla.study.evaluations import Evaluations
 from la_reconvla.study.films import Cast, study_films
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
+from la_reconvla.study.identity import GROWS, READ, grown, identity_of, say, with_defaults
 from la_reconvla.study.pairing import pairings
+from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.pictures import pictures, timelines
 from la_reconvla.study.presets import StudyConfig, preset
-from la_reconvla.study.provenance import Energy, commit, hardware, versions
+from la_reconvla.study.provenance import Energy, commit, hardware
+from la_reconvla.study.records import require_same_study, require_weights, restore
 from la_reconvla.study.requirements import (
     pinned_config,
     require_declared,
@@ -52,24 +57,16 @@ from la_reconvla.study.requirements import (
     require_room,
 )
 from la_reconvla.study.runs import usual_workers
+from la_reconvla.study.shards import Piece, Share, claimed, pieces_of, require_idle
 from la_reconvla.study.starts import wording
-from la_reconvla.study.train_cells import measure_cells, train_cells
-from la_reconvla.training.checkpoint import PolicyConfig, load_policy
-from la_reconvla.training.devices import pick_device, pick_precision
+from la_reconvla.study.train_cells import measure_cells, stale, train_cells
+from la_reconvla.training.checkpoint import PolicyConfig
+from la_reconvla.training.devices import pick_device
+from la_reconvla.training.run_state import recorded_only, trained
 from la_reconvla.training.trackers import require_service
 
 CELL_BYTES = 100_000_000  # weights, optimizer state, curves and videos of one cell of the small presets, generously
 T = TypeVar("T")
-GROWS = (
-    *("seeds", "conditions", "episodes", "floor_episodes", "floor_arm"),
-    *("also_official", "elsewhere", "elsewhere_episodes"),
-)
-JOINS = ("seeds", "conditions", "elsewhere")  # of these, the lists
-COUNTED = {  # and what the options count
-    "episodes": "episodes per task",
-    "also_official": "official states per task",
-    "elsewhere_episodes": "states per task of each other suite",
-}
 
 
 class Ablation:
@@ -116,7 +113,55 @@ class Ablation:
         Raises:
             UserError: with the way out, before long work where that is possible.
         """
-        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self._require()
+        with locked(self.folder):
+            require_idle(self.folder)
+            self._claim(now())
+            self.console.print(self.domain.limit or power_table(self._power(), len(self.config.seeds)))
+            collection, training, rollouts, frames, statistics = PARTS
+            self._timed(collection, self._collect)
+            self._timed(training, self._train)
+            self._paired()  # before the rollouts, which take as long again
+            sequences = self._timed(rollouts, self._evaluate)
+            self._timed(frames, self._measure)
+            return self._judged(self._timed(statistics, self._results), sequences)
+
+    def run_share(self, share: Share) -> list[str]:
+        """What one of several processes does of it, beside collecting, which the first of them does; nothing is judged.
+
+        Returns:
+            What is done and what is left, in lines.
+
+        Raises:
+            UserError: as `run`.
+        """
+        self._require()
+        with locked(self.folder, wait=True):
+            self._claim(now())
+            self._collect()
+            pieces = pieces_of(self._evaluations)  # with the starts, which are kept on the disk
+        order = share.order(pieces)
+        with closing(claimed(self.folder, order, self._unfinished)) as mine:
+            for piece in mine:
+                self._do(piece)
+        left = [str(piece.folder.relative_to(self.folder)) for piece in order if self._unfinished(piece)]
+        lines = [f"{len(order) - len(left)} of {len(order)} parts of this study are done"]
+        return [*lines, f"others are working on {', '.join(left)}"] if left else lines
+
+    def _unfinished(self, piece: Piece) -> bool:
+        if (cell := piece.cell) is not None and not trained(cell.folder):
+            return True
+        return piece.pending > 0 or (cell is not None and stale(cell, self._boxes))
+
+    def _do(self, piece: Piece) -> None:
+        of_piece = [] if piece.cell is None else [piece.cell]
+        train_cells(of_piece, self.config, *self._divided, self.workers, self.console, self.devices)
+        for name, evaluations, starts in piece.rollouts:
+            self._roll_out(name, evaluations, starts)
+        self._measure(of_piece)
+
+    def _require(self) -> None:
+        """Raise a `UserError` if something is missing, before anything is written."""
         self.domain.require(self.config)
         require_service(self.config.train.track)
         require_free_space(self.folder, 2 * len(self.cells) * CELL_BYTES)
@@ -126,54 +171,40 @@ class Ablation:
         space = LIBERO_ACTIONS if self.domain.recorded is None else self._opened.space
         require_room(c, (text for _, text in told), space)
         require_heads(c, self.arms)
-        with locked(self.folder):
-            self._claim(started)
-            self.console.print(self.domain.limit or power_table(self._power(), len(c.seeds)))
-            collection, training, rollouts, frames, statistics = PARTS
-            self._timed(collection, self._collect)
-            self._timed(training, self._train)
-            self._paired()  # before the rollouts, which take as long again
-            sequences = self._timed(rollouts, self._evaluate)
-            self._timed(frames, self._measure)
-            results = self._timed(statistics, self._results)
-            spent = [self._spent(layout.ENERGY).get(name) for name in self._spent(layout.TIMES)]
-            joules = [value for value in spent if value is not None]
-            energy = sum(joules) if len(joules) == len(spent) else None
-            study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
-            # What is judged on recorded demonstrations rests on held-out frames, however many sequences CALVIN counts.
-            starts = c.episodes if self.domain.recorded is None else 1
-            there = c.elsewhere, c.elsewhere_episodes, c.also_official
-            looks = record_look(self.folder / layout.STUDY, results, len(c.seeds), starts, *there)
-            results = replace(results, study=study, sequences=sequences, looks=looks)
-            write_json(self.folder / layout.RESULTS, results)
+        require_weights(c, self.folder, self.cells)
+
+    def _judged(self, results: Results, sequences: SequenceResults | None) -> Results:
+        """The results with what the study took, written down, and this look at them."""
+        c = self.config
+        spent = [self._spent(layout.ENERGY).get(name) for name in self._spent(layout.TIMES)]
+        joules = [value for value in spent if value is not None]
+        energy = sum(joules) if len(joules) == len(spent) else None
+        study = replace(results.study, wall_seconds=self._spent(layout.TIMES), energy_joules=energy)
+        # What is judged on recorded demonstrations rests on held-out frames, however many sequences CALVIN counts.
+        starts = c.episodes if self.domain.recorded is None else 1
+        there = c.elsewhere, c.elsewhere_episodes, c.also_official
+        looks = record_look(self.folder / layout.STUDY, results, len(c.seeds), starts, *there)
+        results = replace(results, study=study, sequences=sequences, looks=looks)
+        write_json(self.folder / layout.RESULTS, results)
         return results
 
     # ------------------------------------------------------------ parts
 
     def _claim(self, started: str) -> None:
         """Make the folder this study's, or see that it is. Seeds, arms and episodes may join; nothing may change."""
-        config = {**kinds.to_json(self.config), "train": self.config.train.identity}
-        size = {key: config.pop(key) for key in GROWS}
-        config.pop("gaze")  # the source of boxes belongs to the arms that use them (`train_cells`)
-        config.pop("judged")  # what is read from the records makes no other records
-        path, now = self.folder / layout.STUDY, commit()
-        # The device may change between two runs of one study, the precision that it brings may not: arms are paired.
-        precision = str(pick_precision(self.config.train.precision, torch.device(self.device)))
-        identity = {"schema": layout.SCHEMA, "config": config, "versions": versions(), "precision": precision}
+        values = kinds.to_json(self.config)
+        size, read = ({key: values[key] for key in keys} for keys in (GROWS, READ))
+        path, code = self.folder / layout.STUDY, commit()
         if path.exists():
             read_begun(path)  # damage is named before anything is compared
         declared = self.declaration or self.domain.declared
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
-        begun = claim(path, identity, self._with_defaults, started=started, commits=[now], hardware=hardware(), **said)
+        identity, defaults = identity_of(self.config, self.device), functools.partial(with_defaults, config=self.config)
+        begun = claim(path, identity, defaults, started=started, commits=[code], hardware=hardware(), **said)
         require_declared(begun, self.declaration, path)
-        commits = list(dict.fromkeys([*begun["commits"], now]))
-        write_json(
-            path, {**begun, "commits": commits, "size": size, "command": shlex.join(["la-reconvla", *sys.argv[1:]])}
-        )
-
-    def _with_defaults(self, held: dict[str, Any]) -> dict[str, Any]:
-        """The content of a ``study.json``, with defaults for fields that are newer than the file."""
-        return {**held, "config": kinds.with_defaults(held.get("config"), self.config)}
+        commits = list(dict.fromkeys([*begun["commits"], code]))
+        command = shlex.join(["la-reconvla", *sys.argv[1:]])
+        write_json(path, {**begun, "commits": commits, "size": size, "read": read, "command": command})
 
     def _power(self, between_seeds: float | None = None) -> tuple[Power, ...]:
         """What this study can tell apart by the rule that it declared; None: trainings vary as is usual."""
@@ -237,17 +268,32 @@ class Ablation:
 
     def _evaluate(self) -> SequenceResults | None:
         for name, evaluations, starts in self._evaluations.runs() if self.domain.recorded is None else ():
-            with progress(name, pending(evaluations, starts), "episodes", console=self.console) as bar:
-                evaluate(evaluations, starts, self._evaluations.settings, self.workers, bar.advance)
+            self._roll_out(name, evaluations, starts)
         return self.domain.sequences(self.config, self.folder, self.cells, self.workers, self.device)
 
-    def _measure(self) -> None:
+    def _roll_out(self, name: str, evaluations: Sequence[Evaluation], starts: Sequence[Start]) -> None:
+        with progress(name, pending(evaluations, starts), "episodes", console=self.console) as bar:
+            evaluate(evaluations, starts, self._evaluations.settings, self.workers, bar.advance)
+
+    @functools.cached_property
+    def _boxes(self) -> Boxes | None:
+        return boxes_beside(self._divided[1], self.config.gaze)
+
+    def _measure(self, of: Sequence[Cell] | None = None) -> None:
         swaps = self._evaluations.swaps
-        measure_cells(self.cells, self.config, self._divided[1], swaps, self.device, self.workers, self.console)
+        measure_cells(
+            self.cells if of is None else of,
+            self.config,
+            self._divided[1],
+            swaps,
+            self.device,
+            self.workers,
+            self.console,
+        )
 
     def _results(self) -> Results:
         on_target = gathering.watched_coverage(self._divided[1], self.config)
-        inner = load_policy(self.cells[0].folder)[0].backbone
+        inner = PolicyConfig.load(self.cells[0].folder).build().backbone
         arms = []
         for arm in self.arms:
             of_arm = [cell for cell in self.cells if cell.condition == arm]
@@ -294,37 +340,16 @@ class Ablation:
         return study_films(self.folder, casts, self._evaluations.starts())
 
     def _shown(self) -> list[Cell]:
-        """The cells that pictures show: those of the first seed."""
-        return [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
+        """The cells that pictures show: those of the first seed whose weights are here."""
+        first = [cell for cell in self.cells if cell.seed == self.config.seeds[0] and cell.condition is not NO_IMAGE]
+        if left_out := [cell.condition.id for cell in first if recorded_only(cell.folder)]:
+            say(f"no pictures of {', '.join(left_out)}: their weights are not here, only records")
+        return [cell for cell in first if not recorded_only(cell.folder)]
 
 
-def grown(config: StudyConfig, folder: Path) -> StudyConfig:
-    """The study with all that its folder already has: arms, seeds, suites and episodes join it, and none leaves.
-
-    What is kept beyond `config` is printed.
-    """
-    path = folder / layout.STUDY
-    if not path.exists() or not (held := read_begun(path).size):
-        return config
-    lists = {key: (*held[key], *(x for x in getattr(config, key) if x not in held[key])) for key in JOINS}
-    done = {key: held[key] for key in set(GROWS) - set(JOINS) - {"floor_arm"}}
-    if not held["elsewhere"]:
-        del done["elsewhere_episodes"]  # a default that nothing was rolled out by
-    if config.placement == "official":
-        del done["also_official"]
-    counts = {key: max(count, getattr(config, key)) for key, count in done.items()}
-    whole = replace(config, **lists, **counts, floor_arm=held["floor_arm"])
-    for key in JOINS:
-        if kept := [str(x) for x in getattr(whole, key) if x not in getattr(config, key)]:
-            _say(f"{folder} already has the {key} {', '.join(kept)}: they stay in the study")
-    for key, told in COUNTED.items():
-        if (kept := getattr(whole, key)) > (asked := getattr(config, key)):
-            _say(f"{folder} already has {kept} {told}, {asked} are asked for: all of them stay in the study")
-    return whole
-
-
-def _say(line: str) -> None:
-    Console(stderr=True).print(line, soft_wrap=True)
+def now() -> str:
+    """This second, ISO 8601."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def ablate(
@@ -335,16 +360,21 @@ def ablate(
     hypotheses: Path | None = None,
     recorded: Path | None = None,
     devices: Sequence[str] = (),
+    records: Path | None = None,
+    share: Share | None = None,
 ) -> Path:
     """Run a preset with some of its fields replaced; see the command ``study run``. Returns the study's folder.
 
     On `recorded` demonstrations nothing is rolled out, unless the suite is one of `ON_RECORDED`. Cells train on all
-    `devices`; the rest is done on the first.
+    `devices`; the rest is done on the first. What `records` hold is restored before, and not done again. With a `share`
+    only that is done, and nothing is judged.
 
     Raises:
         UserError: with the way out; if `changes` name a device beside `devices`, too.
     """
     if devices:
+        if executor().workers is not None:
+            raise UserError("--devices are of this machine: on a cluster --device cuda gives each training a GPU")
         if changes.get("device") is not None:
             raise UserError("--device is where all is done, --devices where policies train side by side: give one")
         changes = {**changes, "device": devices[0]}
@@ -355,8 +385,19 @@ def ablate(
     if place is not None:
         place.require(config)  # before a dataset is read, which may take long
         config = offline(config, changes, open_demonstrations(place.recorded), place.takes)
+    if records is not None:
+        with locked(folder, wait=share is not None):
+            require_same_study(config, records)
+            for line in restore([records], folder):
+                say(line)
     config = grown(config, folder)
     if changes.get("elsewhere_episodes") is not None and not config.elsewhere:
         raise UserError("elsewhere_episodes counts the states of other suites: name them with --elsewhere")
-    Ablation(config, folder, workers or usual_workers(config.backbone), declaration, place, devices).run()
+    workers = workers or executor().workers or usual_workers(config.backbone)
+    study = Ablation(config, folder, workers, declaration, place, devices)
+    if share is None:
+        study.run()
+    else:
+        for line in study.run_share(share):
+            say(line)
     return folder

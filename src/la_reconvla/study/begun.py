@@ -27,6 +27,7 @@ class Begun:
         hypotheses_hash: SHA-256 of that.
         command: the last command line.
         size: what may grow, as it was last asked for; empty where it was stopped before that was written.
+        read: what of the configuration may change, as it was last asked for; empty in files of before it was kept.
         looks: each size at which it was judged, the first one first.
     """
 
@@ -40,6 +41,7 @@ class Begun:
     hypotheses_hash: str
     command: str = ""
     size: dict[str, Any] = field(default_factory=dict)
+    read: dict[str, Any] = field(default_factory=dict)
     looks: tuple[Look, ...] = ()
 
 

@@ -15,6 +15,7 @@ from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.data.samples import Samples
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.robot import Inputs
+from la_reconvla.study.floors import VIEWS
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import tasks_of
 
@@ -99,6 +100,28 @@ def official_starts(config: StudyConfig) -> Iterator[OfficialStarts]:
 ROLLED_OUT = ("suite", "tasks", "placement", "demos", "episodes", "also_official", "elsewhere", "elsewhere_episodes")
 
 
+def asked_of(config: StudyConfig, study: Path, cell: Cell) -> dict[Path, int]:
+    """How many episodes a study asks of one policy, by folder, its floors included; nothing on recorded demonstrations.
+
+    Args:
+        config: the study.
+        study: its folder.
+        cell: the policy.
+    """
+    if config.suite == RECORDED:
+        return {}
+    few = config.floor_episodes * len(config.tasks)
+    home = {cell.folder: few if cell.condition is NO_IMAGE else config.episodes * len(config.tasks)}
+    if cell.condition.id == config.floor_arm:
+        home |= {layout.floor(study, view, cell.condition.id, cell.seed): few for view in VIEWS}
+    below = [folder.relative_to(study) for folder in home]
+    away = {study / p.folder / name: p.episodes * len(p.tasks) for p in official_starts(config) for name in below}
+    return home | away
+
+
+RECORDED = "recorded"  # the suite of studies on demonstrations that were there before
+
+
 def offline(
     config: StudyConfig, changes: Mapping[str, Any], demonstrations: Demonstrations, takes: Collection[str] = ()
 ) -> StudyConfig:
@@ -113,7 +136,7 @@ def offline(
     say_changes(config, demonstrations)
     nothing: dict[str, Any] = {"also_official": 0, "elsewhere": (), "floor_episodes": 1}
     nothing |= {} if "episodes" in takes else {"episodes": 1}
-    recorded: dict[str, Any] = {"suite": "recorded", "tasks": (0,), "placement": "official"}
+    recorded: dict[str, Any] = {"suite": RECORDED, "tasks": (0,), "placement": "official"}
     made = {"quality": demonstrations.quality, "frame_stride": demonstrations.frame_stride}
     return fitted(replace(config, **nothing, **recorded, **made, demos=len(demonstrations.episodes)), demonstrations)
 

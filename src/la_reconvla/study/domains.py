@@ -26,7 +26,7 @@ from la_reconvla.sim.policies import Scripted, Specification
 from la_reconvla.sim.rollout import EnvSettings
 from la_reconvla.sim.tasks import Task, load_task
 from la_reconvla.study import calvin
-from la_reconvla.study.cells import Cell
+from la_reconvla.study.cells import RECORDED, Cell
 from la_reconvla.study.evaluate import settings_for
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.starts import evaluation_starts, was_trained_on, wording
@@ -286,7 +286,6 @@ class Calvin(Recorded):
         return calvin.close_the_loop(folder, cells, self.recorded, config.episodes, workers, device)
 
 
-RECORDED = "recorded"  # the suite of studies on demonstrations that were there before
 LIBERO = Libero()
 DOMAINS: dict[str, Domain] = {toy.SUITE: Toy()}
 ON_RECORDED: dict[str, type[Recorded]] = {calvin.SUITE: Calvin}

@@ -19,6 +19,7 @@ from la_reconvla.analysis.verdicts import in_words
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import WAYS, EpisodeRecord, Label, read_episodes
 from la_reconvla.errors import UserError
+from la_reconvla.execution.current import executor
 from la_reconvla.method.policy import Policy
 from la_reconvla.progress import progress
 from la_reconvla.serving.client import SHOWN, Remote, is_address
@@ -122,7 +123,8 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         swaps = wrong_words(suite, tasks, placement)
         evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
-        evaluate(evaluations, starts, subject.settings, options.workers or subject.workers, bar.advance)
+        workers = options.workers or executor().workers or subject.workers
+        evaluate(evaluations, starts, subject.settings, workers, bar.advance)
     evaluation_films(subject.folder, starts, grid, options.allow_any_mujoco)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:

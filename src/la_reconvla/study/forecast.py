@@ -16,9 +16,9 @@ from la_reconvla.sim.collection_folder import finished_episodes
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.cells import Cell, OfficialStarts
 from la_reconvla.study.presets import StudyConfig
-from la_reconvla.training.checkpoint import WEIGHTS
+from la_reconvla.training.run_state import trained
 
-PARTS = ("collection", "training", "rollouts", "held-out frames", "statistics and pictures")
+PARTS: tuple[str, ...] = ("collection", "training", "rollouts", "held-out frames", "statistics and pictures")
 DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 5.9, 0.025, 4.1, 13.0  # seconds of one core
 DRAWN = 8.0  # seconds
 BESIDE = 5  # floors and references that are rolled out beside the cells
@@ -40,19 +40,33 @@ def forecast(
     """
     if isinstance(config.backbone, Pretrained):
         return None
-    untrained = sum(not (cell.folder / WEIGHTS).exists() for cell in cells)
+    spent = work(config, folder, cells, places)
+    return {part: seconds / (1 if part == PARTS[-1] else workers) for part, seconds in spent.items()}
+
+
+def rollouts(config: StudyConfig, cells: Sequence[Cell], places: Sequence[OfficialStarts]) -> int:
+    """Episodes of a study, floors and references included; arguments as of `forecast`."""
+    starts = len(config.tasks) * config.episodes + sum(len(place.tasks) * place.episodes for place in places)
+    return starts * (len(cells) + BESIDE)
+
+
+def work(
+    config: StudyConfig, folder: Path, cells: Sequence[Cell], places: Sequence[OfficialStarts]
+) -> dict[str, float]:
+    """Seconds of each part on one core of the machine that the rates come from; arguments as of `forecast`."""
+    untrained = sum(not trained(cell.folder) for cell in cells)
     unmeasured = sum(not (cell.folder / layout.HELD_OUT).exists() for cell in cells)
     recorded = finished_episodes(folder / layout.DEMONSTRATIONS) * len(config.tasks)
     recorded = recorded or len(list((folder / layout.DEMONSTRATIONS).glob("shards/*/*.hdf5")))
     rolled_out = sum(len(read_jsonl(path)) for path in folder.rglob(layout.EPISODES))
-    starts = len(config.tasks) * config.episodes + sum(len(place.tasks) * place.episodes for place in places)
     seconds = (
         DEMONSTRATION * max(0, len(config.tasks) * config.demos - recorded),
         SAMPLE * config.train.steps * config.train.batch_size * untrained,
-        EPISODE * max(0, starts * (len(cells) + BESIDE) - rolled_out),
+        EPISODE * max(0, rollouts(config, cells, places) - rolled_out),
         MEASURED * unmeasured,
+        DRAWN,
     )
-    return dict(zip(PARTS, (*(one / workers for one in seconds), DRAWN), strict=True))
+    return dict(zip(PARTS, seconds, strict=True))
 
 
 def afterwards(part: str, said: Mapping[str, float], took: Mapping[str, float]) -> float:

@@ -93,7 +93,12 @@ def _pixels(images: torch.Tensor) -> UInt8[np.ndarray, "b H W 3"]:
 
 
 def pictures(study: Path, config: StudyConfig, cells: Sequence[Cell], samples: Samples) -> Iterator[Picture]:
-    """What each arm's mask follows on the same held-out frames, its reconstructions there, and its map in training."""
+    """What each arm's mask follows on the same held-out frames, its reconstructions there, and its map in training.
+
+    Nothing without cells.
+    """
+    if not cells:
+        return
     chosen = spread_indices(len(samples), FRAMES + 2)[1:-1]
     batch = samples.batch(chosen)
     images, told = _pixels(batch.images), batch.instructions

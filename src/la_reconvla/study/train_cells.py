@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,39 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.episodes import View
 from la_reconvla.errors import UserError
+from la_reconvla.execution.current import executor
+from la_reconvla.execution.jobs import Files, Job, Needs
 from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.saliency import MEAN
-from la_reconvla.processes import explain_death, worker_pool
 from la_reconvla.progress import progress
 from la_reconvla.storage import locked, read_json
 from la_reconvla.study.cells import Cell, fitted, samples_of, say_changes
 from la_reconvla.study.heldout import measure_run, write_held_out
 from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
+from la_reconvla.study.records import without_weights
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
 from la_reconvla.text_table import tell
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, origin_of
+from la_reconvla.training.checkpoint import PolicyConfig, origin_of
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
 from la_reconvla.training.origin import Origin
 from la_reconvla.training.parts import SHARE, Part
-from la_reconvla.training.run_state import drop_state, finished, require_state
+from la_reconvla.training.process_group import ALONE, ProcessGroup
+from la_reconvla.training.run_state import (
+    STATE,
+    drop_state,
+    finished,
+    hash_of_weights,
+    recorded_only,
+    require_state,
+    trained,
+)
 from la_reconvla.training.start_weights import StartWeights, bins_of
-from la_reconvla.training.tensors import file_hash
 from la_reconvla.training.trackers import require_service
+from la_reconvla.training.trained_policy import Trained
 
+TRAINING_MEMORY = 3_000_000_000  # bytes that a cluster keeps free for a training or measurement of the small presets
 Swaps = tuple[tuple[int, str, str], ...]
 
 
@@ -72,8 +84,10 @@ def train_cells(
     """
     todo = []
     for cell in cells:
-        if (cell.folder / WEIGHTS).exists():
+        if trained(cell.folder):
             _require_alike(cell, config, training)
+            if recorded_only(cell.folder) and stale(cell, boxes_beside(held_out, config.gaze)):
+                raise without_weights(cell, "it was measured with other boxes")
             drop_state(cell.folder)  # the cells of a study do not go on: all get the same steps
         else:
             todo.append(cell)
@@ -83,33 +97,44 @@ def train_cells(
     _require_boxes(cells, config, training)
     todo.sort(key=lambda cell: cell.condition.reconstruction is None)  # the long ones first
     with progress("Training", total=len(todo) * config.train.steps, unit="steps", console=console) as bar:
-        ticker = bar.ticker(multiprocessing.get_context("spawn"))
-        with contextlib.ExitStack() as open_pools:
-            free = []
-            for device in (devices or (config.train.device,) * workers)[: len(todo)]:
-                own = replace(config, train=replace(config.train, device=device))
-                pool = worker_pool(1, _receive, (own, training, held_out, ticker))
-                free.append((device, open_pools.enter_context(pool)))
-            with explain_death("training"):
-                _train_side_by_side(todo, free, console if devices else None)
-
-
-def _train_side_by_side(
-    todo: Sequence[Cell], free: list[tuple[str, ProcessPoolExecutor]], console: Console | None
-) -> None:
-    """Give each cell to the next of the processes that is free; if there is a console, say so."""
-    waiting, running = list(todo), {}
-    while waiting or running:
-        while waiting and free:
-            cell, (device, pool) = waiting.pop(0), free.pop(0)
-            running[pool.submit(_train_cell, cell)] = cell, (device, pool)
-            if console is not None:
-                console.print(f"{device}: {cell.condition.id} seed {cell.seed}", highlight=False)
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            cell, place = running.pop(future)
-            future.result()
+        ticker, setups = executor().ticker(bar), []
+        reads = _files(config, training, held_out)
+        for device in (devices or (config.train.device,) * workers)[: len(todo)]:
+            own = replace(config, train=replace(config.train, device=device))
+            setups.append(Job(device, _receive, (own, training, held_out, ticker), reads))
+        for cell in _trained(todo, setups, config, console if devices else None):
             drop_state(cell.folder)
-            free.append(place)
+            if ticker is None:
+                bar.advance(config.train.steps, f"{cell.condition.id} seed {cell.seed}")
+
+
+def _trained(
+    todo: Sequence[Cell], setups: Sequence[Job], config: StudyConfig, console: Console | None
+) -> Iterator[Cell]:
+    """Train each cell in the next worker that is free, and say so if there is a console; yields those that are done."""
+
+    def say(job: Job, device: str) -> None:
+        if console is not None:
+            console.print(f"{device}: {job.name}", highlight=False)
+
+    jobs = {}
+    for cell in todo:
+        made = Files(cell.folder, without=(str(Path(STATE).parent),))
+        jobs[Job(f"{cell.condition.id} seed {cell.seed}", _train_cell, (cell,), writes=(made,))] = cell
+    needs = Needs(config.train.threads, int(pick_device(config.train.device).type == "cuda"), TRAINING_MEMORY)
+    with closing(executor().map(iter(jobs), setups, needs, "training", begun=say)) as ended:
+        for job, _ in ended:
+            yield jobs[job]
+
+
+def _files(config: StudyConfig, *demonstrations: Demonstrations) -> tuple[Files, ...]:
+    """What a worker reads of demonstrations, and of boxes beside them."""
+    paths = {path.absolute() for part in demonstrations for episode in part.episodes for path in episode.files}
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    found = [Files(folder, tuple(sorted(str(path.relative_to(folder)) for path in paths)))]
+    if config.gaze != "masks":
+        found.append(Files(Path(config.gaze).absolute().parent, (Path(config.gaze).name,)))
+    return tuple(found)
 
 
 def _require_alike(cell: Cell, config: StudyConfig, training: Demonstrations) -> None:
@@ -142,7 +167,7 @@ def _require_boxes(cells: Sequence[Cell], config: StudyConfig, training: Demonst
         return
     source = annotator(config.gaze)
     for cell in annotated:
-        if (cell.folder / WEIGHTS).exists() and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
+        if trained(cell.folder) and read_json(cell.folder / SCHEDULE)["annotation"] != source.identity:
             raise UserError(f"{cell.folder} was trained with other boxes: delete it, or give those with --gaze")
     for episode in training.episodes:
         source(episode)
@@ -159,22 +184,32 @@ def measure_cells(
 ) -> None:
     """Measure every cell on held-out frames whose file is missing, of another version or of other weights."""
     boxes = boxes_beside(held_out, config.gaze)
-    todo = [cell for cell in cells if _stale(cell, boxes)]
+    todo = [cell for cell in cells if stale(cell, boxes)]
     if not todo:
         return
     with progress("Held-out frames", total=len(todo), unit="policies", console=console) as bar:
-        shared = (config, held_out, swaps, device, boxes)
-        with worker_pool(workers, _receive, shared) as pool, explain_death("measuring"):
-            running = {pool.submit(_measure_cell, cell): cell for cell in todo}
-            for future in as_completed(running):
-                future.result()
-                bar.advance(note=running[future].condition.id)
+        start = Job(device, _receive, (config, held_out, swaps, device, boxes), _files(config, held_out))
+        needs = Needs(config.train.threads, "share" if device.startswith("cuda") else 0, TRAINING_MEMORY)
+        jobs = {
+            Job(
+                f"measuring {cell.condition.id} seed {cell.seed}",
+                _measure_cell,
+                (cell,),
+                Trained(cell.folder).files,
+                (Files(cell.folder, (layout.HELD_OUT,)),),
+            ): cell
+            for cell in todo
+        }
+        with closing(executor().map(iter(jobs), [start] * workers, needs, "measuring", queued=len(todo))) as ended:
+            for job, _ in ended:
+                bar.advance(note=jobs[job].condition.id)
 
 
-def _stale(cell: Cell, boxes: Boxes | None) -> bool:
+def stale(cell: Cell, boxes: Boxes | None) -> bool:
+    """Whether a cell is to be measured: not yet, in another version, or with other weights or boxes."""
     path = cell.folder / layout.HELD_OUT
     known = read_json(path) if path.exists() else {}
-    if known.get("schema") != layout.SCHEMA or known["weights"] != file_hash(cell.folder / WEIGHTS):
+    if known.get("schema") != layout.SCHEMA or known["weights"] != hash_of_weights(cell.folder):
         return True
     return known.get("boxes") != (None if boxes is None else boxes.identity)
 
@@ -198,7 +233,7 @@ def _read() -> tuple[Samples, Samples | None, ActionBins]:
     return samples, shown, bins_of(StartWeights.of(config.backbone), samples, config.spread, config.decoding)
 
 
-def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
+def _train_cell(cell: Cell, origin: Origin | None = None, group: ProcessGroup = ALONE) -> None:
     config, _, _, ticker = _inherited
     samples, held_out, bins = _read()
     if origin is not None:  # bins of the new data, whatever the start weights of the backbone acted with
@@ -214,7 +249,7 @@ def _train_cell(cell: Cell, origin: Origin | None = None) -> None:
         decoding=config.decoding,
         origin=origin,
     )
-    train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker)
+    train(cell.condition, policy, config.train, samples, held_out, cell.folder, ticker, group)
 
 
 def _measure_cell(cell: Cell) -> None:
@@ -225,7 +260,7 @@ def _measure_cell(cell: Cell) -> None:
     indices = spread_indices(len(samples), config.frames)
     records = measure_run(cell.folder, samples, indices, swaps, device=device, source=own, boxes=boxes)
     views: dict[View, tuple[FrameRecord, ...]] = {view: tuple(each) for view, each in records.items()}
-    found = HeldOut(file_hash(cell.folder / WEIGHTS), views, None if boxes is None else boxes.identity)
+    found = HeldOut(hash_of_weights(cell.folder), views, None if boxes is None else boxes.identity)
     write_held_out(cell.folder, found)
 
 
@@ -268,8 +303,12 @@ def train_one(
     preset_name: str,
     changes: Mapping[str, Any],
     init_from: str | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Path:
-    """Train one arm with one seed on a folder of demonstrations; see the command ``train``."""
+    """Train one arm with one seed on a folder of demonstrations; see the command ``train``.
+
+    Every process of `group` makes this call; the main one holds the folder.
+    """
     origin = None if init_from is None else origin_of(init_from)
     config = pinned_config(preset(preset_name).changed(**changes))
     arm = config.arm(condition_id)
@@ -284,10 +323,14 @@ def train_one(
     training, held_out = (opened, None) if config.held_out == 0 else opened.divide(config.held_out)
     if origin is not None and held_out is not None:
         _say_seen(origin, held_out)
-    with locked(out), progress("Training", total=config.train.steps, unit="steps") as bar:
+    with contextlib.ExitStack() as open_here:
+        bar = None
+        if group.is_main:
+            open_here.enter_context(locked(out))
+            bar = open_here.enter_context(progress("Training", total=config.train.steps, unit="steps"))
         _read.cache_clear()
         _receive(config, training, held_out, bar)
-        _train_cell(Cell(arm, seed, out), origin)
+        _train_cell(Cell(arm, seed, out), origin, group)
     return out
 
 

@@ -39,6 +39,7 @@ from la_reconvla.storage import claim, read_json
 from la_reconvla.text_table import tell
 from la_reconvla.training.origin import Origin, require_same_frozen, take
 from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
+from la_reconvla.training.run_state import recorded_only
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.tensors import file_hash, flat_name, load_tensors, named_as, save_tensors
 
@@ -354,6 +355,8 @@ def load_policy(run: Path | str) -> tuple[Policy, PolicyConfig]:
     """
     folder = find_run(run)
     config = PolicyConfig.load(folder)
+    if recorded_only(folder):
+        raise UserError(f"{folder} came from records, without its weights: delete it, and its study trains it again")
     tensors, _ = load_tensors(folder / WEIGHTS)
     policy = _rebuilt(config, folder / CONFIG)
     restore(policy, tensors, folder / WEIGHTS)

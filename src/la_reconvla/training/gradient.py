@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from la_reconvla.conditions import Condition
-from la_reconvla.contracts import Backbone, Batch
+from la_reconvla.contracts import Backbone, Batch, Losses
 from la_reconvla.data.samples import greyed
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.training.process_group import ALONE, ProcessGroup
 
 
 def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
@@ -24,13 +25,18 @@ def to_device(batch: Batch, device: torch.device, blind: bool) -> Batch:
     return greyed(batch) if blind else batch
 
 
-def micro_batches(batch: Batch, count: int) -> Iterator[tuple[Batch, float, float]]:
-    """A batch in `count` equal ones, each with its share of the samples and of the action steps that exist."""
+def micro_batches(batch: Batch, count: int, group: ProcessGroup = ALONE) -> Iterator[tuple[Batch, float, float]]:
+    """The rows of this process of `count` equal parts of a batch.
+
+    Each with its share of the samples and of the action steps that exist, both of those of the whole batch.
+    """
     size = len(batch.instructions) // count
+    rows = group.rows(size)
     for first in range(0, len(batch.instructions), size):
-        own = {name: value[first : first + size] for name, value in vars(batch).items() if value is not None}
+        here = slice(first + rows.start, first + rows.stop)
+        own = {name: value[here] for name, value in vars(batch).items() if value is not None}
         part = replace(batch, **own)
-        yield part, size / len(batch.instructions), float(part.valid.sum() / batch.valid.sum())
+        yield part, len(part.instructions) / len(batch.instructions), float(part.valid.sum() / batch.valid.sum())
 
 
 def half(dtype: torch.dtype, device: str) -> Any:
@@ -50,8 +56,11 @@ def backward(
     teacher: Backbone | None = None,
     noise: torch.Generator | None = None,
     action_noise: torch.Generator | None = None,
+    group: ProcessGroup = ALONE,
 ) -> dict[str, Any]:
     """Add the gradient of one batch, taken in `accumulate` micro-batches, to the parameters; what to log of it.
+
+    `batch` and what is logged are those of all processes of `group`.
 
     Raises:
         FloatingPointError: if a loss is not finite.
@@ -62,19 +71,26 @@ def backward(
         raise ValueError(f"the saliency '{learned.label}' reads a teacher, but none was given")
     device = batch.images.device.type
     values: dict[str, Any] = {"loss": 0.0, "action_loss": 0.0}
-    for part, of_samples, of_steps in micro_batches(batch, accumulate):
-        with half(dtype, device):
-            loss = losses(policy, part, condition.reconstruction, draws, progress, teacher, noise, action_noise)
-            # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
-            total = of_samples * loss.total + (of_steps - of_samples) * loss.action
-        if not math.isfinite(value := total.item()):
+    for part, of_samples, of_steps in micro_batches(batch, accumulate, group):
+        terms = part, condition.reconstruction, draws, progress, teacher, noise, action_noise
+        with half(dtype, device), group.draws():
+            total, loss = group.run(policy, _weighted, of_samples, of_steps, *terms)
+        recon = 0.0 if loss.reconstruction is None else of_samples * loss.reconstruction.item()
+        value, action, recon = group.reduce([total.item(), of_steps * loss.action.item(), recon])
+        if not math.isfinite(value):  # of all processes: one that stops alone leaves the others waiting
             raise FloatingPointError(f"the loss is {value}")
-        scaler.scale(total).backward()
+        scaler.scale(group.size * total).backward()  # gradients of several processes are averaged
         values["loss"] += value
-        values["action_loss"] += of_steps * loss.action.item()
+        values["action_loss"] += action
         if loss.reconstruction is not None:
-            known = values.get("reconstruction_loss", 0.0)
-            values["reconstruction_loss"] = known + of_samples * loss.reconstruction.item()
+            values["reconstruction_loss"] = values.get("reconstruction_loss", 0.0) + recon
         if loss.channel is not None:
             values["attention_channel"] = loss.channel
     return values
+
+
+def _weighted(policy: Policy, of_samples: float, of_steps: float, *terms: Any) -> tuple[Tensor, Losses]:
+    """What a part of a batch adds to the loss of all of it, and its terms."""
+    loss = losses(policy, *terms)
+    # Every term is a mean over samples but the action loss, which is a mean over the steps that exist.
+    return of_samples * loss.total + (of_steps - of_samples) * loss.action, loss

@@ -31,8 +31,8 @@ def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind:
 
 
 @torch.no_grad()
-def save_looks(folder: Path, step: int, policy: Policy, samples: Samples, device: torch.device, blind: bool) -> None:
-    """Keep where `policy` looks on `WATCHED` evenly spaced samples: float32 [m n] in ``looks/<step>.npy``.
+def looks(policy: Policy, samples: Samples, device: torch.device, blind: bool) -> np.ndarray:
+    """Where `policy` looks on `WATCHED` evenly spaced samples: float32 [m n].
 
     The mean map, whatever the arm's mask follows, so that arms compare. How it changes from check to check is measured
     from these files, see `la_reconvla.analysis.attention_overlap`.
@@ -40,9 +40,14 @@ def save_looks(folder: Path, step: int, policy: Policy, samples: Samples, device
     policy.eval()
     parts = np.array_split(spread_indices(len(samples), WATCHED), max(1, WATCHED // 32))
     batches = (to_device(samples.batch(part), device, blind) for part in parts)
-    looks = [policy.look(batch.inputs) for batch in batches]
+    maps = [policy.look(batch.inputs) for batch in batches]
     policy.train()
+    return torch.cat(maps).float().cpu().numpy()
+
+
+def save_looks(folder: Path, step: int, maps: np.ndarray) -> None:
+    """Keep what `looks` gave in ``looks/<step>.npy``."""
     path = folder / LOOKS / f"{step:06d}.npy"
     path.parent.mkdir(exist_ok=True)
     with explain_disk_errors(path), atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.save(file, torch.cat(looks).float().cpu().numpy(), allow_pickle=False)
+        np.save(file, maps, allow_pickle=False)

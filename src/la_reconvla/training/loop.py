@@ -6,9 +6,10 @@ import functools
 import hashlib
 import math
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,100 +28,20 @@ from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, restore, weights_hash
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
-from la_reconvla.training.held_out import held_out_loss, save_looks
-from la_reconvla.training.optimizers import OptimizerName, Optimizers, optimizers_for
-from la_reconvla.training.parts import Part, claim_part, scheduled
+from la_reconvla.training.held_out import held_out_loss, looks, save_looks
+from la_reconvla.training.optimizers import Optimizers, optimizers_for
+from la_reconvla.training.parts import claim_part, scheduled
+from la_reconvla.training.process_group import ALONE, ProcessGroup
+from la_reconvla.training.requirements import require_divisible, require_fit
 from la_reconvla.training.run_state import STATE, finished, require_room
 from la_reconvla.training.tensors import load_tensors, named_as, save_tensors
-from la_reconvla.training.trackers import JsonLines, Service, ServiceName, TensorBoard, Tracker, require_service
+from la_reconvla.training.trackers import JsonLines, Service, TensorBoard, Tracker, require_service
+from la_reconvla.training.train_config import TrainConfig
 from la_reconvla.training.trial import dry_run
 
 SCHEDULE = "train.json"
+T = TypeVar("T")
 WHITENED = 256  # training images that the patch embedding starts from
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; the same for every arm.
-
-    Attributes:
-        steps: optimizer steps, of all parts together.
-        batch_size: samples per step.
-        accumulate: micro-batches that a step's samples are divided into, one after the other; the gradient is the same.
-        learning_rate: peak learning rate (linear warm-up, then cosine decay to a hundredth).
-        optimizer: ``adamw``, or ``muon`` for the matrices of the backbone, at five times that rate.
-        warmup: steps of the warm-up.
-        weight_decay: on matrices only.
-        clip: largest norm of the gradient.
-        ema: keep a moving average of the weights, which is what acts in the end, see `averaged_decay`.
-        shift: random shift of training pictures, up to this many pixels, see `data.samples.shifted`; 0 for none.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling); ``auto`` takes what the device does well.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        threads: CPU threads; results are bit-identical only for equal numbers of them.
-        log_every: steps between lines of ``metrics.jsonl``.
-        save_every: steps between saved states.
-        check_every: steps between looks at held-out samples.
-        track: service that gets the lines of ``metrics.jsonl`` too.
-        earlier: parts that have ended, where a finished training goes on; `learning_rate` and `warmup` are of the last.
-    """
-
-    steps: int = 2000
-    batch_size: int = 32
-    accumulate: int = 1
-    learning_rate: float = 7e-4
-    optimizer: OptimizerName = "adamw"
-    warmup: int = 100
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: bool = False
-    shift: int = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
-    threads: int = 1
-    log_every: int = 10
-    save_every: int = 200
-    check_every: int = 200
-    track: ServiceName | None = None
-    earlier: tuple[Part, ...] = ()
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "accumulate", "threads", "log_every", "save_every", "check_every"):
-            if (value := getattr(self, name)) < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        if self.batch_size % self.accumulate:
-            raise UserError(f"accumulate {self.accumulate} does not divide the batch of {self.batch_size}")
-        if self.shift < 0:
-            raise UserError(f"shift must not be negative: {self.shift}")
-        if self.steps <= self.begun:
-            raise UserError(f"{self.begun} steps are done: steps must be more than that, not {self.steps}")
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What decides the weights that come out; where it runs and how often it reports may change."""
-        free = ("device", "threads", "log_every", "save_every", "check_every", "track")
-        return {key: value for key, value in kinds.to_json(self).items() if key not in free}
-
-    @property
-    def begun(self) -> int:
-        """Step at which the last part begins."""
-        return sum(part.steps for part in self.earlier)
-
-    @property
-    def before(self) -> TrainConfig | None:
-        """The same without the last part; None for a training of one part."""
-        if not self.earlier:
-            return None
-        *parts, last = self.earlier
-        own = {"learning_rate": last.learning_rate, "warmup": last.warmup}
-        return replace(self, steps=self.begun, earlier=tuple(parts), **own)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, counted from 0, in the last part."""
-        return scheduled(step - self.begun, self.steps - self.begun, self.warmup, self.learning_rate)
-
-    def progress(self, step: int) -> float:
-        """Share of the training that is done; what an arm changes with it ends with the first part, and stays."""
-        return min(1.0, step / (self.earlier[0].steps if self.earlier else self.steps))
 
 
 def train(
@@ -131,6 +52,7 @@ def train(
     held_out: Samples | None,
     folder: Path,
     ticker: Ticker | None = None,
+    group: ProcessGroup = ALONE,
 ) -> Path:
     """Train one arm with one seed, resume an interrupted run, or train the next part of a finished one.
 
@@ -142,6 +64,7 @@ def train(
         held_out: samples of other episodes, for the curve of the held-out action loss.
         folder: run folder; ``model.safetensors`` of these steps appears in it when training is complete.
         ticker: advanced by every step.
+        group: the processes that train it together; every one of them makes this call.
 
     Returns:
         `folder`.
@@ -151,10 +74,12 @@ def train(
             too little space, a full disk, or a loss or gradient that is not finite; the weights that come of one are
             never saved.
     """
-    _require_fit(condition, config, samples)
+    require_fit(condition, config, samples)
     require_service(config.track)
-    device, seed = pick_device(config.device), policy_config.seed
+    device, seed = group.device or pick_device(config.device), policy_config.seed
     dtype = pick_precision(config.precision, device)
+    quantized = getattr(policy_config.backbone, "quantize", None) is not None
+    require_divisible(group, condition, config, dtype, quantized)
     keep_memory()
     if device.type == "cuda":
         torch.cuda.set_device(device)  # what asks for no device, as kernels of libraries do, gets this one
@@ -181,7 +106,8 @@ def train(
     claim_part(folder / SCHEDULE, {**config.identity, **arm}, before, defaults, held_out=kept_back)
     if done:
         return folder
-    Training(condition, config, seed, samples, held_out, folder, policy, device, dtype).run(ticker)
+    Training(condition, config, seed, samples, held_out, folder, policy, device, dtype, group).run(ticker)
+    group.wait()  # until the weights are on the disk
     return folder
 
 
@@ -194,18 +120,6 @@ def _with_defaults(config: TrainConfig, condition: Condition, schedule: dict[str
 def _decay(condition: Condition) -> float | None:
     """Of the moving average of weights that the arm's saliency reads; None where it reads those that train."""
     return condition.learned_saliency.decay if condition.learned_saliency else None
-
-
-def _require_fit(condition: Condition, config: TrainConfig, samples: Samples) -> None:
-    """Raise a `UserError` for too few samples, and for boxes that the arm must not have or lacks."""
-    if len(samples) < config.batch_size:
-        raise UserError(f"{len(samples)} samples are fewer than one batch of {config.batch_size}: collect more")
-    if condition.annotation_free != (samples.annotation is None):
-        raise UserError(
-            f"{condition.id} is told nothing of the target: train it on samples without boxes"
-            if condition.annotation_free
-            else f"{condition.id} must be told where the target is: give boxes, Samples.annotated(annotator('masks'))"
-        )
 
 
 @dataclass(eq=False)
@@ -227,6 +141,8 @@ class Training:
     policy: Policy
     device: torch.device
     dtype: torch.dtype
+    group: ProcessGroup = ALONE
+    hashes: dict[str, str] = field(init=False)
     optimizer: Optimizers = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     teacher: Any = field(init=False)
@@ -236,6 +152,9 @@ class Training:
     def __post_init__(self):
         config, backbone = self.config, self.policy.backbone
         halves = self.dtype, getattr(backbone, "compute", None)
+        parts = () if (self.folder / STATE).exists() else ("backbone", "action_head")
+        self.hashes = {part: weights_hash(self.policy, part) for part in parts}
+        self.group.wrap(self.policy)
         self.optimizer = optimizers_for(self.policy, config.learning_rate, config.weight_decay, config.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=torch.float16 in halves)
         module: Any = backbone
@@ -246,10 +165,11 @@ class Training:
         """All steps that are left, and the weights on disk."""
         config, first = self.config, self.resume()
         trackers: list[Tracker] = []
-        if config.track:  # first: it reads what a killed run logged
+        if config.track and self.group.is_main:  # first: it reads what a killed run logged
             described = {"condition": self.condition.id, "seed": self.seed, **config.identity}
             trackers.append(Service(config.track, self.folder, described))
-        trackers += [JsonLines(self.folder, first), TensorBoard(self.folder, first)]
+        if self.group.is_main:
+            trackers += [JsonLines(self.folder, first), TensorBoard(self.folder, first)]
         clock, counted = time.perf_counter(), 0
         if first == 0:
             for tracker in trackers:
@@ -275,7 +195,7 @@ class Training:
         for tracker in trackers:
             tracker.close()
         self.save(config.steps)  # before the weights: a finished run can go on
-        save_tensors(self.folder / WEIGHTS, self.trained(), steps=config.steps, batches=self.batches[:16])
+        self.write(WEIGHTS, self.trained(), steps=config.steps, batches=self.batches[:16])
 
     def start(self) -> dict[str, Any]:
         """What is logged before the first step: numbers of parameters, and hashes of the weights."""
@@ -283,11 +203,8 @@ class Training:
         counts = {"parameters": sum(p.numel() for p in parameters)}
         if frozen := sum(p.numel() for p in parameters if not p.requires_grad):
             counts["frozen"] = frozen
-        hashes = {
-            "backbone": weights_hash(self.policy, "backbone"),
-            "action_head": weights_hash(self.policy, "action_head"),
-        }
-        return {**counts, "start": hashes}
+        several = {"processes": self.group.size} if self.group.size > 1 else {}
+        return {**counts, **several, "start": self.hashes}
 
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step; what to log of it.
@@ -302,10 +219,11 @@ class Training:
         if learned is not None and learned.refresh and step % learned.refresh == 0:
             self.learn(learned)
         try:
-            with seeded(self.seed, f"dropout/{step}"):
-                draws, *noise = (generator(self.seed, name, step) for name in ("mask", "noise", "action noise"))
+            rank = f"/{self.group.rank}" * (not self.group.is_main)
+            with seeded(self.seed, f"dropout/{step}{rank}"):
+                draws, *noises = (generator(self.seed, name, step) for name in ("mask", "noise", "action noise"))
                 arguments = self.policy, batch, self.condition, config.accumulate, draws, self.scaler, self.dtype
-                values = backward(*arguments, config.progress(step), self.teacher, *noise)
+                values = backward(*arguments, config.progress(step), self.teacher, *noises, group=self.group)
         except FloatingPointError as error:
             raise _diverged(str(error), step) from error
         norm = self.update(step)
@@ -327,7 +245,8 @@ class Training:
     def update(self, step: int) -> float:
         """Put the gradients into the weights; the norm that they had."""
         self.optimizer.unscale(self.scaler)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip))
+        clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip)
+        norm = float(self.group.full({"norm": clipped})["norm"])
         if not (math.isfinite(norm) or self.scaler.is_enabled()):  # with loss scaling that is usual: it skips the step
             raise _diverged(f"the norm of the gradient is {norm}", step)
         if math.isfinite(norm):  # of two optimizers a scaler would skip only the one that overflowed
@@ -341,17 +260,28 @@ class Training:
         indices = spread_indices(len(self.samples), source.frames)
         parts = np.array_split(indices, -(-len(indices) // self.config.batch_size))
         batches = (to_device(self.samples.batch(part), self.device, self.condition.blind) for part in parts)
-        with half(self.dtype, self.device.type):
-            fit_saliency(self.policy, source, batches, self.teacher)
+        with torch.no_grad(), half(self.dtype, self.device.type):
+            self.group.run(self.policy, fit_saliency, source, batches, self.teacher)
 
     def check(self, done: int) -> dict[str, float]:
         """Where the policy looks on held-out samples, as a file, and after the first step its action loss there."""
         if self.held_out is None:
             return {}
-        measured = self.average or self.policy, self.held_out, self.device, self.condition.blind
-        values = {"held_out_action_loss": held_out_loss(*measured)} if done else {}
-        save_looks(self.folder, done, *measured)
+        shown = self.held_out, self.device, self.condition.blind
+        with torch.no_grad():
+            values = {"held_out_action_loss": self.measure(held_out_loss, *shown)} if done else {}
+            maps = self.measure(looks, *shown)
+        if self.group.is_main:
+            save_looks(self.folder, done, maps)
         return values
+
+    def measure(self, function: Callable[..., T], *arguments: Any) -> T:
+        """A function of the policy that acts in the end."""
+        return (
+            self.group.run(self.policy, function, *arguments)
+            if self.average is None
+            else function(self.average, *arguments)
+        )
 
     def trained(self) -> dict[str, torch.Tensor]:
         """The weights that come out: where there is an average, those that it averages are its own."""
@@ -370,7 +300,13 @@ class Training:
         tensors = {f"policy.{name}": value for name, value in kept(self.policy).items()}
         tensors |= self.averages()
         tensors |= self.optimizer.tensors()
-        save_tensors(self.folder / STATE, tensors, step=done, seen=self.batches, scaler=self.scaler.state_dict())
+        self.write(STATE, tensors, step=done, seen=self.batches, scaler=self.scaler.state_dict())
+
+    def write(self, name: str, tensors: dict[str, torch.Tensor], **about: Any) -> None:
+        """Save tensors of all processes, by the main one."""
+        tensors = self.group.full(tensors)
+        if self.group.is_main:
+            save_tensors(self.folder / name, tensors, **about)
 
     def resume(self) -> int:
         """Take up what `save` kept; the first step to do, 0 for a fresh run."""
@@ -379,12 +315,13 @@ class Training:
             return 0
         tensors, metadata = load_tensors(path)
         weights = {k.removeprefix("policy."): v for k, v in tensors.items() if k.startswith("policy.")}
-        restore(self.policy, weights, path)
+        own = kept(self.policy)
+        restore(self.policy, {k: self.group.like(v, own.get(k, v)) for k, v in named_as(weights, own).items()}, path)
         if averages := self.averages():
             tensors = named_as(tensors, averages)
             for name, mine in averages.items():
                 mine.copy_(tensors[name])
-        self.optimizer.load(tensors)
+        self.optimizer.load(tensors, self.group.like)
         if metadata["scaler"]:
             self.scaler.load_state_dict(metadata["scaler"])
         self.batches = str(metadata["seen"])

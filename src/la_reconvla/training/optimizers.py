@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,11 +58,18 @@ class Optimizers:
             for name, value in state.items()
         }
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `tensors` gave; other names are ignored."""
+    def load(self, tensors: Mapping[str, Tensor], like: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        """Put back what `tensors` gave; other names are ignored.
+
+        Args:
+            tensors: by their names.
+            like: puts what is remembered of a parameter in shards as the parameter is; None where nothing is.
+        """
         for number, part in enumerate(self.members):
-            state = part.state_dict()
+            state, parameters = part.state_dict(), [p for group in part.param_groups for p in group["params"]]
             for index, name, value in _below(tensors, f"optimizer.{number}."):
+                if like is not None and value.shape == parameters[index].shape:
+                    value = like(value, parameters[index])
                 state["state"].setdefault(index, {})[name] = value
             part.load_state_dict(state)
 

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 ServiceName = Literal["wandb", "trackio"]
 """Tracking services that a training can report to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchOptions:
+    """Several processes that train one policy, on one machine or many (docs/scale.md).
+
+    Attributes:
+        launch: accelerate divides each batch among the processes that its launcher starts.
+        processes: how many to start on this machine; by default as `accelerate config` says, or one on each GPU.
+        sharded: divide the weights too (FSDP2), for a backbone that no GPU holds; by default each has all (DDP).
+    """
+
+    launch: Annotated[Literal["accelerate"] | None, arg(help_behavior_hint="(optional)")] = None
+    processes: int = 0
+    sharded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

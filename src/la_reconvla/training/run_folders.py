@@ -10,6 +10,8 @@ from la_reconvla.backbones.packaged import PACKAGED
 from la_reconvla.errors import UserError, nearest
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS_NAMED = "weights.json"
+"""In place of the weights where a run came from records (`la_reconvla.study.records`): the hash that their file had."""
 MERGED_BACKBONE = "backbone"  # folder of a run that was exported with its backbone's weights
 RUN_FILES = (CONFIG, WEIGHTS, f"{MERGED_BACKBONE}/*.json", f"{MERGED_BACKBONE}/*.safetensors")
 """What is downloaded of a run on the hub; nothing else there is asked for."""

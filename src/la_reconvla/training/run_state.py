@@ -8,12 +8,31 @@ from pathlib import Path
 import torch
 
 from la_reconvla.errors import UserError
-from la_reconvla.storage import require_free_space
-from la_reconvla.training.run_folders import WEIGHTS
-from la_reconvla.training.tensors import load_metadata
+from la_reconvla.storage import read_json, require_free_space
+from la_reconvla.training.run_folders import WEIGHTS, WEIGHTS_NAMED
+from la_reconvla.training.tensors import file_hash, load_metadata
 
 STATE = "state/latest.safetensors"
 SMALL_FILES = 20_000_000  # bytes of configuration and curves, generously
+
+
+def trained(folder: Path) -> bool:
+    """Whether a run is complete: its weights are there, or records of it say which they were."""
+    return (folder / WEIGHTS).exists() or (folder / WEIGHTS_NAMED).exists()
+
+
+def recorded_only(folder: Path) -> bool:
+    """Whether a complete run is here without its weights, and so cannot act."""
+    return trained(folder) and not (folder / WEIGHTS).exists()
+
+
+def hash_of_weights(folder: Path) -> str:
+    """`file_hash` of a run's weights, also where only records of it are here.
+
+    Raises:
+        UserError: if it is not complete.
+    """
+    return read_json(folder / WEIGHTS_NAMED)["weights"] if recorded_only(folder) else file_hash(folder / WEIGHTS)
 
 
 def finished(folder: Path, steps: int) -> bool:

@@ -14,12 +14,14 @@ from la_reconvla.contracts import Observation, PolicyInput
 from la_reconvla.data.samples import GREY, proprio_view, resize
 from la_reconvla.data.starts import Start
 from la_reconvla.episodes import View
+from la_reconvla.execution.jobs import Files
 from la_reconvla.method.policy import Policy
 from la_reconvla.sim.env import Env
 from la_reconvla.sim.policies import told
 from la_reconvla.training.acting import Actor, EpisodeNoise
-from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, load_policy
-from la_reconvla.training.tensors import file_hash
+from la_reconvla.training.checkpoint import PolicyConfig, load_policy
+from la_reconvla.training.run_folders import RUN_FILES
+from la_reconvla.training.run_state import hash_of_weights
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,15 @@ class Trained:
     threads: int = 1
     device: str = "cpu"
 
+    @property
+    def files(self) -> tuple[Files, ...]:
+        """Of the run."""
+        found = (path for pattern in RUN_FILES for path in sorted(self.run.glob(pattern)))
+        return (Files(self.run, tuple(str(path.relative_to(self.run)) for path in found)),)
+
     def identity(self) -> dict[str, Any]:
         """The weights themselves, and what they are shown."""
-        return {"weights": file_hash(self.run / WEIGHTS), "view": self.view, "swaps": self.swaps}
+        return {"weights": hash_of_weights(self.run), "view": self.view, "swaps": self.swaps}
 
     def build(self) -> TrainedPolicy:
         """Load the weights.
