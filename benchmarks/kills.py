@@ -5,9 +5,10 @@
     python benchmarks/kills.py --kills 20 --job toy --cluster auto  # its workers on a Ray cluster
 
 Each job is a list of commands of `la-reconvla`. First they run undisturbed. Then each is started again and again in
-another folder, and after a random time SIGKILL ends one random process of it: the command itself or one of its workers,
-and with Ray one of the cluster's. When so many kills were made, the commands run to their end, and what they left is
-compared: weights byte by byte, episodes line by line, held-out records, training curves and results without their times.
+another folder, and after a random time SIGKILL ends one random process of it: the command itself or one of its
+workers, and with Ray one of the cluster's. When so many kills were made, the commands run to their end, and what they
+left is compared: weights byte by byte, episodes line by line, held-out records, training curves and results without
+their times.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +32,14 @@ import numpy as np
 import psutil
 
 HUNG = 300.0  # seconds that a command may take to end after one of its processes was killed, beside those it needs
+HELD = "is working in this folder"  # what a command says that finds another one's lease
 TIMES = frozenset(
     ("samples_per_second", "seconds", "started", "finished", "wall_seconds", "energy_joules", "commits", "command")
 )
 TIMES |= {"date", "cost", "hardware", "time", "gpu_memory_gb", "memory_gb", "seconds_per_step", "control_seconds"}
-LOCAL = "study run known-answer --steps 40 --demos 24 --seeds 0 1 --episodes 8 --conditions C2 G1 --workers 2 --out OUT/study"
+TOY = "study run known-answer --steps 40 --demos 24 --seeds 0 1 --episodes 8 --conditions C2 G1 --workers 2"
 JOBS: dict[str, tuple[str, ...]] = {
-    "toy": (LOCAL,),
+    "toy": (f"{TOY} --out OUT/study",),
     "simulator": (
         "data collect --tasks 0 --demos 6 --placement wide --quality fast --image-size 56 --frame-stride 8 --workers 2 "
         "--out OUT/demos",
@@ -65,18 +66,24 @@ def command(line: str, out: Path, cluster: str | None) -> list[str]:
     return [sys.executable, "-m", "la_reconvla", *words, *joined]
 
 
-def start(words: Sequence[str]) -> subprocess.Popen[str]:
-    """Start it in a session of its own, its output kept."""
-    log = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, text=True)
-    process.log = log  # type: ignore[attr-defined]
-    return process
+@dataclass(frozen=True)
+class Started:
+    """A command that runs in a session of its own, and the file that keeps what it prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        """The end of what it printed."""
+        return self.log.read_text(errors="replace")[-2000:]
 
 
-def said(process: subprocess.Popen[str]) -> str:
-    """The end of what it printed."""
-    process.log.seek(0)  # type: ignore[attr-defined]
-    return process.log.read()[-2000:]  # type: ignore[attr-defined]
+def start(words: Sequence[str], log: Path) -> Started:
+    """Start it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        return Started(subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True), log)
 
 
 def of_session(session: int) -> list[psutil.Process]:
@@ -102,9 +109,10 @@ def kind(process: psutil.Process, driver: int) -> str:
     return "worker" if "spawn_main" in words or "forkserver" in words else "helper"
 
 
-def disturbed(words: Sequence[str], needs: float, rng: np.random.Generator, count: Count) -> bool:
+def disturbed(words: Sequence[str], log: Path, needs: float, rng: np.random.Generator, count: Count) -> bool:
     """Start it, kill one of its processes at a random time of the seconds that it needs; returns whether it is over."""
-    process, deadline = start(words), time.monotonic() + float(rng.uniform(0, needs))
+    started, deadline = start(words, log), time.monotonic() + float(rng.uniform(0, needs))
+    process = started.process
     count.starts += 1
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -112,7 +120,7 @@ def disturbed(words: Sequence[str], needs: float, rng: np.random.Generator, coun
         time.sleep(0.02)
     if process.poll() is not None:
         if process.returncode:
-            count.refused.append(said(process))
+            count.refused.append(started.said)
         return process.returncode == 0
     there = of_session(process.pid)
     # The command in one kill of three, whatever the number of its workers.
@@ -137,15 +145,15 @@ def disturbed(words: Sequence[str], needs: float, rng: np.random.Generator, coun
     return process.returncode == 0
 
 
-def finish(words: Sequence[str]) -> float:
+def finish(words: Sequence[str], log: Path) -> float:
     """Run it to its end; returns the seconds that it took. What an earlier one left running has to end by itself."""
     begun = time.monotonic()
     for _ in range(60):
-        process = start(words)
-        if process.wait() == 0:
+        started = start(words, log)
+        if started.process.wait() == 0:
             return time.monotonic() - begun
-        if "another process" not in said(process):
-            raise SystemExit(f"failed undisturbed: {shlex.join(words)}\n{said(process)}")
+        if HELD not in started.said:
+            raise SystemExit(f"failed undisturbed: {shlex.join(words)}\n{started.said}")
         time.sleep(1)
     raise SystemExit(f"the folder stays held: {shlex.join(words)}")
 
@@ -211,24 +219,26 @@ def main() -> None:
     print("| job | kills | of these | starts | lost | doubled | differing | hung | other ends |")
     print("|---|---|---|---|---|---|---|---|---|")
     for job in asked.job:
+        lost, differing, twice = [], [], 0
         lines, rng, count = JOBS[job], np.random.default_rng(asked.seed), Count()
+        log = asked.out / job / "log.txt"
         calm, hard = asked.out / job / "undisturbed", asked.out / job / "killed"
         shutil.rmtree(asked.out / job, ignore_errors=True)
-        took = [finish(command(line, calm, asked.cluster)) for line in lines]
+        took = [finish(command(line, calm, asked.cluster), log) for line in lines]
         while sum(count.kills.values()) < asked.kills:
             shutil.rmtree(hard, ignore_errors=True)  # finished before enough kills were made: once more from the start
             for line, seconds in zip(lines, took, strict=True):
                 words = command(line, hard, asked.cluster)
-                while sum(count.kills.values()) < asked.kills and not disturbed(words, seconds, rng, count):
+                while sum(count.kills.values()) < asked.kills and not disturbed(words, log, seconds, rng, count):
                     pass
-                finish(words)
+                finish(words, log)
             ours, theirs = content(hard), content(calm)
             lost = sorted(set(theirs) - set(ours))
             differing = [name for name in theirs if name in ours and ours[name] != theirs[name]]
             twice = doubled(ours)
             if lost or differing or twice:
                 break
-        others = [text for text in count.refused if "another process" not in text]
+        others = [text for text in count.refused if HELD not in text]
         kinds = ", ".join(f"{n} {name}s" for name, n in count.kills.most_common())
         print(
             f"| {job} | {sum(count.kills.values())} | {kinds} | {count.starts} | {len(lost)} | {twice} "
