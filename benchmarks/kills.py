@@ -198,7 +198,7 @@ def timeless(value: Any) -> Any:
 def doubled(found: dict[str, Any]) -> int:
     """Episodes that were recorded twice."""
     starts = [
-        (name, json.loads(line)["start"]["id"])
+        (name, json.dumps(json.loads(line)["start"]))
         for name, lines in found.items()
         if name.endswith("episodes.jsonl")
         for line in lines
