@@ -59,7 +59,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cell = folder / "C4/seed0"
     for name in ("config.json", "train.json", "evaluation.json", "held_out.json", "metrics.jsonl", "episodes.jsonl"):
         (cell / name).parent.mkdir(parents=True, exist_ok=True)
-        (cell / name).write_text("{}\n")
+        (cell / name).write_text("" if name == "episodes.jsonl" else "{}\n")  # no episode has been rolled out
     (folder / "floors/blind_replay").mkdir(parents=True)
     (folder / "floors/blind_replay/episodes.jsonl").write_text("{}\n")
     (cell / "model.safetensors").write_bytes(b"weights")
