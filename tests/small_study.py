@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from la_reconvla import layout
-from la_reconvla.sim import rollout
+from la_reconvla.execution import local
 from la_reconvla.storage import read_json
 from la_reconvla.study import train_cells
 from la_reconvla.study.presets import StudyConfig, preset
@@ -46,11 +46,10 @@ def results(study: Path) -> Any:
 def in_this_process() -> Iterator[None]:
     """Workers are threads, one each time: starting processes is most of what so small a study takes."""
 
-    def pool(workers: int, initializer: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()):
+    def pool(workers: int, initializer: Callable[..., None], arguments: tuple[Any, ...], patient: Any):
         train_cells._read.cache_clear()
         return ThreadPoolExecutor(1, initializer=initializer, initargs=arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (train_cells, rollout):
-            patched.setattr(module, "worker_pool", pool)
+        patched.setattr(local, "worker_pool", pool)
         yield

@@ -315,10 +315,10 @@ def test_each_step_draws_its_masks_and_noise_from_streams_of_its_own(
 ) -> None:
     drawn: list[list[torch.Tensor]] = []
 
-    def watched(*arguments: Any) -> Any:
-        streams = (arguments[4], *arguments[-3:-1])
+    def watched(*arguments: Any, **more: Any) -> Any:
+        streams = (arguments[4], *arguments[-2:])
         drawn.append([stream.get_state() for stream in streams])
-        return backward(*arguments)
+        return backward(*arguments, **more)
 
     monkeypatch.setattr("la_reconvla.training.loop.backward", watched)
     train_tiny(demonstrations, tmp_path / "run", C2, seed=5, config=dataclasses.replace(SHORT, steps=3))

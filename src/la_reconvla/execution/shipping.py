@@ -1,7 +1,7 @@
 """Files for workers that may not have this disk: described by their hashes, sent where they are missing, brought back.
 
-A worker has a folder to itself. A file of `/home/me/runs/x` that its machine lacks is put below that folder,
-``<worker>/home/me/runs/x``, and paths in what it is sent are changed accordingly. Where all files of a folder are there
+A worker has a folder to itself. A file of `/data/runs/x` that its machine lacks is put below that folder,
+``<worker>/data/runs/x``, and paths in what it is sent are changed accordingly. Where all files of a folder are there
 already, with the same hashes, they are used in place. A folder that is written to gets a file with a random content
 first: only who has this disk has that file, too.
 """
