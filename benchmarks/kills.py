@@ -76,7 +76,7 @@ class Started:
     @property
     def said(self) -> str:
         """The end of what it printed."""
-        return self.log.read_text(errors="replace")[-2000:]
+        return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
 
 def start(words: Sequence[str], log: Path) -> Started:
@@ -166,12 +166,12 @@ def content(folder: Path) -> dict[str, Any]:
         if path.name == "model.safetensors":
             found[name] = path.read_bytes()
         elif path.name == "episodes.jsonl":
-            lines = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+            lines = [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
             found[name] = sorted(json.dumps(line, sort_keys=True) for line in lines)
         elif path.name == "metrics.jsonl":
-            found[name] = [timeless(json.loads(line)) for line in path.read_text().splitlines()]
+            found[name] = [timeless(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
         elif path.name in ("held_out.json", "results.json", "evaluation.json"):
-            found[name] = timeless(json.loads(path.read_text()))
+            found[name] = timeless(json.loads(path.read_text(encoding="utf-8")))
         elif path.suffix == ".hdf5":
             found[name] = dict(arrays(path))
     return found
