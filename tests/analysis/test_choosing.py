@@ -41,6 +41,12 @@ def test_every_success_is_there() -> None:
     assert wanted <= set(found)
 
 
+def test_a_hand_at_the_wrong_thing_is_no_nearer() -> None:
+    near = {0: Reached(False, True, False, False, False, 0.25), 1: Reached(True, False, False, False, False, 0.01)}
+    found = chosen({"A": "--", "B": "--"}, B=near)
+    assert found[0] == (start(1), "nearest miss")
+
+
 def test_the_nearest_misses_go_by_the_stage_and_then_by_the_distance() -> None:
     near = {
         0: Reached(True, False, False, False, False, 0.01),  # near, but nothing was grasped

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from test_results import study_results
 from tiny_films import COUNTS, SIZE, STARTS, film_data, looks, target, write_filmed_study
@@ -103,9 +104,15 @@ def test_film_data_comes_back_from_its_file(tmp_path: Path) -> None:
 def test_a_start_that_does_not_fit_is_left_out_and_counted(study: Path) -> None:
     results = results_of(study)
     sizes = [4 * (study / video.path).stat().st_size // 3 for video in results.videos]
-    assert [s.start for s in playlist(results, Shelf(study)).scenes] == list(STARTS)
-    tight = playlist(results, Shelf(study, sum(sizes[:2]) + 10))
-    assert ([s.start for s in tight.scenes], tight.left_out) == ([STARTS[0]], 1)
+    whole = playlist(results, Shelf(study)).scenes
+    assert [s.start for s in whole] == list(STARTS)
+    needed = sum(sizes[:2]) + sum(len(escape(film.text)) for film in whole[0].films)
+    for room, starts in ((needed + 10, [STARTS[0]]), (needed - 10, [STARTS[1]])):
+        tight = playlist(results, shelf := Shelf(study, room))
+        assert [s.start for s in tight.scenes] in (starts, []), "one that does not fit takes no room"
+        assert tight.left_out == 2 - len(tight.scenes)
+        assert shelf.left >= 0
+    assert [s.start for s in playlist(results, Shelf(study, needed)).scenes] == [STARTS[0]]
 
 
 def test_counts_are_those_of_the_episodes(tmp_path: Path) -> None:
@@ -122,6 +129,11 @@ def test_counts_are_those_of_the_episodes(tmp_path: Path) -> None:
     assert len(recounted(results, tmp_path)[1]) == 1
     append_episodes(folder, records[-1:])
     assert recounted(results, tmp_path) == (1, [])
+    later = EpisodeRecord(label, replace(names[0], index=cell.tsr.episodes), False, 9, 1.0)
+    append_episodes(folder, [later])
+    assert recounted(results, tmp_path) == (0, []), "another command has begun more: nothing differs"
+    (folder / layout.EPISODES).unlink()
+    append_episodes(folder, records)
     more = replace(cell, tsr=replace(cell.tsr, successes=cell.tsr.successes + 1))
     wrong = replace(results, conditions=(replace(condition, cells=(more, *condition.cells[1:])),))
     n = cell.tsr.episodes

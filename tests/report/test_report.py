@@ -500,12 +500,20 @@ def test_a_direction_is_always_named() -> None:
     c = results.comparison("C4", "C2", "aos")
     assert c is not None
     said = {
-        value: phrases.direction(replace(c, difference=value), Hypothesis("H3", "inconclusive", (c.key,)))
+        value: phrases.direction(
+            replace(c, difference=value, low=-0.2, high=0.2), Hypothesis("H3", "inconclusive", (c.key,))
+        )
         for value in (0.1, 0.0, -0.1)
     }
     assert "points the claimed way; 12 scenes" in said[0.1]
     assert "points the other way; 12 scenes, 3 trainings of each, cannot decide" in said[-0.1]
     assert "is zero" in said[0.0]
+    clear = phrases.direction(replace(c, low=0.07, high=0.1, p=0.001, p_holm=0.01), Hypothesis("H3", "inconclusive"))
+    assert "cannot decide" not in clear, "what does not decide is another comparison of the claim"
+    there = replace(c, metric="elsewhere", kind="elsewhere", suite="libero_x", difference=-0.02, low=-0.04, high=0.0)
+    said_there = phrases.direction(there, Hypothesis("H4", "supported", (there.key,)))
+    assert "success on libero_x: −2.0 points" in said_there
+    assert "the other way" not in said_there, "below by less than the margin is what was claimed"
     loss = phrases.direction(LOSS, Hypothesis("H4", "supported", (LOSS.key,)))
     assert "points the claimed way." in loss, "it loses less, as is claimed"
 
@@ -559,7 +567,7 @@ def test_what_training_does_to_attention_is_found(last: float, said: str) -> Non
     )
     found = findings.findings(replace(results, conditions=arms))["curves"]
     assert found.startswith(f"{said} the overlap of attention with the target in 9 of 9 trainings")
-    assert f"from step 0 to step 300: C1 0.41 to {last:.2f}" in found
+    assert f"from step 0 to step 300: C1 0.410 to {last:.3f}" in found
     assert "chance is 0.11" in found
     assert "curves" not in findings.findings(results), "nothing was watched"
 

@@ -67,6 +67,7 @@ def _tells(records: Sequence[EpisodeRecord]) -> bool:
 
 def _progress(record: EpisodeRecord) -> tuple[int, float]:
     """How near a failure came: its furthest stage, then minus the smallest distance."""
-    reached = [number for number, stage in enumerate(STAGES, start=1) if getattr(record.reached, stage, None)]
+    ways = [stage for stage in STAGES if stage != "distractor_approached"]  # a hand at the wrong thing is no nearer
+    reached = [number for number, stage in enumerate(ways, start=1) if getattr(record.reached, stage, None)]
     distance = record.reached.smallest_distance
     return max(reached, default=0), -(float("inf") if distance is None else distance)

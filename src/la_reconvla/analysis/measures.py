@@ -66,7 +66,10 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Stages:
-    """Share of episodes that reached each stage, and the mean smallest distance (m). None: not recorded."""
+    """Share of episodes that reached each stage, and the mean smallest distance (m). None: not recorded.
+
+    `episodes` are those of which it is known: a goal that puts nothing anywhere has no stages.
+    """
 
     approached: float | None = None
     distractor_approached: float | None = None
@@ -74,6 +77,7 @@ class Stages:
     lifted: float | None = None
     placed: float | None = None
     smallest_distance: float | None = None
+    episodes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,7 +118,8 @@ def _tally(episodes: Episodes) -> Tally | None:
 def stages(episodes: Episodes) -> Stages | None:
     """Share of episodes that reached each stage; None if none was recorded."""
     values = {name: _mean(by_start(episodes, name)) for name in (*STAGES, "smallest_distance")}
-    return Stages(**values) if any(v is not None for v in values.values()) else None
+    known = len(by_start(episodes, "approached"))
+    return Stages(**values, episodes=known) if any(v is not None for v in values.values()) else None
 
 
 # ---------------------------------------------------------------- frames

@@ -12,6 +12,8 @@ from la_reconvla.text_table import number
 
 STEPS = {"approached": "reached the target", "grasped": "grasped it", "lifted": "lifted it", "placed": "placed it"}
 
+WHAT = "the overlap of attention with the target"
+
 
 def findings(results: Results) -> dict[str, str]:
     """A sentence for each section of the page with something to say, under the section's id; arms by their codes."""
@@ -53,6 +55,8 @@ def _lengths(results: Results) -> str:
 def _stages(results: Results) -> str:
     """How many episodes of all arms reached each stage, and before which most were lost."""
     arms = [(c.stages, c.tsr) for c in results.conditions if c.stages and c.tsr]
+    if any(stages.episodes not in (None, rate.episodes) for stages, rate in arms):
+        return ""  # some goals have no stages, and shares of the others are none of all
     counts = {"began": sum(rate.episodes for _, rate in arms)}
     for stage, said in STEPS.items():
         shares = [(getattr(stages, stage), rate.episodes) for stages, rate in arms]
@@ -75,16 +79,18 @@ def _grounding(results: Results) -> str:
     if not ends:
         return ""
     lower, higher = sum(last < first for first, last in ends), sum(last > first for first, last in ends)
-    verb, count = ("lowered", lower) if lower >= higher else ("raised", higher)
-    steps = [w for c in results.conditions for cell in c.cells for w in cell.watched]
-    chance = [w.aos_chance for w in steps if w.aos_chance is not None]
+    ways = [(count, verb) for count, verb in ((lower, "lowered"), (higher, "raised")) if count]
+    verbs = " and ".join(f"{verb} {'it' if i else WHAT} in {count}" for i, (count, verb) in enumerate(ways))
+    watched = [cell.watched for c in results.conditions for cell in c.cells if len(cell.watched) > 1]
+    chance = [w.aos_chance for found in watched for w in found if w.aos_chance is not None]
     arms = ", ".join(
-        f"{arm} {number(fmean(first for first, _ in found), 2)} to {number(fmean(last for _, last in found), 2)}"
+        f"{arm} {number(fmean(first for first, _ in found), 3)} to {number(fmean(last for _, last in found), 3)}"
         for arm, found in looks.items()
     )
-    said = f"Training {verb} the overlap of attention with the target in {count} of {len(ends)} trainings"
-    said += f", from step {steps[0].step} to step {steps[-1].step}: {arms}"
-    return f"{said}{f'; chance is {number(fmean(chance), 2)}' if chance else ''}."
+    span = sorted({(found[0].step, found[-1].step) for found in watched})
+    said = f"Training {verbs or f'changed {WHAT} in none'} of {len(ends)} trainings, from "
+    said += f"{' or '.join(f'step {first} to step {last}' for first, last in span)}: {arms}"
+    return f"{said}{f'; chance is {number(fmean(chance), 3)}' if chance else ''}."
 
 
 def _overlaps(cell: CellResult) -> list[float]:
@@ -97,7 +103,7 @@ def _overlap(results: Results) -> str:
     if not arms:
         return ""
     above = [id for id, aos in arms if aos.low > aos.chance]
-    means = ", ".join(f"{id} {number(aos.mean, 2)}" for id, aos in arms)
+    means = ", ".join(f"{id} {number(aos.mean, 3)}" for id, aos in arms)
     chance = f"chance is {number(arms[0][1].chance, 2)}, the most that is possible {number(arms[0][1].ceiling, 2)}"
     said = f"Overlap of attention with the target: {means}; {chance}. Above chance, interval and all: {_listed(above)}."
     return f"{said}{_other_words(results)}"
@@ -110,7 +116,7 @@ def _other_words(results: Results) -> str:
         kinds = {m.map: m.means.aos for m in c.maps if (m.part, m.phase) == ("target", "all")}
         right, shuffled = kinds.get("policy"), kinds.get("shuffled")
         if right is not None and shuffled is not None:
-            falls.append(f"{c.id} {number(shuffled - right, 2, True)}")
+            falls.append(f"{c.id} {number(shuffled - right, 3, True)}")
     return f" Under another instruction it changes by: {', '.join(falls)}." if falls else ""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,20 +45,29 @@ class Shelf:
         self.folder = folder.resolve()
         self.left = room
 
+    def has_room(self, names: Iterable[str], text: int) -> bool:
+        """Whether all of these files are there and fit, with so many bytes of text. Errors as in `file`."""
+        paths = [self._path(name) for name in names]
+        return all(p.is_file() for p in paths) and sum(_encoded(p) for p in paths) + text <= self.left
+
+    def _path(self, name: str) -> Path:
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder):
+            raise UserError(
+                f"results.json names {name}, which is outside of {self.folder}: only files of the study are shown"
+            )
+        return path
+
     def file(self, name: str) -> Embedded:
         """A file of the study's folder.
 
         Raises:
             UserError: it is outside of that folder, or of a type that a page cannot show.
         """
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder):
-            raise UserError(
-                f"results.json names {name}, which is outside of {self.folder}: only files of the study are shown"
-            )
+        path = self._path(name)
         if not path.is_file():
             return Embedded(None, f"{name} is missing from the study's folder.")
-        uri_size = 4 * path.stat().st_size // 3
+        uri_size = _encoded(path)
         if uri_size > self.left:
             return Embedded(None, f"{name} is left out to keep this page small; it is in the study's folder.")
         self.left -= uri_size
@@ -71,6 +80,11 @@ class Shelf:
         addresses = data_uri(svg, ".svg"), data_uri(charts.for_dark_page(svg), ".svg")
         self.left -= sum(map(len, addresses))
         return addresses
+
+
+def _encoded(path: Path) -> int:
+    """Bytes of a file as an address."""
+    return 4 * path.stat().st_size // 3
 
 
 def fill(template: str, values: Mapping[str, Any], **filters: Callable[..., Any]) -> str:

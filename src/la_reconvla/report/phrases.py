@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
-from la_reconvla.analysis.declaration import CHECKS, HEADLINE, Rule
+from la_reconvla.analysis.declaration import ALPHA, CHECKS, HEADLINE, Rule
 from la_reconvla.analysis.measures import EPISODE_METRICS, UNBOUNDED
 from la_reconvla.analysis.results import Arm, ConditionResult, Pairing, Results
 from la_reconvla.analysis.verdicts import NOT_JUDGED
@@ -127,11 +127,25 @@ def direction(c: Comparison, hypothesis: Hypothesis | None) -> str:
         ahead = c.a if better > 0 else c.b if better < 0 else "neither"
         way = f"puts {ahead} ahead"
     metric = "" if c.metric == "tsr" and c.kind == "difference" else f", {compared(c).replace('AOS', 'overlap')}"
-    said = f"{c.a} against {c.b}{metric}: {difference(c)} (95 % interval {between(c)}), which {way}"
-    if hypothesis and hypothesis.verdict in ("supported", "refuted"):
+    said = f"{c.a} against {c.b}{metric}: {difference(c)} (95 % interval {between(c)})"
+    if c.kind == "elsewhere":
+        return f"{said}; to be no worse, {c.a} must not be below by the declared margin."
+    said = f"{said}, which {way}"
+    if (hypothesis and hypothesis.verdict in ("supported", "refuted")) or _decides(c):
         return f"{said}."
-    count = f"{c.scenes} scenes" if c.scenes is not None else f"{c.n} episodes"
-    return f"{said}; {count}, {c.seeds} training{'s' * (c.seeds > 1)} of each, cannot decide."
+    count = counted(c.n, "episode") if c.scenes is None else counted(c.scenes, "scene")
+    return f"{said}; {count}, {counted(c.seeds, 'training')} of each, cannot decide."
+
+
+def _decides(c: Comparison) -> bool:
+    """Whether this comparison by itself leaves zero out, after correction where it has one."""
+    value = c.p if c.p_holm is None else c.p_holm
+    return (c.low > 0 or c.high < 0) and value < ALPHA and c.seeds > 1
+
+
+def counted(count: int, thing: str) -> str:
+    """So many things, in the plural where there is not one."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def difference(c: Comparison) -> str:
@@ -145,7 +159,7 @@ def between(c: Comparison) -> str:
 
 
 def _rated(c: Comparison) -> bool:
-    return c.kind in ("loss", "elsewhere") or (c.metric in EPISODE_METRICS and c.metric not in UNBOUNDED)
+    return c.kind in ("loss", "elsewhere", "retained") or (c.metric in EPISODE_METRICS and c.metric not in UNBOUNDED)
 
 
 def _in_unit(c: Comparison, value: float) -> str:
@@ -176,7 +190,8 @@ def metric_name(metric: str) -> str:
 
 def compared(c: Comparison) -> str:
     """What was compared, for people: a metric, or what success loses on another suite."""
-    return f"loss on {c.suite}" if c.kind == "loss" else metric_name(c.metric)
+    said = {"loss": "loss on", "retained": "share of success retained on", "elsewhere": "success on"}.get(c.kind)
+    return f"{said} {c.suite}" if said else metric_name(c.metric)
 
 
 def effect_size(c: Comparison) -> str:

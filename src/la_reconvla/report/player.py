@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from markupsafe import escape
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
@@ -92,21 +93,21 @@ def playlist(results: Results, shelf: Shelf) -> Playlist:
     names = {c.id: plain(c) for c in results.conditions}
     scenes, left_out = [], 0
     for start, videos in by_scene(results.videos).items():
-        files = [shelf.file(video.path) for video in videos]
-        if any(file.uri is None for file in files):
+        data = [FilmData.read(shelf.folder / video.data) for video in videos]
+        text = sum(len(escape(_text(one))) for one in data)
+        if not shelf.has_room((video.path for video in videos), text):
             left_out += 1
             continue
-        data = [FilmData.read(shelf.folder / video.data) for video in videos]
+        files = [shelf.file(video.path) for video in videos]
+        shelf.left -= text
         far = max((d for one in data for d in one.distance if d is not None), default=0.0)
         films = tuple(_film(*each, names, far) for each in zip(videos, files, data, strict=True))
-        shelf.left -= sum(len(film.text) for film in films)
         most = max((one.most for one in data), default=0.0)
         scenes.append(Scene(start, videos[0].instruction, videos[0].reason, films, most, far))
     return Playlist(tuple(scenes), left_out, results.unfilmed)
 
 
 def _film(video: Video, file: Embedded, data: FilmData, names: dict[str, str], far: float) -> Film:
-    shown = {key: value for key, value in data.to_json().items() if key not in LEFT_TO_THE_FILE}
     widest = max(data.opening, default=0.0)
     end = max(data.steps[-1], 1)
     return Film(
@@ -115,11 +116,16 @@ def _film(video: Video, file: Embedded, data: FilmData, names: dict[str, str], f
         video=video,
         file=file,
         data=data,
-        text=json.dumps(shown, separators=(",", ":")),
+        text=_text(data),
         distance=_line(data.steps, data.distance, far),
         opening=_line(data.steps, data.opening, widest),
         marks={readable(stage): WIDE * step / end for stage, step in data.stages.items()},
     )
+
+
+def _text(data: FilmData) -> str:
+    shown = {key: value for key, value in data.to_json().items() if key not in LEFT_TO_THE_FILE}
+    return json.dumps(shown, separators=(",", ":"))
 
 
 def _line(steps: tuple[int, ...], values: Iterable[float | None], most: float) -> str:

@@ -18,12 +18,13 @@ def recounted(results: Results, folder: Path) -> tuple[int, list[str]]:
         folder: of the study.
 
     Returns:
-        How many counts were compared (0 where no episodes are there), and a sentence for each that differs.
+        How many counts were compared (0 where no episodes are there), and a sentence for each that differs. Where more
+        episodes are on the disk than the page shows, another command has begun to extend the study: not compared.
 
     Raises:
         UserError: as `read_episodes`.
     """
-    pairs = list(_counts(results, folder))
+    pairs = [(name, shown, found) for name, shown, found in _counts(results, folder) if found[1] <= shown[1]]
     return len(pairs), [
         f"{name}: {shown[0]} of {shown[1]} here, {found[0]} of {found[1]} in {layout.EPISODES}"
         for name, shown, found in pairs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from markupsafe import Markup, escape
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
 from la_reconvla.analysis.declaration import CHECKS, OVER
-from la_reconvla.analysis.results import Arm, ConditionResult, Results
+from la_reconvla.analysis.results import Arm, CellResult, ConditionResult, Results
 from la_reconvla.analysis.verdicts import checked
 from la_reconvla.episodes import EpisodeRecord, read_episodes
 from la_reconvla.report.phrases import NAMES, direction, led_by, plain, spelled
@@ -61,12 +62,20 @@ def dots(results: Results, folder: Path) -> list[Dots]:
     for arm in results.conditions:
         if arm.tsr is None:
             continue
-        files = [layout.cell(folder, arm.id, cell.seed) for cell in arm.cells]
-        records = [r for file in files if (file / layout.EPISODES).exists() for r in read_episodes(file)]
-        order = sorted(records, key=lambda r: (r.label.seed or 0, r.start.task, r.start.index))
-        complete = len(records) == arm.tsr.episodes
+        order = [r for cell in arm.cells for r in _shown(cell, layout.cell(folder, arm.id, cell.seed))]
+        complete = len(order) == arm.tsr.episodes
         rows.append(Dots(arm, [_outcome(r) for r in order] if complete else _counted(arm), complete))
     return rows
+
+
+def _shown(cell: CellResult, folder: Path) -> list[EpisodeRecord]:
+    """The episodes that the results count, in the order of their starts: a study that grows has begun more of them."""
+    if cell.tsr is None or not (folder / layout.EPISODES).exists():
+        return []
+    records = sorted(read_episodes(folder), key=lambda r: (r.start.task, r.start.index))
+    by_task = itertools.groupby(records, key=lambda r: str(r.start.task))
+    counts = {task: count.episodes for task, count in cell.tsr.per_task.items()}
+    return [record for task, found in by_task for record in itertools.islice(found, counts.get(task, 0))]
 
 
 def _outcome(record: EpisodeRecord) -> str:
@@ -80,8 +89,9 @@ def _counted(arm: ConditionResult) -> list[str]:
     """The best outcome of each episode from totals alone, as if who succeeded had grasped, and who grasped reached."""
     assert arm.tsr is not None
     n, stages = arm.tsr.episodes, arm.stages
+    known = n if stages is None or stages.episodes is None else stages.episodes
     shares = [getattr(stages, name, None) or 0.0 for name in ("grasped", "approached")]
-    at_least = [arm.tsr.successes, *(round(share * n) for share in shares), n]
+    at_least = [arm.tsr.successes, *(round(share * known) for share in shares), n]
     kinds, before = [], 0
     for kind, count in zip(OUTCOMES, at_least, strict=True):
         kinds += [kind] * max(0, count - before)

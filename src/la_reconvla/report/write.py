@@ -14,7 +14,7 @@ from pathlib import Path
 
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Comparison
-from la_reconvla.analysis.declaration import declared_in
+from la_reconvla.analysis.declaration import CHECKS, declared_in
 from la_reconvla.analysis.measures import STAGES
 from la_reconvla.analysis.results import ConditionResult, Results, Study, Timeline
 from la_reconvla.analysis.verdicts import reasons
@@ -80,7 +80,8 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         kind: [(p, shelf.file(p.path)) for p in results.pictures if p.kind == kind]
         for kind in ("attention", "reconstruction", "training")
     }
-    declared, playing = declared_in(results.study), playlist(results, shelf)
+    declared, timelines = declared_in(results.study), sliders(results, shelf)
+    playing = playlist(results, shelf)  # films take what room the rest leaves
     values = {
         "results": results,
         "study": results.study,
@@ -97,6 +98,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "said": results.study.said or {task: (text,) for task, text in results.study.tasks.items()},
         "names": {arm.id: story.marked(arm.id, results.conditions) for arm in results.conditions},
         "outcomes": story.OUTCOMES,
+        "check_ids": CHECKS,
         "regions": REGIONS,
         "reasons": {h.id: reasons(results, h) for h in results.hypotheses},
         "family": results.family,
@@ -130,7 +132,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "cost": evidence_tables.cost_table(results),
         "charts": drawn,
         "missing_curves": missing_curves,
-        "timelines": sliders(results, shelf),
+        "timelines": timelines,
         "pictures": pictures,
         "first_pair": story.first_pair(results, playing),
         "playlist": playing,
