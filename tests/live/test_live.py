@@ -171,6 +171,7 @@ CHOOSE = {"do": "choose", "suite": "toy", "task": 0, "placement": "wide", "numbe
         ({"do": "say"}, "not understood"),
         ({"do": "say", "text": 5}, "not understood"),
         ({"do": "say", "text": " \n"}, "Type what"),
+        ({"do": "say", "text": "push \ud800 red"}, "is damaged"),
         ({"do": "say", "text": "push " * 100}, "Say it shorter"),
         ({"do": "say", "text": "push red " * 10}, "shorten it"),
         ({"do": "speed", "value": 3}, "The speed is one of"),
@@ -183,6 +184,7 @@ CHOOSE = {"do": "choose", "suite": "toy", "task": 0, "placement": "wide", "numbe
         ({**PUT, "name": "robot"}, "unknown thing"),
         ({**PUT, "down": 0.95}, "no room"),
         ({**PUT, "across": 1.5}, "inside the picture"),
+        ({**PUT, "across": 10**400}, "not understood"),
         ('{"do": "put", "name": "red_tile", "across": NaN, "down": 0}', "inside the picture"),
         ({**CHOOSE, "task": 4}, "unknown task 4"),
         ({**CHOOSE, "number": -1}, "a number from 0"),
@@ -422,6 +424,20 @@ def test_when_the_program_ends_every_tab_is_told(tmp_path: Path) -> None:
             await closing
 
     asyncio.run(asyncio.wait_for(run(), 3 * PATIENCE))
+
+
+def test_a_tab_that_cannot_be_sent_to_is_closed_and_connects_anew(tmp_path: Path) -> None:
+    async def check(page: Opened) -> None:
+        tab = await page.tab()
+        (viewer,) = page.session.viewers
+        viewer.show({"kind": "frame", "image": object()})  # no JSON
+        while (await tab.socket.receive(timeout=PATIENCE)).type is WSMsgType.TEXT:
+            pass
+        assert tab.socket.close_code == 1011
+        again = await page.tab()
+        await again.until(lambda tab: tab.state["tabs"] == 1)
+
+    on_a_page(tmp_path, check)
 
 
 def test_a_slow_tab_gets_the_newest_picture_and_holds_no_more() -> None:

@@ -258,10 +258,19 @@ def _notice(text: str) -> dict[str, Any]:
 def _value(message: dict[str, Any], name: str, kind: type) -> Any:
     value = message.get(name)
     if kind is float and isinstance(value, int):
-        value = float(value)
+        value = float(value) if abs(value) < 2**53 else None  # larger ones are no measure of anything, or overflow
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError("The page sent something that is not understood: reload it.")
     return value
+
+
+def _text(message: dict[str, Any]) -> tuple[str]:
+    text = _value(message, "text", str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, which JSON can carry and no file can hold
+        raise UserError("A character of that is damaged: type it again.") from error
+    return (text,)
 
 
 def _choice(message: dict[str, Any]) -> tuple[Choice]:
@@ -287,7 +296,7 @@ def _one(name: str, kind: type) -> Callable[[dict[str, Any]], tuple[Any]]:
 
 # What a tab may wish: the scene's method, how its arguments are read, and what to say while it takes long.
 WISHES: dict[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]], str]] = {
-    "say": ("say", _one("text", str), ""),
+    "say": ("say", _text, ""),
     "step": ("advance", lambda message: (1,), ""),
     "again": ("again", lambda message: (), "starting over."),
     "choose": ("choose", _choice, "setting up the scene. A new one takes up to half a minute."),
