@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, WSServerHandshakeError
 from aiohttp.test_utils import TestClient, TestServer
-from toy_page import FIRST, TOKEN, toy_session
+from toy_page import ARMS, FIRST, TOKEN, TOY, goals, toy_session
 
 from la_reconvla.errors import UserError
+from la_reconvla.live import session as session_module
 from la_reconvla.live.options import TryOptions
+from la_reconvla.live.scene import Scene
 from la_reconvla.live.server import TABS, application
 from la_reconvla.live.session import KEPT_NOTICES, Session, Viewer
 from la_reconvla.live.start import arms_of, first_choice
@@ -171,6 +175,7 @@ CHOOSE = {"do": "choose", "suite": "toy", "task": 0, "placement": "wide", "numbe
         ({"do": "say"}, "not understood"),
         ({"do": "say", "text": 5}, "not understood"),
         ({"do": "say", "text": " \n"}, "Type what"),
+        ({"do": "say", "text": "push \ud800 red"}, "is damaged"),
         ({"do": "say", "text": "push " * 100}, "Say it shorter"),
         ({"do": "say", "text": "push red " * 10}, "shorten it"),
         ({"do": "speed", "value": 3}, "The speed is one of"),
@@ -183,6 +188,8 @@ CHOOSE = {"do": "choose", "suite": "toy", "task": 0, "placement": "wide", "numbe
         ({**PUT, "name": "robot"}, "unknown thing"),
         ({**PUT, "down": 0.95}, "no room"),
         ({**PUT, "across": 1.5}, "inside the picture"),
+        ({**PUT, "across": 10**400}, "not understood"),
+        ({**PUT, "across": True}, "not understood"),
         ('{"do": "put", "name": "red_tile", "across": NaN, "down": 0}', "inside the picture"),
         ({**CHOOSE, "task": 4}, "unknown task 4"),
         ({**CHOOSE, "number": -1}, "a number from 0"),
@@ -306,6 +313,48 @@ def test_what_the_simulator_checks_follows_words_that_it_knows(tmp_path: Path) -
 # ---------------------------------------------------------------- time
 
 
+def test_only_words_that_are_heard_are_acted_on(tmp_path: Path) -> None:
+    async def check(page: Opened) -> None:
+        tab = await page.tab()
+        assert "Say it shorter" in await tab.refused(do="say", text="push " * 100, play=True)
+        assert not page.session.playing
+        await tab.send(do="say", text="push white", play=True)
+        await tab.until(lambda tab: tab.frame["words"] == "push white" and tab.frame["step"] > 1)
+
+    on_a_page(tmp_path, check)
+
+
+def test_an_episode_is_a_beginning_and_no_other_camera_or_limit(tmp_path: Path) -> None:
+    async def check(page: Opened) -> None:
+        tab = await page.tab()
+        first = tab.frame["episode"]
+        await tab.send(do="camera", camera="above")
+        await tab.until(lambda tab: tab.frame["camera"] == "above")
+        await tab.send(do="limit", steps=50)
+        await tab.until(lambda tab: tab.frame["limit"] == 50)
+        assert tab.frame["episode"] == first
+        await tab.send(do="again")
+        await tab.until(lambda tab: tab.frame["episode"] == first + 1)
+
+    on_a_page(tmp_path, check)
+
+
+def test_actions_that_cannot_be_written_are_said_and_the_page_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        raise OSError("no space")
+
+    async def check(page: Opened) -> None:
+        tab = await page.tab()
+        monkeypatch.setattr(session_module, "append_jsonl", full)
+        assert "cannot be written" in await tab.refused(do="step")
+        await tab.until(lambda tab: tab.frame["step"] == 1)
+
+    on_a_page(tmp_path, check)
+
+
 def test_it_plays_to_the_limit_at_the_speed_asked_for_and_plays_again(tmp_path: Path) -> None:
     async def check(page: Opened) -> None:
         tab = await page.tab()
@@ -424,6 +473,20 @@ def test_when_the_program_ends_every_tab_is_told(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(run(), 3 * PATIENCE))
 
 
+def test_a_tab_that_cannot_be_sent_to_is_closed_and_connects_anew(tmp_path: Path) -> None:
+    async def check(page: Opened) -> None:
+        tab = await page.tab()
+        (viewer,) = page.session.viewers
+        viewer.show({"kind": "frame", "image": object()})  # no JSON
+        while (await tab.socket.receive(timeout=PATIENCE)).type is WSMsgType.TEXT:
+            pass
+        assert tab.socket.close_code == 1011
+        again = await page.tab()
+        await again.until(lambda tab: tab.state["tabs"] == 1)
+
+    on_a_page(tmp_path, check)
+
+
 def test_a_slow_tab_gets_the_newest_picture_and_holds_no_more() -> None:
     viewer = Viewer()
     for step in range(1000):
@@ -480,6 +543,30 @@ def test_while_a_scene_is_set_up_nothing_else_begins(tmp_path: Path) -> None:
     on_a_page(tmp_path, check)
 
 
+@dataclass(frozen=True)
+class Broken:
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def build(self) -> Any:
+        raise ZeroDivisionError("of a library")
+
+
+def test_what_fails_while_it_begins_leaves_what_was_there() -> None:
+    """An error that is no UserError, of a library, about another policy or another scene."""
+    arms = (ARMS[0], replace(ARMS[1], policy=Broken()))  # pyright: ignore[reportArgumentType]
+    world = replace(TOY, goals=lambda start: goals(start) if start.index < 5 else 1 / 0)  # pyright: ignore
+    scene = Scene(world, arms)
+    scene.choose(FIRST)
+    before = scene.advance(2)
+    for wrong in (lambda: scene.swap("arm 1"), lambda: scene.choose(replace(FIRST, number=7))):
+        with pytest.raises(ZeroDivisionError):
+            wrong()
+        now = scene.look("front")
+        assert (now.arm, now.choice, now.words, now.step) == ("arm 0", FIRST, before.words, 0)
+        assert scene.advance(2).actions == before.actions
+
+
 # ---------------------------------------------------------------- what is tried
 
 
@@ -499,6 +586,10 @@ def test_it_begins_with_a_task_that_was_learned() -> None:
         "number": 4,
     }
     assert first_choice((), TryOptions()).suite == "libero_spatial"
+    with pytest.raises(UserError, match="--scene is a number from 0 to 999999, not -1"):
+        first_choice(seen, TryOptions(scene=-1))
+    with pytest.raises(UserError, match="no wide scenes: leave --scene out"):
+        first_choice(seen, TryOptions(task=0, scene=0))
     drawer = first_choice(seen, TryOptions(task=0))  # no wide placements
     assert (drawer.placement, drawer.number) == ("official", 49)
     with pytest.raises(UserError, match="unknown task 77"):

@@ -52,6 +52,19 @@ def test_what_cannot_be_written_is_said_before_anything_is(study: Path, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"bare"}
 
 
+def test_a_film_that_is_missing_can_be_drawn_again_only_from_its_track(tmp_path: Path) -> None:
+    study = write_filmed_study(tmp_path / "study")
+    video = next(v for v in results_of(study).videos if v.start == STARTS[0] and v.condition == "C1")
+    (study / video.path).unlink()
+    with pytest.raises(UserError, match=r"missing: its track is not there .* in another folder"):
+        write_film_gif(study, tmp_path / "a.gif")
+    track = study / "C1" / "seed0" / "tracks" / f"{Path(video.path).stem.removeprefix('C1_')}.npz"
+    track.parent.mkdir(parents=True)
+    track.touch()
+    with pytest.raises(UserError, match=r"missing: the command of its study, `.*`, draws it again"):
+        write_film_gif(study, tmp_path / "a.gif")
+
+
 def test_without_rerun_it_says_what_to_install(study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(UserError, match=r"pip install -e .*\[rerun\]"):

@@ -833,6 +833,11 @@ def test_what_next_is_what_power_says(tmp_path: Path) -> None:
     assert f"{row.seeds} seeds, {row.seeds * 36} episodes per arm" in step.said
     assert next_step.time_to(results, row.seeds, 12) == pytest.approx((row.seeds - 3) / 3 * 960)
     assert next_step.time_to(results, 3, 24) == pytest.approx(600), "more starts take no training"
+    filmed = replace(results, study=replace(study, wall_seconds={**seconds, "statistics and pictures": 50.0}))
+    tasks = len(results.study.tasks)
+    assert next_step.time_to(filmed, 3, 24) == pytest.approx(600 + 50 * (24 / min(24, 12 * tasks) - 1))
+    assert next_step.time_to(filmed, 3, 6) == pytest.approx(-300 + 50 * (18 / 24 - 1)), "three tasks"
+    assert next_step.time_to(filmed, row.seeds, 12) == next_step.time_to(results, row.seeds, 12), "no more films"
     write_json(tmp_path / "results.json", results)
     report.write_report(tmp_path)
     box = html.unescape(section(page(tmp_path)[1], "next", "limits"))

@@ -9,18 +9,37 @@ import pytest
 
 from la_reconvla import layout
 from la_reconvla.study.cells import cells
-from la_reconvla.study.forecast import DEMONSTRATION, EPISODE, PARTS, afterwards, forecast
-from la_reconvla.study.presets import preset
+from la_reconvla.study.forecast import DEMONSTRATION, DRAWN, EPISODE, PARTS, afterwards, forecast
+from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.training.checkpoint import WEIGHTS
+
+FILMS_OF_QUICK = 8 * 5 * (220 // 4 + 1) * 0.06  # starts, arms, pictures, seconds of one core each
 
 
 def test_the_preset_that_the_rates_come_from_is_told_to_a_third(tmp_path: Path) -> None:
-    """docs/results/quick.md, two workers, 2026."""
-    took = dict(zip(PARTS, (77, 150, 178, 39, 7), strict=True))
+    """docs/results/quick.md, two workers, 2026; its 7 s of statistics and pictures were before there were films."""
+    took = dict(zip(PARTS, (77, 150, 178, 39, 7 + FILMS_OF_QUICK / 2), strict=True))
     config = preset("quick")
     said = forecast(config, tmp_path, cells(config, tmp_path), (), workers=2)
     assert said is not None
     assert {name: said[name] for name in took} == pytest.approx(took, rel=1 / 3)
+
+
+def test_films_take_their_pictures_side_by_side_and_only_once(tmp_path: Path) -> None:
+    def last(config: StudyConfig, workers: int) -> float:
+        said = forecast(config, tmp_path, cells(config, tmp_path), (), workers=workers)
+        assert said is not None
+        return said[PARTS[-1]]
+
+    config = preset("quick")
+    assert last(config, 1) == pytest.approx(DRAWN + FILMS_OF_QUICK)
+    assert last(config, 2) == pytest.approx(DRAWN + FILMS_OF_QUICK / 2)
+    assert last(replace(config, quality="official"), 1) == pytest.approx(DRAWN + FILMS_OF_QUICK * 0.13 / 0.06)
+    assert last(replace(config, episodes=400), 1) == pytest.approx(DRAWN + 3 * FILMS_OF_QUICK), "24 starts, not 8"
+    (tmp_path / layout.FILMS).mkdir()
+    for number in range(10):
+        (tmp_path / layout.FILMS / f"{number}.mp4").touch()
+    assert last(config, 1) == pytest.approx(DRAWN + FILMS_OF_QUICK * 30 / 40)
 
 
 def test_what_is_on_disk_takes_no_time(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ class TryOptions:
         port: of 127.0.0.1 to listen on; 0 takes a free one.
         suite: LIBERO suite to begin with; by default one that the policy has learned.
         task: its task to begin with; by default one that the policy has learned.
-        scene: number of the wide scene to begin with.
+        scene: number of the wide scene to begin with; by default 0.
         out: file for the actions, a JSON line each; by default runs/try/DATE.jsonl.
         device: auto, cpu, cuda or mps.
         allow_any_mujoco: accept a MuJoCo whose physics and pictures differ.
@@ -25,7 +25,7 @@ class TryOptions:
     port: int = 8010
     suite: IfGiven[str] = None
     task: IfGiven[int] = None
-    scene: int = 0
+    scene: IfGiven[int] = None
     out: IfGiven[Path] = None
     device: str = "auto"
     allow_any_mujoco: bool = False

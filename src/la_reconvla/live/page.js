@@ -215,8 +215,7 @@ function pressed(group, value) {
 
 function go(text) {
   $("words").value = text;
-  send({ do: "say", text });
-  if (text.trim()) send({ do: "play" });
+  send({ do: "say", text, play: true });
 }
 
 $("say").onsubmit = (event) => { event.preventDefault(); go($("words").value); };

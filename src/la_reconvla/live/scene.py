@@ -6,6 +6,7 @@ the worker, and gets a `Frame` back.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -75,6 +76,7 @@ class Frame:
         moved: the first thing that it moved, None for nothing yet.
         placed_by_hand: the start was changed by dragging.
         choice: which start it is.
+        episode: number of the beginnings so far, those before a failure put back what was there included.
         arm: name of the policy.
         offers: instructions that this scene suggests, and whether the simulator can check each.
         actions: float [c 7] lists, those executed since the last frame; `step` is the number of the last one.
@@ -97,6 +99,7 @@ class Frame:
     moved: str | None
     placed_by_hand: bool
     choice: Choice
+    episode: int
     arm: str
     offers: tuple[tuple[str, bool], ...]
     actions: list[list[float]]
@@ -176,25 +179,20 @@ class Scene:
         self._first_camera = self._camera
         self._limit: int | None = None
         self._note = ""
+        self._episode = 0
 
     # ------------------------------------------------------------ what the page asks for
 
     def choose(self, choice: Choice) -> Frame:
         """Another start, with its instruction."""
         start = self._world.start(choice)
-        self._choice, self._by_hand = choice, False
-        return self._begin(start, start.instruction)
+        return self._instead(start, start.instruction, self._arm, choice, by_hand=False)
 
     def swap(self, arm: str) -> Frame:
         """Another policy, on the same start with the same words."""
         if arm not in self._arms:
             raise unknown("policy", arm, self._arms)
-        before, self._arm = self._arm, self._arms[arm]
-        try:
-            return self._begin(self._start, self._words)
-        except UserError:
-            self._arm = before
-            raise
+        return self._instead(self._start, self._words, self._arms[arm], self._choice, self._by_hand)
 
     def again(self) -> Frame:
         """The same scene, policy and words from the beginning; what the words ask for is checked, if it can be."""
@@ -213,7 +211,7 @@ class Scene:
             raise UserError(f"That is {len(words)} characters long; at most {MAX_WORDS} are read. Say it shorter.")
         self._require_readable(words)
         if self._step == 0 and words in self._goals and words != self._start.instruction:
-            return self._begin(self._goals[words], words)
+            return self._instead(self._goals[words], words, self._arm, self._choice, self._by_hand)
         self._words, self._queue, self._note = words, [], self._strange(words)
         return self._frame()
 
@@ -245,18 +243,21 @@ class Scene:
             self._begin(self._start, self._words)
         try:
             start = replace(self._start, state=self._shown().put(name, self._camera, across, down))
-        except UserError:
+        except Exception:
             self._begin(self._start, self._words)  # trying took steps, and may have counted as success
             raise
-        self._by_hand = True
-        return self._begin(start, self._words)
+        return self._instead(start, self._words, self._arm, self._choice, by_hand=True)
 
     def look(self, camera: str) -> Frame:
         """Show another camera, by what people call it."""
         if camera not in self._world.cameras:
             raise unknown("camera", camera, self._world.cameras)
-        self._camera = self._world.cameras[camera]
-        return self._frame()
+        before, self._camera = self._camera, self._world.cameras[camera]
+        try:
+            return self._frame()
+        except Exception:
+            self._camera = before
+            raise
 
     def limit(self, steps: int) -> Frame:
         """Let the episode take so many control steps."""
@@ -275,6 +276,19 @@ class Scene:
     def _steps_allowed(self) -> int:
         return self._limit or self._env.task.max_steps
 
+    def _instead(self, start: Start, words: str, arm: Arm, choice: Choice, by_hand: bool) -> Frame:
+        """Begin with something changed; where that fails, what was there before begins again."""
+        before = (self._start, self._words, self._arm, self._choice, self._by_hand) if self._episode else None
+        self._arm, self._choice, self._by_hand = arm, choice, by_hand
+        try:
+            return self._begin(start, words)
+        except Exception:
+            if before is not None:
+                start, words, self._arm, self._choice, self._by_hand = before
+                with contextlib.suppress(Exception):  # what failed first is what helps
+                    self._begin(start, words)
+            raise
+
     def _begin(self, start: Start, words: str) -> Frame:
         """Reset to `start`, policy included."""
         settings = replace(self._arm.settings, max_steps=MAX_STEPS)  # the limit here may be raised while it runs
@@ -283,12 +297,15 @@ class Scene:
                 self._view.close()
             if self._env is not None:
                 self._env.close()
-            self._settings, self._env, self._view = settings, settings.build(), None
+            self._settings = self._env = self._view = None
+            self._env = settings.build()
+            self._settings = settings
         self._env.reset(start)
         self._view = self._view or self._world.view(self._env)
         self._view.ready()
         policy = self._built()
         policy.reset(start, self._env)
+        self._episode += 1
         self._start, self._words, self._queue = start, words, []
         self._step, self._success, self._ended = 0, False, False
         self._goals = {text: replace(other, state=start.state) for text, other in self._world.goals(start).items()}
@@ -317,7 +334,7 @@ class Scene:
         policy.tell(words)
         try:
             policy.look(self._env.observe())
-        except UserError:
+        except Exception:
             policy.tell(self._words)
             raise
 
@@ -355,6 +372,7 @@ class Scene:
             moved=self._stages.moved,
             placed_by_hand=self._by_hand,
             choice=self._choice,
+            episode=self._episode,
             arm=self._arm.name,
             offers=tuple((text, text in self._goals) for text in self._offers),
             actions=actions or [],

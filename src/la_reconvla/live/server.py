@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from la_reconvla.errors import UserError
 from la_reconvla.live.scene import Arm, Choice
@@ -132,10 +132,15 @@ async def _listen(socket: web.WebSocketResponse, session: Session, viewer: Viewe
 
 
 async def _send(socket: web.WebSocketResponse, viewer: Viewer) -> None:
-    while True:
-        await viewer.news.wait()
-        for message in viewer.take():
-            await socket.send_str(json.dumps(message, ensure_ascii=False))
+    """All news of a tab. Where that ends with an error the socket closes, so that the page connects anew."""
+    try:
+        while True:
+            await viewer.news.wait()
+            for message in viewer.take():
+                await socket.send_str(json.dumps(message))
+    except Exception:
+        await socket.close(code=WSCloseCode.INTERNAL_ERROR)
+        raise
 
 
 async def _hang_up(app: web.Application) -> None:

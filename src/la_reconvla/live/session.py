@@ -21,6 +21,7 @@ from la_reconvla.storage import append_jsonl
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 0.0)  # times real time; 0 is as fast as this machine can
 FEWEST, MOST = 2, 8  # control steps between two pictures
 KEPT_NOTICES = 20
+SCENES = 1_000_000  # of each task
 
 Call = Callable[..., Awaitable[Frame]]
 
@@ -79,7 +80,6 @@ class Session:
         self.viewers: set[Viewer] = set()
         self.frame: Frame | None = None
         self.playing, self.speed, self.busy, self.rate = False, 1.0, "", 0.0
-        self._episode = 0
         self._turn = asyncio.Lock()
         self._player: asyncio.Task[None] | None = None
 
@@ -123,6 +123,8 @@ class Session:
         elif wish in WISHES:
             method, read, slow = WISHES[wish]
             await self.work(method, *read(message), slow=slow)
+            if message.get("play") is True:  # only after what was asked for was done
+                await self._play()
         else:
             raise UserError("The page sent something that is not understood: reload it.")
         self.tell()
@@ -147,7 +149,12 @@ class Session:
             self.tell()
         try:
             async with self._turn:
-                frame = await self._call(method, *arguments)
+                self.frame = frame = await self._call(method, *arguments)
+                try:
+                    if frame.actions:
+                        await self._write(frame)  # what is shown is on the disk
+                finally:
+                    self._to_all(self._drawn(frame))
         except BrokenProcessPool as error:
             raise UserError(
                 "The simulator's process has ended, perhaps for lack of memory. Press Ctrl-C in the terminal and start "
@@ -159,12 +166,6 @@ class Session:
             raise UserError(f"That failed inside the simulator or the policy ({error!r}). Start over.") from error
         finally:
             self.busy = "" if slow else self.busy
-        if frame.step == 0:
-            self._episode += 1
-        if frame.actions:
-            self._write(frame)
-        self.frame = frame
-        self._to_all(self._drawn(frame))
 
     async def _play(self) -> None:
         if self.frame is None or self.busy:
@@ -204,17 +205,20 @@ class Session:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._player
 
-    def _write(self, frame: Frame) -> None:
+    async def _write(self, frame: Frame) -> None:
         first = frame.step - len(frame.actions)
         told = {
-            "episode": self._episode,
+            "episode": frame.episode,
             "arm": frame.arm,
             "start": asdict(frame.choice),
             "moved_by_hand": frame.placed_by_hand,
             "instruction": frame.words,
         }
         rows = [{**told, "step": first + i, "action": action} for i, action in enumerate(frame.actions)]
-        append_jsonl(self._log, *rows)
+        try:
+            await asyncio.to_thread(append_jsonl, self._log, *rows)  # a slow disk holds up no tab
+        except OSError as error:
+            raise UserError(f"The actions cannot be written to {self._log} ({error}). See to the disk.") from error
 
     # ------------------------------------------------------------ what tabs are sent
 
@@ -226,7 +230,6 @@ class Session:
             "image": f"data:image/jpeg;base64,{picture}",
             **shown,
             "choice": asdict(frame.choice),
-            "episode": self._episode,
             "action": frame.actions[-1] if frame.actions else None,
         }
 
@@ -257,11 +260,20 @@ def _notice(text: str) -> dict[str, Any]:
 
 def _value(message: dict[str, Any], name: str, kind: type) -> Any:
     value = message.get(name)
-    if kind is float and isinstance(value, int):
-        value = float(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value) if abs(value) < 2**53 else None  # larger ones are no measure of anything, or overflow
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError("The page sent something that is not understood: reload it.")
     return value
+
+
+def _text(message: dict[str, Any]) -> tuple[str]:
+    text = _value(message, "text", str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half of a pair of surrogates, which JSON can carry and no file can hold
+        raise UserError("A character of that is damaged: type it again.") from error
+    return (text,)
 
 
 def _choice(message: dict[str, Any]) -> tuple[Choice]:
@@ -269,8 +281,8 @@ def _choice(message: dict[str, Any]) -> tuple[Choice]:
     if placement not in get_args(PlacementKind):
         raise UserError("A start is official or wide.")
     suite, task, number = (_value(message, *field) for field in (("suite", str), ("task", int), ("number", int)))
-    if not 0 <= number < 1_000_000:
-        raise UserError("A scene has a number from 0 to 999999.")
+    if not 0 <= number < SCENES:
+        raise UserError(f"A scene has a number from 0 to {SCENES - 1}.")
     return (Choice(suite, task, placement, number),)
 
 
@@ -287,7 +299,7 @@ def _one(name: str, kind: type) -> Callable[[dict[str, Any]], tuple[Any]]:
 
 # What a tab may wish: the scene's method, how its arguments are read, and what to say while it takes long.
 WISHES: dict[str, tuple[str, Callable[[dict[str, Any]], tuple[Any, ...]], str]] = {
-    "say": ("say", _one("text", str), ""),
+    "say": ("say", _text, ""),
     "step": ("advance", lambda message: (1,), ""),
     "again": ("again", lambda message: (), "starting over."),
     "choose": ("choose", _choice, "setting up the scene. A new one takes up to half a minute."),

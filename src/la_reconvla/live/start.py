@@ -19,6 +19,7 @@ from la_reconvla.conditions import CONDITIONS
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.live.options import TryOptions
 from la_reconvla.live.scene import Arm, Choice, Frame, do, prepare
+from la_reconvla.live.session import SCENES
 from la_reconvla.live.world import CAMERAS, LIBERO, has_wide, official_count
 from la_reconvla.processes import worker_pool
 from la_reconvla.sim.machine import require_simulator
@@ -96,14 +97,18 @@ def first_choice(seen: tuple[str, ...], options: TryOptions) -> Choice:
     """What is shown first: a task that the policies have learned, in a scene that they have not.
 
     Raises:
-        UserError: for an unknown suite or task.
+        UserError: for an unknown suite or task, or a scene that it does not have.
     """
+    if options.scene is not None and not 0 <= options.scene < SCENES:
+        raise UserError(f"--scene is a number from 0 to {SCENES - 1}, not {options.scene}")
     learned = [(str(suite), int(task)) for suite, task, *_ in (id.split("/") for id in seen)]
     suite = options.suite or next((name for name, _ in learned), "libero_spatial")
     task = options.task if options.task is not None else tasks_of(suite, learned)[0]
     load_task(suite, task)
     if has_wide(suite, task):
-        return Choice(suite, task, "wide", options.scene)
+        return Choice(suite, task, "wide", options.scene or 0)
+    if options.scene is not None:
+        raise UserError(f"{suite} task {task} has no wide scenes: leave --scene out")
     return Choice(suite, task, "official", official_count(suite, task) - 1)  # training takes them from number 0 up
 
 

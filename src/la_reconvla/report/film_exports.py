@@ -10,11 +10,13 @@ import imageio_ffmpeg
 import numpy as np
 from jaxtyping import UInt8
 
+from la_reconvla import layout
 from la_reconvla.analysis.film_data import FilmData
 from la_reconvla.analysis.results import Results, Video
 from la_reconvla.drawing import captioned, overlay, readable, write_gif
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.report.player import by_scene
+from la_reconvla.sim.track import SUFFIX
 from la_reconvla.storage import atomic_write
 from la_reconvla.study.film import SPEED, side_by_side
 from la_reconvla.study.results import results_of
@@ -41,7 +43,7 @@ def write_film_gif(study: Path, out: Path) -> Path:
     if not scenes:
         raise UserError(f"{study} has no films of two arms on one start: {_remedy(results)}")
     names = {c.id: c.name for c in results.conditions}
-    strips = [_strip(study, video, names.get(video.condition) or video.condition) for video in scenes[0]]
+    strips = [_strip(study, video, names.get(video.condition) or video.condition, results) for video in scenes[0]]
     told = f'"{scenes[0][0].instruction}"'
     rate = FilmData.read(study / scenes[0][0].data).rate
     write_gif(out, [captioned(row, told) for row in side_by_side(strips)], fps=SPEED * rate)
@@ -56,13 +58,25 @@ def _pair(videos: Sequence[Video]) -> tuple[Video, ...]:
 
 def _remedy(results: Results) -> str:
     """What makes films."""
-    return f"run it again with this version, `{results.study.command or 'la-reconvla study run'}`, in another folder"
+    return f"run it again with this version, `{_command(results)}`, in another folder"
 
 
-def _strip(study: Path, video: Video, name: str) -> list[UInt8[np.ndarray, "H W 3"]]:
+def _command(results: Results) -> str:
+    return results.study.command or "la-reconvla study run"
+
+
+def _redrawn(study: Path, video: Video, results: Results) -> str:
+    """What makes a film again: its study draws it only while the track is there, which is never made anew."""
+    track = Path(video.path).stem.removeprefix(f"{video.condition}_") + SUFFIX
+    if any(study.glob(f"{video.condition}/seed*/{layout.TRACKS}/{track}")):
+        return f"the command of its study, `{_command(results)}`, draws it again"
+    return f"its track is not there to draw it again: {_remedy(results)}"
+
+
+def _strip(study: Path, video: Video, name: str, results: Results) -> list[UInt8[np.ndarray, "H W 3"]]:
     """A film with attention over it and a caption; the last picture says how it ended."""
     data = FilmData.read(study / video.data)
-    pictures, maps = list(frames(study / video.path)), data.maps()
+    pictures, maps = list(_frames(study / video.path, _redrawn(study, video, results))), data.maps()
     if data.grid:
         rows, columns = data.grid
         shown = zip(pictures, data.shown, strict=True)
@@ -72,21 +86,21 @@ def _strip(study: Path, video: Video, name: str) -> list[UInt8[np.ndarray, "H W 
     return [*(captioned(each, name) for each in others), captioned(last, ended)]
 
 
-def frames(path: Path) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The pictures of a video.
+def _frames(path: Path, redrawn: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The pictures of a video; `redrawn` says what makes it again.
 
     Raises:
         UserError: there is none, or it cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing: draw the films again with the command of the study")
+        raise UserError(f"{path} is missing: {redrawn}")
     try:
         reader = imageio_ffmpeg.read_frames(str(path))
         width, height = next(reader)["size"]
         for frame in reader:
             yield np.frombuffer(frame, np.uint8).reshape(height, width, 3)
     except (OSError, StopIteration) as error:
-        raise UserError(f"{path} is no video that can be read ({error}): delete it and run the study again") from error
+        raise UserError(f"{path} is no video that can be read ({error}): delete it; {redrawn}") from error
 
 
 # ---------------------------------------------------------------- Rerun
@@ -120,17 +134,17 @@ def write_recording(study: Path, out: Path) -> Path:
             recording.save(str(temporary))
             for start, videos in scenes.items():
                 for video in videos:
-                    _log(rr, recording, study, f"{start.replace('/', '_')}/{video.condition}", video)
+                    _log(rr, recording, study, f"{start.replace('/', '_')}/{video.condition}", video, results)
             recording.flush()
         recording.disconnect()
     return out
 
 
-def _log(rr: Any, recording: Any, study: Path, entity: str, video: Video) -> None:
+def _log(rr: Any, recording: Any, study: Path, entity: str, video: Video, results: Results) -> None:
     """One film."""
     data, path = FilmData.read(study / video.data), study / video.path
     if not path.is_file():
-        raise UserError(f"{path} is missing: draw the films again with the command of the study")
+        raise UserError(f"{path} is missing: {_redrawn(study, video, results)}")
     camera, maps = f"{entity}/camera", data.maps()
     recording.log(camera, rr.AssetVideo(path=path), static=True)
     said = f"{video.instruction}: {'success' if video.success else 'failure'}"

@@ -12,6 +12,7 @@ from la_reconvla.analysis.measures import Power
 from la_reconvla.analysis.power import needed
 from la_reconvla.analysis.results import Results
 from la_reconvla.report.phrases import leading, led_by
+from la_reconvla.study.films import STARTS
 from la_reconvla.text_table import TextTable, duration
 
 AIM = 0.2  # the difference of success rates that is looked for unless a larger one was measured
@@ -88,7 +89,9 @@ def time_to(results: Results, seeds: int, starts: int) -> float | None:
         return None
     more, rolled = seeds / now[0], seeds * starts / (now[0] * now[1])
     trained = parts["training"] + parts.get("held-out frames", 0.0)
-    return trained * (more - 1) + parts["rollouts"] * (rolled - 1)
+    filmed, before = (min(STARTS, count * len(results.study.tasks)) for count in (starts, now[1]))
+    drawn = parts.get("statistics and pictures", 0.0) * (filmed / before - 1)  # films of the first seed alone
+    return trained * (more - 1) + parts["rollouts"] * (rolled - 1) + drawn
 
 
 def step_table(results: Results) -> TextTable:

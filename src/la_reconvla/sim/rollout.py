@@ -291,12 +291,19 @@ _env: tuple[EnvSettings, TaskEnv] | None = None
 _policy: tuple[Specification, RolloutPolicy] | None = None
 
 
-def _work(job: Job) -> tuple[EpisodeRecord, Track | None]:
-    global _env, _policy
-    if _env is None or _env[0] != job.settings:
+def kept_env(settings: EnvSettings) -> TaskEnv:
+    """The simulator of this worker process; one with other settings is closed."""
+    global _env
+    if _env is None or _env[0] != settings:
         if _env is not None:
             _env[1].close()
-        _env = (job.settings, job.settings.build())
+        _env = (settings, settings.build())
+    return _env[1]
+
+
+def _work(job: Job) -> tuple[EpisodeRecord, Track | None]:
+    global _policy
+    env = kept_env(job.settings)
     if _policy is None or _policy[0] != job.policy:
         _policy = (job.policy, job.policy.build())
     policy = _policy[1]
@@ -306,7 +313,7 @@ def _work(job: Job) -> tuple[EpisodeRecord, Track | None]:
             "evaluate with the render quality of its training data"
         )
     track = Track() if job.track else None
-    return run_episode(_env[1], policy, job.start, track, job.label), track
+    return run_episode(env, policy, job.start, track, job.label), track
 
 
 def rollouts(

@@ -99,8 +99,12 @@ class Track:
         try:
             with np.load(path, allow_pickle=False) as held:
                 fields = {name: held[name] for name in ("states", "at", "actions", "looks", "looked", "stages")}
+            lengths = {name: len(values) for name, values in fields.items()}
+            known = lengths["at"] > 0 and lengths["stages"] == len(MARKS)
+            if not known or lengths["states"] != lengths["at"] or lengths["looks"] != lengths["looked"]:
+                raise ValueError(f"its arrays have the lengths {lengths}")
         except Exception as error:  # zip and numpy have many names for a damaged file
-            raise UserError(f"{path}: {why_unreadable(error, 'evaluate again in another folder')}") from error
+            raise UserError(f"{path}: {why_unreadable(error, 'delete it: only its film is lost')}") from error
         return cls(
             list(fields["states"]),
             fields["at"].tolist(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import shlex
 import sys
@@ -47,7 +46,7 @@ from la_reconvla.study.pairing import pairings
 from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.pictures import pictures, timelines
 from la_reconvla.study.presets import StudyConfig, preset
-from la_reconvla.study.provenance import Energy, commit, hardware
+from la_reconvla.study.provenance import Energy, commit, hardware, now
 from la_reconvla.study.records import require_same_study, require_weights, restore
 from la_reconvla.study.requirements import (
     pinned_config,
@@ -337,7 +336,7 @@ class Ablation:
             return [], 0
         grid, episodes = self.config.backbone.grid, self._evaluations.episodes
         casts = [Cast(cell.condition.id, cell.folder, episodes(cell.folder), grid) for cell in shown]
-        return study_films(self.folder, casts, self._evaluations.starts())
+        return study_films(self.folder, casts, self._evaluations.starts(), self._evaluations.settings, self.workers)
 
     def _shown(self) -> list[Cell]:
         """The cells that pictures show: those of the first seed whose weights are here."""
@@ -345,11 +344,6 @@ class Ablation:
         if left_out := [cell.condition.id for cell in first if recorded_only(cell.folder)]:
             say(f"no pictures of {', '.join(left_out)}: their weights are not here, only records")
         return [cell for cell in first if not recorded_only(cell.folder)]
-
-
-def now() -> str:
-    """This second, ISO 8601."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def ablate(

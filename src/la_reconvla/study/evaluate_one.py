@@ -122,14 +122,14 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     elif options.floors and isinstance(subject.policy, Remote | LeRobot):
         swaps = wrong_words(suite, tasks, placement)
         evaluations += view_floors(subject.policy, subject.folder, subject.label, swaps)
+    workers = options.workers or executor().workers or subject.workers
     with locked(subject.folder), progress("Rollouts", total=pending(evaluations, starts), unit="episodes") as bar:
-        workers = options.workers or executor().workers or subject.workers
         evaluate(evaluations, starts, subject.settings, workers, bar.advance)
-    evaluation_films(subject.folder, starts, grid, options.allow_any_mujoco)
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)
         tell(f"{known} of these {len(starts)} starts were used in training", Console(stderr=True))
+    evaluation_films(subject.folder, starts, grid, subject.settings, workers)
     return subject.folder
 
 

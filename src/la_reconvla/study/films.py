@@ -1,6 +1,6 @@
 """Films of rollouts, drawn after the run from the states that episodes left: none slows the run down.
 
-Pictures for people: 256 pixels a side in full quality, whatever the policies saw. Where the policy looked, where the
+Pictures for people: 256 pixels a side, in the render quality that the policies saw. Where the policy looked, where the
 target is, gripper, distance and stages are kept beside each film (`la_reconvla.analysis.film_data`), for the report's
 player.
 """
@@ -8,8 +8,9 @@ player.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,18 @@ from la_reconvla.data.starts import Start
 from la_reconvla.drawing import overlay, write_video
 from la_reconvla.episodes import EpisodeRecord, read_episodes
 from la_reconvla.errors import UserError
+from la_reconvla.execution.current import executor
+from la_reconvla.execution.jobs import Files, Job, Needs, nothing
 from la_reconvla.progress import progress
 from la_reconvla.sim.libero import LiberoEnv
-from la_reconvla.sim.rollout import CONTROL_RATE, StageTracker
+from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, StageTracker, kept_env
 from la_reconvla.sim.track import EVERY, Track
 from la_reconvla.storage import write_json
 from la_reconvla.study.evaluate import file_name
+from la_reconvla.study.identity import say
 
 SIZE = 256
-STARTS = 24  # in a study's report; a film takes about 8 s of one core without a GPU
+STARTS = 24  # in a study's report
 OF_EACH = 2  # videos of either outcome that `eval` leaves, beside the first start of each task
 
 
@@ -71,7 +75,8 @@ def pictures_of(env: LiberoEnv, track: Track) -> Iterator[UInt8[np.ndarray, "S S
 
 
 def redrawn(env: LiberoEnv, start: Start, track: Track) -> Drawn:
-    """An episode, drawn again from its states; `env` was reset to its start."""
+    """An episode, drawn again from its states; `env` was reset to its start, and may have drawn others since then."""
+    env.set_state(track.states[0])  # stages count from where things stood at the beginning
     stages = StageTracker(env, start)
     drawn = Drawn([], [], [], [])
     for picture in pictures_of(env, track):
@@ -105,71 +110,141 @@ def film_data(track: Track, drawn: Drawn, source: str, grid: tuple[int, int] | N
     )
 
 
+@dataclass(frozen=True)
+class _Film:
+    """One film to draw.
+
+    Attributes:
+        track: what it is drawn from.
+        video: the file that it makes.
+        data: what is drawn over it, for the player; None draws the attention into the pictures, at twice real time.
+        source: hash of the track.
+        grid: patches of the attention.
+        success: how the episode ended.
+    """
+
+    track: Path
+    video: Path
+    data: Path | None
+    source: str
+    grid: tuple[int, int] | None
+    success: bool
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its files are there, and where they name a track, it is this one."""
+        if self.data is None or not (self.video.is_file() and self.data.is_file()):
+            return self.data is None and self.video.is_file()
+        try:
+            return FilmData.read(self.data).source == self.source
+        except UserError:  # of another version
+            return False
+
+
 def films(
     study: Path,
     casts: Sequence[Cast],
     starts: Sequence[Start],
     chosen: Sequence[Chosen],
-    *,
-    allow_any_mujoco: bool = False,
-    advance: Callable[[int, str], None] = lambda count, note: None,
+    settings: EnvSettings,
+    workers: int,
 ) -> list[Video]:
     """Draw the films of the chosen starts below ``films/`` of a study, each start under every arm that has a track.
 
-    Films that were drawn from the same track before are kept.
+    Films that were drawn from the same track before are kept. A track that cannot be read is left out, with a line on
+    standard error.
 
     Args:
         study: its folder.
         casts: the arms, in the order in which they are shown.
         starts: all starts; those of `chosen` are among them.
         chosen: which are drawn, and why.
-        allow_any_mujoco: draw with a MuJoCo with which scores are not comparable.
-        advance: told of every start.
+        settings: of the rollouts; pictures are drawn in their quality.
+        workers: processes, a simulator and a start each.
 
     Returns:
         One for each film, start by start in the order of `chosen`.
     """
-    by_id = {start.id: start for start in starts}
-    found: dict[str, list[Video]] = {}
-    with LiberoEnv(image_size=SIZE, allow_any_mujoco=allow_any_mujoco) as env:
-        for one in sorted(chosen, key=lambda one: by_id[one.start].task):  # another task is another simulator
-            found[one.start] = list(_filmed(study, env, casts, by_id[one.start], one))
-            advance(1, by_id[one.start].instruction)
-    return [video for one in chosen for video in found[one.start]]
+    by_id, listed = {start.id: start for start in starts}, list[tuple[_Film, Video]]()
+    missing: dict[str, list[_Film]] = {}
+    for one in chosen:
+        for cast in casts:
+            if (record := cast.tracks.get(one.start)) is None:
+                continue
+            name, said = f"{layout.FILMS}/{cast.arm}_{file_name(record.start)}", record.start.instruction
+            track = cast.folder / str(record.track)
+            film = _Film(track, study / f"{name}.mp4", study / f"{name}.json", _hash(track), cast.grid, record.success)
+            about = f"{cast.arm}: {said}", record.success, cast.arm, one.start, said, f"{name}.json", one.reason
+            listed.append((film, Video(f"{name}.mp4", *about)))
+            if not film.is_drawn:
+                missing.setdefault(one.start, []).append(film)
+    _draw(
+        {
+            _work(settings, by_id[id], tuple(wanted), study): by_id[id].instruction
+            for id, wanted in sorted(missing.items(), key=lambda two: by_id[two[0]].task)  # a simulator for each task
+        },
+        workers,
+        "starts",
+    )
+    return [video for film, video in listed if film.is_drawn]
 
 
-def _filmed(study: Path, env: LiberoEnv, casts: Sequence[Cast], start: Start, chosen: Chosen) -> Iterator[Video]:
-    """Films of one start; the simulator is reset once, and only if one is missing."""
-    ready = False
-    for cast in casts:
-        record = cast.tracks.get(start.id)
-        if record is None or record.track is None:
-            continue
-        path = cast.folder / record.track
-        name = f"{layout.FILMS}/{cast.arm}_{file_name(record.start)}"
-        video, data = f"{name}.mp4", f"{name}.json"
-        source = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not _is_drawn(study / video, study / data, source):
-            if not ready:
-                env.reset(start)
-                ready = True
-            track = Track.load(path)
-            drawn = redrawn(env, start, track)
-            write_video(study / video, drawn.pictures, fps=CONTROL_RATE // EVERY)
-            write_json(study / data, film_data(track, drawn, source, cast.grid, record.success).to_json())
-        said = record.start.instruction
-        yield Video(video, f"{cast.arm}: {said}", record.success, cast.arm, start.id, said, data, chosen.reason)
-
-
-def _is_drawn(video: Path, data: Path, source: str) -> bool:
-    """Whether both files are there and were drawn from that track."""
+def _hash(track: Path) -> str:
+    """Which track a film is of; empty for one that cannot be read."""
     try:
-        return video.is_file() and data.is_file() and FilmData.read(data).source == source
-    except UserError:  # of another version
-        return False
+        return hashlib.sha256(track.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
-def study_films(study: Path, casts: Sequence[Cast], starts: Sequence[Start]) -> tuple[list[Video], int]:
+def _work(settings: EnvSettings, start: Start, wanted: Sequence[_Film], folder: Path) -> Job:
+    """Films of one start, for a worker."""
+    plain = replace(settings, image_size=SIZE, wrist=False, proprio=False, max_steps=None)
+    reads = tuple(Files(film.track.parent, (film.track.name,)) for film in wanted)
+    names = tuple(str(path.relative_to(folder)) for film in wanted for path in (film.video, film.data) if path)
+    return Job(f"the films of {start.id}", _draw_start, (plain, start, wanted), reads, (Files(folder, names),))
+
+
+def _draw(works: Mapping[Job, str], workers: int, unit: str) -> None:
+    """Let workers draw; `works` says of each what it draws, and what to say when it is done."""
+    if not works:
+        return
+    setups, damaged = [Job("a worker", nothing)] * max(1, min(workers, len(works))), list[str]()
+    with (
+        progress("Films", len(works), unit) as bar,
+        closing(executor().map(iter(works), setups, Needs(), "film", queued=len(setups))) as ended,
+    ):
+        for work, lines in ended:
+            damaged += lines
+            bar.advance(1, works[work])
+    for line in damaged:
+        say(line)
+
+
+def _draw_start(settings: EnvSettings, start: Start, wanted: Sequence[_Film]) -> list[str]:
+    """In a worker: the films of one start; says which tracks cannot be drawn."""
+    env, damaged = kept_env(settings), []
+    assert isinstance(env, LiberoEnv)
+    env.reset(start)
+    for film in wanted:
+        try:
+            track = Track.load(film.track)
+            drawn = None if film.data is None else redrawn(env, start, track)
+            pictures = shown_over([*pictures_of(env, track)], track, film.grid) if drawn is None else drawn.pictures
+        except UserError as error:
+            why = str(error)
+            named = str(film.track) in why
+            damaged.append(why if named else f"{film.track}: {why}; delete it: only its film is lost")
+            continue
+        write_video(film.video, pictures, fps=(2 if drawn is None else 1) * CONTROL_RATE // EVERY)
+        if drawn is not None and film.data is not None:
+            write_json(film.data, film_data(track, drawn, film.source, film.grid, film.success).to_json())
+    return damaged
+
+
+def study_films(
+    study: Path, casts: Sequence[Cast], starts: Sequence[Start], settings: EnvSettings, workers: int
+) -> tuple[list[Video], int]:
     """Films of the starts that `choose` takes, up to `STARTS` of them; see `films`.
 
     Returns:
@@ -179,13 +254,12 @@ def study_films(study: Path, casts: Sequence[Cast], starts: Sequence[Start]) -> 
     chosen = choose(able)[:STARTS]
     solved = {record.start.id for cast in casts for record in cast.records if record.success}
     unfilmed = len(solved - {one.start for one in chosen})
-    if not chosen:
-        return [], unfilmed
-    with progress("Films", len(chosen), "starts") as bar:
-        return films(study, casts, starts, chosen, advance=bar.advance), unfilmed
+    return films(study, casts, starts, chosen, settings, workers), unfilmed
 
 
-def evaluation_films(folder: Path, starts: Sequence[Start], grid: tuple[int, int] | None, allow: bool) -> list[Path]:
+def evaluation_films(
+    folder: Path, starts: Sequence[Start], grid: tuple[int, int] | None, settings: EnvSettings, workers: int
+) -> list[Path]:
     """Draw ``videos/`` of an evaluation, attention over the pictures, at twice real time.
 
     The first start of each task, and up to `OF_EACH` successes and failures more. What is there is not drawn again.
@@ -194,7 +268,11 @@ def evaluation_films(folder: Path, starts: Sequence[Start], grid: tuple[int, int
         folder: of the evaluation.
         starts: its starts.
         grid: patch grid of the attention; None for what has none to show.
-        allow: draw with a MuJoCo with which scores are not comparable.
+        settings: of its rollouts; pictures are drawn in their quality.
+        workers: processes, a simulator and an episode each.
+
+    Returns:
+        The videos, without those whose track cannot be read, of which a line on standard error tells.
     """
     by_id: Mapping[str, Start] = {start.id: start for start in starts}
     records = [r for r in read_episodes(folder) if r.start.id in by_id]
@@ -205,20 +283,15 @@ def evaluation_films(folder: Path, starts: Sequence[Start], grid: tuple[int, int
         count[record.success] += 1
         if first[record.start.task] == record.start.id or count[record.success] <= OF_EACH:
             wanted.append(record)
-    paths = {r.start.id: folder / layout.VIDEOS / f"{file_name(r.start)}_{outcome(r)}.mp4" for r in wanted}
-    missing = sorted((r for r in wanted if not paths[r.start.id].is_file()), key=lambda r: r.start.task)
-    if missing:
-        with (
-            LiberoEnv(image_size=SIZE, allow_any_mujoco=allow) as env,
-            progress("Films", len(missing), "episodes") as bar,
-        ):
-            for record in missing:
-                track = Track.load(folder / str(record.track))
-                env.reset(by_id[record.start.id])
-                pictures = shown_over(list(pictures_of(env, track)), track, grid)
-                write_video(paths[record.start.id], pictures, fps=2 * CONTROL_RATE // EVERY)
-                bar.advance(1, outcome(record))
-    return list(paths.values())
+    wanted.sort(key=lambda record: record.start.task)
+    made, works = list[_Film](), dict[Job, str]()
+    for record in wanted:
+        path = folder / layout.VIDEOS / f"{file_name(record.start)}_{outcome(record)}.mp4"
+        made.append(film := _Film(folder / str(record.track), path, None, "", grid, record.success))
+        if not film.is_drawn:
+            works[_work(settings, by_id[record.start.id], (film,), folder)] = outcome(record)
+    _draw(works, workers, "episodes")
+    return [film.video for film in made if film.is_drawn]
 
 
 def outcome(record: EpisodeRecord) -> str:

@@ -12,15 +12,21 @@ from pathlib import Path
 
 from la_reconvla import layout
 from la_reconvla.backbones.pretrained import Pretrained
+from la_reconvla.robot import Quality
 from la_reconvla.sim.collection_folder import finished_episodes
+from la_reconvla.sim.tasks import MAX_STEPS, base_of
+from la_reconvla.sim.track import EVERY
 from la_reconvla.storage import read_jsonl
 from la_reconvla.study.cells import Cell, OfficialStarts
+from la_reconvla.study.films import STARTS
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.run_state import trained
 
 PARTS: tuple[str, ...] = ("collection", "training", "rollouts", "held-out frames", "statistics and pictures")
 DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 5.9, 0.025, 4.1, 13.0  # seconds of one core
-DRAWN = 8.0  # seconds
+DRAWN = 8.0  # seconds, without the films
+PICTURE: Mapping[Quality, float] = {"fast": 0.06, "official": 0.13}  # of a film, with where the target is in it
+LONG = 300  # control steps of an episode of another suite than LIBERO's
 BESIDE = 5  # floors and references that are rolled out beside the cells
 KINDS: Mapping[str, str] = dict(zip(PARTS, ("simulator", "network", "simulator", "network", "drawing"), strict=True))
 TELLING = 10.0  # seconds that a part must have been said to take; one with less to do says nothing of the machine
@@ -41,13 +47,26 @@ def forecast(
     if isinstance(config.backbone, Pretrained):
         return None
     spent = work(config, folder, cells, places)
-    return {part: seconds / (1 if part == PARTS[-1] else workers) for part, seconds in spent.items()}
+    return {part: side_by_side(part, seconds, workers) for part, seconds in spent.items()}
+
+
+def side_by_side(part: str, seconds: float, workers: int) -> float:
+    """What so many workers take for `seconds` of one core. Of the last part they share the films alone."""
+    alone = DRAWN if part == PARTS[-1] else 0.0
+    return alone + (seconds - alone) / workers
 
 
 def rollouts(config: StudyConfig, cells: Sequence[Cell], places: Sequence[OfficialStarts]) -> int:
     """Episodes of a study, floors and references included; arguments as of `forecast`."""
     starts = len(config.tasks) * config.episodes + sum(len(place.tasks) * place.episodes for place in places)
     return starts * (len(cells) + BESIDE)
+
+
+def pictures(config: StudyConfig, folder: Path) -> int:
+    """Pictures of the films that are not drawn yet, if all episodes go on to their limit."""
+    starts = min(STARTS, len(config.tasks) * config.episodes)
+    missing = starts * len(config.conditions) - len(list((folder / layout.FILMS).glob("*.mp4")))
+    return max(0, missing) * (1 + MAX_STEPS.get(base_of(config.suite), LONG) // EVERY)
 
 
 def work(
@@ -64,7 +83,7 @@ def work(
         SAMPLE * config.train.steps * config.train.batch_size * untrained,
         EPISODE * max(0, rollouts(config, cells, places) - rolled_out),
         MEASURED * unmeasured,
-        DRAWN,
+        DRAWN + PICTURE[config.quality] * pictures(config, folder),
     )
     return dict(zip(PARTS, seconds, strict=True))
 

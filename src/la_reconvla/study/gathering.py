@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from la_reconvla.study.floors import VIEWS
 from la_reconvla.study.heldout import OTHER_UNIT, UNIT, read_held_out, watched
 from la_reconvla.study.parts import boxes_beside, part_masks
 from la_reconvla.study.presets import StudyConfig
+from la_reconvla.study.provenance import now
 from la_reconvla.training.held_out import WATCHED
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.trackers import METRICS
@@ -233,7 +233,7 @@ def study_description(
         commit=", ".join(begun.commits),
         data_hash=evaluations.demonstrations.hash,
         started=begun.started,
-        finished=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        finished=now(),
         suite=c.suite,
         placement=c.placement,
         tasks={str(task.index): task.instruction for task in tasks},

