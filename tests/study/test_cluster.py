@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # its workers start 
 
 TIMES = {
     *("started", "finished", "command", "wall_seconds", "energy_joules", "samples_per_second", "seconds"),
-    *("hardware", "time"),
+    *("hardware", "time", "date"),
 }
 STEPS = 30
 
