@@ -53,7 +53,7 @@ COMMANDS = {  # and the names of their options, which scripts depend on
     "check machine": "out",
     "check plan": "backbone device condition batch-size accumulate chunk lora-rank quantize dtype checkpointing "
     "train-vision last decoding",
-    "check power": "seeds tasks episodes arms between-seeds agreement tests",
+    "check power": "seeds tasks episodes arms between-seeds agreement tests shared",
     "check speed": "backbone device dtype threads repeats seconds only demonstrations episodes out",
     "data collect": "out suite tasks demos placement quality image-size frame-stride wrist maps noise mistakes workers "
     "seed correct allow-any-mujoco cluster",

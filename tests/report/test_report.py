@@ -63,6 +63,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.report import charts, findings, next_step, phrases, story, summary, tables
 from la_reconvla.report import write as report
+from la_reconvla.report.next_step import same_power
 from la_reconvla.sim.track import Track
 from la_reconvla.storage import write_json
 from la_reconvla.study.films import shown_over
@@ -988,3 +989,14 @@ def test_the_charts_are_had_as_files_for_both_kinds_of_page(study: Path, tmp_pat
     light, dark = ((tmp_path / "figures" / f"success{of}.svg").read_bytes() for of in ("", "-dark"))
     assert charts.INK.encode() in light
     assert charts.INK.encode() not in dark
+
+
+def test_the_page_names_the_calculator_that_gives_its_numbers() -> None:
+    """`check power` with the quoted options gives the rows of the page."""
+    results = study_results()
+    rows = planned(3, 3, 12, between_seeds=0.07, shared=2, tests=DECLARED.tests(c.id for c in results.conditions))
+    study = replace(STUDY, placement="wide", hypotheses="")
+    said = same_power(replace(results, study=study, power=rows))
+    options = dict(zip(*[iter(said.removeprefix("la-reconvla check power ").split())] * 2, strict=True))
+    of = {name.removeprefix("--").replace("-", "_"): float(v) if "." in v else int(v) for name, v in options.items()}
+    assert planned(**of) == rows  # pyright: ignore[reportArgumentType]

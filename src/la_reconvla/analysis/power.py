@@ -136,11 +136,13 @@ def planned(
     agreement: float = 0.0,
     shared: int = 1,
     tests: int = 1,
+    search: bool = True,
 ) -> tuple[Power, ...]:
     """What a study of this size can tell apart, around a success rate of one half, where most episodes are needed.
 
     Arguments and errors as in `paired_power`; the differences asked about are `POINTS`. `tests`: comparisons that are
-    corrected together; each difference is then one that is found whatever the other tests find.
+    corrected together; each difference is then one that is found whatever the other tests find. `search`: also say how
+    many seeds would do; with ten arms and more that takes a minute.
     """
 
     def power(points: float, seeds: int) -> float:
@@ -158,7 +160,9 @@ def planned(
         )
 
     def row(points: float) -> Power:
-        at = bisect_left(SEEDS, ENOUGH, key=lambda seeds: power(points, seeds))  # more seeds, more power
+        at = (
+            len(SEEDS) if not search else bisect_left(SEEDS, ENOUGH, key=lambda seeds: power(points, seeds))
+        )  # more seeds, more power
         enough = SEEDS[at] if at < len(SEEDS) else None
         needed = None if enough is None else enough * tasks * episodes
         planned = seeds * tasks * episodes
@@ -189,16 +193,17 @@ def power_explained(seeds: int, tasks: int, episodes: int, tests: int = 1) -> st
     )
 
 
-def power_table(rows: Sequence[Power], seeds: int) -> TextTable:
-    """The rows for people, with what few seeds mean in the title."""
+def power_table(rows: Sequence[Power], seeds: int, searched: bool = True) -> TextTable:
+    """The rows for people, with what few seeds mean in the title; without what is needed where nobody searched it."""
     few = " (with one seed no difference between arms is decided)" if seeds == 1 else ""
     spread = next((row.between_seeds for row in rows if row.between_seeds is not None), None)
     varied = "" if spread is None else f", trainings of one arm {100 * spread:.1f} points apart (standard deviation)"
-    return TextTable(
-        f"What this study can tell apart{varied}{few}",
-        ("points apart", "needed for 80 % power", "planned", "power of this study"),
-        [(f"{100 * r.points:.0f}", needed(r), str(r.planned), f"{100 * r.power:.0f} %") for r in rows],
-    )
+    columns = [("points apart", [f"{100 * r.points:.0f}" for r in rows])]
+    columns += [("needed for 80 % power", [needed(r) for r in rows])] * searched
+    columns += [("planned", [str(r.planned) for r in rows])]
+    columns += [("power of this study", [f"{100 * r.power:.0f} %" for r in rows])]
+    header, cells = zip(*columns, strict=True)
+    return TextTable(f"What this study can tell apart{varied}{few}", header, list(zip(*cells, strict=True)))
 
 
 def needed(row: Power) -> str:

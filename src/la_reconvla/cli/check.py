@@ -59,6 +59,7 @@ def power(
     between_seeds: float = 0.1,
     agreement: float = 0.0,
     tests: int = 1,
+    shared: int = 1,
 ) -> None:
     """Estimate how many episodes a difference needs, and the power of a study of this size.
 
@@ -70,10 +71,12 @@ def power(
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
         tests: comparisons of a declaration, which are corrected together.
+        shared: starts of a task that share a scene; 2 for wide placements.
     """
     from la_reconvla.analysis.power import planned, power_explained, power_table
 
-    rows = planned(seeds, tasks, episodes, arms=arms, between_seeds=between_seeds, agreement=agreement, tests=tests)
+    of = {"arms": arms, "between_seeds": between_seeds, "agreement": agreement, "shared": shared}
+    rows = planned(seeds, tasks, episodes, **of, tests=tests)
     Console().print(power_table(rows, seeds))
     tell(power_explained(seeds, tasks, episodes, tests))
 

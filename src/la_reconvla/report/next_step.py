@@ -105,6 +105,25 @@ def step_table(results: Results) -> TextTable:
     return TextTable("What would find a difference of success", header, rows)
 
 
+def same_power(results: Results) -> str:
+    """The command of ``check power`` that gives the rows of `step_table`; empty in results that have none of it."""
+    spread = next((row.between_seeds for row in results.power if row.between_seeds is not None), None)
+    starts = _starts(results)
+    if spread is None or not starts:
+        return ""
+    declared, arms = declared_in(results.study), [arm.id for arm in results.conditions]
+    of = {
+        "seeds": len(seeds_of(results)),
+        "tasks": len(results.study.tasks),
+        "episodes": starts,
+        "arms": sum(arm in declared.arms for arm in arms) if declared.pooled else 2,
+        "between-seeds": spread,
+        "tests": declared.tests(arms),
+        "shared": 2 if results.study.placement == "wide" else 1,
+    }
+    return "la-reconvla check power " + " ".join(f"--{name} {value}" for name, value in of.items())
+
+
 def _time(results: Results, seeds: int, starts: int) -> str:
     seconds = time_to(results, seeds, starts)
     return "" if seconds is None else f"; about {duration(seconds)} more on the machine of this study"

@@ -22,7 +22,7 @@ from la_reconvla.report import charts, evidence_tables, story
 from la_reconvla.report.charts import Run
 from la_reconvla.report.findings import findings
 from la_reconvla.report.limits import limits
-from la_reconvla.report.next_step import next_step, step_table
+from la_reconvla.report.next_step import next_step, same_power, step_table
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
 from la_reconvla.report.phrases import EFFECTS_SAID, REGIONS, RULES_SAID, headline, leading, reason
 from la_reconvla.report.player import COLOURS, playlist
@@ -95,6 +95,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "findings": findings(results),
         "step": next_step(results),
         "step_rows": step_table(results),
+        "same_power": same_power(results),
         "said": results.study.said or {task: (text,) for task, text in results.study.tasks.items()},
         "names": {arm.id: story.marked(arm.id, results.conditions) for arm in results.conditions},
         "outcomes": story.OUTCOMES,

@@ -116,7 +116,9 @@ class Ablation:
         with locked(self.folder):
             require_idle(self.folder)
             self._claim(now())
-            self.console.print(self.domain.limit or power_table(self._power(), len(self.config.seeds)))
+            self.console.print(
+                self.domain.limit or power_table(self._power(search=False), len(self.config.seeds), False)
+            )
             collection, training, rollouts, frames, statistics = PARTS
             self._timed(collection, self._collect)
             self._timed(training, self._train)
@@ -205,13 +207,13 @@ class Ablation:
         command = shlex.join(["la-reconvla", *sys.argv[1:]])
         write_json(path, {**begun, "commits": commits, "size": size, "read": read, "command": command})
 
-    def _power(self, between_seeds: float | None = None) -> tuple[Power, ...]:
+    def _power(self, between_seeds: float | None = None, search: bool = True) -> tuple[Power, ...]:
         """What this study can tell apart by the rule that it declared; None: trainings vary as is usual."""
         c, declared = self.config, self._declared
         arms = sum(arm.id in declared.arms for arm in self.arms) if declared.pooled else 2
         spread = BETWEEN_SEEDS if between_seeds is None else between_seeds
         shared = 2 if c.placement == "wide" else 1
-        of = {"arms": arms, "between_seeds": spread, "shared": shared}
+        of = {"arms": arms, "between_seeds": spread, "shared": shared, "search": search}
         return planned(len(c.seeds), len(c.tasks), c.episodes, **of, tests=declared.tests(a.id for a in self.arms))
 
     @property
