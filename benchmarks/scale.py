@@ -49,7 +49,7 @@ def drawn(label: Label, starts: int, rate: float, rng: np.random.Generator) -> I
             first = First(("akita_black_bowl_1",), "akita_black_bowl_1", "akita_black_bowl_1" if luck < rate else None)
             start = StartName("libero_spatial", task, "wide", "test", index, SAID, "akita_black_bowl_1")
             steps = int(220 - 100 * (luck < rate))
-            yield EpisodeRecord(label, start, bool(luck < rate), steps, 4.1, reached, "akita_black_bowl_1", None, first)
+            yield EpisodeRecord(label, start, bool(luck < rate), steps, 4.1, reached, "akita_black_bowl_1", first=first)
 
 
 def folders(study: Path) -> Iterator[tuple[Path, Label, float]]:
