@@ -114,9 +114,14 @@ def headline(results: Results) -> str:
 
 def reason(results: Results) -> str:
     """What the first line leaves unsaid: direction and interval, why they cannot decide, and what they do not cover."""
+    return " ".join(filter(None, reasons_of_first_line(results)))
+
+
+def reasons_of_first_line(results: Results) -> tuple[str, str]:
+    """`reason` in two parts: direction and interval, for the first screen, and the rest."""
     judged, c = leading(results), led_by(results)
-    said = [direction(c, judged) if c else "", judged.note if judged else "", c.note if c else ""]
-    return " ".join(filter(None, said))
+    notes = [judged.note if judged else "", c.note if c else ""]
+    return direction(c, judged) if c else "", " ".join(filter(None, notes))
 
 
 def direction(c: Comparison, hypothesis: Hypothesis | None) -> str:

@@ -24,7 +24,7 @@ from la_reconvla.report.findings import findings
 from la_reconvla.report.limits import limits
 from la_reconvla.report.next_step import next_step, same_power, step_table
 from la_reconvla.report.page import MAX_BYTES, Embedded, Shelf, fill
-from la_reconvla.report.phrases import EFFECTS_SAID, REGIONS, RULES_SAID, headline, leading, reason
+from la_reconvla.report.phrases import EFFECTS_SAID, REGIONS, RULES_SAID, headline, leading, reasons_of_first_line
 from la_reconvla.report.player import COLOURS, playlist
 from la_reconvla.report.recount import recounted
 from la_reconvla.report.summary import markdown
@@ -87,7 +87,7 @@ def render(results: Results, folder: Path, room: int = MAX_BYTES) -> str:
         "study": results.study,
         "verdict": leading(results),
         "headline": headline(results),
-        "reason": reason(results),
+        "reason": reasons_of_first_line(results),
         "dots": story.dots(results, folder),
         "claims": story.claims(results),
         "checks": story.checks(results),
