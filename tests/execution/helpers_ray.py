@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 NODE = {"num_cpus": 2, "object_store_memory": 200_000_000, "include_dashboard": False}
@@ -25,7 +28,18 @@ class Nodes:
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[Nodes]:
-    """Started, connected to, and ended. Workers import what this process does."""
+    """Started, connected to, and ended. Workers import what this process does.
+
+    One cluster at a time on a machine: processes that run tests side by side wait for each other.
+    """
+    with (Path(tempfile.gettempdir()) / "la-reconvla-ray-tests.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with _two_nodes() as nodes:
+            yield nodes
+
+
+@contextlib.contextmanager
+def _two_nodes() -> Iterator[Nodes]:
     import ray
     from ray.cluster_utils import Cluster
 
