@@ -114,7 +114,7 @@ class Opened:
         self.until("frame !== null && state !== null && !$('play').disabled")
 
     def until(self, condition: str) -> None:
-        for _ in range(300):
+        for _ in range(1200):  # a minute: machines that run tests are busy
             if self.page.evaluate(condition):
                 return
             self.page.wait_for_timeout(50)
