@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,12 @@ import pytest
 from aiohttp import web
 from toy_page import FIRST, TOKEN, toy_session
 
+from browsers import DESK, PHONE, Opened, browser
 from la_reconvla.live.server import HOST, application
 from la_reconvla.storage import read_jsonl
 
+__all__ = ["browser"]  # the fixture
 pytestmark = pytest.mark.slow  # a browser takes seconds to start
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 # WCAG's contrast of every text with what is behind it, computed from the colours that the browser drew with.
 CONTRAST = """
 () => {
@@ -89,28 +84,11 @@ def served(tmp_path: Path) -> Iterator[Served]:
     served.loop.call_soon_threadsafe(served.loop.stop)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no browser on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
+class Tab(Opened):
+    """A tab of `try` that has shown its first frame."""
 
-
-class Opened:
-    """A tab, and everything that it complained of or asked for."""
-
-    def __init__(self, browser: Any, address: str, size: dict[str, int], scheme: str = "light"):
-        self.page = browser.new_page(viewport=size, color_scheme=scheme)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(address)
+    def __init__(self, browser: Any, address: str, size: dict[str, int], scheme: str = "light") -> None:
+        super().__init__(browser, address, size, scheme)
         self.until("frame !== null && state !== null && !$('play').disabled")
 
     def until(self, condition: str) -> None:
@@ -122,7 +100,7 @@ class Opened:
 
 
 def test_two_typed_instructions_give_other_actions(browser: Any, served: Served) -> None:
-    tab = Opened(browser, served.address, DESK)
+    tab = Tab(browser, served.address, DESK)
     for colour in ("black", "white"):
         tab.page.click("#again")
         tab.until("frame.step === 0 && !state.busy")
@@ -146,7 +124,7 @@ def test_two_typed_instructions_give_other_actions(browser: Any, served: Served)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
 def test_it_fits_and_can_be_read(browser: Any, served: Served, size: dict[str, int], scheme: str) -> None:
-    tab = Opened(browser, served.address, size, scheme)
+    tab = Tab(browser, served.address, size, scheme)
     tab.page.fill("#words", "push the unpronounceable-word-without-any-room-to-break-" + 80 * "x")
     tab.page.press("#words", "Enter")
     tab.until("!$('note').hidden")
@@ -164,7 +142,7 @@ def test_it_fits_and_can_be_read(browser: Any, served: Served, size: dict[str, i
 
 
 def test_the_overlay_obeys_its_slider(browser: Any, served: Served) -> None:
-    tab = Opened(browser, served.address, DESK)
+    tab = Tab(browser, served.address, DESK)
     assert tab.page.evaluate("[$('heat').width, $('heat').height]") == [2, 2]
     alpha = "[...$('heat').getContext('2d').getImageData(0, 0, 2, 2).data].filter((_, i) => i % 4 === 3)"
     shown = tab.page.evaluate(alpha)
@@ -183,7 +161,7 @@ def test_the_overlay_obeys_its_slider(browser: Any, served: Served) -> None:
 
 
 def test_things_are_dragged_with_the_mouse_and_the_keyboard(browser: Any, served: Served) -> None:
-    tab = Opened(browser, served.address, DESK)
+    tab = Tab(browser, served.address, DESK)
     ring = tab.page.get_by_role("button", name="Move red tile")
     box = ring.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -208,7 +186,7 @@ def test_things_are_dragged_with_the_mouse_and_the_keyboard(browser: Any, served
 
 
 def test_a_second_tab_shows_what_the_first_does_and_the_page_comes_back(browser: Any, served: Served) -> None:
-    first, second = Opened(browser, served.address, DESK), Opened(browser, served.address, PHONE, "dark")
+    first, second = Tab(browser, served.address, DESK), Tab(browser, served.address, PHONE, "dark")
     first.until("state.tabs === 2")
     assert "1 other tab" in first.page.inner_text("#link")
     second.page.get_by_label("arm 1").check()

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_report_browser import OPEN, PHONE, Opened, browser
+from test_report_browser import OPEN
 from tiny_films import COUNTS, GRID, RATE, STARTS, picture, target, write_filmed_study
 
+from browsers import DESK, PHONE, Opened, browser
 from la_reconvla.report.write import write_report
 
 __all__ = ["browser"]  # the fixture
 pytestmark = pytest.mark.slow
-DESK = {"width": 1440, "height": 900}
 TIMES = "() => [...document.querySelectorAll('#videos .take:not([hidden]) video')].map((video) => video.currentTime)"
 SETTLED = """() => [...document.querySelectorAll('#videos .take:not([hidden]) video')]
     .every((video) => !video.seeking && video.readyState >= 2)"""

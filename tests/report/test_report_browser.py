@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,11 @@ import pytest
 from test_report import PHASES, STEPS, with_evidence, write_study
 from test_results import study_results
 
+from browsers import DESK, PHONE, Opened, browser
 from la_reconvla.report import write as report
 
+__all__ = ["browser"]  # the fixture
 pytestmark = pytest.mark.slow  # a browser takes seconds to start
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
 OPEN = "document.querySelectorAll('details').forEach((one) => { one.open = true; })"
 METADATA = """
 () => Promise.all([...document.querySelectorAll("video")].map((video) => new Promise((done) => {
@@ -31,33 +26,9 @@ METADATA = """
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no browser on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = write_study(tmp_path_factory.mktemp("runs") / "study", with_evidence(study_results()))
     return report.write_report(folder).as_uri()
-
-
-class Opened:
-    """A page, and everything that it complained of or asked for."""
-
-    def __init__(self, browser: Any, address: str, size: dict[str, int], scheme: str = "light") -> None:
-        self.page = browser.new_page(viewport=size, color_scheme=scheme)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(address)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +112,7 @@ def test_it_plays_by_itself_and_stops(desk: Opened) -> None:
     page.wait_for_function(
         "(text) => document.querySelector('.slider output').textContent !== text", arg=next(iter(before.values()))
     )
-    page.get_by_role("button", name="Pause").click()
+    page.locator(".slider").get_by_role("button", name="Pause").click()  # the films of the first screen have one too
     at = visible(page)
     page.wait_for_timeout(700)
     assert visible(page) == at
