@@ -216,7 +216,9 @@ def test_it_prints(browser: Any, address: str, tmp_path: Path) -> None:
     content = page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert content.startswith(b"%PDF")
     page.emulate_media(media="print")
-    assert page.evaluate("document.querySelector('#facts td').checkVisibility({contentVisibilityAuto: true})")
+    open_now = "document.querySelector('#facts td').checkVisibility({contentVisibilityAuto: true})"
+    page.wait_for_function(open_now)  # the style of paper is there with the next frame
+    assert page.evaluate(open_now)
     assert page.locator(".slider img:visible").count() == page.locator(".slider img").count()
     assert page.locator("video:visible, nav:visible, input:visible, button:visible").count() == 0
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
