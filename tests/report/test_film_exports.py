@@ -1,5 +1,6 @@
 """Films outside of the page, read back by Pillow and by Rerun's reader; and counts that are counted again."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,18 @@ def test_a_start_that_does_not_fit_is_left_out_and_counted(study: Path) -> None:
         assert tight.left_out == 2 - len(tight.scenes)
         assert shelf.left >= 0
     assert [s.start for s in playlist(results, Shelf(study, needed)).scenes] == [STARTS[0]]
+
+
+@pytest.mark.parametrize("what", ["path", "data"])
+def test_a_start_whose_film_lacks_a_file_is_left_out_and_counted(study: Path, tmp_path: Path, what: str) -> None:
+    copy = Path(shutil.copytree(study, tmp_path / "study"))
+    results = results_of(copy)
+    (copy / getattr(results.videos[0], what)).unlink()
+    found = playlist(results, Shelf(copy))
+    assert ([s.start for s in found.scenes], found.left_out) == ([STARTS[1]], 1)
+    elsewhere = [replace(video, **{what: "../elsewhere"}) for video in results.videos]
+    with pytest.raises(UserError, match="outside of"):
+        playlist(replace(results, videos=elsewhere), Shelf(copy))
 
 
 def test_counts_are_those_of_the_episodes(tmp_path: Path) -> None:

@@ -45,10 +45,14 @@ class Shelf:
         self.folder = folder.resolve()
         self.left = room
 
+    def holds(self, names: Iterable[str]) -> bool:
+        """Whether all of these files are there. Errors as in `file`."""
+        return all([self._path(name).is_file() for name in names])
+
     def has_room(self, names: Iterable[str], text: int) -> bool:
         """Whether all of these files are there and fit, with so many bytes of text. Errors as in `file`."""
-        paths = [self._path(name) for name in names]
-        return all(p.is_file() for p in paths) and sum(_encoded(p) for p in paths) + text <= self.left
+        names = list(names)
+        return self.holds(names) and sum(_encoded(self._path(name)) for name in names) + text <= self.left
 
     def _path(self, name: str) -> Path:
         path = (self.folder / name).resolve()

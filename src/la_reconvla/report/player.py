@@ -93,6 +93,9 @@ def playlist(results: Results, shelf: Shelf) -> Playlist:
     names = {c.id: plain(c) for c in results.conditions}
     scenes, left_out = [], 0
     for start, videos in by_scene(results.videos).items():
+        if not shelf.holds(video.data for video in videos):  # a shared study goes without films
+            left_out += 1
+            continue
         data = [FilmData.read(shelf.folder / video.data) for video in videos]
         text = sum(len(escape(_text(one))) for one in data)
         if not shelf.has_room((video.path for video in videos), text):
