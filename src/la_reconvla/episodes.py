@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class StartName:
         """The name of `start`."""
         return cls(start.suite, start.task, start.placement, start.split, start.index, start.instruction, start.target)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """As `la_reconvla.data.starts.Start.id`."""
         return f"{self.suite}/{self.task}/{self.placement}/{self.split}/{self.index}"
@@ -124,6 +125,16 @@ class EpisodeRecord:
     video: str | None = None
     track: str | None = None
     first: First | None = None
+
+    @cached_property
+    def unit(self) -> tuple[int | None, str, str]:
+        """Training seed, task and start."""
+        return self.label.seed, str(self.start.task), self.start.id
+
+    @cached_property
+    def unit_text(self) -> str:
+        """What episodes are sorted by."""
+        return str(self.unit)
 
     @property
     def asked(self) -> frozenset[str]:

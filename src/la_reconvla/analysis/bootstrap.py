@@ -27,8 +27,6 @@ from la_reconvla.errors import UserError
 
 REPLICATES = 10_000
 CELLS = 2_000_000  # bootstrap samples x episodes that are held at a time
-MANY = 4_000  # episodes above which they are drawn by kinds of starts, where these are few
-KINDS = 1_000  # of them for one task, at most
 
 
 def hierarchical_bootstrap(
@@ -63,91 +61,59 @@ def hierarchical_bootstrap(
         raise UserError(f"need one seed and one task a value, got {values.shape}, {len(seeds)} and {len(tasks)}")
     if not np.isfinite(values).all():
         raise UserError("values to compare must be finite: leave out what was not measured")
-    if values.ndim == 1 and values.size > MANY and (kinds := _kinds(values, codes(seeds), codes(tasks))) is not None:
-        return _means_by_kinds(kinds, replicates, np.random.default_rng(rng_seed))
-    design = tuple(codes(seeds).tolist()), tuple(codes(tasks).tolist())
-    means, step = np.empty((*values.shape[:-1], replicates)), max(1, CELLS // values.shape[-1])
-    for begin in range(0, replicates, step):
-        drawn = _draws(*design, min(step, replicates - begin), (rng_seed, begin))
-        means[..., begin : begin + step] = values @ drawn.T / drawn.sum(1)
-    return means
+    step, means = max(1, CELLS // values.shape[-1]), []
+    groups = [values[..., episodes] for episodes in _layout(codes(seeds), codes(tasks))[0]]
+    for by_seed, times_of in _draws(codes(seeds).tobytes(), codes(tasks).tobytes(), replicates, step, rng_seed):
+        held = [times.astype(float) for times in times_of] * (len(groups) // len(times_of))
+        total = sum(n * (group @ times.T) for n, group, times in zip(by_seed, groups, held, strict=True))
+        means.append(total / sum(n * times.sum(1) for n, times in zip(by_seed, held, strict=True)))
+    return np.concatenate(means, axis=-1)
 
 
-@functools.lru_cache(maxsize=8)  # the metrics of a study share a design, and simulated studies do: at most 130 MB
-def _draws(
-    seeds: tuple[int, ...], tasks: tuple[int, ...], replicates: int, rng_seed: tuple[int, int]
-) -> Float[np.ndarray, "r e"]:
-    """How often each bootstrap sample holds each episode."""
-    order, first, count, width = _layout(seeds, tasks)
-    rng = np.random.default_rng(rng_seed)
-    n_seeds, n_tasks = count.shape
-    deepest, episodes = int(count.max()), len(seeds)
-    s = rng.integers(n_seeds, size=(replicates, n_seeds, 1))
-    t = (rng.random((replicates, 1, n_tasks)) * width[s]).astype(np.int64)
-    drawn = np.arange(n_tasks) < width[s]  # a seed with fewer tasks draws fewer
-    size = np.where(drawn, count[s, t], 0)[..., None]
-    e = first[s, t][..., None] + (rng.random((replicates, 1, n_tasks, deepest)) * size).astype(np.int64)
-    kept = np.arange(deepest) < size
-    sample = np.broadcast_to(np.arange(replicates)[:, None, None, None], e.shape)[kept]
-    times = np.bincount(sample * episodes + order[e[kept]], minlength=replicates * episodes)
-    times = times.reshape(replicates, episodes).astype(float)
-    times.flags.writeable = False
-    return times
+Drawn = tuple[Int[np.ndarray, "s r"], list[Int[np.ndarray, "r e"]]]
 
 
-Kinds = list[tuple[Float[np.ndarray, "s k"], Int[np.ndarray, " k"]]]
+@functools.lru_cache(maxsize=2)  # the metrics of a study share a design, and simulated studies do
+def _draws(seeds: bytes, tasks: bytes, replicates: int, step: int, rng_seed: int) -> list[Drawn]:
+    """For `step` bootstrap samples at a time how often each holds each seed, and how often one that does its episodes.
 
-
-def _kinds(values: Float[np.ndarray, " e"], seeds: Int[np.ndarray, " e"], tasks: Int[np.ndarray, " e"]) -> Kinds | None:
-    """For each task its starts with equal values under all seeds: these values, and how many starts have them.
-
-    None if seeds had different numbers of starts, or a task has more than `KINDS` kinds.
+    The latter once where all seeds have the same tasks and starts, else for each seed: samples draw starts for all.
     """
-    found: Kinds = []
-    n_seeds = int(seeds.max()) + 1
-    for task in range(int(tasks.max()) + 1):
-        of_seed = [values[(seeds == seed) & (tasks == task)] for seed in range(n_seeds)]
-        if len({len(one) for one in of_seed}) > 1 or len(of_seed[0]) == 0:
-            return None
-        kinds, count = np.unique(np.stack(of_seed), axis=1, return_counts=True)
-        if count.size > KINDS:
-            return None
-        found.append((kinds, count))
+    _, count = _layout(np.frombuffer(seeds, dtype=np.int64), np.frombuffer(tasks, dtype=np.int64))
+    alike = (count == count[0]).all()
+    found = []
+    for begin in range(0, replicates, step):
+        rng, samples = np.random.default_rng((rng_seed, begin)), min(step, replicates - begin)
+        s = rng.integers(len(count), size=(samples, len(count)))
+        t, e = rng.random((samples, count.shape[1])), rng.random((samples, count.shape[1], int(count.max())))
+        by_seed = np.stack([(s == seed).sum(1) for seed in range(len(count))])
+        found.append((by_seed, [_times(t, e, of_seed[of_seed > 0]) for of_seed in count[: 1 if alike else None]]))
     return found
 
 
-def _means_by_kinds(kinds: Kinds, replicates: int, rng: np.random.Generator) -> Float[np.ndarray, " r"]:
-    """The bootstrap of `hierarchical_bootstrap` with other random numbers, at a cost that the starts do not enter.
-
-    Starts of one kind add the same to every sample that holds them, so only how many of each kind it holds is drawn:
-    a multinomial number.
-    """
-    n_seeds, n_tasks = len(kinds[0][0]), len(kinds)
-    of_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=replicates)
-    of_tasks = rng.multinomial(n_tasks, np.full(n_tasks, 1 / n_tasks), size=replicates)
-    total, drawn = np.zeros(replicates), np.zeros(replicates)
-    for (values, count), times in zip(kinds, of_tasks.T, strict=True):
-        sample = np.repeat(np.arange(replicates), times)  # a task that is drawn twice draws its starts anew
-        starts = int(count.sum())
-        sums = (rng.multinomial(starts, count / starts, size=len(sample)) * (of_seeds @ values)[sample]).sum(1)
-        total += np.bincount(sample, sums, minlength=replicates)
-        drawn += times * starts * n_seeds
-    return total / drawn
+def _times(t: Float[np.ndarray, "r t"], e: Float[np.ndarray, "r t d"], count: Int[np.ndarray, " t"]) -> np.ndarray:
+    """How often each sample holds each episode of a seed with so many of each task, from uniform numbers."""
+    task = (t[:, : count.size] * count.size).astype(np.int64)  # a seed with fewer tasks draws fewer
+    size, episodes = count[task][..., None], int(count.sum())
+    first = (np.cumsum(count) - count)[task] + episodes * np.arange(len(t))[:, None]
+    drawn = (e[:, : count.size, : count.max()] * size).astype(np.int64) + first[..., None]
+    if count.min() < count.max():
+        drawn = drawn[np.arange(count.max()) < size]
+    times = np.bincount(drawn.ravel(), minlength=len(t) * episodes).reshape(len(t), episodes)
+    return times.astype(np.min_scalar_type(int(times.max())))
 
 
 def _layout(
-    seeds: Int[np.ndarray, " e"] | Sequence[object], tasks: Int[np.ndarray, " e"] | Sequence[object]
-) -> tuple[Int[np.ndarray, " e"], Int[np.ndarray, "s t"], Int[np.ndarray, "s t"], Int[np.ndarray, " s"]]:
-    """Order that groups episodes by (seed, task); first and count of each group; number of tasks of each seed."""
-    label = np.array([codes(seeds), codes(tasks)])
-    order = np.lexsort((label[1], label[0]))
-    groups, begin, size = np.unique(label[:, order], axis=1, return_index=True, return_counts=True)
-    width = np.bincount(groups[0])
-    within = np.arange(groups.shape[1]) - (np.cumsum(width) - width)[groups[0]]
-    first = np.zeros((width.size, int(width.max())), dtype=np.int64)
-    count = np.zeros_like(first)
-    first[groups[0], within], count[groups[0], within] = begin, size
-    return order, first, count, width
+    seeds: Int[np.ndarray, " e"], tasks: Int[np.ndarray, " e"]
+) -> tuple[list[Int[np.ndarray, " e"]], Int[np.ndarray, "s t"]]:
+    """The episodes of each seed, its tasks one after the other, and how many there are of each task, 0 after the last."""
+    order = np.lexsort((tasks, seeds))
+    sizes = [np.bincount(tasks[seeds == seed]) for seed in range(int(seeds.max()) + 1)]
+    sizes = [size[size > 0] for size in sizes]
+    count = np.zeros((len(sizes), max(size.size for size in sizes)), dtype=np.int64)
+    for row, size in zip(count, sizes, strict=True):
+        row[: size.size] = size
+    return np.split(order, np.cumsum(count.sum(1))[:-1]), count
 
 
 def codes(labels: Int[np.ndarray, " e"] | Sequence[object]) -> Int[np.ndarray, " e"]:
@@ -229,15 +195,18 @@ def two_sided(means: Float[np.ndarray, "... r"], means_of_seeds: OverSeeds | Non
 
 
 def drawn_counts(n: int, rng: np.random.Generator) -> Int[np.ndarray, "r n"]:
-    """How often each bootstrap sample of `n` things holds each of them."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES)
+    """How often each bootstrap sample of `n` things holds each of them, of the smallest unsigned type for that."""
+    steps = np.diff([*range(0, REPLICATES, max(1, CELLS // n)), REPLICATES])
+    return np.concatenate([rng.multinomial(n, np.full(n, 1 / n), size=s).astype(np.min_scalar_type(n)) for s in steps])
 
 
 def crossed_sum(
     values: Float[np.ndarray, "s u"], by_seed: Int[np.ndarray, "r s"], by_unit: Int[np.ndarray, "r u"]
 ) -> Float[np.ndarray, " r"]:
     """Sum of `values` in each bootstrap sample that draws seeds and, crossed with them, units (`drawn_counts`)."""
-    return ((by_seed @ values) * by_unit).sum(1)
+    step = max(1, CELLS // by_unit.shape[1])
+    of_seeds = [by_unit[begin : begin + step].astype(float) @ values.T for begin in range(0, len(by_unit), step)]
+    return (by_seed * np.concatenate(of_seeds)).sum(1)
 
 
 def percentiles(means: Float[np.ndarray, " r"]) -> Interval:

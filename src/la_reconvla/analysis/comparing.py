@@ -229,7 +229,8 @@ def undeclared(arms: Sequence[Condition], declared: Declaration) -> list[Key]:
 
 def _compared(evidence: Mapping[str, Evidence], keys: Sequence[Key], declared: Declaration) -> list[Comparison]:
     """The comparisons (a, b, metric) of two arms whose data exist, by the declared rule."""
-    of_metric = {metric: {arm: by_unit(found, metric) for arm, found in evidence.items()} for _, _, metric in keys}
+    metrics = {metric for _, _, metric in keys}
+    of_metric = {metric: {arm: by_unit(found, metric) for arm, found in evidence.items()} for metric in metrics}
     return [
         comparison(
             a,

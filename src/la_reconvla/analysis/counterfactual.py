@@ -9,6 +9,7 @@ always goes for the same thing: that one prefers what was asked for in half of t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -54,12 +55,13 @@ def counterfactual(episodes: Sequence[EpisodeRecord]) -> Counterfactual | None:
 def _choices(found: Mapping[Key, Pair], way: str) -> Int[np.ndarray, "4 seeds scenes"]:
     """How many episodes of each pair came first to what was asked for, to the other thing, to another, to none."""
     seeds, scenes = (sorted({key[i] for key in found}, key=str) for i in (0, 1))
+    row, column = ({label: at for at, label in enumerate(labels)} for labels in (seeds, scenes))
     counts = np.zeros((4, len(seeds), len(scenes)), dtype=int)
     for (seed, scene), two in found.items():
         for record, partner in (two, two[::-1]):
             first = record.first_thing(way)
             which = (first in record.asked, first in partner.asked, first is not None, True)
-            counts[which.index(True), seeds.index(seed), scenes.index(scene)] += 1
+            counts[which.index(True), row[seed], column[scene]] += 1
     return counts
 
 
@@ -77,7 +79,11 @@ def _preference(found: Mapping[Key, Pair], way: str) -> Rate | None:
 
 def _bootstrap(part: np.ndarray, whole: np.ndarray) -> Interval:
     """95 % interval of sum(part) / sum(whole), counts [seeds, scenes], both drawn with replacement."""
-    rng = np.random.default_rng(0)
-    by_seed, by_scene = (drawn_counts(n, rng) for n in part.shape)
-    above, below = (crossed_sum(counts, by_seed, by_scene) for counts in (part, whole))
+    above, below = (crossed_sum(counts, *_drawn(*part.shape)) for counts in (part, whole))
     return percentiles(above[below > 0] / below[below > 0])
+
+
+@functools.lru_cache(maxsize=1)  # the arms of a study have the same seeds and scenes
+def _drawn(seeds: int, scenes: int) -> tuple[Int[np.ndarray, "r s"], Int[np.ndarray, "r c"]]:
+    rng = np.random.default_rng(0)
+    return drawn_counts(seeds, rng), drawn_counts(scenes, rng)

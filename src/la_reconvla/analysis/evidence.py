@@ -6,6 +6,7 @@ scene are nearly copies of each other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,14 +87,13 @@ def by_start(episodes: Iterable[EpisodeRecord], metric: str) -> dict[Unit, float
     Raises:
         UserError: one episode is recorded twice.
     """
-    values: dict[Unit, list[float]] = {}
-    for record in episodes:
-        if (value := record.value(metric)) is not None:
-            values.setdefault((record.label.seed, str(record.start.task), record.start.id), []).append(value)
-    if any(len(v) > 1 for v in values.values()):
-        twice = next(key for key, v in values.items() if len(v) > 1)
+    known = [(record, value) for record in episodes if (value := record.value(metric)) is not None]
+    known.sort(key=lambda two: two[0].unit_text)
+    values = {record.unit: value for record, value in known}
+    if len(values) < len(known):
+        twice = next(one.unit for (one, _), (other, _) in itertools.pairwise(known) if one.unit == other.unit)
         raise UserError(f"episode (seed, task, start) = {twice} is recorded twice: remove one line from its episodes")
-    return _means(values)
+    return values
 
 
 def by_scene(frames: Iterable[tuple[FrameRecord, float | None]]) -> dict[Unit, float]:
@@ -102,7 +102,7 @@ def by_scene(frames: Iterable[tuple[FrameRecord, float | None]]) -> dict[Unit, f
     for record, value in frames:
         if value is not None:
             values.setdefault((record.seed, str(record.task), record.scene), []).append(float(value))
-    return _means(values)
+    return {key: float(np.mean(one)) for key, one in sorted(values.items(), key=lambda item: str(item[0]))}
 
 
 def by_unit(evidence: Evidence | FloorEvidence, metric: str) -> dict[Unit, float]:
@@ -110,11 +110,6 @@ def by_unit(evidence: Evidence | FloorEvidence, metric: str) -> dict[Unit, float
     if metric in EPISODE_METRICS:
         return by_start(evidence.episodes, metric)
     return by_scene((frame, frame.value(metric)) for frame in evidence.frames)
-
-
-def _means(values: Mapping[Unit, Sequence[float]]) -> dict[Unit, float]:
-    found = sorted(values.items(), key=lambda item: str(item[0]))  # most have one value, which needs no numpy
-    return {key: float(one[0] if len(one) == 1 else np.mean(one)) for key, one in found}
 
 
 def scene_of(start: str) -> str:
