@@ -37,7 +37,7 @@ chance, jobs = random.Random(int(sys.argv[2])), sorted(Path(sys.argv[1]).iterdir
 while open_jobs := [job for job in jobs if not (job / "done").exists()]:
     for job in open_jobs:
         try:
-            with leases.lease(job):
+            with leases.lease(job, keep=sys.argv[4] == "keep"):
                 if (job / "done").exists():
                     continue
                 with (job / "begun").open("a") as file:
@@ -159,13 +159,14 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
         silent(tmp_path, STALE + 5)
 
 
-def test_processes_and_kills_do_every_job_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", ["keep", "remove"])
+def test_processes_and_kills_do_every_job_once(tmp_path: Path, kept: str) -> None:
     """Six processes, of which those that are killed begin a job and do not end it; a job that ended began no more."""
     for number in range(24):
         (tmp_path / f"{number:02d}").mkdir()
     command = [sys.executable, "-c", WORKING, str(tmp_path)]
-    mortal = [subprocess.Popen([*command, str(seed), "0.2"]) for seed in range(4)]
-    immortal = [subprocess.Popen([*command, str(seed), "0"]) for seed in range(4, 6)]
+    mortal = [subprocess.Popen([*command, str(seed), "0.2", kept]) for seed in range(4)]
+    immortal = [subprocess.Popen([*command, str(seed), "0", kept]) for seed in range(4, 6)]
     killed = [process.pid for process in mortal if process.wait(120) == -signal.SIGKILL]
     assert [process.wait(120) for process in immortal] == [0, 0]
     for job in tmp_path.iterdir():
@@ -173,6 +174,7 @@ def test_processes_and_kills_do_every_job_once(tmp_path: Path) -> None:
         assert len(done) == 1
         assert begun[-1] == done[0]
         assert set(map(int, begun[:-1])) <= set(killed)
+        assert bool(list(job.glob(f"{leases.PREFIX}*"))) == (kept == "keep")
 
 
 class Machine:

@@ -6,6 +6,7 @@ Lease files are numbered, and the highest number holds: to take a folder is to c
 processes one can do. That is allowed where the highest was given back, where its process has died on this machine, or
 where its heart has not beaten for `STALE` seconds. Who was overtaken finds a higher number and writes no more
 (`require`, which `la_reconvla.storage` calls before each write). A file that was given back stays: numbers only grow.
+Folders that people commit are the exception (`lease`).
 """
 
 from __future__ import annotations
@@ -137,8 +138,13 @@ _held: list[Lease] = []
 
 
 @contextlib.contextmanager
-def lease(folder: Path) -> Iterator[Lease]:
+def lease(folder: Path, keep: bool = True) -> Iterator[Lease]:
     """Take a folder, which exists, and give it back at the end.
+
+    Args:
+        folder: which.
+        keep: the lease file. Without it numbers begin anew, and a process that looked long ago may overtake one that
+            works; that one then refuses to write. For short work, every file of which is written at once.
 
     Raises:
         Held: another process works there.
@@ -153,7 +159,7 @@ def lease(folder: Path) -> Iterator[Lease]:
     finally:
         _held.remove(taken)
         ended.set()
-        release(taken)
+        release(taken, keep)
 
 
 def take(folder: Path, owner: Owner | None = None) -> Lease:
@@ -165,6 +171,8 @@ def take(folder: Path, owner: Owner | None = None) -> Lease:
             draft.write_bytes(json.dumps({"id": mine.id, **asdict(mine.owner)}).encode())
             last = _highest(folder)
             if last >= 0 and (found := _living(_path(folder, last), draft)) is not None:
+                if not _path(folder, last).exists():
+                    continue  # given back just now, or overtaken
                 raise Held(folder, _owner(found))
             mine.number = last + 1
             if not _create(draft, mine):
@@ -180,13 +188,17 @@ def take(folder: Path, owner: Owner | None = None) -> Lease:
         draft.unlink(missing_ok=True)
 
 
-def release(taken: Lease) -> None:
-    """Give it back, if it is still held; the file stays, and says so."""
+def release(taken: Lease, keep: bool = True) -> None:
+    """Give it back, if it is still held; the file stays, and says so, or goes."""
     with contextlib.suppress(OSError):  # the folder may be gone
-        if taken.held():
+        if not taken.held():
+            return
+        if keep:
             draft = taken.folder / temporary("lease")
             draft.write_bytes(json.dumps({"id": taken.id, **asdict(taken.owner), "released": True}).encode())
             os.replace(draft, taken.path)
+        else:
+            taken.path.unlink()
 
 
 def holder(folder: Path) -> Owner | None:

@@ -206,7 +206,7 @@ def require_free_space(path: Path | str, size: int) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str, wait: bool = False) -> Iterator[leases.Lease]:
+def locked(folder: Path | str, wait: bool = False, keep: bool = True) -> Iterator[leases.Lease]:
     """Hold `folder` for this process, also against other machines; it is free when the process ends, however that ends.
 
     What killed writers left unfinished anywhere below is deleted, but for the folders below that others hold.
@@ -214,6 +214,7 @@ def locked(folder: Path | str, wait: bool = False) -> Iterator[leases.Lease]:
     Args:
         folder: which; made if it is missing.
         wait: for another process that holds it, which is said on standard error.
+        keep: the lease file, see `la_reconvla.leases.lease`.
 
     Raises:
         UserError: another process holds it, it is a file, or it cannot be written to.
@@ -222,7 +223,7 @@ def locked(folder: Path | str, wait: bool = False) -> Iterator[leases.Lease]:
     with contextlib.ExitStack() as stack:
         with explain_disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            taken = stack.enter_context(_waited_for(folder) if wait else leases.lease(folder))
+            taken = stack.enter_context(_waited_for(folder) if wait else leases.lease(folder, keep))
             _clear(folder)
         yield taken
 

@@ -87,7 +87,7 @@ def test_a_part_without_a_time_takes_the_rate_of_its_kind_of_work(tmp_path: Path
 @pytest.mark.parametrize(
     ("config", "seconds", "message"),
     [
-        (preset("paper"), {"training": 5.0}, "another backbone"),
+        (preset("paper"), {"training": 5.0}, "another backbone.*drop --measured, or name a run of this preset"),
         (QUICK, {}, "does not say how long"),
     ],
 )

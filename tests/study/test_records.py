@@ -11,7 +11,7 @@ import pytest
 from la_reconvla import layout
 from la_reconvla.errors import UserError
 from la_reconvla.report.write import write_report
-from la_reconvla.storage import read_json, read_jsonl, write_json
+from la_reconvla.storage import locked, read_json, read_jsonl, write_json
 from la_reconvla.study.ablation import Ablation, ablate
 from la_reconvla.study.presets import PRESETS
 from la_reconvla.study.records import restore, write_records
@@ -62,6 +62,18 @@ def test_records_are_small_and_the_same_each_time(run: Path, records: Path, tmp_
     assert archives(tmp_path / "again") == found
     assert write_records(run, records)[-1].endswith(f"0 files written, {len(found)} were there")
     assert "--out" not in (records / layout.STUDY).read_text()
+
+
+def test_records_hold_nothing_but_records_and_another_writer_is_refused(run: Path, tmp_path: Path) -> None:
+    """A lease file would be committed with them; while one writes, a second writes nothing."""
+    with locked(tmp_path), pytest.raises(UserError, match="another process is working"):
+        write_records(run, tmp_path)
+    assert not archives(tmp_path)
+    write_records(run, tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        layout.STUDY,
+        *(Path(name).name for name in archives(tmp_path)),
+    }
 
 
 def test_a_study_is_judged_from_its_records_alone(run: Path, restored: Path, capsys: pytest.CaptureFixture) -> None:

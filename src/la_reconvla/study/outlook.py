@@ -84,7 +84,8 @@ def measured(study: Path, backbone: object) -> Rates:
         raise UserError(f"{study} was made by another version ({error}): name another study") from error
     if config.backbone != backbone:
         raise UserError(
-            f"{study} trained another backbone: how fast it is says nothing of this one; name another study"
+            f"{study} trained another backbone: how fast it is says nothing of this one; "
+            "drop --measured, or name a run of this preset"
         )
     nowhere = study / "nothing is there"
     said = work(config, nowhere, cells(config, nowhere), tuple(official_starts(config)))

@@ -85,7 +85,7 @@ def write_records(study: Path, out: Path) -> list[str]:
     begun = read_begun(study / layout.STUDY)
     config = config_of(begun)
     lines: list[str] = []
-    with locked(out):
+    with locked(out, keep=False):  # people commit it
         _require_one_study(out, study)
         _note_study(out, study, command="", **{RECORDS: VERSION})
         chosen = [name for name in _folders(study) if not OF_POLICY.fullmatch(name.name)]
