@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 from scipy.stats import f as f_distribution
 from scipy.stats import t as t_distribution
 
@@ -166,17 +167,17 @@ def _within_tasks(
     """Mean squares between the scenes of a task and of the rest, and their degrees of freedom."""
     task = codes(tasks)
     scene = codes(range(task.size) if scenes is None else list(zip(tasks, scenes, strict=True)))
-    of_task, of_scene = _means_of(task), _means_of(scene)
     seeds, free = d.shape[-2], int(scene.max() - task.max())
-    in_task, in_scene = (d @ of_task)[..., task], (d @ of_scene)[..., scene]  # [... s u]: as many as there are starts
+    in_task, in_scene = _means_of(d, task), _means_of(d, scene)
     start = (in_scene - in_task).mean(-2)
     left = in_scene - in_task - start[..., None, :]
     return seeds * (start**2).sum(-1) / free, (left**2).sum((-2, -1)) / ((seeds - 1) * free), free, (seeds - 1) * free
 
 
-def _means_of(group: Int[np.ndarray, " u"]) -> Float[np.ndarray, "u g"]:
-    """A product with it is the mean over each group."""
-    return (group[:, None] == np.arange(group.max() + 1)) / np.bincount(group)
+def _means_of(d: Float[np.ndarray, "... s u"], group: Int[np.ndarray, " u"]) -> Float[np.ndarray, "... s u"]:
+    """For each start the mean of its group."""
+    means = csr_array(((1 / np.bincount(group))[group], group, np.arange(group.size + 1)))  # a product with it
+    return (d.reshape(-1, group.size) @ means).reshape(*d.shape[:-1], -1)[..., group]
 
 
 def _of_independent_pairs(d: Float[np.ndarray, "... s u"]) -> Float[np.ndarray, "..."]:
