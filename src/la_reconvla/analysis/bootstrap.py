@@ -61,9 +61,9 @@ def hierarchical_bootstrap(
         raise UserError(f"need one seed and one task a value, got {values.shape}, {len(seeds)} and {len(tasks)}")
     if not np.isfinite(values).all():
         raise UserError("values to compare must be finite: leave out what was not measured")
-    step, means = max(1, CELLS // values.shape[-1]), []
-    groups = [values[..., episodes] for episodes in _layout(codes(seeds), codes(tasks))[0]]
-    for by_seed, times_of in _draws(codes(seeds).tobytes(), codes(tasks).tobytes(), replicates, step, rng_seed):
+    design, step, means = (codes(seeds), codes(tasks)), max(1, CELLS // values.shape[-1]), []
+    groups = [values[..., episodes] for episodes in _layout(*design)[0]]
+    for by_seed, times_of in _draws(*(label.tobytes() for label in design), replicates, step, rng_seed):
         held = [times.astype(float) for times in times_of] * (len(groups) // len(times_of))
         total = sum(n * (group @ times.T) for n, group, times in zip(by_seed, groups, held, strict=True))
         means.append(total / sum(n * times.sum(1) for n, times in zip(by_seed, held, strict=True)))
@@ -118,8 +118,8 @@ def _layout(
 
 def codes(labels: Int[np.ndarray, " e"] | Sequence[object]) -> Int[np.ndarray, " e"]:
     """Small integers for labels of any hashable type, by first appearance."""
-    known: dict[object, int] = {}
-    return np.array([known.setdefault(label, len(known)) for label in labels], dtype=np.int64)
+    code = {label: at for at, label in enumerate(dict.fromkeys(labels))}
+    return np.fromiter(map(code.__getitem__, labels), dtype=np.int64)
 
 
 def mean_interval(

@@ -117,9 +117,9 @@ def _tally(episodes: Episodes) -> Tally | None:
 
 def stages(episodes: Episodes) -> Stages | None:
     """Share of episodes that reached each stage; None if none was recorded."""
-    values = {name: _mean(by_start(episodes, name)) for name in (*STAGES, "smallest_distance")}
-    known = len(by_start(episodes, "approached"))
-    return Stages(**values, episodes=known) if any(v is not None for v in values.values()) else None
+    values = {name: by_start(episodes, name) for name in (*STAGES, "smallest_distance")}
+    means = {name: _mean(found) for name, found in values.items()}
+    return Stages(**means, episodes=len(values["approached"])) if any(values.values()) else None
 
 
 # ---------------------------------------------------------------- frames
