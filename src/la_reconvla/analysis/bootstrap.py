@@ -106,7 +106,7 @@ def _times(t: Float[np.ndarray, "r t"], e: Float[np.ndarray, "r t d"], count: In
 def _layout(
     seeds: Int[np.ndarray, " e"], tasks: Int[np.ndarray, " e"]
 ) -> tuple[list[Int[np.ndarray, " e"]], Int[np.ndarray, "s t"]]:
-    """The episodes of each seed, its tasks one after the other, and how many there are of each task, 0 after the last."""
+    """The episodes of each seed, its tasks one after the other, and how many each task has, 0 after the last."""
     order = np.lexsort((tasks, seeds))
     sizes = [np.bincount(tasks[seeds == seed]) for seed in range(int(seeds.max()) + 1)]
     sizes = [size[size > 0] for size in sizes]
