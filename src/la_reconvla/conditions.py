@@ -9,6 +9,8 @@ C3     attention   MAE             0.1, 1.0 is the result fragile in lambda?
 C4     attention   MAE             0.5      the method
 ====== =========== =============== ======== =========================================================
 
+Any arm that reconstructs with a fixed lambda takes another one after its name: ``C4-5`` is C4 with lambda 5.
+
 The grid asks *what* is reconstructed and *by what*, at equal lambda, and in the small presets with heads of equal
 parameters (`study.presets`). Masks are patches of the policy's own picture, crops are stretched over a picture of their
 own, as in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 get it.
@@ -166,17 +168,31 @@ def add_condition(arm: Condition) -> Condition:
     return arm
 
 
+def find_condition(id: str) -> Condition | None:
+    """The arm of this id, or one of `CONDITIONS` with another lambda, such as ``C4-5``; None if there is none."""
+    if id in CONDITIONS:
+        return CONDITIONS[id]
+    if (found := WEIGHTED.fullmatch(id)) and (arm := CONDITIONS.get(found[1])):
+        other = arm.with_weight(float(found[2]))
+        return replace(other, id=id, name=f"{arm.name}, lambda {found[2]}") if other != arm else None
+    return None
+
+
 def condition(id: str) -> Condition:
-    """The arm of this id.
+    """The arm of this id; see `find_condition`.
 
     Raises:
         UserError: if there is none, with near misses.
     """
-    if id not in CONDITIONS:
-        raise UserError(f"{unknown('condition', id, CONDITIONS)} An arm of your own comes by --import MODULE")
-    return CONDITIONS[id]
+    if (found := find_condition(id)) is None:
+        raise UserError(
+            f"{unknown('condition', id, CONDITIONS)} One that reconstructs takes another lambda after its name, as in "
+            "C4-5; an arm of your own comes by --import MODULE"
+        )
+    return found
 
 
+WEIGHTED = re.compile(r"(.+)-([1-9]\d*|(?:0|[1-9]\d*)\.\d*[1-9])")  # one way to write each weight: no zeros around it
 NEAREST = 3  # more comparisons of one arm, none of them corrected, would find something by chance
 
 
