@@ -17,6 +17,7 @@ from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.method.variants.targets import Pixels
+from la_reconvla.study.presets import preset
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,34 @@ def test_a_study_gives_its_lambda_to_arms_whose_own_is_a_number():
     assert given is not None
     assert given.weight_at(0.3) == 2.0
     assert conditions.C1.with_weight(2.0) == conditions.C1
+
+
+def test_an_arm_takes_another_lambda_after_its_name() -> None:
+    found = conditions.condition("C4-5")
+    assert (found.id, found.name) == ("C4-5", "attention mask, lambda 5")
+    assert found.reconstruction == conditions.C4.with_weight(5.0).reconstruction
+    assert conditions.condition("G1-shuffled-0.25") == replace(
+        conditions.G1_SHUFFLED.with_weight(0.25), id="G1-shuffled-0.25", name="gaze mask of another sample, lambda 0.25"
+    )
+    assert conditions.condition("C3-0.1") is conditions.C3_LOW
+    toy = preset("known-answer")  # it has a weight of its own, for arms that do not name theirs
+    assert toy.recon_weight == toy.arm("C4").reconstruction.weight == 2.0  # pyright: ignore[reportOptionalMemberAccess]
+    assert toy.arm("C4-5") == found.with_reconstruction_head(toy.decoder)
+    # one way to write each: two folders never hold the same arm; and what has no lambda takes none
+    for id in (
+        "C4-5.0",
+        "C4-05",
+        "C4-0",
+        "C4-.5",
+        "C4-1e3",
+        "C4-0.5",
+        "C1-5",
+        "C3-0.3",
+        "no-image-5",
+        "C4-5-5",
+    ):
+        with pytest.raises(UserError, match=r"lambda after its name"):
+            conditions.condition(id)
 
 
 def test_an_arm_from_outside_is_known_by_its_id_and_no_other_takes_it(monkeypatch):

@@ -9,6 +9,8 @@ C3     attention   MAE             0.1, 1.0 is the result fragile in lambda?
 C4     attention   MAE             0.5      the method
 ====== =========== =============== ======== =========================================================
 
+Any arm that reconstructs with a fixed lambda takes another one after its name: ``C4-5`` is C4 with lambda 5.
+
 The grid asks *what* is reconstructed and *by what*, at equal lambda, and in the small presets with heads of equal
 parameters (`study.presets`). Masks are patches of the policy's own picture, crops are stretched over a picture of their
 own, as in ReconVLA (arXiv 2508.10333). Gaze is the annotated target: only G1, G2, R1 and R2 get it.
@@ -66,9 +68,11 @@ class Condition:
         reconstruction: what is added to the action loss; None for nothing.
         blind: train and act on a grey image.
         budget: how much of the picture the policy sees, in training and acting; None for all of it.
+        head_start: optimizer steps that the reconstruction head learns alone before the policy's first one, see
+            `la_reconvla.training.head_start`; 0 as published.
 
     Raises:
-        ValueError: for a budget beside a reconstruction.
+        ValueError: for a budget beside a reconstruction, or a head start without one.
     """
 
     id: str
@@ -76,8 +80,11 @@ class Condition:
     reconstruction: Reconstruction | None = None
     blind: bool = False
     budget: Budget | None = None
+    head_start: int = 0
 
     def __post_init__(self):
+        if self.head_start and self.reconstruction is None:
+            raise ValueError("only a head that reconstructs can learn before the policy")
         if self.budget is not None and self.reconstruction is not None:
             raise ValueError("an arm either reconstructs patches or hides all but a budget of them")
 
@@ -146,10 +153,15 @@ G2 = Condition("G2", "gaze mask, diffusion", Reconstruction(GazeMask(), DIFFUSIO
 A1 = Condition("A1", "attention mask, diffusion", Reconstruction(AttentionMask(), DIFFUSION))
 D2 = Condition("D2", "random mask, diffusion", Reconstruction(RandomMask(), DIFFUSION))
 
+HEAD_START = tuple(  # of as many steps: 2,000 bring the small presets' heads below the error of the mean picture
+    replace(arm, id=f"{arm.id}-head", name=f"{arm.name}, head trained before", head_start=2000) for arm in (C2, C4, G1)
+)
+
 GRID = (C1, C2, D2, C4, A1, G1, G2, R1, R2, R3)
 ARMS = (C1, C2, C3_LOW, C3_HIGH, C4)
 CONDITIONS = {
-    condition.id: condition for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *FOLLOWING, S2, NO_IMAGE)
+    condition.id: condition
+    for condition in (*ARMS, *GRID, G1_SHUFFLED, C2_INPUT, C4_INPUT, *FOLLOWING, *HEAD_START, S2, NO_IMAGE)
 }
 
 
@@ -166,17 +178,31 @@ def add_condition(arm: Condition) -> Condition:
     return arm
 
 
+def find_condition(id: str) -> Condition | None:
+    """The arm of this id, or one of `CONDITIONS` with another lambda, such as ``C4-5``; None if there is none."""
+    if id in CONDITIONS:
+        return CONDITIONS[id]
+    if (found := WEIGHTED.fullmatch(id)) and (arm := CONDITIONS.get(found[1])):
+        other = arm.with_weight(float(found[2]))
+        return replace(other, id=id, name=f"{arm.name}, lambda {found[2]}") if other != arm else None
+    return None
+
+
 def condition(id: str) -> Condition:
-    """The arm of this id.
+    """The arm of this id; see `find_condition`.
 
     Raises:
         UserError: if there is none, with near misses.
     """
-    if id not in CONDITIONS:
-        raise UserError(f"{unknown('condition', id, CONDITIONS)} An arm of your own comes by --import MODULE")
-    return CONDITIONS[id]
+    if (found := find_condition(id)) is None:
+        raise UserError(
+            f"{unknown('condition', id, CONDITIONS)} One that reconstructs takes another lambda after its name, as in "
+            "C4-5; an arm of your own comes by --import MODULE"
+        )
+    return found
 
 
+WEIGHTED = re.compile(r"(.+)-([1-9]\d*|(?:0|[1-9]\d*)\.\d*[1-9])")  # one way to write each weight: no zeros around it
 NEAREST = 3  # more comparisons of one arm, none of them corrected, would find something by chance
 
 
@@ -197,5 +223,5 @@ def _apart(one: Condition, other: Condition) -> tuple[int, float]:
     a, b = one.reconstruction, other.reconstruction
     differing = sum(getattr(a, f.name, None) != getattr(b, f.name, None) for f in fields(Reconstruction))
     weights = [0.0 if extra is None else extra.weight_at(0.5) for extra in (a, b)]
-    differing += (one.blind != other.blind) + (one.budget != other.budget)
+    differing += sum(getattr(one, f) != getattr(other, f) for f in ("head_start", "blind", "budget"))
     return differing, abs(weights[0] - weights[1])

@@ -468,6 +468,32 @@ def test_frozen_vision_stays_as_it_was_and_is_saved(
     assert not preset("quick").changed(weights="none").backbone.freeze_vision, "random weights must learn to see"
 
 
+HEAD_ALONE = dataclasses.replace(C4, head_start=30)
+
+
+def test_a_head_start_trains_the_head_and_nothing_else(demonstrations: Path, tmp_path: Path) -> None:
+    plain, started = (numbers(train_tiny(demonstrations, tmp_path / str(i), a)) for i, a in enumerate((C4, HEAD_ALONE)))
+    assert plain[0]["start"] == started[0]["start"]
+    assert (started[0]["head_start"], plain[0].get("head_start")) == (30, None)
+    assert plain[1]["action_loss"] == started[1]["action_loss"], "policy and batch of the first step are those of C4"
+    assert [line["batches"] for line in plain[1:]] == [line["batches"] for line in started[1:]]
+    assert started[1]["reconstruction_loss"] < 0.8 * plain[1]["reconstruction_loss"]
+    assert started[0]["head_start_loss"] == pytest.approx(started[1]["reconstruction_loss"], rel=0.2)
+    assert read_json(tmp_path / "1" / "train.json")["head_start"] == 30
+
+
+@pytest.mark.parametrize("stop", [5, 30, 32, 33])  # of thirty steps of the head alone, and four of all
+def test_a_run_that_is_killed_in_its_head_start_or_after_ends_at_the_same_bits(
+    demonstrations: Path, tmp_path: Path, stop: int
+) -> None:
+    calm = train_tiny(demonstrations, tmp_path / "calm", HEAD_ALONE)
+    with pytest.raises(Stop):
+        train_tiny(demonstrations, tmp_path / "killed", HEAD_ALONE, ticker=StopAt(stop))
+    killed = train_tiny(demonstrations, tmp_path / "killed", HEAD_ALONE)
+    assert weights(killed) == weights(calm)
+    assert numbers(killed) == numbers(calm)
+
+
 def test_a_state_carries_the_teacher(demonstrations: Path, tmp_path: Path) -> None:
     """A build that starts the teacher again from the student would pass only with decay 0."""
     arm = LIVING["C4-teacher"]

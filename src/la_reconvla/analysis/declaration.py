@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from la_reconvla.analysis.frames import FRAME_METRICS
 from la_reconvla.analysis.measures import EPISODE_METRICS
 from la_reconvla.analysis.results import Study
-from la_reconvla.conditions import CONDITIONS
+from la_reconvla.conditions import CONDITIONS, find_condition
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.storage import parse_json
 
@@ -183,7 +183,7 @@ def _keys(value: Any, where: str) -> tuple[Key, ...]:
         raise UserError(f'{where}: comparisons look like ["C4", "C2", "tsr"]: two arms and a metric')
     for a, b, metric in value:
         for arm in (a, b):
-            if arm not in CONDITIONS:
+            if find_condition(arm) is None:
                 raise UserError(f"{where}: {unknown('condition', arm, CONDITIONS)}")
         if metric not in METRICS:
             raise UserError(f"{where}: {unknown('metric', metric, METRICS)}")

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from la_reconvla import layout
-from la_reconvla.conditions import CONDITIONS
+from la_reconvla.conditions import find_condition
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.live.options import TryOptions
 from la_reconvla.live.scene import Arm, Choice, Frame, do, prepare
@@ -86,7 +86,8 @@ def arms_of(source: str, options: TryOptions) -> tuple[tuple[Arm, ...], tuple[st
         config = PolicyConfig.load(run)
         require_libero(str(run), config)
         settings = settings_for(config.backbone, config.image_size, config.quality, options.allow_any_mujoco)
-        about = CONDITIONS[config.condition].name if config.condition in CONDITIONS else config.condition
+        arm = find_condition(config.condition)
+        about = arm.name if arm else config.condition
         policy = Trained(run.resolve(), device=str(pick_device(options.device)))
         arms.append(Arm(name, about, policy, settings, config.backbone.grid))
         seen += config.seen

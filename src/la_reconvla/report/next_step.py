@@ -15,6 +15,7 @@ from la_reconvla.report.phrases import leading, led_by
 from la_reconvla.study.films import STARTS
 from la_reconvla.text_table import TextTable, duration
 
+LISTED = 12  # seeds that a command lists; more of them in a row are counted by the shell
 AIM = 0.2  # the difference of success rates that is looked for unless a larger one was measured
 
 
@@ -137,7 +138,10 @@ def _starts(results: Results) -> int:
 
 def _command(words: Sequence[str], seeds: Sequence[int], count: int) -> str:
     added = itertools.islice((seed for seed in itertools.count() if seed not in seeds), count - len(seeds))
-    return shlex.join([*words, "--seeds", *map(str, sorted([*seeds, *added]))])
+    every = sorted([*seeds, *added])
+    row = every == list(range(every[0], every[-1] + 1)) and len(every) > LISTED
+    listed = f"$(seq {every[0]} {every[-1]})" if row else " ".join(map(str, every))
+    return f"{shlex.join([*words, '--seeds'])} {listed}"
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

@@ -13,6 +13,7 @@ from la_reconvla.analysis.declaration import ALPHA, CHECKS, HEADLINE, Rule
 from la_reconvla.analysis.measures import EPISODE_METRICS, UNBOUNDED
 from la_reconvla.analysis.results import Arm, ConditionResult, Pairing, Results
 from la_reconvla.analysis.verdicts import NOT_JUDGED
+from la_reconvla.conditions import WEIGHTED
 from la_reconvla.text_table import number, points
 
 EFFECTS_SAID = (
@@ -38,11 +39,16 @@ NAMES = {
     "C1": "none",
     "C2": "random",
     "C4": "words",
+    "C3-0.1": "words, weight 0.1",
+    "C3-1.0": "words, weight 1.0",
     "G1": "boxes",
     "D2": "random, diffusion",
     "A1": "words, diffusion",
     "G2": "boxes, diffusion",
     "G1-shuffled": "wrong boxes",
+    "C2-head": "random, trained head",
+    "C4-head": "words, trained head",
+    "G1-head": "boxes, trained head",
     "R1": "box crop",
     "R2": "random crop",
     "R3": "whole image",
@@ -63,6 +69,9 @@ MOST_WORDS = 20  # of the first line
 
 def plain(arm: Arm) -> str:
     """The name of an arm for a reader who does not know the codes."""
+    weighted = WEIGHTED.fullmatch(arm.id)
+    if weighted and weighted[1] in NAMES:
+        return NAMES.get(arm.id, f"{NAMES[weighted[1]]}, weight {weighted[2]}")
     return NAMES.get(arm.id, arm.name)
 
 

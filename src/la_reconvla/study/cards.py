@@ -15,7 +15,7 @@ from la_reconvla.analysis.intervals import wilson
 from la_reconvla.analysis.summaries import rate
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import KNOWN, Pretrained
-from la_reconvla.conditions import CONDITIONS
+from la_reconvla.conditions import find_condition
 from la_reconvla.data.checking import described
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.episodes import View, read_episodes
@@ -80,7 +80,7 @@ def policy_card(run: Path, config: PolicyConfig, labels: Labels) -> RepoCard:
         pipeline_tag="robotics",
         tags=[*TAGS, *(["libero"] if libero else [])],
     )
-    arm, train = CONDITIONS.get(config.condition), read_jsonl(run / METRICS)
+    arm, train = find_condition(config.condition), read_jsonl(run / METRICS)
     extra = arm.reconstruction if arm else None
     lines = [
         f"# LA-ReconVLA, condition {config.condition}, seed {config.seed}",

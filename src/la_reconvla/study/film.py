@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from la_reconvla import layout
-from la_reconvla.conditions import condition
+from la_reconvla.conditions import find_condition
 from la_reconvla.data.starts import Start
 from la_reconvla.drawing import captioned, write_gif
 from la_reconvla.episodes import EpisodeRecord, Label
@@ -120,10 +120,7 @@ def _actor(run: str, options: FilmOptions) -> Actor:
 
 def _arm(id: str) -> str:
     """An arm's name for people; nothing more than its id for one that this program does not know."""
-    try:
-        return condition(id).name
-    except UserError:
-        return "an arm of one's own"
+    return arm.name if (arm := find_condition(id)) else "an arm of one's own"
 
 
 def _start(actors: Sequence[Actor], options: FilmOptions) -> Start:

@@ -18,7 +18,7 @@ from la_reconvla import drawing
 from la_reconvla.analysis.attention_overlap import instruction_difference
 from la_reconvla.backbones.families import Opened
 from la_reconvla.backbones.shared import BackboneConfig
-from la_reconvla.conditions import CONDITIONS, Condition
+from la_reconvla.conditions import Condition, find_condition
 from la_reconvla.contracts import Batch, Channel, Features, PolicyInput
 from la_reconvla.data.image_files import read_picture
 from la_reconvla.data.samples import resize
@@ -87,7 +87,7 @@ def open_backbone(source: str, layers: int | None) -> tuple[Any, BackboneConfig,
                 f"{source} sees only a budget of patches, and this command would show what it sees without: its map is "
                 "among the pictures of its study's report"
             )
-        arm = CONDITIONS.get(run.condition)
+        arm = find_condition(run.condition)
         if arm is None or arm.saliency is None or policy.reconstruction_head is None:
             return policy.backbone, run.backbone, run.inputs.fit, None
         return policy.backbone, run.backbone, run.inputs.fit, (policy, arm)

@@ -106,7 +106,8 @@ class StudyChanges:
 
     Attributes:
         seeds: training seeds; a finished study can be extended by more.
-        conditions: arms, for example C1 C2 C4; an unknown name lists all. A finished study can be extended by more.
+        conditions: arms, for example C1 C2 C4, or C4-5, C4 with lambda 5; an unknown name lists all. A finished study
+            can be extended by more.
         grid: all arms of the grid: reconstruction target by reconstruction head.
         suite: LIBERO suite, for example libero_goal; give --tasks too. Or calvin, with its data as --demonstrations.
         tasks: indices of the suite's tasks.

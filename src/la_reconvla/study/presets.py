@@ -10,7 +10,7 @@ from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.backbones.trained_weights import Freeze, Lora
-from la_reconvla.conditions import ARMS, GRID, NO_IMAGE, Condition, condition
+from la_reconvla.conditions import ARMS, CONDITIONS, GRID, NO_IMAGE, Condition, condition
 from la_reconvla.data.starts import PlacementKind
 from la_reconvla.errors import UserError, unknown
 from la_reconvla.method.decoder import MAEDecoder
@@ -128,7 +128,8 @@ class StudyConfig:
         Raises:
             UserError: if there is none, with near misses.
         """
-        return condition(id).with_reconstruction_head(self.decoder, self.denoiser).with_weight(self.recon_weight)
+        chosen = condition(id).with_reconstruction_head(self.decoder, self.denoiser)
+        return chosen.with_weight(self.recon_weight) if id in CONDITIONS else chosen  # C4-5 has said its own
 
     def changed(self, **changes: Any) -> StudyConfig:
         """The same study with some numbers replaced, wherever they live: here, in the backbone, decoder or schedule.

@@ -28,6 +28,7 @@ from la_reconvla.randomness import derive, generator, seeded
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, restore, weights_hash
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
+from la_reconvla.training.head_start import learn_head
 from la_reconvla.training.held_out import held_out_loss, looks, save_looks
 from la_reconvla.training.optimizers import Optimizers, optimizers_for
 from la_reconvla.training.parts import claim_part, scheduled
@@ -96,6 +97,8 @@ def train(
         require_room(folder, kept(policy), averages, going_on=bool(config.earlier))
     policy_config.save(folder)
     arm = {"precision": str(dtype), "reconstruction": kinds.to_json(condition.reconstruction)}
+    if condition.head_start:
+        arm["head_start"] = condition.head_start
     if samples.annotation is not None:
         arm["annotation"] = samples.annotation
     names = [] if held_out is None else [e.name for e in held_out.demonstrations.episodes]
@@ -172,8 +175,9 @@ class Training:
             trackers += [JsonLines(self.folder, first), TensorBoard(self.folder, first)]
         clock, counted = time.perf_counter(), 0
         if first == 0:
+            begun = self.start() | self.start_head(ticker)
             for tracker in trackers:
-                tracker.log(self.start(), 0)
+                tracker.log(begun, 0)
             self.check(0)
         if ticker:
             ticker.advance(first, before=True)
@@ -206,6 +210,27 @@ class Training:
         several = {"processes": self.group.size} if self.group.size > 1 else {}
         return {**counts, **several, "start": self.hashes}
 
+    def start_head(self, ticker: Ticker | None) -> dict[str, float]:
+        """Let the reconstruction head learn alone, where the arm says so; what to log of it."""
+        arm, seed = self.condition, self.seed
+        if not arm.head_start or arm.reconstruction is None:
+            return {}
+
+        def done(step: int, loss: float) -> None:
+            if ticker and step % self.config.log_every == 0:
+                ticker.advance(0, note=f"{arm.id} seed {seed}: head alone {step}/{arm.head_start}, loss {loss:.3f}")
+
+        def batch(step: int) -> Batch:
+            return self.drawn(step, derive(seed, "head data"), "head shift")[0]
+
+        if (learned := arm.learned_saliency) is not None and learned.refresh:
+            self.learn(learned)
+        try:
+            loss = learn_head(self.policy, arm.reconstruction, arm.head_start, seed, batch, self.teacher, done)
+        except FloatingPointError as error:
+            raise _diverged(str(error), 0) from error
+        return {"head_start": arm.head_start, "head_start_loss": loss}
+
     def step(self, step: int) -> dict[str, Any]:
         """One optimizer step; what to log of it.
 
@@ -235,12 +260,17 @@ class Training:
 
     def batch(self, step: int) -> Batch:
         """The samples of this step, shifted, on the device; adds their numbers to `batches`."""
-        indices = batch_indices(derive(self.seed, "data"), step, self.config.batch_size, len(self.samples))
+        batch, indices = self.drawn(step, derive(self.seed, "data"), "shift")
         self.batches = hashlib.sha256(bytes.fromhex(self.batches) + indices.astype(np.int64).tobytes()).hexdigest()
+        return batch
+
+    def drawn(self, step: int, order: int, shift: str) -> tuple[Batch, np.ndarray]:
+        """The samples of a step in the order of this seed, shifted by this stream, on the device; and their numbers."""
+        indices = batch_indices(order, step, self.config.batch_size, len(self.samples))
         batch = self.samples.batch(indices)
         if self.config.shift:
-            batch = shifted(batch, self.config.shift, generator(self.seed, "shift", step))
-        return to_device(batch, self.device, self.condition.blind)
+            batch = shifted(batch, self.config.shift, generator(self.seed, shift, step))
+        return to_device(batch, self.device, self.condition.blind), indices
 
     def update(self, step: int) -> float:
         """Put the gradients into the weights; the norm that they had."""

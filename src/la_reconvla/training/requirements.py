@@ -33,6 +33,8 @@ def require_divisible(
             f"{group.size} processes do not divide a micro-batch of {micro_batch} samples: change --batch-size, "
             "--accumulate or --processes"
         )
+    if group.size > 1 and condition.head_start:
+        raise UserError(f"{condition.id} trains its head before the policy, which several processes cannot: use one")
     if not isinstance(group, Shards):
         return
     learned = condition.learned_saliency
