@@ -72,7 +72,7 @@ class Condition:
             `la_reconvla.training.head_start`; 0 as published.
 
     Raises:
-        ValueError: for a budget beside a reconstruction, or a head start without one.
+        ValueError: for a budget beside a reconstruction, or a head start without one that masks in the decoder.
     """
 
     id: str
@@ -85,6 +85,8 @@ class Condition:
     def __post_init__(self):
         if self.head_start and self.reconstruction is None:
             raise ValueError("only a head that reconstructs can learn before the policy")
+        if self.head_start and self.reconstruction and self.reconstruction.mask_at == "input":
+            raise ValueError("a head learns alone from features that stand still: those of hidden pixels do not")
         if self.budget is not None and self.reconstruction is not None:
             raise ValueError("an arm either reconstructs patches or hides all but a budget of them")
 

@@ -9,19 +9,21 @@ features that stand still, by the masks of its own arm; nothing else of the poli
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from la_reconvla.contracts import Backbone, Batch
-from la_reconvla.method.objective import losses
+from la_reconvla.contracts import Backbone, Batch, Features
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.randomness import generator, seeded
+from la_reconvla.randomness import generator
 from la_reconvla.training.optimizers import BETAS
 from la_reconvla.training.parts import scheduled
 
 RATE, WARMUP, CLIP = 2e-3, 30, 1.0  # of AdamW: a small network from random weights takes more than a policy does
+KEPT_BYTES = 2_000_000_000  # of features: each batch is computed once, where there is room for all
 
 
 def learn_head(
@@ -30,6 +32,7 @@ def learn_head(
     steps: int,
     seed: int,
     batch: Callable[[int], Batch],
+    distinct: int,
     teacher: Backbone | None = None,
     done: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -40,7 +43,8 @@ def learn_head(
         reconstruction: what the arm reconstructs.
         steps: of the optimizer.
         seed: of masks and noise, which come from streams of this stage.
-        batch: gives the batch of a step, counted from 0.
+        batch: gives the batch of this number, from 0.
+        distinct: how many batches there are; they return in the same order, each time under other masks.
         teacher: as in `la_reconvla.method.objective.losses`.
         done: called after each step with its number and loss.
 
@@ -51,30 +55,48 @@ def learn_head(
         FloatingPointError: if a loss is not finite.
     """
     head: Any = policy.reconstruction_head
-    ours = {id(p) for p in head.parameters()}
-    still = [p for p in policy.parameters() if p.requires_grad and id(p) not in ours]
     optimizer = torch.optim.AdamW(head.parameters(), lr=RATE, betas=BETAS, weight_decay=0.01)
+    kept: list[tuple[Features, Batch]] = []
     last: list[float] = []
-    for parameter in still:
-        parameter.requires_grad_(False)
-    try:
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled(step, steps, WARMUP, RATE)
-            draws, noise = generator(seed, "head mask", step), generator(seed, "head noise", step)
-            with seeded(seed, f"head dropout/{step}"):
-                loss = losses(policy, batch(step), reconstruction, draws, 0.0, teacher, noise).reconstruction
-            if loss is None or not torch.isfinite(loss):
-                raise FloatingPointError(f"the reconstruction loss is {loss}")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(head.parameters(), CLIP)
-            optimizer.step()
-            last = [*last, loss.item()][-max(1, steps // 10) :]
-            if done:
-                done(step, last[-1])
-    finally:
-        for parameter in still:
-            parameter.requires_grad_(True)
-        policy.zero_grad(set_to_none=True)
+    training = policy.training
+    policy.eval()  # no dropout: what is kept would keep its draws
+    for step in range(steps):
+        number = step % distinct if not kept else step % min(distinct, max(1, KEPT_BYTES // _bytes(*kept[0])))
+        if number == len(kept):
+            kept.append(_seen(policy, reconstruction, batch(number), teacher))
+        features, shown = kept[number]
+        for group in optimizer.param_groups:
+            group["lr"] = scheduled(step, steps, WARMUP, RATE)
+        draws, noise = generator(seed, "head mask", step), generator(seed, "head noise", step)
+        _, mask = reconstruction.choose_patches(features, shown.gaze, draws, 0.0)
+        target = head.target(reconstruction.picture(shown, draws))
+        loss = head.loss(features.patches, mask, target, noise)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the reconstruction loss is {loss}")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), CLIP)
+        optimizer.step()
+        last = [*last, loss.item()][-max(1, steps // 10) :]
+        if done:
+            done(step, last[-1])
+    policy.train(training).zero_grad(set_to_none=True)
     return sum(last) / len(last)
+
+
+@torch.no_grad()
+def _seen(
+    policy: Policy, reconstruction: Reconstruction, batch: Batch, teacher: Backbone | None
+) -> tuple[Features, Batch]:
+    """What the backbone makes of a batch, with the attention that the masks follow; and of the batch what they need."""
+    rows = source.attention_rows if (source := reconstruction.follows) else None
+    features = policy.features(batch, attention=rows if teacher is None else None)
+    if teacher is not None:
+        looking = policy.features(batch, attention=rows, teacher=teacher)
+        features = replace(looking, patches=features.patches)
+    return features, replace(batch, wrist=None)
+
+
+def _bytes(features: Features, batch: Batch) -> int:
+    """Of what is kept of one batch."""
+    return sum(value.nbytes for part in (features, batch) for value in vars(part).values() if isinstance(value, Tensor))

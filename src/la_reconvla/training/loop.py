@@ -225,8 +225,9 @@ class Training:
 
         if (learned := arm.learned_saliency) is not None and learned.refresh:
             self.learn(learned)
+        of_them = len(self.samples) // self.config.batch_size
         try:
-            loss = learn_head(self.policy, arm.reconstruction, arm.head_start, seed, batch, self.teacher, done)
+            loss = learn_head(self.policy, arm.reconstruction, arm.head_start, seed, batch, of_them, self.teacher, done)
         except FloatingPointError as error:
             raise _diverged(str(error), 0) from error
         return {"head_start": arm.head_start, "head_start_loss": loss}

@@ -1,0 +1,82 @@
+"""Does the head reconstruct the scene, or only what all pictures have in common?
+
+    python benchmarks/reconstruction.py runs/small/C2/seed0 --demonstrations runs/small/demonstrations
+
+Mean squared pixel error (pixels in [-1, 1]) of held-out frames, under the arm's own masks and under random ones of a
+quarter, equal for all runs; and what the mean of the training pictures, the same for every frame, scores under the same
+masks. A head that scores no less than that mean says nothing of the frame. For arms that reconstruct masked patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from la_reconvla.conditions import condition
+from la_reconvla.data.boxes import annotator
+from la_reconvla.data.hdf5 import open_demonstrations
+from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.method.mask import RandomMask
+from la_reconvla.method.pixels import patchify
+from la_reconvla.randomness import generator
+from la_reconvla.text_table import TextTable
+from la_reconvla.training.checkpoint import load_policy
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    demonstrations: Path
+    frames: int = 512
+    held_out: float = 0.15
+
+
+def errors(run: Path, options: Options) -> dict[str, float]:
+    """Of one policy: pixel errors of its head and of the mean picture, under both kinds of masks."""
+    policy, config = load_policy(run)
+    arm, backbone = condition(config.condition), config.backbone
+    parts = open_demonstrations(options.demonstrations).divide(options.held_out)
+    own = {"wrist": backbone.wrist, "proprio": backbone.proprio, "inputs": config.inputs}
+    training, rest = (Samples(part, backbone.image_size, backbone.chunk, **own) for part in parts)
+    if not arm.annotation_free:
+        rest = rest.annotated(annotator("masks"))
+    extra = arm.reconstruction
+    head: Any = policy.reconstruction_head
+    if extra is None or extra.mask is None or head is None:
+        raise SystemExit(f"{run}: {arm.id} reconstructs no masked patches")
+    some = spread_indices(len(training), options.frames)
+    mean = patchify(training.batch(some).images, policy.backbone.patch_size).mean(0)
+    found: dict[str, list[float]] = {}
+    rows = extra.follows.attention_rows if extra.follows else None
+    for number, part in enumerate(spread_indices(len(rest), options.frames).reshape(-1, 64)):
+        batch = rest.batch(part)
+        with torch.no_grad():
+            features = policy.features(batch, attention=rows)
+            target = head.target(batch.images)
+            for name, mask in (("own masks", extra.mask), ("random masks", RandomMask())):
+                chosen = replace(extra, mask=mask)
+                draws = generator(0, "measured", number)
+                _, hidden = chosen.choose_patches(features, batch.gaze, draws, 1.0)
+                if hidden is None:
+                    raise SystemExit(f"{run}: no mask")
+                found.setdefault(name, []).append(float(head.loss(features.patches, hidden, target, draws)))
+                found.setdefault(f"{name}, mean picture", []).append(float(((target - mean)[hidden] ** 2).mean()))
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def main() -> None:
+    """A row for each run."""
+    options = tyro.cli(Options, description=__doc__)
+    found = {str(run): errors(run, options) for run in options.runs}
+    rows = [(name, *(f"{value:.4f}" for value in row.values())) for name, row in found.items()]
+    print(TextTable("Pixel errors on held-out frames", ("run", *next(iter(found.values()))), rows).markdown())
+
+
+if __name__ == "__main__":
+    main()
