@@ -62,7 +62,7 @@ from la_reconvla.conditions import C1, C4
 from la_reconvla.episodes import append_episodes
 from la_reconvla.errors import UserError
 from la_reconvla.method.reconstruction import Reconstruction
-from la_reconvla.report import charts, findings, next_step, phrases, story, summary, tables
+from la_reconvla.report import charts, evidence_tables, findings, next_step, phrases, story, summary, tables
 from la_reconvla.report import write as report
 from la_reconvla.report.next_step import same_power
 from la_reconvla.sim.track import Track
@@ -816,6 +816,24 @@ def test_what_would_decide_more_adds_seeds_to_the_same_study(command: str, seeds
     assert step.command == f"la-reconvla {more}", "without power twice as many seeds"
     decided = tuple(replace(h, verdict="supported") for h in results.hypotheses)
     assert next_step.next_step(replace(results, hypotheses=decided)) is None
+
+
+def test_a_head_that_knows_no_more_than_the_mean_picture_is_named() -> None:
+    results = study_results()
+    assert findings.findings(results).get("reconstructions") is None, "results of before say nothing of it"
+    ends = {"C1": {}, "C2": {"held_out_reconstruction_loss": 0.3, "mean_picture_loss": 0.2}}
+    ends["C4"] = {"held_out_reconstruction_loss": 0.1, "mean_picture_loss": 0.2}
+    arms = [
+        replace(c, cells=[replace(cell, train=cell.train | ends.get(c.id, {})) for cell in c.cells])
+        for c in results.conditions
+    ]
+    said = findings.findings(results := replace(results, conditions=arms))["reconstructions"]
+    assert "C2 1.50, C4 0.50. So C2 learned" in said
+    table = evidence_tables.cost_table(results)
+    column = table.header.index("its error / mean picture's")
+    assert {row[0]: row[column] for row in table.rows}["C2"] == "1.50"
+    for text in (said, summary.markdown(results)):
+        assert "learned to reconstruct nothing of the scene" in text
 
 
 def test_what_next_is_what_power_says(tmp_path: Path) -> None:

@@ -468,6 +468,24 @@ def test_frozen_vision_stays_as_it_was_and_is_saved(
     assert not preset("quick").changed(weights="none").backbone.freeze_vision, "random weights must learn to see"
 
 
+@pytest.mark.parametrize("arm", ["C1", "C2", "C4", "C4-input", "G1", "R1"])
+def test_the_log_says_what_a_head_scores_beside_the_mean_picture(
+    demonstrations: Path, tmp_path: Path, arm: str
+) -> None:
+    run = train_tiny(demonstrations, tmp_path / "run", CONDITIONS[arm])
+    checks = [line for line in numbers(run) if "held_out_action_loss" in line]
+    assert len(checks) == 2
+    if arm not in ("C2", "C4", "C4-input"):  # nothing is reconstructed, no box is there, or it draws from noise
+        assert not any("mean_picture_loss" in line for line in checks)
+        return
+    training, rest = open_demonstrations(demonstrations).divide(0.25)
+    both = (Samples(part, TINY.image_size, TINY.chunk) for part in (training, rest))
+    pixels, shown = (part.batch(np.arange(len(part))).images.numpy() / 127.5 - 1 for part in both)
+    wanted = ((shown - pixels.mean(0)) ** 2).mean()  # of all pixels: frames of noise differ little from patch to patch
+    assert checks[-1]["mean_picture_loss"] == pytest.approx(wanted, rel=0.05)
+    assert 0.5 < checks[-1]["held_out_reconstruction_loss"] / wanted < 3
+
+
 HEAD_ALONE = dataclasses.replace(C4, head_start=30)
 
 

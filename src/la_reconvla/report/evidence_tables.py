@@ -15,6 +15,7 @@ from la_reconvla.analysis import power
 from la_reconvla.analysis.measures import GroundingMeans, MapKind, MapPart, MapPhase, Rate
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.episodes import WAYS
+from la_reconvla.report.findings import beside_mean_picture
 from la_reconvla.report.tables import beside, counted, measured, place, policy_elsewhere
 from la_reconvla.text_table import TextTable, duration, number, percent
 
@@ -208,10 +209,10 @@ def cost_table(results: Results) -> TextTable:
         head = "–" if arm.head_parameters is None else f"{arm.head_parameters / 1e6:.2f} M"
         if any(value is not None for value in (speed, time, weights)):
             shown = "–" if weights is None else f"{weights / 1e6:.2f} M"
-            rows.append(
-                (arm.id, shown, head, number(speed, 0), "–" if time is None else duration(time), str(len(arm.cells)))
-            )
-    header = ("arm", "weights trained", "of these its head", "samples per second", "training of one seed", "seeds")
+            took, learned = "–" if time is None else duration(time), number(beside_mean_picture(arm), 2)
+            rows.append((arm.id, shown, head, learned, number(speed, 0), took, str(len(arm.cells))))
+    header = ("arm", "weights trained", "of these its head", "its error / mean picture's")
+    header += ("samples per second", "training of one seed", "seeds")
     return TextTable("Training of each arm", header, rows)
 
 

@@ -10,6 +10,7 @@ from la_reconvla.analysis.verdicts import checked
 from la_reconvla.drawing import readable
 from la_reconvla.text_table import number
 
+NOTHING = 0.95  # share of the mean picture's error above which a head has learned no more than that picture
 STEPS = {"approached": "reached the target", "grasped": "grasped it", "lifted": "lifted it", "placed": "placed it"}
 
 WHAT = "the overlap of attention with the target"
@@ -22,6 +23,7 @@ def findings(results: Results) -> dict[str, str]:
         "success": _success(results),
         "stages": _stages(results),
         "curves": _grounding(results),
+        "reconstructions": _learned(results),
         "attention": _overlap(results),
         "causal": _causes(results),
         "action-error": checked([c for c in results.comparisons if c.metric == "action_error" and _is_floor(c.b)]),
@@ -91,6 +93,25 @@ def _grounding(results: Results) -> str:
     said = f"Training {verbs or f'changed {WHAT} in none'} of {len(ends)} trainings, from "
     said += f"{' or '.join(f'step {first} to step {last}' for first, last in span)}: {arms}"
     return f"{said}{f'; chance is {number(fmean(chance), 3)}' if chance else ''}."
+
+
+def _learned(results: Results) -> str:
+    """Which heads reconstruct more than the mean of the training pictures, which says nothing of the scene."""
+    beside = {c.id: beside_mean_picture(c) for c in results.conditions}
+    known = {id: ratio for id, ratio in beside.items() if ratio is not None}
+    if not known:
+        return ""
+    listed = ", ".join(f"{id} {number(ratio, 2)}" for id, ratio in known.items())
+    said = f"Pixel error of the heads, in errors of the mean training picture under the same masks: {listed}."
+    nothing = [id for id, ratio in known.items() if ratio > NOTHING]
+    return f"{said} So {_listed(nothing)} learned to reconstruct nothing of the scene." if nothing else said
+
+
+def beside_mean_picture(arm: ConditionResult) -> float | None:
+    """Error of the arm's head at the end of its trainings, in errors of the mean picture; None where not measured."""
+    ends = [(cell.train.get("held_out_reconstruction_loss"), cell.train.get("mean_picture_loss")) for cell in arm.cells]
+    ratios = [ours / mean for ours, mean in ends if ours is not None and mean]
+    return fmean(ratios) if ratios else None
 
 
 def _overlaps(cell: CellResult) -> list[float]:

@@ -77,7 +77,8 @@ def terminal_summary(results: Results) -> RenderableType:
     """What a terminal of 80 columns shows of a study: verdict, how far episodes got, what training did, checks."""
     judged = leading(results)
     colour = {"supported": "green", "refuted": "red"}.get(judged.verdict if judged else "", "yellow")
-    said = [reason(results), *undeclared(results), findings(results).get("curves", ""), f"Checks: {checks(results)}."]
+    found = [findings(results).get(section, "") for section in ("curves", "reconstructions")]
+    said = [reason(results), *undeclared(results), *found, f"Checks: {checks(results)}."]
     lines = [Text(spelled(text, results.conditions)) for text in said if text]
     tables = [table for table in (*sequence_tables(results), counts_table(results)) if table.rows]
     return Group(Panel(headline(results), border_style=colour), *tables, *lines)

@@ -42,6 +42,11 @@ from la_reconvla.training.held_out import WATCHED
 from la_reconvla.training.start_weights import StartWeights
 from la_reconvla.training.trackers import METRICS
 
+LAST = (
+    *("action_loss", "reconstruction_loss", "held_out_action_loss", "batches"),
+    *("held_out_reconstruction_loss", "mean_picture_loss"),
+)
+"""What the end of a training's log says of it."""
 Divided = tuple[Demonstrations, Demonstrations]
 
 
@@ -67,9 +72,7 @@ def _training_facts(folder: Path) -> dict[str, Any]:
     lines = read_jsonl(folder / METRICS)
     first = next(line for line in lines if "start" in line)
     rates = [line["samples_per_second"] for line in lines if "samples_per_second" in line]
-    last = {
-        key: lines[-1].get(key) for key in ("action_loss", "reconstruction_loss", "held_out_action_loss", "batches")
-    }
+    last = {key: lines[-1].get(key) for key in LAST}
     return {
         "steps": lines[-1]["step"],
         "parameters": int(first["parameters"]),

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.method.decoder import MAEReconstructor
 from la_reconvla.method.objective import losses
 from la_reconvla.method.policy import Policy
+from la_reconvla.method.reconstruction import Reconstruction
+from la_reconvla.randomness import generator
 from la_reconvla.storage import atomic_write, explain_disk_errors
 from la_reconvla.training.gradient import to_device
 
@@ -43,6 +47,44 @@ def looks(policy: Policy, samples: Samples, device: torch.device, blind: bool) -
     maps = [policy.look(batch.inputs) for batch in batches]
     policy.train()
     return torch.cat(maps).float().cpu().numpy()
+
+
+@torch.no_grad()
+def head_errors(
+    policy: Policy,
+    samples: Samples,
+    device: torch.device,
+    reconstruction: Reconstruction,
+    mean: Float[torch.Tensor, "n q"],
+) -> dict[str, float]:
+    """What the head scores on `WATCHED` evenly spaced samples under the arm's masks, and a picture that knows nothing.
+
+    Args:
+        mean: pixels of the mean training picture.
+
+    Returns:
+        Mean squared errors of the masked pixels: ``held_out_reconstruction_loss`` and ``mean_picture_loss``. A head
+        that scores no less than the second has learned nothing of the scene. Empty where they do not compare: for
+        crops, heads that draw from noise or predict normalised pixels, samples without boxes that the masks need.
+    """
+    head, rows = policy.reconstruction_head, reconstruction.follows and reconstruction.follows.attention_rows
+    if reconstruction.mask is None or not isinstance(head, MAEReconstructor) or head.config.norm_pixels:
+        return {}
+    if reconstruction.mask.needs_gaze and samples.annotation is None:
+        return {}
+    policy.eval()
+    errors = []
+    for number, part in enumerate(np.array_split(spread_indices(len(samples), WATCHED), max(1, WATCHED // 32))):
+        batch, draws = to_device(samples.batch(part), device, blind=False), generator(0, "head errors", number)
+        features = policy.features(batch, attention=rows)
+        _, mask = reconstruction.choose_patches(features, batch.gaze, draws, 1.0)
+        hidden = mask if reconstruction.mask_at == "input" else None
+        patches = features.patches if hidden is None else policy.features(batch, hidden=hidden).patches
+        target = head.target(batch.images)
+        errors.append((float(head.loss(patches, mask, target, draws)), float((target - mean)[mask].square().mean())))
+    policy.train()
+    found = np.mean(errors, axis=0)
+    return {"held_out_reconstruction_loss": float(found[0]), "mean_picture_loss": float(found[1])}
 
 
 def save_looks(folder: Path, step: int, maps: np.ndarray) -> None:

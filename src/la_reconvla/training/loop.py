@@ -19,6 +19,7 @@ from la_reconvla.conditions import Condition
 from la_reconvla.contracts import Batch
 from la_reconvla.data.samples import Samples, batch_indices, shifted, spread_indices
 from la_reconvla.errors import UserError
+from la_reconvla.method.pixels import patchify
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.learned import LearnedSource, fit_saliency
 from la_reconvla.method.variants.teacher import averaged, averaged_decay, follow, teacher_of
@@ -29,7 +30,7 @@ from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig, kept, restore
 from la_reconvla.training.devices import pick_device, pick_precision
 from la_reconvla.training.gradient import backward, half, to_device
 from la_reconvla.training.head_start import learn_head
-from la_reconvla.training.held_out import held_out_loss, looks, save_looks
+from la_reconvla.training.held_out import head_errors, held_out_loss, looks, save_looks
 from la_reconvla.training.optimizers import Optimizers, optimizers_for
 from la_reconvla.training.parts import claim_part, scheduled
 from la_reconvla.training.process_group import ALONE, ProcessGroup
@@ -42,7 +43,7 @@ from la_reconvla.training.trial import dry_run
 
 SCHEDULE = "train.json"
 T = TypeVar("T")
-WHITENED = 256  # training images that the patch embedding starts from
+WHITENED = 256  # training images that the patch embedding starts from, and that the mean picture is of
 
 
 def train(
@@ -302,9 +303,18 @@ class Training:
         with torch.no_grad():
             values = {"held_out_action_loss": self.measure(held_out_loss, *shown)} if done else {}
             maps = self.measure(looks, *shown)
+            if done and (extra := self.condition.reconstruction) is not None:
+                mean = self.mean_picture
+                values |= self.measure(head_errors, self.held_out, self.device, extra, mean)
         if self.group.is_main:
             save_looks(self.folder, done, maps)
         return values
+
+    @functools.cached_property
+    def mean_picture(self) -> torch.Tensor:
+        """Of evenly spaced training samples, as patches [n q]."""
+        images = self.samples.batch(spread_indices(len(self.samples), WHITENED)).images
+        return patchify(images, self.policy.backbone.patch_size).mean(0).to(self.device)
 
     def measure(self, function: Callable[..., T], *arguments: Any) -> T:
         """A function of the policy that acts in the end."""
