@@ -856,6 +856,15 @@ def test_what_next_is_what_power_says(tmp_path: Path) -> None:
     assert next_step.time_to(results, row.seeds, 12) == pytest.approx((row.seeds - 3) / 3 * 960)
     assert next_step.time_to(results, 3, 24) == pytest.approx(600), "more starts take no training"
     filmed = replace(results, study=replace(study, wall_seconds={**seconds, "statistics and pictures": 50.0}))
+    cells = [
+        replace(c, cells=[replace(cell, train=cell.train | {"seconds": 301.0}) for cell in c.cells])
+        for c in results.conditions
+    ]
+    trained = sum(301.0 for c in cells for _ in c.cells)
+    slow = replace(results, conditions=cells, study=replace(study, hardware={"cores": 1}))
+    assert next_step.time_to(slow, row.seeds, 12) is None, "300 seconds are not what these trainings took: records"
+    enough = replace(study, hardware={"cores": 2}, wall_seconds={**seconds, "training": trained / 3})
+    assert next_step.time_to(replace(slow, study=enough), row.seeds, 12) is not None
     tasks = len(results.study.tasks)
     assert next_step.time_to(filmed, 3, 24) == pytest.approx(600 + 50 * (24 / min(24, 12 * tasks) - 1))
     assert next_step.time_to(filmed, 3, 6) == pytest.approx(-300 + 50 * (18 / 24 - 1)), "three tasks"

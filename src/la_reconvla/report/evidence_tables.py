@@ -16,6 +16,7 @@ from la_reconvla.analysis.measures import GroundingMeans, MapKind, MapPart, MapP
 from la_reconvla.analysis.results import ConditionResult, Floor, OtherStarts, Reference, Results
 from la_reconvla.episodes import WAYS
 from la_reconvla.report.findings import beside_mean_picture
+from la_reconvla.report.next_step import training_seconds
 from la_reconvla.report.tables import beside, counted, measured, place, policy_elsewhere
 from la_reconvla.text_table import TextTable, duration, number, percent
 
@@ -204,7 +205,7 @@ def cost_table(results: Results) -> TextTable:
     """What training an arm costs: medians over its seeds."""
     rows = []
     for arm in results.conditions:
-        speed, time = _over_seeds(arm, _speed), _over_seeds(arm, lambda facts: _seconds(results, facts))
+        speed, time = _over_seeds(arm, _speed), _over_seeds(arm, lambda facts: training_seconds(results, facts))
         weights = _over_seeds(arm, lambda facts: facts.get("parameters"))
         head = "–" if arm.head_parameters is None else f"{arm.head_parameters / 1e6:.2f} M"
         if any(value is not None for value in (speed, time, weights)):
@@ -223,16 +224,6 @@ def _over_seeds(arm: ConditionResult, value: Callable[[dict], float | None]) -> 
 
 def _speed(facts: dict) -> float | None:
     return facts.get("samples_per_second")
-
-
-def _seconds(results: Results, facts: dict) -> float | None:
-    """Seconds that a training took: recorded, or from its steps and its median speed."""
-    if facts.get("seconds") is not None:
-        return facts["seconds"]
-    batch = results.study.settings.get("config", {}).get("train", {}).get("batch_size")
-    if batch is None or not facts.get("samples_per_second") or facts.get("steps") is None:
-        return None
-    return facts["steps"] * batch / facts["samples_per_second"]
 
 
 def all_tables(results: Results) -> Iterable[TextTable]:

@@ -6,6 +6,7 @@ import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from la_reconvla.analysis.declaration import declared_in
 from la_reconvla.analysis.measures import Power
@@ -83,16 +84,29 @@ def seeds_of(results: Results) -> list[int]:
 def time_to(results: Results, seeds: int, starts: int) -> float | None:
     """Seconds that so many seeds, and starts of a task, take beyond those of the study, at its pace on its machine.
 
-    None where a part was not timed.
+    None where a part was not timed, or was done elsewhere and came as records.
     """
     parts, now = results.study.wall_seconds, (len(seeds_of(results)), _starts(results))
     if not {"training", "rollouts"} <= set(parts) or not all(now) or not starts:
+        return None
+    alone = [training_seconds(results, cell.train) or 0.0 for arm in results.conditions for cell in arm.cells]
+    if parts["training"] * (results.study.hardware.get("cores") or 1) < sum(alone) / 2:
         return None
     more, rolled = seeds / now[0], seeds * starts / (now[0] * now[1])
     trained = parts["training"] + parts.get("held-out frames", 0.0)
     filmed, before = (min(STARTS, count * len(results.study.tasks)) for count in (starts, now[1]))
     drawn = parts.get("statistics and pictures", 0.0) * (filmed / before - 1)  # films of the first seed alone
     return trained * (more - 1) + parts["rollouts"] * (rolled - 1) + drawn
+
+
+def training_seconds(results: Results, facts: dict[str, Any]) -> float | None:
+    """Seconds that a training took: recorded, or from its steps and its median speed."""
+    if facts.get("seconds") is not None:
+        return facts["seconds"]
+    batch = results.study.settings.get("config", {}).get("train", {}).get("batch_size")
+    if batch is None or not facts.get("samples_per_second") or facts.get("steps") is None:
+        return None
+    return facts["steps"] * batch / facts["samples_per_second"]
 
 
 def step_table(results: Results) -> TextTable:
