@@ -76,6 +76,17 @@ def test_records_hold_nothing_but_records_and_another_writer_is_refused(run: Pat
     }
 
 
+def test_a_look_is_counted_once_whatever_the_version_that_wrote_it(run: Path, tmp_path: Path) -> None:
+    write_records(run, tmp_path)
+    path = tmp_path / layout.STUDY
+    looks = read_json(path)["looks"]
+    assert len(looks) == 1
+    older = [{key: value for key, value in look.items() if key != "also_official"} for look in looks]
+    write_json(path, {**read_json(path), "looks": older})
+    write_records(run, tmp_path)
+    assert read_json(path)["looks"] == looks
+
+
 def test_a_study_is_judged_from_its_records_alone(run: Path, restored: Path, capsys: pytest.CaptureFixture) -> None:
     Ablation(toy(), restored, workers=1).run()
     assert not list(restored.rglob(WEIGHTS)), "nothing was trained again"

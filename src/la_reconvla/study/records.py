@@ -20,7 +20,7 @@ from typing import Any
 
 from la_reconvla import layout
 from la_reconvla.errors import UserError
-from la_reconvla.storage import differing, locked, parse_json, read_json, read_jsonl, write_content, write_json
+from la_reconvla.storage import differing, locked, parse_json, plain, read_json, read_jsonl, write_content, write_json
 from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import Cell, asked_of, cells
 from la_reconvla.study.identity import GROWS, JOINS, config_of, identity_of, with_defaults
@@ -307,11 +307,12 @@ def _note_study(target: Path, source: Path, **changes: Any) -> None:
     theirs, path = read_json(source / layout.STUDY), target / layout.STUDY
     theirs.pop(RECORDS, None)
     mine = read_json(path) if path.exists() else theirs
-    looks = [*mine.get("looks", []), *(look for look in theirs.get("looks", []) if look not in mine.get("looks", []))]
+    held, more = (read_begun(at).looks if at.exists() else () for at in (path, source / layout.STUDY))
+    looks = (*held, *(look for look in more if look not in held))  # by their fields: a file of before lacks some
     joined = {
         "size": _joined(mine.get("size", {}), theirs.get("size", {})),
         "commits": list(dict.fromkeys([*mine["commits"], *theirs["commits"]])),
-        "looks": sorted(looks, key=lambda look: look["date"]),
+        "looks": plain(sorted(looks, key=lambda look: look.date)),
     }
     if not path.exists() or {**mine, **joined} != mine:
         write_json(path, {**mine, **joined, **changes})
