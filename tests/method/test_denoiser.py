@@ -374,7 +374,7 @@ def test_every_arm_of_the_grid_trains_and_acts_without_its_head(arm: str) -> Non
 
 def test_annotation_is_declared_by_those_arms_that_read_it() -> None:
     told = {id for id, arm in CONDITIONS.items() if not arm.annotation_free}
-    assert told == {"R1", "R2", "G1", "G2", "G1-shuffled"}
+    assert told == {"R1", "R2", "G1", "G2", "G1-shuffled", "G1-head"}
     for id in told:
         condition = CONDITIONS[id].with_reconstruction_head(*SIZES)
         with pytest.raises(ValueError, match="needs the target's boxes"):

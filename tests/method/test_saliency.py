@@ -399,12 +399,13 @@ def test_the_inverted_mask_takes_the_lowest_patches_and_none_that_the_method_tak
 
 def test_every_source_is_an_arm_outside_the_default_study():
     assert not {arm.id for arm in FOLLOWING} & {arm.id for arm in ARMS}
-    assert len(CONDITIONS) == len({repr((a.reconstruction, a.budget, a.blind)) for a in CONDITIONS.values()})
+    made_of = {repr((a.reconstruction, a.budget, a.blind, a.head_start)) for a in CONDITIONS.values()}
+    assert len(CONDITIONS) == len(made_of)
     study = PRESETS["smoke"].changed(conditions=("C1", "C2", *(arm.id for arm in FOLLOWING)))
     for id in study.conditions:
         assert condition(id).id == id
     with pytest.raises(UserError, match="did you mean C4-heads"):
-        condition("C4-head")
+        condition("C4-headss")
 
 
 @pytest.mark.parametrize("arm", FOLLOWING, ids=lambda arm: arm.id)

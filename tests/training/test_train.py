@@ -93,6 +93,7 @@ def train_tiny(
     parts = open_demonstrations(demonstrations).divide(held_out)
     training, rest = (Samples(part, TINY.image_size, TINY.chunk) for part in parts)
     condition = condition.with_reconstruction_head(HEAD, DENOISER)
+    condition = dataclasses.replace(condition, head_start=min(condition.head_start, 30))
     if not condition.annotation_free:
         training = training.annotated(Masks())
     bins = bins_of(None, training, spread, decoding)
