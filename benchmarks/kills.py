@@ -57,6 +57,13 @@ class Count:
     starts: int = 0
     hung: int = 0
     refused: list[str] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
+
+    def say(self, what: str) -> None:
+        """Progress, to stderr."""
+        kills, minutes = sum(self.kills.values()), (time.monotonic() - self.begun) / 60
+        rate = f"{kills / minutes:.1f} a minute" if minutes else "-"
+        print(f"{minutes:6.1f} min  {kills} kills, {rate}  {what}", file=sys.stderr, flush=True)
 
 
 def command(line: str, out: Path, cluster: str | None) -> list[str]:
@@ -136,6 +143,7 @@ def disturbed(words: Sequence[str], log: Path, needs: float, rng: np.random.Gene
     except psutil.Error:
         name = "gone"
     count.kills[name] += name != "gone"
+    count.say(f"killed a {name}: {' '.join(words[3:6])}")
     try:
         process.wait(HUNG + needs)
     except subprocess.TimeoutExpired:
@@ -216,8 +224,8 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/kills"))
     asked = options.parse_args()
     faults = 0
-    print("| job | kills | of these | starts | lost | doubled | differing | hung | other ends |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| job | kills | of these | starts | lost | doubled | differing | hung | other ends | minutes |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for job in asked.job:
         lost, differing, twice = [], [], 0
         lines, rng, count = JOBS[job], np.random.default_rng(asked.seed), Count()
@@ -232,6 +240,7 @@ def main() -> None:
                 while sum(count.kills.values()) < asked.kills and not disturbed(words, log, seconds, rng, count):
                     pass
                 finish(words, log)
+            count.say("at its end: compared")
             ours, theirs = content(hard), content(calm)
             lost = sorted(set(theirs) - set(ours))
             differing = [name for name in theirs if name in ours and ours[name] != theirs[name]]
@@ -242,7 +251,7 @@ def main() -> None:
         kinds = ", ".join(f"{n} {name}s" for name, n in count.kills.most_common())
         print(
             f"| {job} | {sum(count.kills.values())} | {kinds} | {count.starts} | {len(lost)} | {twice} "
-            f"| {len(differing)} | {count.hung} | {len(others)} |",
+            f"| {len(differing)} | {count.hung} | {len(others)} | {(time.monotonic() - count.begun) / 60:.0f} |",
             flush=True,
         )
         for name in (*lost, *differing, *others):
