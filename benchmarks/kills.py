@@ -274,7 +274,8 @@ def disturbed(
     started = place.start(line, *folders)
     count.starts += 1
     killed: list[str] = []
-    while count.total < kills and not started.ended(float(rng.uniform(0, needs))):
+    # Early times more often than late ones: what earlier starts have finished is not done again.
+    while count.total < kills and not started.ended(needs * rng.random() * rng.random()):
         if name := strike(started, place, rng, count):
             killed.append(name)
             count.say(f"killed a {name}: {line[:60]}")
