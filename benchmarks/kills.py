@@ -25,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,8 @@ class Local:
             found[kind(process, started.process.pid)].append(process)
         return found
 
-    def kill(self, name: str, victim: psutil.Process) -> None:
-        """Kill it."""
-        victim.kill()
+    def killed(self, name: str) -> None:
+        """A process of that kind was killed."""
 
     def mend(self) -> None:
         """Repair what a kill has left of the machinery, before a command is started."""
@@ -184,13 +183,12 @@ class Ray(Local):
                     found["Ray worker"].append(process)
         return found
 
-    def kill(self, name: str, victim: psutil.Process) -> None:
-        """Kill it; a node is followed by a new one."""
-        victim.kill()
+    def killed(self, name: str) -> None:
+        """A node is followed by a new one at once, a head by a new cluster before the next command."""
         if name == "Ray node":
             (second,) = self._cluster.worker_nodes
             self._cluster.remove_node(second, allow_graceful=False)
-            self._cluster.add_node(**NODE)
+            patiently(lambda: self._cluster.add_node(**NODE))
         self._headless = self._headless or name == "Ray head"
 
     def mend(self) -> None:
@@ -200,14 +198,28 @@ class Ray(Local):
         if self._headless:
             self.close()
         if self._cluster is None:
-            self._cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-            self._cluster.add_node(**NODE)
+            head = {**NODE, "include_dashboard": False}
+            self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+            patiently(lambda: self._cluster.add_node(**NODE))
 
     def close(self) -> None:
         """End the cluster."""
         if self._cluster is not None:
             self._cluster.shutdown()
         self._cluster, self._headless = None, False
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """What starts a node of Ray, which on a busy machine may take longer than Ray's 30 seconds: then once more."""
+    for _ in range(9):
+        before = set(psutil.Process().children())
+        try:
+            return start()
+        except Exception as error:
+            print(f"once more: {error}", file=sys.stderr, flush=True)
+            for process in set(psutil.Process().children()) - before:
+                process.kill()
+    return start()
 
 
 def of_session(session: int) -> list[psutil.Process]:
@@ -243,10 +255,11 @@ def strike(started: Started, place: Local, rng: np.random.Generator, count: Coun
     name = str(rng.choice(names, p=weights / weights.sum()))
     victim = found[name][int(rng.integers(len(found[name])))]
     try:
-        place.kill(name, victim)
+        victim.kill()
     except psutil.NoSuchProcess:
         return ""
     count.kills[name] += 1
+    place.killed(name)
     return name
 
 
