@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from la_reconvla.errors import UserError
 from la_reconvla.execution import ray_head
-from la_reconvla.execution.ray_head import Head, HeadLost, require_answer
+from la_reconvla.execution.ray_head import Disconnected, Head, require_answer
 
 COMMAND = """
 import sys, time
@@ -47,11 +48,12 @@ def port() -> Iterator[int]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_head, "BETWEEN", 0.1)
+    monkeypatch.setattr(ray_head, "alive", lambda: [{"NodeID": "other"}, {"NodeID": "ours"}])
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_head_that_answers_is_asked_now_and_then(port: int, scheme: str) -> None:
-    head = Head(f"{scheme}127.0.0.1:{port}", silent=0.2)
+    head = Head(f"{scheme}127.0.0.1:{port}", "ours", silent=0.2)
     head.require()
     time.sleep(0.2)
     head.require()
@@ -65,7 +67,7 @@ def test_a_head_that_is_away_for_a_moment_is_waited_for() -> None:
     servers: list[socket.socket] = []
     back.start()
     begun = time.monotonic()
-    Head(f"127.0.0.1:{port}", silent=20).require()
+    Head(f"127.0.0.1:{port}", "ours", silent=20).require()
     assert 0.5 < time.monotonic() - begun < 15
     servers.pop().close()
 
@@ -73,19 +75,32 @@ def test_a_head_that_is_away_for_a_moment_is_waited_for() -> None:
 def test_a_silent_head_is_lost_and_the_error_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        head = Head(address, silent=0.5)
+        head = Head(address, "ours", silent=0.5)
         head.require()
     time.sleep(0.2)
-    with pytest.raises(HeadLost, match=f"{address}, no longer answers. What was finished is kept.*run the same"):
+    with pytest.raises(Disconnected, match=f"{address}, no longer answers. What was finished is kept.*run the same"):
         head.require()
     with pytest.raises(UserError, match="nothing answers there"):
         require_answer(address)
 
 
+def test_the_node_of_this_process_is_missed(port: int) -> None:
+    Head(f"127.0.0.1:{port}", "ours").require()
+    with pytest.raises(Disconnected, match=r"node of Ray on this command's machine has ended\. What was finished"):
+        Head(f"127.0.0.1:{port}", "third").require()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["at work", "between"])
-def test_a_command_whose_head_is_killed_ends_in_a_sentence(when: str) -> None:
-    """Ray would end the process after 60 seconds with words about itself."""
+@pytest.mark.parametrize(
+    ("process", "when", "said"),
+    [
+        ("gcs_server", "at work", "the head of the cluster, .*, no longer answers"),
+        ("gcs_server", "between", "the head of the cluster, .*, no longer answers"),
+        ("raylet", "at work", "the node of Ray on this command's machine has ended"),
+    ],
+)
+def test_a_command_that_loses_its_cluster_ends_in_a_sentence(process: str, when: str, said: str) -> None:
+    """Without its head Ray would end it after 60 seconds with words about itself; without its node it would hang."""
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     from ray.cluster_utils import Cluster
 
@@ -101,14 +116,14 @@ def test_a_command_whose_head_is_killed_ends_in_a_sentence(when: str) -> None:
         ) as command:
             assert command.stdout is not None
             assert command.stdout.readline() == b"short\n"
-            os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+            os.kill(cluster.head_node.all_processes[process][0].process.pid, signal.SIGKILL)
             begun = time.monotonic()
             try:
-                said, _ = command.communicate(timeout=200)
+                printed, _ = command.communicate(timeout=200)
             finally:
                 command.kill()
-        assert command.returncode == 2, said
-        assert b"no longer answers. What was finished is kept" in said
+        assert command.returncode == 2, printed
+        assert re.search(f"{said}. What was finished is kept", printed.decode())
         assert time.monotonic() - begun < 60
     finally:
         cluster.shutdown()

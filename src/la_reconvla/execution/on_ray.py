@@ -14,7 +14,7 @@ from la_reconvla import kinds, leases
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.execution.current import using
 from la_reconvla.execution.jobs import Job, Needs, raised_in
-from la_reconvla.execution.ray_head import Head, HeadLost, require_answer
+from la_reconvla.execution.ray_head import Disconnected, Head, alive, require_answer
 from la_reconvla.execution.ray_worker import Outcome, RayWorker, installed
 from la_reconvla.execution.shipping import Sender, sealed, write_brought
 from la_reconvla.progress import Bar, Ticker
@@ -53,14 +53,18 @@ def cluster(address: str | None) -> Iterator[None]:
         raise UserError(
             f"--cluster {address}: no cluster of Ray answers ({_reason(error).split('. ')[0]}); {how}"
         ) from error
-    head = address if address != "auto" else _gcs()
+    connected = True
     try:
-        with using(Ray(Head(head))):
+        with using(Ray(Head.connected(None if address == "auto" else address))):
             yield
     except ConnectionError as error:  # what a client gets
-        raise HeadLost(head) from error
+        raise Disconnected(f"the cluster, {address}, no longer answers") from error
+    except Disconnected:
+        connected = False  # Ray would end this process, before it has said why
+        raise
     finally:
-        ray.shutdown()
+        if connected:
+            ray.shutdown()
 
 
 def _import_ray() -> Any:
@@ -104,19 +108,19 @@ class Ray:
     """A cluster that this process is connected to; see `la_reconvla.execution.jobs.Executor`.
 
     Args:
-        head: asked now and then whether it answers; None for the GCS that this process is connected to.
+        head: asked now and then whether it answers; None for that of a connection without a client.
         ship: use no file in place, as if no machine had this disk.
         start: seconds to wait for a first worker.
     """
 
     def __init__(self, head: Head | None = None, *, ship: bool = False, start: float = START) -> None:
-        self._head, self._ship, self._start = head or Head(_gcs()), ship, start
+        self._head, self._ship, self._start = head or Head.connected(), ship, start
 
     @property
     def workers(self) -> int:
         """Cores of all nodes."""
         self._head.require()
-        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in _alive())))
+        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in alive())))
 
     def ticker(self, bar: Bar) -> Ticker | None:
         """Jobs report nothing before they end."""
@@ -147,24 +151,12 @@ class Ray:
             for setup in setups[:room]:
                 crew.hire(setup)
             yield from crew.work(iter(jobs))
-        except HeadLost:
-            crew.workers.clear()  # Ray would wait for the head to end them; they end with it
+        except Disconnected:
+            crew.workers.clear()  # Ray would wait for an answer, or end this process; they end without it
             crew.idle.clear()
             raise
         finally:
             crew.close()
-
-
-def _gcs() -> str:
-    import ray
-
-    return ray.get_runtime_context().gcs_address
-
-
-def _alive() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _fitted(needs: Needs, workers: int, kind: str) -> tuple[dict[str, float], int]:
@@ -173,7 +165,7 @@ def _fitted(needs: Needs, workers: int, kind: str) -> tuple[dict[str, float], in
     Raises:
         UserError: there is no node with room for one.
     """
-    nodes = [node["Resources"] for node in _alive()]
+    nodes = [node["Resources"] for node in alive()]
     gpus = sum(node.get("GPU", 0) for node in nodes)
     share = min(1.0, int(100 * gpus / workers) / 100) if needs.gpus == "share" else float(needs.gpus)
     if needs.gpus == "share" and not gpus:
@@ -374,8 +366,9 @@ class _Crew:
         import ray
 
         everyone = [*self.workers.values(), *self.idle]
-        with contextlib.suppress(Exception):
-            ray.wait([worker.actor.close.remote() for worker in self.idle] or [ray.put(0)], timeout=5)
+        if self.idle:
+            with contextlib.suppress(Exception):
+                ray.wait([worker.actor.close.remote() for worker in self.idle], timeout=5)
         for worker in everyone:
             with contextlib.suppress(Exception):
                 ray.kill(worker.actor)
