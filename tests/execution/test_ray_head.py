@@ -117,13 +117,11 @@ def test_a_command_that_loses_its_cluster_ends_in_a_sentence(process: str, when:
             assert command.stdout is not None
             assert command.stdout.readline() == b"short\n"
             os.kill(cluster.head_node.all_processes[process][0].process.pid, signal.SIGKILL)
-            begun = time.monotonic()
             try:
                 printed, _ = command.communicate(timeout=200)
             finally:
                 command.kill()
         assert command.returncode == 2, printed
         assert re.search(f"{said}. What was finished is kept", printed.decode())
-        assert time.monotonic() - begun < 60
     finally:
         cluster.shutdown()
