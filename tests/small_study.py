@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import TIMES, timeless
 
 from la_reconvla import layout
 from la_reconvla.execution import local
@@ -17,10 +18,7 @@ from la_reconvla.storage import read_json
 from la_reconvla.study import train_cells
 from la_reconvla.study.presets import StudyConfig, preset
 
-TIMES = {
-    *("started", "finished", "command", "commit", "wall_seconds", "energy_joules", "samples_per_second"),
-    *("date", "pictures", "videos", "timelines", "train_seconds", "hardware"),
-}
+PICTURES = {"pictures", "videos", "timelines"}
 
 
 def toy(**changes: Any) -> StudyConfig:
@@ -31,15 +29,9 @@ def toy(**changes: Any) -> StudyConfig:
     return replace(known, train=train, **(small | changes))
 
 
-def without_times(value: Any) -> Any:
-    """Results but for times, dates, commands and pictures."""
-    if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
-    return [without_times(item) for item in value] if isinstance(value, list) else value
-
-
 def results(study: Path) -> Any:
-    return without_times(read_json(study / layout.RESULTS))
+    """Results but for times, dates, commands and pictures."""
+    return timeless(read_json(study / layout.RESULTS), TIMES | PICTURES)
 
 
 @contextmanager

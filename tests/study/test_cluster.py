@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -12,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import content
 
 from la_reconvla.execution.current import using
-from la_reconvla.storage import read_json, read_jsonl
 from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.presets import StudyConfig, preset
 
 pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # its workers start some forty processes
 
-TIMES = {
-    *("started", "finished", "command", "wall_seconds", "energy_joules", "samples_per_second", "seconds"),
-    *("hardware", "time", "date"),
-}
 STEPS = 30
 
 
@@ -35,31 +30,11 @@ def small() -> StudyConfig:
     return replace(made, train=train, episodes=3, floor_episodes=1, **few)
 
 
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
-    return [timeless(item) for item in value] if isinstance(value, list) else value
-
-
-def left(folder: Path) -> dict[str, Any]:
-    """Results, every record and the hash of all weights and pictures' data, without what tells the time."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.name in ("results.json", "held_out.json", "config.json", "train.json", "evaluation.json"):
-            found[name] = timeless(read_json(path))
-        elif path.suffix == ".jsonl":
-            found[name] = sorted(str(timeless(line)) for line in read_jsonl(path))
-        elif path.suffix in (".safetensors", ".npy"):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("local") / "study"
     Ablation(small(), folder, workers=2).run()
-    found = left(folder)
+    found = content(folder)
     assert sum(name.endswith("model.safetensors") for name in found) == 3
     return found
 
@@ -78,7 +53,7 @@ def test_two_nodes_give_what_one_machine_gives(nodes: Any, local: dict[str, Any]
 
     with using(Ray(ship=ship)):
         Ablation(small(), tmp_path / "study", workers=2).run()
-    assert left(tmp_path / "study") == local
+    assert content(tmp_path / "study") == local
 
 
 def test_the_cells_of_a_lost_node_are_trained_on_the_other(nodes: Any, local: dict[str, Any], tmp_path: Path) -> None:
@@ -99,5 +74,5 @@ def test_the_cells_of_a_lost_node_are_trained_on_the_other(nodes: Any, local: di
     with using(Ray()):
         Ablation(small(), tmp_path / "study", workers=3).run()
     assert lost.wait(30)
-    found = left(tmp_path / "study")
+    found = content(tmp_path / "study")
     assert found == local

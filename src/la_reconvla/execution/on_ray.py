@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from la_reconvla import kinds, leases
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.execution.current import using
 from la_reconvla.execution.jobs import Job, Needs, raised_in
+from la_reconvla.execution.ray_head import Disconnected, Head, alive, require_answer
 from la_reconvla.execution.ray_worker import Outcome, RayWorker, installed
 from la_reconvla.execution.shipping import Sender, sealed, write_brought
 from la_reconvla.progress import Bar, Ticker
 
-REACH, START = 10.0, 180.0  # seconds to wait for an address, and for a first worker to begin
+START = 180.0  # seconds to wait for a first worker to begin
 DEATHS = 2  # of its workers that a job survives
 FORWARDED = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "HF_HUB_OFFLINE")
 
@@ -33,7 +32,7 @@ def cluster(address: str | None) -> Iterator[None]:
         address: ``auto`` for the one that this machine belongs to, ``ray://host:10001`` for one elsewhere.
 
     Raises:
-        UserError: Ray is not installed, or nothing answers there.
+        UserError: Ray is not installed, nothing answers there, or the head was lost in between.
     """
     if address is None:
         yield
@@ -42,7 +41,7 @@ def cluster(address: str | None) -> Iterator[None]:
     if address != "auto" and not address.startswith("ray://"):
         raise UserError(f"--cluster {address}: give auto, or the address of a cluster's head, ray://HOST:10001")
     if address != "auto":
-        _require_answer(address)
+        require_answer(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
@@ -54,11 +53,18 @@ def cluster(address: str | None) -> Iterator[None]:
         raise UserError(
             f"--cluster {address}: no cluster of Ray answers ({_reason(error).split('. ')[0]}); {how}"
         ) from error
+    connected = True
     try:
-        with using(Ray()):
+        with using(Ray(Head.connected(None if address == "auto" else address))):
             yield
+    except ConnectionError as error:  # what a client gets
+        raise Disconnected(f"the cluster, {address}, no longer answers") from error
+    except Disconnected:
+        connected = False  # Ray would end this process, before it has said why
+        raise
     finally:
-        ray.shutdown()
+        if connected:
+            ray.shutdown()
 
 
 def _import_ray() -> Any:
@@ -67,18 +73,6 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise UserError(f"--cluster needs Ray: {install_command('cluster')}") from error
     return ray
-
-
-def _require_answer(address: str) -> None:
-    """Raise a `UserError` if nothing listens there; Ray itself would try for minutes."""
-    parts = urlsplit(address)
-    try:
-        socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=REACH).close()
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--cluster {address}: nothing answers there ({error}); see that the head runs, and that this machine may "
-            "reach its port"
-        ) from error
 
 
 def _reason(error: BaseException) -> str:
@@ -114,17 +108,19 @@ class Ray:
     """A cluster that this process is connected to; see `la_reconvla.execution.jobs.Executor`.
 
     Args:
+        head: asked now and then whether it answers; None for that of a connection without a client.
         ship: use no file in place, as if no machine had this disk.
         start: seconds to wait for a first worker.
     """
 
-    def __init__(self, ship: bool = False, start: float = START) -> None:
-        self._ship, self._start = ship, start
+    def __init__(self, head: Head | None = None, *, ship: bool = False, start: float = START) -> None:
+        self._head, self._ship, self._start = head or Head.connected(), ship, start
 
     @property
     def workers(self) -> int:
         """Cores of all nodes."""
-        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in _alive())))
+        self._head.require()
+        return max(1, int(sum(node["Resources"].get("CPU", 0) for node in alive())))
 
     def ticker(self, bar: Bar) -> Ticker | None:
         """Jobs report nothing before they end."""
@@ -146,22 +142,21 @@ class Ray:
 
         Raises:
             UserError: also if no node has what is asked for, if nodes differ in what is installed, if no worker begins
-                in time, or a job ended several workers.
+                in time, a job ended several workers, or the head was lost.
         """
+        self._head.require()
         resources, room = _fitted(needs, len(setups), kind)
-        crew = _Crew(self._ship, self._start, resources, kind, begun, room)
+        crew = _Crew(self._head, self._ship, self._start, resources, kind, begun, room)
         try:
             for setup in setups[:room]:
                 crew.hire(setup)
             yield from crew.work(iter(jobs))
+        except Disconnected:
+            crew.workers.clear()  # Ray would wait for an answer, or end this process; they end without it
+            crew.idle.clear()
+            raise
         finally:
             crew.close()
-
-
-def _alive() -> list[dict[str, Any]]:
-    import ray
-
-    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _fitted(needs: Needs, workers: int, kind: str) -> tuple[dict[str, float], int]:
@@ -170,7 +165,7 @@ def _fitted(needs: Needs, workers: int, kind: str) -> tuple[dict[str, float], in
     Raises:
         UserError: there is no node with room for one.
     """
-    nodes = [node["Resources"] for node in _alive()]
+    nodes = [node["Resources"] for node in alive()]
     gpus = sum(node.get("GPU", 0) for node in nodes)
     share = min(1.0, int(100 * gpus / workers) / 100) if needs.gpus == "share" else float(needs.gpus)
     if needs.gpus == "share" and not gpus:
@@ -197,6 +192,7 @@ class _Crew:
     """The workers of one `Ray.map`, and what they are at.
 
     Attributes:
+        head: see `Ray`.
         ship: see `Ray`.
         start: see `Ray`.
         resources: what Ray is asked for each.
@@ -205,6 +201,7 @@ class _Crew:
         most: how many workers there are to be.
     """
 
+    head: Head
     ship: bool
     start: float
     resources: dict[str, float]
@@ -254,6 +251,7 @@ class _Crew:
 
         waited = time.monotonic()
         while True:
+            self.head.require()
             while self.idle and (job := self.again.popleft() if self.again else next(jobs, None)) is not None:
                 self._give(self.idle.pop(0), job)
                 if self.begun is not None and not self.deaths.get(job):
@@ -368,8 +366,9 @@ class _Crew:
         import ray
 
         everyone = [*self.workers.values(), *self.idle]
-        with contextlib.suppress(Exception):
-            ray.wait([worker.actor.close.remote() for worker in self.idle] or [ray.put(0)], timeout=5)
+        if self.idle:
+            with contextlib.suppress(Exception):
+                ray.wait([worker.actor.close.remote() for worker in self.idle], timeout=5)
         for worker in everyone:
             with contextlib.suppress(Exception):
                 ray.kill(worker.actor)
