@@ -125,3 +125,15 @@ def test_a_command_that_loses_its_cluster_ends_in_a_sentence(process: str, when:
         assert re.search(f"{said}. What was finished is kept", printed.decode())
     finally:
         cluster.shutdown()
+
+
+def test_connecting_ends_in_time_with_a_sentence() -> None:
+    """Ray catches every exception while it connects, so that the process is ended; in time nothing happens."""
+    late = (
+        "import time\nfrom la_reconvla.execution.ray_head import in_time\nwith in_time('auto', {}):\n    time.sleep({})"
+    )
+    found = subprocess.run([sys.executable, "-c", late.format(0.2, 60)], capture_output=True, text=True, timeout=50)
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: the cluster, auto, stopped answering. What was finished is kept")
+    in_time = f"{late.format(5, 0)}\nprint('went on')"
+    assert subprocess.run([sys.executable, "-c", in_time], capture_output=True, text=True).stdout == "went on\n"

@@ -14,7 +14,7 @@ from la_reconvla import kinds, leases
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.execution.current import using
 from la_reconvla.execution.jobs import Job, Needs, raised_in
-from la_reconvla.execution.ray_head import Disconnected, Head, alive, require_answer
+from la_reconvla.execution.ray_head import Disconnected, Head, alive, in_time, require_answer
 from la_reconvla.execution.ray_worker import Outcome, RayWorker, installed
 from la_reconvla.execution.shipping import Sender, sealed, write_brought
 from la_reconvla.progress import Bar, Ticker
@@ -43,7 +43,8 @@ def cluster(address: str | None) -> Iterator[None]:
     if address != "auto":
         require_answer(address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with in_time(address):
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:
         how = (
             "on its first machine `ray start --head`, on the others `ray start --address=HOST:6379`"

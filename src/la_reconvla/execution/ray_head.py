@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +16,7 @@ from la_reconvla.errors import UserError
 
 REACH = 10.0  # seconds to wait for one answer
 SILENT = 20.0  # seconds without one, after which the head counts as lost: Ray itself ends the process after 60
+CONNECT = 180.0  # seconds that connecting may take; Ray goes on for many minutes where the head ends meanwhile
 BETWEEN = 2.0  # seconds from one question to the next
 
 
@@ -70,6 +76,26 @@ class Head:
         if self._node not in (node["NodeID"] for node in alive()):
             raise Disconnected("the node of Ray on this command's machine has ended")
         self._asked = time.monotonic()
+
+
+@contextlib.contextmanager
+def in_time(address: str, seconds: float = CONNECT) -> Iterator[None]:
+    """End this process with a sentence where the body, which connects to a cluster, takes longer.
+
+    Ray catches what would interrupt it there. Nothing of ours has begun: a folder that is held is free again at once.
+    """
+    late = threading.Timer(seconds, _end, (Disconnected(f"the cluster, {address}, stopped answering"),))
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+def _end(error: Disconnected) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def alive() -> list[dict[str, Any]]:
