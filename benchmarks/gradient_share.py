@@ -18,13 +18,11 @@ from typing import Any
 import torch
 import tyro
 
-from la_reconvla.data.samples import batch_indices
 from la_reconvla.method.objective import losses
 from la_reconvla.randomness import derive, generator
 from la_reconvla.study.train_cells import train_one
 from la_reconvla.text_table import TextTable
 from la_reconvla.training import loop
-from la_reconvla.training.gradient import to_device
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,7 @@ class Options:
 def lengths(training: Any, step: int) -> dict[str, float]:
     """Of both gradients in the parameters that both reach, for the batch of this step."""
     policy, arm = training.policy, training.condition
-    indices = batch_indices(derive(training.seed, "data"), step, training.config.batch_size, len(training.samples))
-    batch = to_device(training.samples.batch(indices), training.device, arm.blind)
+    batch, _ = training.drawn(step, derive(training.seed, "data"), "shift")
     draws, noise = generator(training.seed, "mask", step), generator(training.seed, "noise", step)
     loss = losses(policy, batch, arm.reconstruction, draws, training.config.progress(step), training.teacher, noise)
     if loss.reconstruction is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 
@@ -48,13 +49,13 @@ def errors(run: Path, options: Options) -> dict[str, float]:
         rest = rest.annotated(annotator("masks"))
     extra = arm.reconstruction
     head: Any = policy.reconstruction_head
-    if extra is None or extra.mask is None or head is None:
-        raise SystemExit(f"{run}: {arm.id} reconstructs no masked patches")
+    if extra is None or extra.mask is None or head is None or extra.mask_at == "input":
+        raise SystemExit(f"{run}: {arm.id} reconstructs no patches that are masked in the decoder")
     some = spread_indices(len(training), options.frames)
     mean = patchify(training.batch(some).images, policy.backbone.patch_size).mean(0)
     found: dict[str, list[float]] = {}
     rows = extra.follows.attention_rows if extra.follows else None
-    for number, part in enumerate(spread_indices(len(rest), options.frames).reshape(-1, 64)):
+    for number, part in enumerate(np.array_split(spread_indices(len(rest), options.frames), 8)):
         batch = rest.batch(part)
         with torch.no_grad():
             features = policy.features(batch, attention=rows)

@@ -219,6 +219,9 @@ def test_an_arm_takes_another_lambda_after_its_name() -> None:
         "C3-0.3",
         "no-image-5",
         "C4-5-5",
+        "C4-1",
+        "C4-0.1",
+        "C3-0.1-5",
     ):
         with pytest.raises(UserError, match=r"lambda after its name"):
             conditions.condition(id)

@@ -184,10 +184,12 @@ def find_condition(id: str) -> Condition | None:
     """The arm of this id, or one of `CONDITIONS` with another lambda, such as ``C4-5``; None if there is none."""
     if id in CONDITIONS:
         return CONDITIONS[id]
-    if (found := WEIGHTED.fullmatch(id)) and (arm := CONDITIONS.get(found[1])):
-        other = arm.with_weight(float(found[2]))
-        return replace(other, id=id, name=f"{arm.name}, lambda {found[2]}") if other != arm else None
-    return None
+    found = WEIGHTED.fullmatch(id)
+    if found is None or (arm := CONDITIONS.get(found[1])) is None or WEIGHTED.fullmatch(arm.id):
+        return None
+    other = replace(arm.with_weight(float(found[2])), id=id, name=f"{arm.name}, lambda {found[2]}")
+    known = (replace(one, id=id, name=other.name) for one in CONDITIONS.values())
+    return None if other in known else other  # C4-0.5 is C4, C4-1 is C3-1.0, and C1 has no lambda
 
 
 def condition(id: str) -> Condition:

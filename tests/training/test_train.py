@@ -480,6 +480,9 @@ def test_the_log_says_what_a_head_scores_beside_the_mean_picture(
         assert not any("mean_picture_loss" in line for line in checks)
         return
     training, rest = open_demonstrations(demonstrations).divide(0.25)
+    averaged = dataclasses.replace(SHORT, ema=True)  # an average of the weights has learned no heads to follow
+    heads = numbers(train_tiny(demonstrations, tmp_path / "ema", CONDITIONS["C4-heads"], config=averaged))[-1]
+    assert heads["mean_picture_loss"] > 0
     both = (Samples(part, TINY.image_size, TINY.chunk) for part in (training, rest))
     pixels, shown = (part.batch(np.arange(len(part))).images.numpy() / 127.5 - 1 for part in both)
     wanted = ((shown - pixels.mean(0)) ** 2).mean()  # of all pixels: frames of noise differ little from patch to patch

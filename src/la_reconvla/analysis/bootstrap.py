@@ -87,7 +87,10 @@ def _draws(seeds: bytes, tasks: bytes, replicates: int, step: int, rng_seed: int
         s = rng.integers(len(count), size=(samples, len(count)))
         t, e = rng.random((samples, count.shape[1])), rng.random((samples, count.shape[1], int(count.max())))
         by_seed = np.stack([(s == seed).sum(1) for seed in range(len(count))])
-        found.append((by_seed, [_times(t, e, of_seed[of_seed > 0]) for of_seed in count[: 1 if alike else None]]))
+        times = [_times(t, e, of_seed[of_seed > 0]) for of_seed in count[: 1 if alike else None]]
+        for array in (by_seed, *times):
+            array.flags.writeable = False  # it is kept, for others
+        found.append((by_seed, times))
     return found
 
 

@@ -58,7 +58,10 @@ def cluster(address: str | None) -> Iterator[None]:
     try:
         with using(Ray(Head.connected(None if address == "auto" else address))):
             yield
-    except ConnectionError as error:  # what a client gets
+    except ConnectionError as error:  # what a client gets; others may come from elsewhere
+        if address == "auto" or isinstance(error, BrokenPipeError):
+            raise
+        connected = False
         raise Disconnected(f"the cluster, {address}, no longer answers") from error
     except Disconnected:
         connected = False  # Ray would end this process, before it has said why

@@ -212,7 +212,7 @@ def cost_table(results: Results) -> TextTable:
             shown = "–" if weights is None else f"{weights / 1e6:.2f} M"
             took, learned = "–" if time is None else duration(time), number(beside_mean_picture(arm), 2)
             rows.append((arm.id, shown, head, learned, number(speed, 0), took, str(len(arm.cells))))
-    header = ("arm", "weights trained", "of these its head", "its error / mean picture's")
+    header = ("arm", "weights trained", "of these its head", "head's error / mean picture's")
     header += ("samples per second", "training of one seed", "seeds")
     return TextTable("Training of each arm", header, rows)
 

@@ -10,7 +10,7 @@ from la_reconvla.analysis.verdicts import checked
 from la_reconvla.drawing import readable
 from la_reconvla.text_table import number
 
-NOTHING = 0.95  # share of the mean picture's error above which a head has learned no more than that picture
+NO_BETTER = 0.95  # of the mean picture's error: a head above this counts as no better than it
 STEPS = {"approached": "reached the target", "grasped": "grasped it", "lifted": "lifted it", "placed": "placed it"}
 
 WHAT = "the overlap of attention with the target"
@@ -96,15 +96,19 @@ def _grounding(results: Results) -> str:
 
 
 def _learned(results: Results) -> str:
-    """Which heads reconstruct more than the mean of the training pictures, which says nothing of the scene."""
+    """Which heads reconstruct better than the mean of the training pictures, and which do not."""
     beside = {c.id: beside_mean_picture(c) for c in results.conditions}
     known = {id: ratio for id, ratio in beside.items() if ratio is not None}
     if not known:
         return ""
     listed = ", ".join(f"{id} {number(ratio, 2)}" for id, ratio in known.items())
     said = f"Pixel error of the heads, in errors of the mean training picture under the same masks: {listed}."
-    nothing = [id for id, ratio in known.items() if ratio > NOTHING]
-    return f"{said} So {_listed(nothing)} learned to reconstruct nothing of the scene." if nothing else said
+    nothing = [id for id, ratio in known.items() if ratio > NO_BETTER]
+    return (
+        f"{said} So {_listed(nothing)} reconstruct no better than that picture, which is the same for every frame."
+        if nothing
+        else said
+    )
 
 
 def beside_mean_picture(arm: ConditionResult) -> float | None:

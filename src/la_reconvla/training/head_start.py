@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from la_reconvla.contracts import Backbone, Batch, Features
 from la_reconvla.method.policy import Policy
@@ -23,7 +22,7 @@ from la_reconvla.training.optimizers import BETAS
 from la_reconvla.training.parts import scheduled
 
 RATE, WARMUP, CLIP = 2e-3, 30, 1.0  # of AdamW: a small network from random weights takes more than a policy does
-KEPT_BYTES = 2_000_000_000  # of features: each batch is computed once, where there is room for all
+KEPT_BYTES = 1_000_000_000  # of features and pictures: each batch is computed once, and no more than these are used
 
 
 def learn_head(
@@ -98,5 +97,5 @@ def _seen(
 
 
 def _bytes(features: Features, batch: Batch) -> int:
-    """Of what is kept of one batch."""
-    return sum(value.nbytes for part in (features, batch) for value in vars(part).values() if isinstance(value, Tensor))
+    """Of what all arms keep of one batch, so that all learn from as many; attention comes on top."""
+    return features.patches.nbytes + batch.images.nbytes

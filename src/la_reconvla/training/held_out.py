@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,23 +56,26 @@ def head_errors(
     samples: Samples,
     device: torch.device,
     reconstruction: Reconstruction,
-    mean: Float[torch.Tensor, "n q"],
+    mean: Callable[[], Float[torch.Tensor, "n q"]],
 ) -> dict[str, float]:
     """What the head scores on `WATCHED` evenly spaced samples under the arm's masks, and a picture that knows nothing.
 
+    Masks follow the attention of `policy` itself, also in an arm with a teacher.
+
     Args:
-        mean: pixels of the mean training picture.
+        mean: gives the pixels of the mean training picture.
 
     Returns:
-        Mean squared errors of the masked pixels: ``held_out_reconstruction_loss`` and ``mean_picture_loss``. A head
-        that scores no less than the second has learned nothing of the scene. Empty where they do not compare: for
-        crops, heads that draw from noise or predict normalised pixels, samples without boxes that the masks need.
+        Mean squared errors of the masked pixels: ``held_out_reconstruction_loss`` and ``mean_picture_loss``, which is
+        the same for every frame. Empty where they do not compare: for crops, heads that draw from noise or predict
+        normalised pixels, samples without boxes that the masks need.
     """
     head, rows = policy.reconstruction_head, reconstruction.follows and reconstruction.follows.attention_rows
     if reconstruction.mask is None or not isinstance(head, MAEReconstructor) or head.config.norm_pixels:
         return {}
     if reconstruction.mask.needs_gaze and samples.annotation is None:
         return {}
+    same = mean()
     policy.eval()
     errors = []
     for number, part in enumerate(np.array_split(spread_indices(len(samples), WATCHED), max(1, WATCHED // 32))):
@@ -81,7 +85,7 @@ def head_errors(
         hidden = mask if reconstruction.mask_at == "input" else None
         patches = features.patches if hidden is None else policy.features(batch, hidden=hidden).patches
         target = head.target(batch.images)
-        errors.append((float(head.loss(patches, mask, target, draws)), float((target - mean)[mask].square().mean())))
+        errors.append((float(head.loss(patches, mask, target, draws)), float((target - same)[mask].square().mean())))
     policy.train()
     found = np.mean(errors, axis=0)
     return {"held_out_reconstruction_loss": float(found[0]), "mean_picture_loss": float(found[1])}

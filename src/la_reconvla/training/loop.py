@@ -180,6 +180,7 @@ class Training:
             for tracker in trackers:
                 tracker.log(begun, 0)
             self.check(0)
+            clock = time.perf_counter()
         if ticker:
             ticker.advance(first, before=True)
         for step in range(first, config.steps):
@@ -304,8 +305,8 @@ class Training:
             values = {"held_out_action_loss": self.measure(held_out_loss, *shown)} if done else {}
             maps = self.measure(looks, *shown)
             if done and (extra := self.condition.reconstruction) is not None:
-                mean = self.mean_picture
-                values |= self.measure(head_errors, self.held_out, self.device, extra, mean)
+                arguments = self.held_out, self.device, extra, lambda: self.mean_picture
+                values |= self.group.run(self.policy, head_errors, *arguments)  # an average has learned no saliency
         if self.group.is_main:
             save_looks(self.folder, done, maps)
         return values
