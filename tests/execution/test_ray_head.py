@@ -127,6 +127,19 @@ def test_a_command_that_loses_its_cluster_ends_in_a_sentence(process: str, when:
         cluster.shutdown()
 
 
+def test_a_head_that_is_lost_while_nobody_asks_ends_the_process_with_a_sentence() -> None:
+    """What waits within Ray is not asked; while the head answers, the same goes on."""
+    waits = "import time\nfrom la_reconvla.execution.ray_head import watched\n"
+    waits += "with watched('127.0.0.1:{}', silent=1.0):\n    time.sleep({})\nprint('went on')"
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        there = subprocess.run([sys.executable, "-c", waits.format(port, 6)], capture_output=True, text=True)
+    assert (there.returncode, there.stdout) == (0, "went on\n")
+    lost = subprocess.run([sys.executable, "-c", waits.format(port, 60)], capture_output=True, text=True, timeout=50)
+    assert lost.returncode == 2
+    assert lost.stderr.startswith(f"error: the head of the cluster, 127.0.0.1:{port}, no longer answers. What was")
+
+
 def test_connecting_ends_in_time_with_a_sentence() -> None:
     """Ray catches every exception while it connects, so that the process is ended; in time nothing happens."""
     late = (

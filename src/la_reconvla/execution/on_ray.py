@@ -14,7 +14,7 @@ from la_reconvla import kinds, leases
 from la_reconvla.errors import UserError, install_command
 from la_reconvla.execution.current import using
 from la_reconvla.execution.jobs import Job, Needs, raised_in
-from la_reconvla.execution.ray_head import Disconnected, Head, alive, in_time, require_answer
+from la_reconvla.execution.ray_head import Disconnected, Head, alive, in_time, require_answer, watched
 from la_reconvla.execution.ray_worker import Outcome, RayWorker, installed
 from la_reconvla.execution.shipping import Sender, sealed, write_brought
 from la_reconvla.progress import Bar, Ticker
@@ -56,7 +56,8 @@ def cluster(address: str | None) -> Iterator[None]:
         ) from error
     connected = True
     try:
-        with using(Ray(Head.connected(None if address == "auto" else address))):
+        head = Head.connected(None if address == "auto" else address)
+        with watched(head.address), using(Ray(head)):
             yield
     except ConnectionError as error:  # what a client gets; others may come from elsewhere
         if address == "auto" or isinstance(error, BrokenPipeError):

@@ -43,7 +43,7 @@ class Head:
     """
 
     def __init__(self, address: str, node: str, silent: float = SILENT) -> None:
-        self._address, self._node, self._silent, self._asked = address, node, silent, -BETWEEN
+        self.address, self._node, self._silent, self._asked = address, node, silent, -BETWEEN
 
     @classmethod
     def connected(cls, address: str | None = None) -> Head:
@@ -66,10 +66,10 @@ class Head:
             return
         while True:
             try:
-                reach(self._address)
+                reach(self.address)
             except OSError as error:
                 if time.monotonic() - begun > self._silent:
-                    raise Disconnected(f"the head of the cluster, {self._address}, no longer answers") from error
+                    raise Disconnected(f"the head of the cluster, {self.address}, no longer answers") from error
                 time.sleep(BETWEEN / 4)
             else:
                 break
@@ -91,6 +91,34 @@ def in_time(address: str, seconds: float = CONNECT) -> Iterator[None]:
         yield
     finally:
         late.cancel()
+
+
+@contextlib.contextmanager
+def watched(address: str, silent: float = 2 * SILENT) -> Iterator[None]:
+    """End this process with a sentence where the head is lost while the body waits for Ray or asks it nothing.
+
+    After 60 seconds Ray would end it, with words about itself. What this process writes survives its end at any time.
+
+    Args:
+        address: as of `Head`.
+        silent: seconds without an answer; more than those of `Head`, which raises where it is asked.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not over.wait(BETWEEN):
+            with contextlib.suppress(OSError):
+                reach(address)
+                heard = time.monotonic()
+            if time.monotonic() - heard > silent:
+                _end(Disconnected(f"the head of the cluster, {address}, no longer answers"))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _end(error: Disconnected) -> None:
