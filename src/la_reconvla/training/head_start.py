@@ -1,7 +1,7 @@
 """A reconstruction head that learns alone before the policy does.
 
 From random weights a short training spends itself on what all pictures have in common: after the 400 steps of the
-preset ``small`` the published arms reconstruct worse than the mean of the training pictures would
+preset ``small`` the published arms reconstruct no better than the mean of the training pictures would
 (``benchmarks/reconstruction.py``), so that their gradient says nothing of the scene. Here the head first learns from
 features that stand still, by the masks of its own arm; nothing else of the policy changes, and no action is learned.
 """
@@ -60,9 +60,10 @@ def learn_head(
     training = policy.training
     policy.eval()  # no dropout: what is kept would keep its draws
     for step in range(steps):
-        number = step % distinct if not kept else step % min(distinct, max(1, KEPT_BYTES // _bytes(*kept[0])))
+        number = step % distinct
         if number == len(kept):
             kept.append(_seen(policy, reconstruction, batch(number), teacher))
+            distinct = min(distinct, max(1, KEPT_BYTES // _bytes(*kept[0])))
         features, shown = kept[number]
         for group in optimizer.param_groups:
             group["lr"] = scheduled(step, steps, WARMUP, RATE)
