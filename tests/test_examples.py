@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import make_dataclass
 from pathlib import Path
+from typing import Any
 
 import huggingface_vlm
 import new_arm
 import numpy as np
-import own_backbone
 import own_policy
 import own_robot
 import pytest
@@ -50,12 +51,22 @@ def test_a_model_of_transformers_gives_the_rows_of_its_own_attention():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def own_backbone() -> Iterator[Any]:
+    """Imported for these tests alone: every process that a test starts imports what is registered, torch included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "REGISTERED", {})
+        import own_backbone
+
+        yield own_backbone
+
+
+@pytest.fixture(scope="module")
+def run(own_backbone, tmp_path_factory):
     return own_backbone.main(tmp_path_factory.mktemp("own_backbone"))
 
 
 @pytest.mark.slow
-def test_a_backbone_of_ones_own_comes_back_from_its_file(run):
+def test_a_backbone_of_ones_own_comes_back_from_its_file(own_backbone, run):
     assert json.loads((run / CONFIG).read_text())["backbone"]["kind"] == "own_backbone.MyBackboneConfig"
     policy, config = load_policy(run)
     assert config.backbone == own_backbone.MyBackboneConfig()
