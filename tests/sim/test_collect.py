@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -255,34 +254,6 @@ def children(process: subprocess.Popen[bytes]) -> list[Any]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.slow
-def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
-    import psutil
-
-    quiet = ToySetup(failing=(3, 4))
-    collect(toy_config(tmp_path / "undisturbed", demos=6, placement="wide"), quiet)
-    out, log = tmp_path / "out", tmp_path / "out.log"
-    for shards in (2, 7):
-        process = start_collecting(tmp_path, out)
-        wait_for_shards(process, out, shards)
-        workers = children(process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs(workers, timeout=10)
-        assert not alive, "workers outlived their parent"
-        with pytest.raises(UserError, match="not finished"):
-            open_demonstrations(out)
-    process = start_collecting(tmp_path, out)
-    assert process.wait(timeout=120) == 0
-    assert indices(out) == indices(tmp_path / "undisturbed")
-    assert open_demonstrations(out).hash == open_demonstrations(tmp_path / "undisturbed").hash
-    attempts = log.read_text().splitlines()
-    again = len(attempts) - len(set(attempts))
-    assert again <= 4, "two kills of two workers cost at most the four episodes that were running"
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "undisturbed")]
-    assert summaries[0]["tasks"] == summaries[1]["tasks"]
-
-
 def names(out: Path) -> list[str]:
     """What is in a folder, without the lease: its number says how many processes have worked there."""
     return sorted(path.name for path in out.iterdir() if not path.name.startswith(leases.PREFIX))
@@ -341,7 +312,8 @@ def test_a_killed_growth_goes_on_without_losing_or_doubling(tmp_path: Path) -> N
         workers = children(process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        psutil.wait_procs(workers, timeout=10)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive, "workers outlived their parent"
         with pytest.raises(UserError, match="not finished"):
             open_demonstrations(out)
         assert {path: path.read_bytes() for path in before} == before
@@ -424,13 +396,20 @@ def test_an_interrupted_one_may_end_with_fewer_if_none_of_them_is_lost(tmp_path:
 
 
 @pytest.mark.slow
-def test_a_folder_from_before_grows(tmp_path: Path) -> None:
-    """`collection.json` held the number of episodes."""
+@pytest.mark.parametrize(
+    ("lacked", "had"),
+    [(("kind", "learner", "maps"), {"demos": 4}), (("learner", "maps"), {})],
+    ids=["before files named classes", "before corrections and a choice of maps"],
+)
+def test_a_folder_from_before_grows(tmp_path: Path, lacked: tuple[str, ...], had: dict[str, int]) -> None:
+    """Its `collection.json` lacks what came since, and once held the number of episodes."""
     setup = ToySetup(failing=(0, 3))
     collect(toy_config(tmp_path / "out"), setup)
     path = tmp_path / "out" / "collection.json"
-    write_json(path, {k: v for k, v in read_json(path).items() if k != "kind"} | {"demos": 4})
+    write_json(path, {k: v for k, v in read_json(path).items() if k not in lacked} | had)
     assert collect(toy_config(tmp_path / "out"), ToySetup(crash=0)).episodes == 8
+    with pytest.raises(UserError, match="different: maps"):
+        collect(toy_config(tmp_path / "out", demos=6, maps=False), setup)
     collect(toy_config(tmp_path / "out", demos=6), setup)
     collect(toy_config(tmp_path / "new", demos=6), setup)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
@@ -530,17 +509,6 @@ def test_without_maps_none_are_drawn_and_a_folder_stays_of_one_kind(tmp_path: Pa
     for demos in (toy_config(tmp_path).demos, toy_config(tmp_path).demos + 2):
         with pytest.raises(UserError, match="different: maps"):
             collect(toy_config(tmp_path, demos=demos), ToySetup())
-
-
-@pytest.mark.slow
-def test_a_folder_from_before_there_was_a_choice_of_maps_grows(tmp_path: Path) -> None:
-    config = toy_config(tmp_path)
-    collect(config, ToySetup())
-    path = tmp_path / "collection.json"
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "maps"}))
-    assert collect(toy_config(tmp_path, demos=config.demos + 2), ToySetup()).episodes > 0
-    with pytest.raises(UserError, match="different: maps"):
-        collect(toy_config(tmp_path, demos=config.demos + 2, maps=False), ToySetup())
 
 
 def test_a_folder_with_foreign_demonstrations_is_refused(tmp_path: Path) -> None:
@@ -758,15 +726,6 @@ def test_corrections_of_another_policy_are_another_collection(tmp_path: Path) ->
     for other in (None, Learning("b")):
         with pytest.raises(UserError, match="learner"):
             collect(toy_config(tmp_path, learner=other), ToySetup(limit=10**6))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lacks", [("learner",), ("kind", "learner", "maps")])
-def test_a_folder_from_before_there_were_corrections_grows(lacks: tuple[str, ...], tmp_path: Path) -> None:
-    collect(toy_config(tmp_path), ToySetup())
-    held = read_json(tmp_path / "collection.json")
-    write_json(tmp_path / "collection.json", {k: v for k, v in held.items() if k not in lacks})
-    assert collect(toy_config(tmp_path, demos=6), ToySetup()).episodes == 12
 
 
 @pytest.mark.sim
