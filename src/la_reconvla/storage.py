@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
@@ -186,6 +187,15 @@ def read_jsonl(path: Path | str) -> list[Any]:
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error}); remove that line") from None
     return records
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file's bytes in hexadecimal digits; raises an `OSError` if it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def require_free_space(path: Path | str, size: int) -> None:

@@ -6,7 +6,6 @@ All but the pictures is checked before anything is returned; those are decoded w
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from la_reconvla.data.lerobot_layout import (
     reading,
 )
 from la_reconvla.errors import UserError
+from la_reconvla.storage import sha256_of
 
 FAR = 32  # pictures of a video; what lies further ahead is sought, not decoded through
 
@@ -142,11 +142,7 @@ def _frame(frames: Iterator[Any], number: int, rate: float) -> Any | None:
 @functools.cache
 def _file_hash(path: Path, size: int, changed: int) -> bytes:
     """Hash of a file, which many episodes share, as long as its size and the time of its last change (ns) stay."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.digest()
+    return bytes.fromhex(sha256_of(path))
 
 
 def read_folder(folder: Path) -> list[Episode]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from la_reconvla import leases
 from la_reconvla.execution.jobs import Files, Job
-from la_reconvla.storage import write_content
+from la_reconvla.storage import sha256_of, write_content
 
 KEPT = 7 * 86400  # seconds that a node keeps files which nobody asks for
 _PATH = type(Path())
@@ -56,11 +56,7 @@ class Hashes:
         stat = os.stat(path)
         key = str(path), stat.st_size, stat.st_mtime_ns
         if key not in self._known:
-            with open(path, "rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-            self._known[key] = digest.hexdigest()
+            self._known[key] = sha256_of(path)
         return self._known[key]
 
 

@@ -7,7 +7,6 @@ player.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from la_reconvla.progress import progress
 from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, StageTracker, kept_env
 from la_reconvla.sim.track import EVERY, Track
-from la_reconvla.storage import write_json
+from la_reconvla.storage import sha256_of, write_json
 from la_reconvla.study.evaluate import file_name
 from la_reconvla.study.identity import say
 
@@ -192,7 +191,7 @@ def films(
 def _hash(track: Path) -> str:
     """Which track a film is of; empty for one that cannot be read."""
     try:
-        return hashlib.sha256(track.read_bytes()).hexdigest()
+        return sha256_of(track)
     except OSError:
         return ""
 

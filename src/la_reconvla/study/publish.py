@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import os
 import shutil
 import tempfile
@@ -24,7 +23,15 @@ from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.lerobot_layout import INFO
 from la_reconvla.errors import UserError
-from la_reconvla.storage import explain_disk_errors, locked, parse_json, read_json, require_free_space, write_content
+from la_reconvla.storage import (
+    explain_disk_errors,
+    locked,
+    parse_json,
+    read_json,
+    require_free_space,
+    sha256_of,
+    write_content,
+)
 from la_reconvla.study.cards import (
     Labels,
     data_card,
@@ -259,11 +266,7 @@ def _require_whole(path: Path, told: Any, part: Path) -> None:
     """Compare a file with what the hub says of it: its size, and the hash of a large one."""
     whole = path.is_file() and path.stat().st_size == told.size
     if whole and told.lfs is not None:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-        whole = digest.hexdigest() == told.lfs.sha256
+        whole = sha256_of(path) == told.lfs.sha256
     if not whole:
         raise UserError(f"{told.rfilename} is not what the hub says that it is: delete {part}, then do the same again")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from la_reconvla.errors import UserError
-from la_reconvla.storage import atomic_write, parse_json
+from la_reconvla.storage import atomic_write, parse_json, sha256_of
 
 METADATA = "la_reconvla"
 
@@ -81,7 +80,7 @@ def file_hash(path: Path) -> str:
         UserError: if it does not exist.
     """
     _require(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 
 def _require(path: Path) -> None:
