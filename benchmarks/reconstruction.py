@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 
@@ -23,9 +22,9 @@ from la_reconvla.data.hdf5 import open_demonstrations
 from la_reconvla.data.samples import Samples, spread_indices
 from la_reconvla.method.mask import RandomMask
 from la_reconvla.method.pixels import patchify
-from la_reconvla.randomness import generator
 from la_reconvla.text_table import TextTable
 from la_reconvla.training.checkpoint import load_policy
+from la_reconvla.training.held_out import head_errors
 
 
 @dataclass(frozen=True)
@@ -48,27 +47,18 @@ def errors(run: Path, options: Options) -> dict[str, float]:
     if not arm.annotation_free:
         rest = rest.annotated(annotator("masks"))
     extra = arm.reconstruction
-    head: Any = policy.reconstruction_head
-    if extra is None or extra.mask is None or head is None or extra.mask_at == "input":
-        raise SystemExit(f"{run}: {arm.id} reconstructs no patches that are masked in the decoder")
+    if extra is None:
+        raise SystemExit(f"{run}: {arm.id} reconstructs nothing")
     some = spread_indices(len(training), options.frames)
     mean = patchify(training.batch(some).images, policy.backbone.patch_size).mean(0)
-    found: dict[str, list[float]] = {}
-    rows = extra.follows.attention_rows if extra.follows else None
-    for number, part in enumerate(np.array_split(spread_indices(len(rest), options.frames), 8)):
-        batch = rest.batch(part)
-        with torch.no_grad():
-            features = policy.features(batch, attention=rows)
-            target = head.target(batch.images)
-            for name, mask in (("own masks", extra.mask), ("random masks", RandomMask())):
-                chosen = replace(extra, mask=mask)
-                draws = generator(0, "measured", number)
-                _, hidden = chosen.choose_patches(features, batch.gaze, draws, 1.0)
-                if hidden is None:
-                    raise SystemExit(f"{run}: no mask")
-                found.setdefault(name, []).append(float(head.loss(features.patches, hidden, target, draws)))
-                found.setdefault(f"{name}, mean picture", []).append(float(((target - mean)[hidden] ** 2).mean()))
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    found: dict[str, float] = {}
+    for name, mask in (("own masks", extra.mask), ("random masks", RandomMask())):
+        chosen = replace(extra, mask=mask)
+        values = head_errors(policy, rest, torch.device("cpu"), chosen, lambda: mean, options.frames)
+        if not values:
+            raise SystemExit(f"{run}: what {arm.id} reconstructs does not compare with pixels")
+        found[name], found[f"{name}, mean picture"] = values.values()
+    return found
 
 
 def main() -> None:
