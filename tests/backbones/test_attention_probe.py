@@ -390,7 +390,7 @@ def test_a_folder_opens_as_the_model_that_was_saved(tmp_path, name):
 
 
 def test_a_folder_that_is_no_model_is_refused_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="no folder here and no repository on the hub"):
         open_model("./nowhere")
     with pytest.raises(UserError, match=r"has no config\.json"):
         open_model(str(tmp_path))

@@ -140,7 +140,7 @@ def test_what_is_missing_is_said_in_a_sentence(tmp_path, picture):
     out, source = tmp_path / "map.png", run_in(tmp_path / "run")
     with pytest.raises(UserError, match=r"nothing\.png does not exist"):
         look(source, tmp_path / "nothing.png", TOLD, out)
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="no folder here and no repository on the hub"):
         look("./nowhere", picture, TOLD, out)
     with pytest.raises(UserError, match=r"has no config\.json"):
         look(str(tmp_path), picture, TOLD, out)

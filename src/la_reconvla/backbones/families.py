@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
@@ -25,6 +23,7 @@ from transformers import (
 
 from la_reconvla.backbones.causal import LlavaBackbone, Qwen2VLBackbone, SmolVLMBackbone
 from la_reconvla.backbones.cross_attention import MllamaBackbone
+from la_reconvla.backbones.hub import hub_files, quiet
 from la_reconvla.backbones.paligemma import PaliGemmaBackbone
 from la_reconvla.backbones.shared import BackboneConfig, Geometry
 from la_reconvla.backbones.vision_only import VisionOnlyBackbone
@@ -79,18 +78,33 @@ def family_of(architecture: PreTrainedConfig) -> Family:
     return FAMILIES[architecture.model_type]
 
 
-def architecture_of(source: str) -> PreTrainedConfig:
+def architecture_of(source: str, revision: str | None = None, give: str = "") -> PreTrainedConfig:
     """``config.json`` of a local folder or of an id on the hub.
+
+    Args:
+        source: the folder or the id.
+        revision: commit on the hub.
+        give: see `la_reconvla.backbones.hub.hub_files`.
 
     Raises:
         UserError: if it is not there, not readable, or needs a licence or a network that is missing.
     """
-    folder = _file(source, "config.json").parent
+    folder = _file(source, "config.json", revision, give).parent
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)  # without it the library asks
+        with quiet():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)  # without it the library asks
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"config.json of {source} is not understood by transformers ({reason})") from error
+
+
+def tokenizer_of(source: str, revision: str | None = None, give: str = "") -> Tokenizer:
+    """``tokenizer.json`` beside it; arguments and errors as `architecture_of`."""
+    path = _file(source, "tokenizer.json", revision, give)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own for it
+        raise UserError(f"{path} is no tokenizer that the tokenizers library reads ({error})") from error
 
 
 def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:
@@ -103,12 +117,7 @@ def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:
     Raises:
         UserError: if it is not there, of an unknown family, damaged, or needs a licence or a network that is missing.
     """
-    family = family_of(architecture_of(source))
-    words = str(_file(source, "tokenizer.json"))
-    try:
-        tokenizer = Tokenizer.from_file(words)
-    except Exception as error:  # the library has no class of its own for it
-        raise UserError(f"{words} is no tokenizer that the tokenizers library reads ({error})") from error
+    family, tokenizer = family_of(architecture_of(source)), tokenizer_of(source)
     try:
         model = family.model.from_pretrained(source, use_safetensors=True, **{"dtype": torch.float32, **options})
     except (OSError, SafetensorError, ValueError, ImportError) as error:
@@ -117,32 +126,41 @@ def open_model(source: str, **options: Any) -> tuple[Family, Any, Tokenizer]:
     return family, model, tokenizer
 
 
-def _file(source: str, name: str) -> Path:
+def _file(source: str, name: str, revision: str | None, give: str) -> Path:
     """A file of a folder, or of the hub through its cache."""
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / name).exists():
-            raise UserError(f"{folder} has no {name}: save model and fast tokenizer there (save_pretrained)")
-        return folder / name
-    if not 1 <= len(folder.parts) <= 2 or folder.is_absolute() or source.startswith("."):
-        raise UserError(f"there is no folder {source}: give a folder of a model or of a run, or an id on the hub")
-    try:
-        return Path(hf_hub_download(source, name))
-    except GatedRepoError as error:
-        raise UserError(
-            f"{source} asks for a licence: accept it on its page at the hub and log in (hf auth login)"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no model {source} that you may see: check its id, or log in") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"{source} is neither a folder here nor to be had from the hub ({name}): check its id and your network, or "
-            "download it elsewhere and give its folder"
-        ) from error
+    path = hub_files(source, revision, (name,), give) / name
+    if not path.exists():
+        raise UserError(f"{source} has no {name}: save model and fast tokenizer there (save_pretrained)")
+    return path
+
+
+class Sized:
+    """A backbone's configuration that names a model: the sizes are those of its `architecture`."""
+
+    @property
+    def architecture(self) -> PreTrainedConfig:
+        """The library's configuration."""
+        raise NotImplementedError
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the pictures that it takes."""
+        architecture = self.architecture
+        return family_of(architecture).backbone.geometry_of(architecture)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.geometry.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return self.geometry.grid
 
 
 @dataclass(frozen=True)
-class Opened:
+class Opened(Sized):
     """A model as it is, with its weights in float32. It satisfies `la_reconvla.backbones.shared.BackboneConfig`.
 
     Attributes:
@@ -162,20 +180,9 @@ class Opened:
     max_tokens: int = 64
 
     @property
-    def geometry(self) -> Geometry:
-        """Of the pictures that it takes."""
-        architecture = architecture_of(self.source)
-        return family_of(architecture).backbone.geometry_of(architecture)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
-        return self.geometry.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of image tokens."""
-        return self.geometry.grid
+    def architecture(self) -> PreTrainedConfig:
+        """The library's configuration; raises a `UserError` as `architecture_of`."""
+        return architecture_of(self.source)
 
     def build(self) -> Backbone:
         """The backbone with the model's weights; only action queries and robot state are new.

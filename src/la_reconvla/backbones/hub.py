@@ -12,9 +12,13 @@ from transformers.utils import logging as transformers_logging
 
 from la_reconvla.errors import UserError
 
+BACKBONE = "--backbone "
 
-def hub_files(source: str, revision: str | None, patterns: tuple[str, ...] | None, give: str = "--backbone ") -> Path:
+
+def hub_files(source: str, revision: str | None, patterns: tuple[str, ...] | None, give: str = BACKBONE) -> Path:
     """Folder with these files (None: all), downloaded if need be; on the hub its name is the commit.
+
+    `give` is the option that takes a folder instead, and a space; empty for none.
 
     Raises:
         UserError: in one sentence, with what to do.

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
-from la_reconvla.backbones.families import Family, family_of
-from la_reconvla.backbones.hub import folder_hash, hub_files, quiet
+from la_reconvla.backbones.families import Family, Sized, architecture_of, family_of, tokenizer_of
+from la_reconvla.backbones.hub import BACKBONE, folder_hash, hub_files, quiet
 from la_reconvla.backbones.paligemma import TOKENIZER
-from la_reconvla.backbones.shared import Geometry
 from la_reconvla.backbones.trained_weights import MODULE_PATHS, Freeze, Lora, inject_adapters, nf4
 from la_reconvla.contracts import AttentionRows, Features, PolicyInput
 from la_reconvla.errors import UserError, unknown
@@ -41,7 +40,7 @@ MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "*.saf
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(Sized):
     """A pretrained backbone. It satisfies `la_reconvla.backbones.shared.BackboneConfig`.
 
     Attributes:
@@ -97,21 +96,6 @@ class Pretrained:
         return family_of(self.architecture)
 
     @property
-    def geometry(self) -> Geometry:
-        """Of the pictures that it takes."""
-        return self.family.backbone.geometry_of(self.architecture)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
-        return self.geometry.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of image tokens."""
-        return self.geometry.grid
-
-    @property
     def leaves_some(self) -> bool:
         """Whether some weights of the source stay as they are, so that a run's file lacks them."""
         return self.lora is not None or self.freeze != Freeze(vision=False, embeddings=False)
@@ -138,17 +122,8 @@ class Pretrained:
     # ------------------------------------------------------------ building
 
     def tokenizer(self) -> Tokenizer:
-        """The source's tokenizer.
-
-        Raises:
-            UserError: if it has none.
-        """
-        path = hub_files(self.source, self.revision, ("tokenizer.json",)) / "tokenizer.json"
-        if not path.exists():
-            raise UserError(
-                f"{self.source} has no tokenizer.json: save the fast tokenizer beside the weights (save_pretrained)"
-            )
-        return Tokenizer.from_file(str(path))
+        """The source's; raises a `UserError` as `tokenizer_of`."""
+        return tokenizer_of(self.source, self.revision, BACKBONE)
 
     def build(self) -> PretrainedBackbone:
         """The backbone with its pretrained weights; what is new is drawn from torch's global generator.
@@ -296,18 +271,11 @@ class PretrainedBackbone(nn.Module):
 
 @functools.lru_cache
 def _architecture(source: str, revision: str | None) -> PreTrainedConfig:
-    folder = Path(source)
-    try:
-        if source in KNOWN and not folder.is_dir():
-            raw = dict(KNOWN[source])
-            config = AutoConfig.for_model(raw.pop("model_type"), **raw)
-        else:
-            with quiet():
-                found = hub_files(source, revision, ("config.json",))
-                config = AutoConfig.from_pretrained(found, trust_remote_code=False)  # without it the library asks
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{source} has no config.json that transformers understands ({first})") from error
+    if source in KNOWN and not Path(source).is_dir():
+        raw = dict(KNOWN[source])
+        config = AutoConfig.for_model(raw.pop("model_type"), **raw)
+    else:
+        config = architecture_of(source, revision, BACKBONE)
     if config.model_type not in MODULE_PATHS:
         raise unknown("family of models to train", config.model_type, MODULE_PATHS)
     return config
