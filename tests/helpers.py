@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.conditions import Condition
@@ -60,6 +62,25 @@ def random_batch(b: int = 3, backbone: SmallPaliGemma = TINY, seed: int = 0) -> 
         actions=torch.rand(b, backbone.chunk, 7, generator=draw) * 2 - 1,
         valid=torch.ones(b, backbone.chunk, dtype=torch.bool),
     )
+
+
+def record_logits(policy: Policy) -> dict[int, torch.Tensor]:
+    """Attention logits of each layer [b h t s], with their gradient, of what `policy` computes from now on."""
+    logits: dict[int, torch.Tensor] = {}
+
+    def recorded(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        scores = query @ key.transpose(-1, -2) * scaling
+        scores.retain_grad()
+        logits[module.layer_idx] = scores
+        weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("recorded", recorded)
+    AttentionMaskInterface.register("recorded", sdpa_mask)
+    policy.backbone.model.language_model.set_attn_implementation("recorded")
+    return logits
 
 
 def dense_targets(bins: ActionBins, actions: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 from test_hdf5 import make_header, make_recording
 
 import la_reconvla
+from command_line import called
 from la_reconvla import cli, kinds, leases
 from la_reconvla.backbones.paligemma import SmallPaliGemma
 from la_reconvla.backbones.pretrained import Pretrained
@@ -105,14 +106,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Calls the command line in this process; gives its exit code and what it said, line breaks taken out."""
 
     def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["la-reconvla", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, " ".join((said.out + said.err).split())
+        code, out, err = called(monkeypatch, capsys, *arguments)
+        return code, " ".join((out + err).split())
 
     return call
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hdf5 import NAMES, make_header, make_official, make_recording
 
-from la_reconvla import cli
+from command_line import called
 from la_reconvla.data.boxes import (
     Annotator,
     Boxes,
@@ -418,17 +417,7 @@ def test_what_is_no_detector_is_explained(tmp_path: Path, told: Demonstrations) 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["la-reconvla", "data", "boxes", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
+    return lambda *arguments: called(monkeypatch, capsys, "data", "boxes", *arguments)
 
 
 def test_the_command_writes_a_file_and_one_sentence(demonstrations: Demonstrations, tmp_path: Path, run) -> None:

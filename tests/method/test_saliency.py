@@ -10,10 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import label
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
-from helpers import HEAD, TINY, random_batch, tiny_policy
+from helpers import HEAD, TINY, random_batch, record_logits, tiny_policy
 from la_reconvla.conditions import ARMS, C2, CONDITIONS, FOLLOWING, Condition, condition
 from la_reconvla.contracts import Features
 from la_reconvla.errors import UserError
@@ -435,22 +433,10 @@ def test_one_step_of_every_arm(arm):
 
 @pytest.mark.parametrize("source", [Mean(), ContentWords(), SinkRemoved(), ActionRows()], ids=lambda s: s.label)
 def test_the_action_loss_moves_the_attention_logits_of_the_rows_that_the_source_reads(source):
-    logits: dict[int, torch.Tensor] = {}
-
-    def recorded(module, query, key, value, attention_mask, scaling=None, **kwargs):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = query @ key.transpose(-1, -2) * scaling
-        scores.retain_grad()
-        logits[module.layer_idx] = scores
-        return (scores.masked_fill(~attention_mask, -torch.inf).softmax(-1) @ value).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("recorded_for_sources", recorded)
-    AttentionMaskInterface.register("recorded_for_sources", sdpa_mask)
     policy, batch = tiny_policy(), random_batch()
     features = policy.features(batch, attention=source.attention_rows)
     rows = source.chosen(features) if isinstance(source, ContentWords) else features.token_mask
-    policy.backbone.model.language_model.set_attn_implementation("recorded_for_sources")
+    logits = record_logits(policy)
     losses(policy, batch, None, generator(0, "mask")).action.backward()
     told = policy.backbone.encode(batch.instructions).token_mask.shape[1]
     first = 16 if source.attention_rows == "instruction" else 16 + told

@@ -14,10 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AttentionInterface, AttentionMaskInterface, GemmaConfig, GemmaModel
-from transformers.masking_utils import sdpa_mask
+from transformers import GemmaConfig, GemmaModel
 
-from helpers import HEAD, INSTRUCTIONS, TINY, random_batch, tiny_policy
+from helpers import HEAD, INSTRUCTIONS, TINY, random_batch, record_logits, tiny_policy
 from la_reconvla.backbones import attention_probe
 from la_reconvla.backbones.attention_probe import IMPLEMENTATION, AttentionProbe, sdpa_with_rows
 from la_reconvla.conditions import ARMS, C2_INPUT
@@ -107,21 +106,8 @@ def test_the_action_loss_moves_the_attention_logits_of_every_layer_that_the_sali
 
     The naive build is made by cutting the head's path from the instruction; the test must tell the two apart.
     """
-    logits: dict[int, torch.Tensor] = {}
-
-    def recorded(module, query, key, value, attention_mask, scaling=None, **kwargs):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        scores = query @ key.transpose(-1, -2) * scaling
-        scores.retain_grad()
-        logits[module.layer_idx] = scores
-        weights = scores.masked_fill(~attention_mask, -torch.inf).softmax(-1)
-        return (weights @ value).transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("recorded_for_test", recorded)
-    AttentionMaskInterface.register("recorded_for_test", sdpa_mask)
     policy, batch = tiny_policy(decoding=decoding), random_batch()
-    policy.backbone.model.language_model.set_attn_implementation("recorded_for_test")
+    logits = record_logits(policy)
     if naive:
         torch.nn.init.zeros_(policy.action_head.from_instruction.weight)
     for p in getattr(policy.action_head, "network", torch.nn.Module()).parameters():

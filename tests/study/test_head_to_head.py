@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_floors import save_run
 
-from la_reconvla import cli
+from command_line import called
 from la_reconvla.analysis.sequential import Sequential, step_test
 from la_reconvla.contracts import Observation
 from la_reconvla.data.starts import Start
@@ -215,17 +215,11 @@ def test_policies_take_turns_in_the_order_of_the_starts(tmp_path: Path, rolled) 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def called(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["la-reconvla", "study", "compare", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        said = capsys.readouterr()
-        return code, " ".join((said.out + said.err).split())
+    def call(*arguments: object) -> tuple[int, str]:
+        code, out, err = called(monkeypatch, capsys, "study", "compare", *arguments)
+        return code, " ".join((out + err).split())
 
-    return called
+    return call
 
 
 @pytest.fixture
