@@ -21,17 +21,16 @@ class Chosen:
     reason: Reason
 
 
-def choose(episodes: Mapping[str, Sequence[EpisodeRecord]], misses: int = MISSES) -> list[Chosen]:
+def choose(episodes: Mapping[str, Sequence[EpisodeRecord]]) -> list[Chosen]:
     """Starts to watch, the most telling first; every start on which any arm succeeds is among them.
 
     First those on which arms disagree, the most evenly divided of them first; then those on which all succeed; then
-    the nearest misses: of the starts on which all fail, by the furthest stage that an arm reached and there by the
-    smallest distance of hand and target. Last the first start of each task, as far as it is not among them.
-    Ties are in the order of the first arm's records.
+    the nearest misses, `MISSES` at most: of the starts on which all fail, by the furthest stage that an arm reached and
+    there by the smallest distance of hand and target. Last the first start of each task, as far as it is not among
+    them. Ties are in the order of the first arm's records.
 
     Args:
         episodes: of each arm. Starts that not all arms have done count by the arms that have.
-        misses: at most so many nearest misses.
     """
     by_start: dict[str, list[EpisodeRecord]] = {}
     for records in episodes.values():
@@ -50,7 +49,7 @@ def choose(episodes: Mapping[str, Sequence[EpisodeRecord]], misses: int = MISSES
     reasons: tuple[tuple[Reason, Sequence[str]], ...] = (
         ("the arms disagree", divided),
         ("every arm succeeds", solved),
-        ("nearest miss", near[:misses]),
+        ("nearest miss", near[:MISSES]),
         ("first of its task", list(first.values())),
     )
     chosen: dict[str, Chosen] = {}

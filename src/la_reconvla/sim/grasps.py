@@ -332,11 +332,11 @@ class _Transport:
         return next(reached, choices[-1])
 
 
-def distinct(grasps: list[Grasp], apart: float = np.deg2rad(40)) -> list[Grasp]:
-    """The best of `grasps`, then each next one that is at least `apart` (rad) from all that were kept."""
+def distinct(grasps: list[Grasp]) -> list[Grasp]:
+    """The best of `grasps`, then each next one that is at least 40 degrees from all that were kept."""
     kept: list[Grasp] = []
     for grasp in grasps:
-        if all(np.cos(grasp.angle - other.angle) < np.cos(apart) for other in kept):
+        if all(np.cos(grasp.angle - other.angle) < np.cos(np.deg2rad(40)) for other in kept):
             kept.append(grasp)
     return kept
 

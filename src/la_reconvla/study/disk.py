@@ -106,10 +106,10 @@ def _named_bytes(backbone: Pretrained) -> int:
     return named.itemsize if isinstance(named, torch.dtype) else 4
 
 
-def space(planned: Plan, name: str = "paper") -> str:
-    """Disk and downloads of a preset whose policies are like the planned one, in sentences."""
+def space(planned: Plan) -> str:
+    """Disk and downloads of the preset `paper` whose policies are like the planned one, in sentences."""
     backbone = planned.step.backbone
-    config = replace(preset(name), backbone=backbone)
+    config = replace(preset("paper"), backbone=backbone)
     needs, one = disk(config, 4.0 * planned.trainable), len(cells(config, Path()))
     sizes = {part: size_text(value) for part, value in vars(needs).items()}
     fetched = download(backbone)

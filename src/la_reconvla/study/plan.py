@@ -273,15 +273,15 @@ def table(planned: Plan) -> Table:
     return shown
 
 
-def hours(planned: Plan, name: str = "paper") -> str:
-    """Hours of training by the schedule of a preset, with steps like the planned one: one policy, and all of them."""
-    config = preset(name)
+def hours(planned: Plan) -> str:
+    """Hours of training by the schedule of `paper`, with steps like the planned one: one policy, and all of them."""
+    config = preset("paper")
     one = planned.seconds * config.train.steps / 3600
     arms, seeds = len(config.conditions), len(config.seeds)
     policies = len(cells(config, Path()))
     return (
-        f"the preset {name}, at best: {one:.1f} hours of training for one policy ({config.train.steps} steps), "
-        f"{policies * one:.0f} for study run {name} ({policies} policies: {arms} arms and one without an image, "
+        f"the preset paper, at best: {one:.1f} hours of training for one policy ({config.train.steps} steps), "
+        f"{policies * one:.0f} for study run paper ({policies} policies: {arms} arms and one without an image, "
         f"{seeds} seeds), {seeds * one:.0f} less for each arm that --conditions leaves out; rollouts come on top"
     )
 

@@ -143,11 +143,11 @@ def _won(meant: Float[np.ndarray, " q"], rival: Float[np.ndarray, " q"]) -> Floa
     return np.where(meant > rival, 1.0, np.where(meant == rival, 0.5, 0.0))
 
 
-def ask(look: Looker, asked: Sequence[Question], scenes: Scenes, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def ask(look: Looker, asked: Sequence[Question], scenes: Scenes) -> tuple[np.ndarray, np.ndarray]:
     """Maps [*s q n] under each question's sentence and under the same with the wrong word."""
     maps: list[list[np.ndarray]] = [[], []]
-    for at in range(0, len(asked), batch_size):
-        part = asked[at : at + batch_size]
+    for at in range(0, len(asked), 64):
+        part = asked[at : at + 64]
         images = scenes.images[[q.scene for q in part]]
         maps[0].append(look(images, [q.text for q in part]))
         maps[1].append(look(images, [q.wrong for q in part]))

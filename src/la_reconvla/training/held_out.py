@@ -22,10 +22,10 @@ LOOKS, WATCHED = "looks", 64  # folder, and on how many held-out samples a train
 
 
 @torch.no_grad()
-def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind: bool, count: int = 256) -> float:
-    """Action loss on up to `count` evenly spaced held-out samples."""
+def held_out_loss(policy: Policy, samples: Samples, device: torch.device, blind: bool) -> float:
+    """Action loss on up to 256 evenly spaced held-out samples."""
     policy.eval()
-    chosen = spread_indices(len(samples), count)
+    chosen = spread_indices(len(samples), 256)
     values, weights = [], []
     for part in np.array_split(chosen, max(1, len(chosen) // 64)):
         batch = to_device(samples.batch(part), device, blind)
