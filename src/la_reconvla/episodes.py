@@ -59,6 +59,11 @@ class StartName:
         return f"{self.suite}/{self.task}/{self.placement}/{self.split}/{self.index}"
 
     @property
+    def file_name(self) -> str:
+        """Its name among the files of one policy."""
+        return "_".join([self.suite, f"task{self.task}", self.placement, self.split, str(self.index)])
+
+    @property
     def pair(self) -> tuple[str, int]:
         """The initial state, and which of the two things is asked for there: 0 or 1."""
         suite = self.suite.removesuffix(COUNTERFACTUAL)

@@ -108,6 +108,11 @@ def tell(text: str, console: Console | None = None) -> None:
             console.print(Text(part), soft_wrap=True)
 
 
+def say(text: str) -> None:
+    """`tell` on standard error: what people should know while a command runs."""
+    tell(text, Console(stderr=True))
+
+
 def percent(value: float | None) -> str:
     """0.5 as "50 %"."""
     return "–" if value is None else f"{100 * value:.0f} %"

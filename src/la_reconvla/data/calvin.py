@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from rich.console import Console
 
 from la_reconvla.data.arrays_only import Array, read_object
 from la_reconvla.data.dataset_episodes import DatasetEpisode
@@ -40,6 +39,7 @@ from la_reconvla.errors import UserError
 from la_reconvla.progress import progress
 from la_reconvla.robot import ActionSpace
 from la_reconvla.storage import atomic_write, why_unreadable
+from la_reconvla.text_table import say
 
 CALVIN_ACTIONS = ActionSpace(
     ("x", "y", "z", "euler_x", "euler_y", "euler_z", "gripper"), ("continuous",) * 6 + ("binary",)
@@ -269,11 +269,9 @@ def _require_true(split: Path, ends: list[tuple[str, np.ndarray, np.ndarray]]) -
             f"{WORDS_AGAIN}"
         )
     if (split / "scene_info.npy").exists() and not any((split / name).exists() for name in SINCE_THE_REPAIR):
-        Console(stderr=True).print(
+        say(
             f"{split} has none of {', '.join(SINCE_THE_REPAIR)}: if it was downloaded before 16 September 2022 and is "
-            f"of ABC or ABCD, its words are wrong; {WORDS_AGAIN}",
-            soft_wrap=True,
-            markup=False,
+            f"of ABC or ABCD, its words are wrong; {WORDS_AGAIN}"
         )
 
 

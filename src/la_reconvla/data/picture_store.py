@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
-from rich.console import Console
 from torch import Tensor
 
 from la_reconvla.data.demonstrations import Demonstrations
 from la_reconvla.errors import UserError
 from la_reconvla.memory import free_memory
 from la_reconvla.storage import atomic_write, require_free_space
+from la_reconvla.text_table import say
 
 FOLDER = ".pictures"
 """Beside the demonstrations: files of pictures at the size of a policy. Whoever needs the room may delete it."""
@@ -92,7 +92,7 @@ def stored(
     with _turn(path):
         if not path.exists() or path.stat().st_size != size:
             require_free_space(path, size)
-            _say(
+            say(
                 f"{size / 1e9:.1f} GB of pictures are too many for the {free_memory() / 1e9:.1f} GB of memory that are "
                 f"free: they go to {path}, where later runs find them; delete it when you need the room"
             )
@@ -100,7 +100,7 @@ def stored(
                 for picture in pictures:
                     file.write(np.ascontiguousarray(picture).data)
         else:
-            _say(f"{size / 1e9:.1f} GB of pictures are read from {path}")
+            say(f"{size / 1e9:.1f} GB of pictures are read from {path}")
     return StoredPictures(path, shape)
 
 
@@ -135,7 +135,3 @@ def _turn(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a disk without locks: each writes it, and the last one stays
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _say(line: str) -> None:
-    Console(stderr=True).print(line, soft_wrap=True, markup=False)

@@ -41,7 +41,7 @@ from la_reconvla.study.evaluations import Evaluations
 from la_reconvla.study.films import Cast, study_films
 from la_reconvla.study.forecast import PARTS, afterwards, forecast
 from la_reconvla.study.head_cost import head_cost
-from la_reconvla.study.identity import GROWS, READ, grown, identity_of, say, with_defaults
+from la_reconvla.study.identity import GROWS, READ, grown, identity_of, with_defaults
 from la_reconvla.study.pairing import pairings
 from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.pictures import pictures, timelines
@@ -59,6 +59,7 @@ from la_reconvla.study.runs import usual_workers
 from la_reconvla.study.shards import Piece, Share, claimed, pieces_of, require_idle
 from la_reconvla.study.starts import wording
 from la_reconvla.study.train_cells import measure_cells, stale, train_cells
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.run_state import recorded_only, trained

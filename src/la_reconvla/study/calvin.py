@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from pathlib import Path
 
-from rich.console import Console
-
 from la_reconvla import layout
 from la_reconvla.analysis.comparisons import Comparison
 from la_reconvla.analysis.decisions import holm
@@ -36,7 +34,7 @@ from la_reconvla.storage import claim, locked, require_free_space
 from la_reconvla.study.cells import Cell
 from la_reconvla.study.options import EvaluateOptions
 from la_reconvla.study.runs import SPACE, usual_workers
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
@@ -98,7 +96,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
         evaluate([evaluation], asked, options.workers or usual)
     shown = run if options.view == "true" else f"{run} ({options.view.replace('_', ' ')})"
     for line in told(shown, average_length([records_of(evaluation.folder, asked)])):
-        tell(line, Console(stderr=True))
+        say(line)
     return evaluation.folder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from la_reconvla import kinds, layout
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.data.starts import Start
-from la_reconvla.episodes import EpisodeRecord, Label, StartName, append_episodes, read_episodes
+from la_reconvla.episodes import EpisodeRecord, Label, append_episodes, read_episodes
 from la_reconvla.robot import Quality
 from la_reconvla.sim.machine import installed_version
 from la_reconvla.sim.policies import Specification
@@ -133,14 +133,9 @@ def _kept(record: EpisodeRecord, track: Track, folder: Path) -> EpisodeRecord:
     tracks = folder / layout.TRACKS
     if sum(path.stat().st_size for path in tracks.glob(f"*{SUFFIX}")) > TRACKS_BYTES:
         return record
-    name = f"{layout.TRACKS}/{file_name(record.start)}{SUFFIX}"
+    name = f"{layout.TRACKS}/{record.start.file_name}{SUFFIX}"
     track.save(folder / name)
     return replace(record, track=name)
-
-
-def file_name(start: StartName) -> str:
-    """A start's name among the files of one policy."""
-    return "_".join([start.suite, f"task{start.task}", start.placement, start.split, str(start.index)])
 
 
 def _identity(evaluation: Evaluation, settings: EnvSettings) -> dict[str, Any]:

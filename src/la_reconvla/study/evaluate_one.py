@@ -38,7 +38,7 @@ from la_reconvla.study.floors import floors_of, view_floors
 from la_reconvla.study.options import UNTRAINED, EvaluateOptions
 from la_reconvla.study.runs import SPACE, learned_tasks, open_run, suite_of_run, tell_unnamed, usual_workers
 from la_reconvla.study.starts import evaluation_starts, met, was_trained_on, wording, wrong_words
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say, tell
 from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
@@ -128,7 +128,7 @@ def evaluate_one(run: str, options: EvaluateOptions) -> Path:
     _print_all(run if view == "true" else f"{run} ({view.replace('_', ' ')})", run, evaluations, starts)
     if options.allow_train_starts and subject.trained is not None:
         known = sum(was_trained_on(start, subject.trained_on) for start in starts)
-        tell(f"{known} of these {len(starts)} starts were used in training", Console(stderr=True))
+        say(f"{known} of these {len(starts)} starts were used in training")
     evaluation_films(subject.folder, starts, grid, subject.settings, workers)
     return subject.folder
 
@@ -229,7 +229,7 @@ def _print_all(shown: str, run: str, evaluations: Sequence[Evaluation], starts: 
         _print_summary(f"floor: {name.replace('_', ' ')}", found, floor.folder / layout.EPISODES)
         if found:
             compared = comparison(run, name, by_start(records[0], "tsr"), by_start(found, "tsr"))
-            tell(in_words(compared), Console(stderr=True))
+            say(in_words(compared))
 
 
 def _print_summary(name: str, records: Sequence[EpisodeRecord], path: Path, asked: bool = True) -> None:

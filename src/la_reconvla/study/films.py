@@ -30,8 +30,7 @@ from la_reconvla.sim.libero import LiberoEnv
 from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, StageTracker, kept_env
 from la_reconvla.sim.track import EVERY, Track
 from la_reconvla.storage import sha256_of, write_json
-from la_reconvla.study.evaluate import file_name
-from la_reconvla.study.identity import say
+from la_reconvla.text_table import say
 
 SIZE = 256
 STARTS = 24  # in a study's report
@@ -170,7 +169,7 @@ def films(
         for cast in casts:
             if (record := cast.tracks.get(one.start)) is None:
                 continue
-            name, said = f"{layout.FILMS}/{cast.arm}_{file_name(record.start)}", record.start.instruction
+            name, said = f"{layout.FILMS}/{cast.arm}_{record.start.file_name}", record.start.instruction
             track = cast.folder / str(record.track)
             film = _Film(track, study / f"{name}.mp4", study / f"{name}.json", _hash(track), cast.grid, record.success)
             about = f"{cast.arm}: {said}", record.success, cast.arm, one.start, said, f"{name}.json", one.reason
@@ -285,7 +284,7 @@ def evaluation_films(
     wanted.sort(key=lambda record: record.start.task)
     made, works = list[_Film](), dict[Job, str]()
     for record in wanted:
-        path = folder / layout.VIDEOS / f"{file_name(record.start)}_{outcome(record)}.mp4"
+        path = folder / layout.VIDEOS / f"{record.start.file_name}_{outcome(record)}.mp4"
         made.append(film := _Film(folder / str(record.track), path, None, "", grid, record.success))
         if not film.is_drawn:
             works[_work(settings, by_id[record.start.id], (film,), folder)] = outcome(record)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from la_reconvla import layout
 from la_reconvla.conditions import NO_IMAGE
 from la_reconvla.data.demonstrations import Demonstrations
@@ -21,7 +19,7 @@ from la_reconvla.sim.expert_tasks import feasible
 from la_reconvla.sim.policies import Replay, replayable
 from la_reconvla.sim.tasks import load_task
 from la_reconvla.study.evaluate import Evaluation
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import WEIGHTS, PolicyConfig
 from la_reconvla.training.trained_policy import Trained
 
@@ -67,7 +65,7 @@ def floors_of(
         starts: that it is evaluated on.
         demonstrations: what to replay; by default those of the study that the run is part of.
     """
-    below, say = folder / layout.FLOORS, functools.partial(tell, console=Console(stderr=True))
+    below = folder / layout.FLOORS
     result = view_floors(policy, folder, label, swaps)
     study = policy.run.parent.parent
     blind = study / NO_IMAGE.id / policy.run.name

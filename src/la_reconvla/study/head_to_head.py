@@ -14,8 +14,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from la_reconvla import kinds, layout
 from la_reconvla.analysis.measures import Rate
 from la_reconvla.analysis.sequential import ALPHA, Sequential, require_package, sequential_decision, step_test
@@ -31,7 +29,7 @@ from la_reconvla.study.evaluate import Evaluation, evaluate, pending
 from la_reconvla.study.options import CompareOptions
 from la_reconvla.study.runs import SPACE, home_suite, learned_tasks, open_run, usual_workers
 from la_reconvla.study.starts import evaluation_starts, wording
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import PolicyConfig
 from la_reconvla.training.trial import dry_run
 
@@ -165,7 +163,7 @@ def compare(runs: tuple[str, str], options: CompareOptions) -> Path:
         found = until_decided(pair, starts, settings, count, bar.advance)
         write_json(out / layout.COMPARISON, {**kinds.to_json(plan), "runs": named, "result": found})
     for line in in_words(found, *runs):
-        tell(line, Console(stderr=True))
+        say(line)
     return out / layout.COMPARISON
 
 

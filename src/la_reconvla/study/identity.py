@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from la_reconvla import kinds, layout
 from la_reconvla.errors import UserError
 from la_reconvla.study.begun import Begun, read_begun
 from la_reconvla.study.presets import PRESETS, StudyConfig
 from la_reconvla.study.provenance import versions
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import SAVED
 from la_reconvla.training.devices import pick_precision
 from la_reconvla.training.loop import TrainConfig
@@ -87,8 +87,3 @@ def grown(config: StudyConfig, folder: Path) -> StudyConfig:
         if (kept := getattr(whole, key)) > (asked := getattr(config, key)):
             say(f"{folder} already has {kept} {told}, {asked} are asked for: all of them stay in the study")
     return whole
-
-
-def say(line: str) -> None:
-    """A line on standard error."""
-    Console(stderr=True).print(line, soft_wrap=True, markup=False)

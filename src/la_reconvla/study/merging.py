@@ -12,11 +12,12 @@ from la_reconvla.storage import locked
 from la_reconvla.study.ablation import Ablation
 from la_reconvla.study.begun import read_begun
 from la_reconvla.study.cells import RECORDED
-from la_reconvla.study.identity import config_of, say
+from la_reconvla.study.identity import config_of
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.study.records import restore
 from la_reconvla.study.runs import usual_workers
 from la_reconvla.study.shards import require_idle
+from la_reconvla.text_table import say
 
 
 def merged(out: Path, sources: Sequence[Path], workers: int) -> Path:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download
-from rich.console import Console
 
 from la_reconvla.backbones.hub import explained
 from la_reconvla.backbones.pretrained import Pretrained
@@ -54,7 +53,7 @@ from la_reconvla.study.shareable import (
     matching,
     size_text,
 )
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import CONFIG, PolicyConfig
 from la_reconvla.training.exporting import export_policy
 
@@ -111,7 +110,7 @@ def push(source: Path, labels: Labels, *, merged: bool = False, weights: bool = 
         _stage(source, kind, Path(folder), labels, merged, weights)
         names = files_in(Path(folder))
         size = sum((Path(folder) / name).stat().st_size for name in names)
-        _say(f"uploading a {kind.name} to {_address(kind, repo)}: {_counted(names)}, {size_text(size)}")
+        say(f"uploading a {kind.name} to {_address(kind, repo)}: {_counted(names)}, {size_text(size)}")
         with explained(
             repo,
             missing="is no repository that you may write to: check the name (user/name)",
@@ -151,7 +150,7 @@ def _stage(source: Path, kind: Kind, folder: Path, labels: Labels, merged: bool,
     here = files_in(source)
     if not weights and (stays := matching(here, kind.weights)):
         size = sum((source / name).stat().st_size for name in stays)
-        _say(f"the weights, {_counted(stays)}, {size_text(size)}, stay here; --weights uploads them too")
+        say(f"the weights, {_counted(stays)}, {size_text(size)}, stay here; --weights uploads them too")
     for name in matching(here, (*kind.files, *kind.redrawn, *(kind.weights if weights else ()))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to((source / name).resolve())
@@ -203,7 +202,7 @@ def pull(repo: str, out: Path, revision: str | None = None) -> Path:
     wanted = matching(sizes, (*kind.files, *kind.weights, f"/{CARD}"))
     size = sum(sizes[file] for file in wanted)
     left = [file for file in sizes if file not in wanted and not file.startswith(".")]
-    _say(
+    say(
         f"downloading a {kind.name} from {_address(kind, name)}: {_counted(wanted)}, {size_text(size)}"
         + (f"; left there: {_listed(left)}" if left else "")
         + f"\nexactly this again: --revision {info.sha}"
@@ -282,7 +281,3 @@ def _counted(names: list[str]) -> str:
 def _listed(names: list[str]) -> str:
     more = len(names) - SHOWN
     return (", ".join(sorted(names)[:SHOWN]) or "nothing") + (f" and {more} more" if more > 0 else "")
-
-
-def _say(text: str) -> None:
-    tell(text, Console(stderr=True))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-
 from la_reconvla.backbones.pretrained import Pretrained
 from la_reconvla.backbones.shared import BackboneConfig
 from la_reconvla.episodes import View
@@ -18,7 +16,7 @@ from la_reconvla.serving.lerobot_folder import SCHEME, LeRobotFolder, is_lerobot
 from la_reconvla.sim.machine import default_workers
 from la_reconvla.study.options import UNTRAINED
 from la_reconvla.study.starts import tasks_of
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import PolicyConfig, find_run, load_policy
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.trained_policy import Trained
@@ -52,8 +50,7 @@ def tell_unnamed(run: str, config: PolicyConfig | None) -> None:
     if config is not None and config.origin is not None and not config.origin.starts:
         unnamed.append(config.origin.run)
     for name in unnamed:
-        said = f"the training data of {name} do not name their initial states, so none of those can be excluded"
-        tell(said, Console(stderr=True))
+        say(f"the training data of {name} do not name their initial states, so none of those can be excluded")
 
 
 def require_libero(run: str, config: PolicyConfig) -> None:

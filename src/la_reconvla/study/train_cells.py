@@ -35,7 +35,7 @@ from la_reconvla.study.parts import boxes_beside
 from la_reconvla.study.presets import StudyConfig, preset
 from la_reconvla.study.records import without_weights
 from la_reconvla.study.requirements import pinned_config, require_heads, require_room
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.checkpoint import PolicyConfig, origin_of
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.loop import SCHEDULE, TrainConfig, train
@@ -113,7 +113,7 @@ def _trained(
 ) -> Iterator[Cell]:
     """Train each cell in the next worker that is free, and say so if there is a console; yields those that are done."""
 
-    def say(job: Job, device: str) -> None:
+    def begun(job: Job, device: str) -> None:
         if console is not None:
             console.print(f"{device}: {job.name}", highlight=False)
 
@@ -122,7 +122,7 @@ def _trained(
         made = Files(cell.folder, without=(str(Path(STATE).parent),))
         jobs[Job(f"{cell.condition.id} seed {cell.seed}", _train_cell, (cell,), writes=(made,))] = cell
     needs = Needs(config.train.threads, int(pick_device(config.train.device).type == "cuda"), TRAINING_MEMORY)
-    with closing(executor().map(iter(jobs), setups, needs, "training", begun=say)) as ended:
+    with closing(executor().map(iter(jobs), setups, needs, "training", begun=begun)) as ended:
         for job, _ in ended:
             yield jobs[job]
 
@@ -286,11 +286,10 @@ def _continued(config: TrainConfig, run: Path) -> TrainConfig:
         )
     require_state(run)
     more = asked - steps
-    tell(
+    say(
         f"{run} is finished after {steps} steps, where its learning rate ended. {more} more are a part of their own: "
         "the same weights, optimizer state and samples, a new warm-up and cosine. That is not one training of "
-        f"{asked} steps.",
-        Console(stderr=True),
+        f"{asked} steps."
     )
     return replace(config, earlier=(*earlier, last), warmup=min(config.warmup, more // SHARE))
 
@@ -342,4 +341,4 @@ def _say_seen(origin: Origin, held_out: Demonstrations) -> None:
     else:
         said = f"LEAK: {origin.run} was trained on {leak.shared} of the {leak.evaluation} held-out scenes"
     if leak.verdict != "none":
-        tell(f"{said}: the held-out loss tells nothing of new scenes", Console(stderr=True))
+        say(f"{said}: the held-out loss tells nothing of new scenes")

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
-from rich.console import Console
 
 from la_reconvla import kinds, layout
 from la_reconvla.backbones.latents import Latents
@@ -36,7 +35,7 @@ from la_reconvla.method.variants.targets import Pixels
 from la_reconvla.randomness import seeded
 from la_reconvla.robot import LIBERO_INPUTS, ActionSpace, Inputs, Quality, Standard
 from la_reconvla.storage import claim, read_json
-from la_reconvla.text_table import tell
+from la_reconvla.text_table import say
 from la_reconvla.training.origin import Origin, require_same_frozen, take
 from la_reconvla.training.run_folders import CONFIG, MERGED_BACKBONE, RUN_FILES, WEIGHTS, folder_here, missing
 from la_reconvla.training.run_state import recorded_only
@@ -181,7 +180,7 @@ class PolicyConfig:
         folder, own = find_run(origin.run), kept(policy)
         tensors = named_as(load_tensors(folder / WEIGHTS)[0], own)
         same = PolicyConfig.load(folder).bins.space == self.bins.space
-        tell(take(origin.run, tensors, own, same), Console(stderr=True))
+        say(take(origin.run, tensors, own, same))
 
     def save(self, folder: Path) -> None:
         """Write ``config.json``, or check that the one there is equal.
