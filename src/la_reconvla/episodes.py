@@ -142,6 +142,11 @@ class EpisodeRecord:
         return str(self.unit)
 
     @property
+    def outcome(self) -> str:
+        """How it ended, in a word."""
+        return "success" if self.success else "failure"
+
+    @property
     def asked(self) -> frozenset[str]:
         """The things that were asked for."""
         return frozenset(self.first.asked) if self.first and self.first.asked else frozenset({self.start.target})

@@ -102,7 +102,7 @@ def evaluate(
             if track is not None:
                 record = _kept(record, track, evaluation.folder)
             append_episodes(evaluation.folder, [record])
-            advance(1, f"{record.label.condition or record.label.floor}: {_outcome(record)}")
+            advance(1, f"{record.label.condition or record.label.floor}: {record.outcome}")
             if enough is not None and enough():
                 return
 
@@ -122,10 +122,6 @@ def _jobs(
         turn = {start.id: number // TURN for number, start in enumerate(starts)}
         return sorted(jobs, key=lambda two: turn[two[1].start.id])
     return sorted(jobs, key=lambda two: (two[1].start.task, str(two[0].folder)))
-
-
-def _outcome(record: EpisodeRecord) -> str:
-    return "success" if record.success else "failure"
 
 
 def _kept(record: EpisodeRecord, track: Track, folder: Path) -> EpisodeRecord:

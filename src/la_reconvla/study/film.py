@@ -27,7 +27,7 @@ from la_reconvla.sim.policies import Scripted, Specification
 from la_reconvla.sim.rollout import CONTROL_RATE, EnvSettings, run_episode
 from la_reconvla.sim.track import EVERY, Track
 from la_reconvla.study.evaluate import settings_for
-from la_reconvla.study.films import outcome, pictures_of, shown_over
+from la_reconvla.study.films import pictures_of, shown_over
 from la_reconvla.study.options import UNTRAINED, FilmOptions
 from la_reconvla.study.runs import home_suite, learned_tasks, open_run, suite_of_run
 from la_reconvla.study.starts import evaluation_starts
@@ -84,7 +84,7 @@ def film(runs: Sequence[str], out: Path, options: FilmOptions) -> list[EpisodeRe
             with closing(actor.settings.build()) as env:
                 records.append(run_episode(env, actor.policy.build(), start, track, Label(actor.name, None)))
             strips.append(_drawn(actor, start, track, records[-1], options))
-            bar.advance(1, f"{actor.name}: {outcome(records[-1])}")
+            bar.advance(1, f"{actor.name}: {records[-1].outcome}")
     told = f'"{start.instruction}"'
     write_gif(out, [captioned(row, told) for row in side_by_side(strips)], fps=SPEED * CONTROL_RATE / EVERY)
     return records
@@ -148,4 +148,4 @@ def _drawn(
         env.reset(start)
         pictures = shown_over(list(pictures_of(env, track)), track, actor.grid)
     *others, last = pictures
-    return [*(captioned(each, actor.name) for each in others), captioned(last, f"{actor.name}: {outcome(record)}")]
+    return [*(captioned(each, actor.name) for each in others), captioned(last, f"{actor.name}: {record.outcome}")]

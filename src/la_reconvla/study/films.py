@@ -284,17 +284,12 @@ def evaluation_films(
     wanted.sort(key=lambda record: record.start.task)
     made, works = list[_Film](), dict[Job, str]()
     for record in wanted:
-        path = folder / layout.VIDEOS / f"{record.start.file_name}_{outcome(record)}.mp4"
+        path = folder / layout.VIDEOS / f"{record.start.file_name}_{record.outcome}.mp4"
         made.append(film := _Film(folder / str(record.track), path, None, "", grid, record.success))
         if not film.is_drawn:
-            works[_work(settings, by_id[record.start.id], (film,), folder)] = outcome(record)
+            works[_work(settings, by_id[record.start.id], (film,), folder)] = record.outcome
     _draw(works, workers, "episodes")
     return [film.video for film in made if film.is_drawn]
-
-
-def outcome(record: EpisodeRecord) -> str:
-    """How it ended, in a word."""
-    return "success" if record.success else "failure"
 
 
 def shown_over(

@@ -94,15 +94,19 @@ class Contrast:
         return per_layer[0] + self.each_layer * per_layer[1:].mean()
 
 
-@dataclass(frozen=True)
-class Captioning:
-    """Predict each word of a true caption from the picture and the words before it (as CapPa, arXiv 2306.07915)."""
-
-    label = "captioning"
+class _Words:
+    """Objectives that predict words."""
 
     def word_head(self, backbone: PaliGemmaBackbone) -> nn.Linear:
         """Words from states."""
         return nn.Linear(backbone.width, backbone.tokenizer.get_vocab_size())
+
+
+@dataclass(frozen=True)
+class Captioning(_Words):
+    """Predict each word of a true caption from the picture and the words before it (as CapPa, arXiv 2306.07915)."""
+
+    label = "captioning"
 
     def loss(
         self, backbone: PaliGemmaBackbone, word_head: nn.Linear, batch: CaptionBatch, generator: torch.Generator
@@ -116,15 +120,11 @@ class Captioning:
 
 
 @dataclass(frozen=True)
-class MaskedWords:
+class MaskedWords(_Words):
     """Predict masked words of a true caption from the picture and the other words (BERT, arXiv 1810.04805)."""
 
     share: float = 0.3
     label = "masked-words"
-
-    def word_head(self, backbone: PaliGemmaBackbone) -> nn.Linear:
-        """Words from states."""
-        return nn.Linear(backbone.width, backbone.tokenizer.get_vocab_size())
 
     def loss(
         self, backbone: PaliGemmaBackbone, word_head: nn.Linear, batch: CaptionBatch, generator: torch.Generator
