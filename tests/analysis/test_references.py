@@ -104,5 +104,5 @@ def test_losses_are_judged_at_the_declared_level() -> None:
     lost = Comparison(a, b, "tsr", -0.3, -0.5, -0.1, 0.01, None, 60, 0.1, 0.4, seeds=3, kind="loss", suite="x",
                       a_home=0.8, b_home=0.8)  # fmt: skip
     for alpha, word in ((0.05, "supported"), (0.005, "inconclusive")):
-        judged = {h.id: h.verdict for h in judge([lost], replace(DECLARED, alpha=alpha))}
+        judged = {h.id: h.verdict for h in judge([lost], replace(DECLARED, alpha=alpha, interval="hull"))}
         assert judged["H4"] == word

@@ -291,7 +291,13 @@ def test_a_fallback_of_the_attention_is_carried_from_the_frames() -> None:
 
 def test_a_declared_stage_is_not_exploratory_as_well() -> None:
     arms = [(Arm.of(condition), evidence(0.5, 0, 0.1, (0,))) for condition in (C2, C4)]
-    declared = json.dumps({**json.loads(DECLARED.text), "family": [["C4", "C2", "tsr"], ["C4", "C2", "grasped"]]})
+    declared = json.dumps(
+        {
+            **json.loads(DECLARED.text),
+            "family": [["C4", "C2", "tsr"], ["C4", "C2", "grasped"]],
+            "claims": {"C4>C2": "x"},
+        }
+    )
     results = build(Study(preset="quick", hypotheses=declared), arms)
     found = [c for c in results.comparisons if c.metric == "grasped"]
     assert [c.p_holm is None for c in found] == [False]

@@ -772,9 +772,8 @@ def test_the_first_line_says_where_nothing_is_decided(word: Verdict) -> None:
 def test_what_is_retained_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
     share = replace(LOSS, kind="retained", metric="retained", difference=0.3, low=0.2, high=0.4, p_holm=0.04)
     there = replace(LOSS, kind="elsewhere", metric="elsewhere", difference=-0.02, low=-0.03, high=-0.01)
-    pooled = json.dumps({**json.loads(DECLARED.text), "interval": "pooled"})
     results = study_results()
-    study = replace(results.study, hypotheses=pooled)
+    study = replace(results.study, hypotheses=DECLARED.text)
     results = replace(results, study=study, comparisons=(*results.comparisons, share, there, LOSS))
     rows = tables.retained_table(results).rows
     assert [row[4] for row in rows] == ["+30.0 (+20.0 to +40.0)", "−2.0 (−3.0 to −1.0)"]

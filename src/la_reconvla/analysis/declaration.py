@@ -49,7 +49,7 @@ class Declaration:
         exploratory: comparisons outside of the family, not corrected for their number.
         interval: the rule of intervals and p: ``pooled`` takes the variance between trainings from all arms
             (`la_reconvla.analysis.pooled`); ``hull``, from the pair alone (`la_reconvla.analysis.paired`), is that of
-            files without this field.
+            studies that began without this field, and none can begin with it any more.
         size: of the study, after which it is judged; None where none was declared.
         text: the file, to the letter.
     """
@@ -207,4 +207,4 @@ def declared_in(study: Study) -> Declaration:
     """What this study declared before it ran; for one that did not, the package's own declaration and the old rule."""
     if study.hypotheses:
         return Declaration.parse(study.hypotheses, "study.hypotheses")
-    return replace(DECLARED, interval="hull") if DECLARED.pooled else DECLARED
+    return replace(DECLARED, interval="hull")
