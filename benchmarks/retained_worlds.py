@@ -19,7 +19,7 @@ from la_reconvla.analysis.intervals import LEVEL
 from la_reconvla.analysis.retained import shares
 from la_reconvla.text_table import TextTable
 
-SEEDS = 2, 3, 4, 5, 8
+SEEDS = 2, 3, 4, 5, 6, 8
 
 
 @dataclass(frozen=True)

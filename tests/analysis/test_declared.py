@@ -16,7 +16,7 @@ from test_results import SAID, episodes, evidence
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparing import all_comparisons, comparison, undeclared
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
-from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration, Size, declared_in
+from la_reconvla.analysis.declaration import BEFORE, DECLARED, PACKAGED, Declaration, Size, declared_in
 from la_reconvla.analysis.evidence import Evidence, by_unit
 from la_reconvla.analysis.results import Arm, Results, Study
 from la_reconvla.analysis.verdicts import judge
@@ -112,9 +112,8 @@ def test_a_study_keeps_what_it_began_with() -> None:
 def test_results_are_judged_by_what_the_study_declared() -> None:
     other = changed(same_within=0.1)
     assert declared_in(Study(preset="x", hypotheses=other)).same_within == 0.1
-    assert declared_in(Study(preset="x")) == replace(DECLARED, interval="hull"), "what was before declarations"
-    before = Declaration.parse(OLD, "before")
-    assert not before.pooled
+    assert declared_in(Study(preset="x")) is BEFORE
+    assert not BEFORE.pooled
     assert not declared_in(Study(preset="x", hypotheses=OLD)).pooled
 
 
@@ -362,7 +361,7 @@ def test_it_changes_no_declared_comparison_and_no_verdict(declared: str) -> None
 
 
 def test_declared_by_the_user_it_is_in_the_family_alone() -> None:
-    declared = changed(family=[["C4", "C2", "tsr"], ["C4-two", "C4", "tsr"]])
+    declared = changed(family=[["C4", "C2", "tsr"], ["C4-two", "C4", "tsr"]], claims=CLAIMS)
     results = study_of(*TRUTH, declared=declared)
     assert [(c.b, c.metric) for c in results.comparisons if c.a == "C4-two" and c.p_holm is not None] == [("C4", "tsr")]
     assert not [c for c in exploratory(results) if c.a == "C4-two"]

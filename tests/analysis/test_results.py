@@ -19,7 +19,7 @@ from la_reconvla.analysis.bootstrap import student_interval
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.comparisons import Comparison, ComparisonKey, Hypothesis
-from la_reconvla.analysis.declaration import DECLARED, HEADLINE
+from la_reconvla.analysis.declaration import BEFORE, DECLARED, HEADLINE
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence, by_scene, by_start
 from la_reconvla.analysis.frames import FrameMap, FrameRecord, HeldOut
 from la_reconvla.analysis.intervals import wilson
@@ -371,7 +371,7 @@ def outcomes(successes: int, episodes: int = 180, seeds: int = 3) -> list[Episod
 
 def headline(a: list[EpisodeRecord], b: list[EpisodeRecord]) -> tuple[Hypothesis, Comparison]:
     found = compared(a, b)
-    return judge([found])[0], found
+    return judge([found], BEFORE)[0], found
 
 
 @pytest.mark.parametrize("successes", [90, 20, 160])

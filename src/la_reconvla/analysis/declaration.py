@@ -201,10 +201,10 @@ JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", *CHECKS)
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
 PACKAGED, POOLED = map(Path(__file__).with_name, ("hypotheses.json", "declared-2026-11.json"))
 DECLARED = Declaration.read(PACKAGED)
+BEFORE = replace(DECLARED, interval="hull")
+"""What studies that declared nothing are judged by: the package's own claims, and the rule of before."""
 
 
 def declared_in(study: Study) -> Declaration:
-    """What this study declared before it ran; for one that did not, the package's own declaration and the old rule."""
-    if study.hypotheses:
-        return Declaration.parse(study.hypotheses, "study.hypotheses")
-    return replace(DECLARED, interval="hull")
+    """What this study declared before it ran."""
+    return Declaration.parse(study.hypotheses, "study.hypotheses") if study.hypotheses else BEFORE
