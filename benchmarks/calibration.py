@@ -274,7 +274,7 @@ def main() -> None:
     given = parser.parse_args()
     parts = [TEXT.format(studies=given.studies, error=100 * (0.05 * 0.95 / given.studies) ** 0.5)]
     for table in tables(given.studies):
-        Console().print(table.rich())
+        Console().print(table)
         parts.append(table.markdown() + "\n")
     if given.out:
         given.out.write_text("\n".join(parts), encoding="utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial.hermite_e import hermegauss
 from pooled_worlds import MARGIN, SHARED, START, TASKS, _rate
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from la_reconvla.analysis.intervals import LEVEL
 from la_reconvla.analysis.retained import shares
@@ -61,7 +61,7 @@ class Places:
         def over(middle: float, rate: float) -> float:
             return float((_rate(middle + offsets[:, None] + width * at) @ weight).mean() / weight.sum()) - rate
 
-        return np.array([offsets + brentq(over, -20, 20, args=(rate,)) for rate in rates])
+        return np.array([offsets + root_scalar(over, (rate,), bracket=(-20, 20)).root for rate in rates])
 
     def studies(self, number: int, seeds: int, rng: np.random.Generator) -> list[Float[np.ndarray, "n a s u"]]:
         """Successes at home and away in so many studies."""
