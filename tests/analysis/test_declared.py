@@ -16,7 +16,7 @@ from test_results import SAID, episodes, evidence
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparing import all_comparisons, comparison, undeclared
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
-from la_reconvla.analysis.declaration import DECLARED, PACKAGED, Declaration, Size, declared_in
+from la_reconvla.analysis.declaration import BEFORE, DECLARED, PACKAGED, Declaration, Size, declared_in
 from la_reconvla.analysis.evidence import Evidence, by_unit
 from la_reconvla.analysis.results import Arm, Results, Study
 from la_reconvla.analysis.verdicts import judge
@@ -40,7 +40,10 @@ from la_reconvla.method.reconstruction import Reconstruction
 from la_reconvla.method.variants.denoiser import Denoiser
 from la_reconvla.report.summary import undeclared as terminal_lines
 from la_reconvla.report.tables import exploratory, exploratory_table
-from la_reconvla.study.requirements import require_declared
+from la_reconvla.storage import write_json
+from la_reconvla.study.domains import Recorded, domain
+from la_reconvla.study.presets import PRESETS, preset
+from la_reconvla.study.requirements import require_beginning, require_declared
 
 
 def changed(**fields: Any) -> str:
@@ -51,6 +54,18 @@ def test_the_packages_own_declaration() -> None:
     assert ("C4", "C2", "tsr") in DECLARED.family
     assert DECLARED.equivalence == ("C4", "R1", "tsr")
     assert hashlib.sha256(PACKAGED.read_bytes()).hexdigest() == DECLARED.hash
+
+
+@pytest.mark.parametrize("preset_name", list(PRESETS))
+def test_a_study_that_begins_now_is_judged_by_the_pooled_rule(tmp_path: Path, preset_name: str) -> None:
+    path = tmp_path / "study.json"
+    require_beginning(path, domain(preset(preset_name).suite).declared)
+    require_beginning(path, Recorded(tmp_path).declared)
+    with pytest.raises(UserError, match='must hold "interval": "pooled"'):
+        require_beginning(path, Declaration.parse(OLD, "mine.json"))
+    told = {"precision": "fp32", "started": "", "hypotheses": OLD, "hypotheses_hash": "x"}
+    write_json(path, {"schema": 2, "config": {}, "versions": {}, "commits": [], "hardware": {}, **told})
+    require_beginning(path, Declaration.parse(OLD, "mine.json"))  # it goes on
 
 
 @pytest.mark.parametrize(
@@ -97,16 +112,18 @@ def test_a_study_keeps_what_it_began_with() -> None:
 def test_results_are_judged_by_what_the_study_declared() -> None:
     other = changed(same_within=0.1)
     assert declared_in(Study(preset="x", hypotheses=other)).same_within == 0.1
-    assert declared_in(Study(preset="x")) is DECLARED
+    assert declared_in(Study(preset="x")) is BEFORE
+    assert not BEFORE.pooled
+    assert not declared_in(Study(preset="x", hypotheses=OLD)).pooled
 
 
 # ---------------------------------------------------------------- the pooled rule
 
 
 BY_SUCCESS = [["C4", "C2", "tsr"], ["C4", "C1", "tsr"], ["R1", "R2", "tsr"], ["R1", "R3", "tsr"]]
-OLD = changed(family=BY_SUCCESS, exploratory=[], claims={"C4>C2": "more", "H1": "as good", "image": "", "words": ""})
-OLD = OLD.replace('""', '"x"')
-POOLED = json.dumps({**json.loads(OLD), "interval": "pooled"})
+CLAIMS = {"C4>C2": "more", "H1": "as good", "image": "x", "words": "x"}
+POOLED = changed(family=BY_SUCCESS, exploratory=[], claims=CLAIMS)
+OLD = json.dumps({name: value for name, value in json.loads(POOLED).items() if name != "interval"})
 DATED = PACKAGED.with_name("declared-2026-11.json")
 RATES = {"C1": 0.3, "C2": 0.35, "C4": 0.8, "R1": 0.8, "R2": 0.4}
 
@@ -222,6 +239,40 @@ def test_a_study_is_judged_at_its_declared_size(seeds: int, more: int, word: str
         assert f"3 of {seeds} declared seeds, {starts} of {starts + more} declared starts" in found.note
 
 
+@pytest.mark.parametrize(
+    ("arms", "seeds", "rate", "spread", "note"),
+    [
+        ("C1 C2 C4", (0,), 0.5, "pair", "there is one training seed only"),
+        ("C2 C4", (0, 1, 2), 0.5, "pair", "fewer than 3 arms"),
+        ("C2 C4 C3-1.0", (0, 1, 2), 0.5, "pair", "fewer than 3 arms"),  # no declared comparison names C3
+        ("C1 C2 C4", (0, 1), 0.5, "", ""),
+        ("C1 C2 C4", (0, 1), 0.0, "all arms", ""),
+        ("C1 C2 C4", (0, 1), 1.0, "all arms", ""),
+    ],
+)
+def test_what_is_too_little_to_pool_is_said_and_decides_nothing(
+    arms: str, seeds: tuple[int, ...], rate: float, spread: str, note: str
+) -> None:
+    """By the package's own declaration, for arms that are alike."""
+    found = {id: Evidence(episodes=episodes(rate, seeds)) for id in arms.split()}
+    comparisons = all_comparisons(found, [], [], DECLARED)
+    c = next(c for c in comparisons if (c.a, c.b, c.metric) == ("C4", "C2", "tsr"))
+    assert c.spread == spread if spread else c.spread != "pair"
+    assert note in c.note
+    assert c.low < 0 < c.high, "an interval of some width, also where all is alike"
+    assert c.p_holm == 1.0
+    if note:
+        assert c.equivalence == "undecided", "a tie needs a p that can be corrected"
+    verdicts = {h.id: h.verdict for h in judge(comparisons, DECLARED, len(SAID))}
+    assert {verdicts[id] for id in ("C4>C2", "H1", "H2", "H3", "H4")} == {"inconclusive"}
+
+
+def test_one_seed_decides_nothing_however_far_apart_the_arms_are() -> None:
+    found = {id: Evidence(episodes=episodes(rate, (0,))) for id, rate in (("C1", 0.0), ("C2", 0.0), ("C4", 1.0))}
+    (headline, *_) = judge(all_comparisons(found, [], [], DECLARED), DECLARED, len(SAID))
+    assert (headline.verdict, "one seed" in headline.note) == ("inconclusive", True)
+
+
 # ---------------------------------------------------------------- arms that nobody declared
 
 
@@ -301,16 +352,16 @@ def test_an_arm_of_ones_own_is_compared_without_a_file_of_hypotheses() -> None:
     assert all("C4-two" in line and len(line) <= 80 for line in lines)
 
 
-@pytest.mark.parametrize("declared", [DECLARED.text, POOLED], ids=["hull", "pooled"])
+@pytest.mark.parametrize("declared", [DECLARED.text, POOLED], ids=["package", "test"])
 def test_it_changes_no_declared_comparison_and_no_verdict(declared: str) -> None:
     results, without = study_of(*TRUTH, declared=declared), study_of(C1, C2, C4, declared=declared)
-    assert ("pooled" in declared) == (results.comparisons[0].spread != "pair")
+    assert results.comparisons[0].spread != "pair"
     alone = [one for one in results.comparisons if one.a != "C4-two"]
     assert (alone, results.hypotheses) == (list(without.comparisons), without.hypotheses)
 
 
 def test_declared_by_the_user_it_is_in_the_family_alone() -> None:
-    declared = changed(family=[["C4", "C2", "tsr"], ["C4-two", "C4", "tsr"]])
+    declared = changed(family=[["C4", "C2", "tsr"], ["C4-two", "C4", "tsr"]], claims=CLAIMS)
     results = study_of(*TRUTH, declared=declared)
     assert [(c.b, c.metric) for c in results.comparisons if c.a == "C4-two" and c.p_holm is not None] == [("C4", "tsr")]
     assert not [c for c in exploratory(results) if c.a == "C4-two"]

@@ -12,6 +12,7 @@ from test_results import episode
 
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparisons import Comparison
+from la_reconvla.analysis.declaration import BEFORE
 from la_reconvla.analysis.evidence import Evidence, OtherStartsEvidence
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.results import Arm, Study
@@ -117,9 +118,11 @@ def over(p: float, suite: str, difference: float) -> Comparison:
 def test_one_suite_of_four_refutes_h4_only_after_holms_correction() -> None:
     for p, verdict in ((0.04, "inconclusive"), (0.01, "refuted")):
         losses = [over(one, f"suite_{i}", 0.2) for i, one in enumerate((p, 0.9, 0.8, 0.7))]
-        assert next(h for h in judge(losses) if h.id == "H4").verdict == verdict
+        assert next(h for h in judge(losses, BEFORE) if h.id == "H4").verdict == verdict
     best = [over(0.04, f"suite_{i}", -0.2) for i in range(4)]
-    assert next(h for h in judge(best) if h.id == "H4").verdict == "supported", "all of them needs no correction"
+    assert next(h for h in judge(best, BEFORE) if h.id == "H4").verdict == "supported", (
+        "all of them needs no correction"
+    )
 
 
 def judged(c4: tuple[float, float], r1: tuple[float, float], seeds: tuple[int, ...] = (0, 1, 2)):

@@ -15,7 +15,7 @@ from test_results import episodes
 
 from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.evidence import Evidence, Unit
-from la_reconvla.analysis.pooled import Student, between_trainings, pooled
+from la_reconvla.analysis.pooled import Student, between_trainings, least_variance, pooled
 from la_reconvla.analysis.trainings import Grid, grid, spread_of_trainings
 from la_reconvla.errors import UserError
 
@@ -146,6 +146,17 @@ def coverage(spreads: list[float], seeds: int, studies: int = 800) -> float:
 def test_it_covers_with_equal_spreads_and_with_two_arms_that_vary_four_times_as_much() -> None:
     assert coverage([0.4] * 6, 4) >= 0.93
     assert coverage([0.8] * 2 + [0.4] * 4, 4) >= 0.92
+
+
+def test_the_least_variance_is_that_of_the_pairs_and_half_a_pair_of_each_kind() -> None:
+    rng = np.random.default_rng(9)
+    for rates, (x, y) in (((0.2, 0.7), (1.0, 1.0)), ((0.5, 0.9), (0.4, 2.5)), ((0.0, 0.0), (0.3, 2.0))):
+        values = (rng.random((2, 3, 20)) < np.array(rates)[:, None, None]).astype(float)
+        kinds = np.array([[1, 1], [1, 0], [0, 1], [0, 0]]).T
+        a, b = np.concatenate([values.reshape(2, -1), kinds], axis=1)
+        variance = np.cov(x * a - y * b, aweights=[*60 * [1.0], *4 * [0.5]], ddof=0)
+        assert least_variance(values, (x, y)) == pytest.approx(float(variance) / 60)
+        assert least_variance(values, (x, y)) > 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 from la_reconvla.analysis.attention_overlap import measure
 from la_reconvla.analysis.bootstrap import ends, over_seeds, two_sided
 from la_reconvla.analysis.comparisons import Comparison
-from la_reconvla.analysis.declaration import DECLARED
+from la_reconvla.analysis.declaration import BEFORE
 from la_reconvla.analysis.intervals import Agreement, newcombe_paired, square_and_add
 from la_reconvla.analysis.other_suites import loss
 from la_reconvla.analysis.paired import paired_means
@@ -100,9 +100,9 @@ def test_what_differs_at_home_and_what_differs_elsewhere_both_count() -> None:
 
 
 def test_losses_are_judged_at_the_declared_level() -> None:
-    a, b = DECLARED.losses[0]
+    a, b = BEFORE.losses[0]
     lost = Comparison(a, b, "tsr", -0.3, -0.5, -0.1, 0.01, None, 60, 0.1, 0.4, seeds=3, kind="loss", suite="x",
                       a_home=0.8, b_home=0.8)  # fmt: skip
     for alpha, word in ((0.05, "supported"), (0.005, "inconclusive")):
-        judged = {h.id: h.verdict for h in judge([lost], replace(DECLARED, alpha=alpha))}
+        judged = {h.id: h.verdict for h in judge([lost], replace(BEFORE, alpha=alpha))}
         assert judged["H4"] == word

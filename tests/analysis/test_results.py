@@ -19,7 +19,7 @@ from la_reconvla.analysis.bootstrap import student_interval
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparing import comparison
 from la_reconvla.analysis.comparisons import Comparison, ComparisonKey, Hypothesis
-from la_reconvla.analysis.declaration import DECLARED, HEADLINE
+from la_reconvla.analysis.declaration import BEFORE, DECLARED, HEADLINE
 from la_reconvla.analysis.evidence import Evidence, FloorEvidence, OtherStartsEvidence, by_scene, by_start
 from la_reconvla.analysis.frames import FrameMap, FrameRecord, HeldOut
 from la_reconvla.analysis.intervals import wilson
@@ -291,7 +291,13 @@ def test_a_fallback_of_the_attention_is_carried_from_the_frames() -> None:
 
 def test_a_declared_stage_is_not_exploratory_as_well() -> None:
     arms = [(Arm.of(condition), evidence(0.5, 0, 0.1, (0,))) for condition in (C2, C4)]
-    declared = json.dumps({**json.loads(DECLARED.text), "family": [["C4", "C2", "tsr"], ["C4", "C2", "grasped"]]})
+    declared = json.dumps(
+        {
+            **json.loads(DECLARED.text),
+            "family": [["C4", "C2", "tsr"], ["C4", "C2", "grasped"]],
+            "claims": {"C4>C2": "x"},
+        }
+    )
     results = build(Study(preset="quick", hypotheses=declared), arms)
     found = [c for c in results.comparisons if c.metric == "grasped"]
     assert [c.p_holm is None for c in found] == [False]
@@ -365,7 +371,7 @@ def outcomes(successes: int, episodes: int = 180, seeds: int = 3) -> list[Episod
 
 def headline(a: list[EpisodeRecord], b: list[EpisodeRecord]) -> tuple[Hypothesis, Comparison]:
     found = compared(a, b)
-    return judge([found])[0], found
+    return judge([found], BEFORE)[0], found
 
 
 @pytest.mark.parametrize("successes", [90, 20, 160])

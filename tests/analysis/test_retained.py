@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from retained_worlds import PLANTED, SAME, WORSE, Places, judged
+from scipy.stats import binom
 from scipy.stats import t as t_distribution
 from test_declared import POOLED
 from test_results import SAID, episode
@@ -151,6 +153,37 @@ def test_the_corrected_p_is_that_of_being_no_worse_too() -> None:
     assert 9 * share.p < 2 * one_sided, "the share alone would pass"
     assert share.p_holm is not None
     assert share.p_holm >= min(1.0, 2 * one_sided)
+
+
+@pytest.mark.parametrize("rates", [(0.6, 0.0), (1.0, 1.0), (1.0, 0.0)])
+def test_where_all_end_alike_the_shares_have_an_interval(rates: tuple[float, float]) -> None:
+    """Nothing varies elsewhere or anywhere; the width is that of a success and a failure more."""
+    rng = np.random.default_rng(6)
+    home, away = (outcomes(dict.fromkeys(("C4", "R1"), rate), s, rng) for s, rate in zip("ab", rates, strict=True))
+    found = retained("C4", "R1", home, away, 0.05)
+    assert found is not None
+    low, high = found.share.ends(0.95)
+    assert low < found.shares[0] - found.shares[1] < high
+    assert float(found.share.p) == pytest.approx(1.0)
+    assert h4((rates[0], rates[1]), (rates[0], rates[1])).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("world", [*SAME, *WORSE], ids=lambda w: f"{w.home}, {w.away}, {w.training}")
+@pytest.mark.parametrize("seeds", [2, 4, 8])
+def test_two_arms_alone_are_seldom_judged_wrongly(world: Places, seeds: int) -> None:
+    """Each side in at most 2.5 % of 1,000 studies, at the level of one test."""
+    supported, refuted, *_ = judged(world, seeds, 1000)
+    most = binom.ppf(0.9999, 1000, 0.025) / 1000
+    assert supported <= most
+    if world.share == 0 and not world.worse:
+        assert refuted <= most
+
+
+def test_what_two_arms_alone_retain_is_found_from_four_seeds() -> None:
+    """And with two seeds almost never."""
+    found = {seeds: judged(PLANTED[0], seeds, 500) for seeds in (2, 4, 8)}
+    assert found[2][0] < 0.1 < 0.6 < found[4][0] < found[8][0]
+    assert judged(PLANTED[-1], 4, 500)[1] > 0.9
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from la_reconvla import drawing as figures
 from la_reconvla.analysis.build import build
 from la_reconvla.analysis.comparisons import Comparison, Hypothesis
 from la_reconvla.analysis.decisions import Verdict
-from la_reconvla.analysis.declaration import CHECKS, DECLARED
+from la_reconvla.analysis.declaration import BEFORE, CHECKS, DECLARED, Declaration
 from la_reconvla.analysis.evidence import Evidence
 from la_reconvla.analysis.measures import (
     Counterfactual,
@@ -772,9 +772,8 @@ def test_the_first_line_says_where_nothing_is_decided(word: Verdict) -> None:
 def test_what_is_retained_stands_in_a_table_of_its_own(tmp_path: Path) -> None:
     share = replace(LOSS, kind="retained", metric="retained", difference=0.3, low=0.2, high=0.4, p_holm=0.04)
     there = replace(LOSS, kind="elsewhere", metric="elsewhere", difference=-0.02, low=-0.03, high=-0.01)
-    pooled = json.dumps({**json.loads(DECLARED.text), "interval": "pooled"})
     results = study_results()
-    study = replace(results.study, hypotheses=pooled)
+    study = replace(results.study, hypotheses=DECLARED.text)
     results = replace(results, study=study, comparisons=(*results.comparisons, share, there, LOSS))
     rows = tables.retained_table(results).rows
     assert [row[4] for row in rows] == ["+30.0 (+20.0 to +40.0)", "−2.0 (−3.0 to −1.0)"]
@@ -1021,11 +1020,15 @@ def test_the_charts_are_had_as_files_for_both_kinds_of_page(study: Path, tmp_pat
     assert charts.INK.encode() not in dark
 
 
-def test_the_page_names_the_calculator_that_gives_its_numbers() -> None:
-    """`check power` with the quoted options gives the rows of the page."""
+@pytest.mark.parametrize("declared", [BEFORE, DECLARED], ids=["hull", "pooled"])
+def test_the_page_names_the_calculator_that_gives_its_numbers(declared: Declaration) -> None:
+    """`check power` with the quoted options gives the rows of the page, by the rule that the study declared."""
     results = study_results()
-    rows = planned(3, 3, 12, between_seeds=0.07, shared=2, tests=DECLARED.tests(c.id for c in results.conditions))
-    study = replace(STUDY, placement="wide", hypotheses="")
+    ids = [c.id for c in results.conditions]
+    arms = sum(id in declared.arms for id in ids) if declared.pooled else 2
+    assert arms == (3 if declared.pooled else 2)
+    rows = planned(3, 3, 12, arms=arms, between_seeds=0.07, shared=2, tests=declared.tests(ids))
+    study = replace(STUDY, placement="wide", hypotheses=declared.text if declared.pooled else "")
     said = same_power(replace(results, study=study, power=rows))
     options = dict(zip(*[iter(said.removeprefix("la-reconvla check power ").split())] * 2, strict=True))
     of = {name.removeprefix("--").replace("-", "_"): float(v) if "." in v else int(v) for name, v in options.items()}

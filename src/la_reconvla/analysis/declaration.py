@@ -49,7 +49,7 @@ class Declaration:
         exploratory: comparisons outside of the family, not corrected for their number.
         interval: the rule of intervals and p: ``pooled`` takes the variance between trainings from all arms
             (`la_reconvla.analysis.pooled`); ``hull``, from the pair alone (`la_reconvla.analysis.paired`), is that of
-            files without this field.
+            studies that began without this field, and none can begin with it any more.
         size: of the study, after which it is judged; None where none was declared.
         text: the file, to the letter.
     """
@@ -201,10 +201,10 @@ JUDGED = (HEADLINE, "H1", "H2", "H3", "H4", *CHECKS)
 """Ids of the verdicts, in their order; how each is judged is code, `la_reconvla.analysis.verdicts`."""
 PACKAGED, POOLED = map(Path(__file__).with_name, ("hypotheses.json", "declared-2026-11.json"))
 DECLARED = Declaration.read(PACKAGED)
+BEFORE = replace(DECLARED, interval="hull")
+"""What studies that declared nothing are judged by: the package's own claims, and the rule of before."""
 
 
 def declared_in(study: Study) -> Declaration:
-    """What this study declared before it ran; for one that did not, the package's own declaration and the old rule."""
-    if study.hypotheses:
-        return Declaration.parse(study.hypotheses, "study.hypotheses")
-    return replace(DECLARED, interval="hull") if DECLARED.pooled else DECLARED
+    """What this study declared before it ran."""
+    return Declaration.parse(study.hypotheses, "study.hypotheses") if study.hypotheses else BEFORE

@@ -140,7 +140,7 @@ def pooled(
     least = np.minimum(of_trainings, of_starts)
     freedom = np.divide(variance**2, uncertainty, out=np.ones_like(variance), where=uncertainty > 0)
     if successes:
-        variance = np.maximum(variance, _of_independent_pairs(d))
+        variance = np.maximum(variance, pairs * least_variance(values))
     return Student(estimate, np.sqrt(variance / pairs), np.maximum(freedom, least), more, bounds)
 
 
@@ -180,7 +180,21 @@ def _means_of(d: Float[np.ndarray, "... s u"], group: Int[np.ndarray, " u"]) -> 
     return (d.reshape(-1, group.size) @ means).reshape(*d.shape[:-1], -1)[..., group]
 
 
-def _of_independent_pairs(d: Float[np.ndarray, "... s u"]) -> Float[np.ndarray, "..."]:
-    """Variance of a paired difference of successes with half a pair more in each of the four cells."""
-    n, better, worse = d.shape[-2] * d.shape[-1], (d > 0).sum((-2, -1)), (d < 0).sum((-2, -1))
-    return (better + worse + 1) / (n + 2) - ((better - worse) / (n + 2)) ** 2
+def least_variance(
+    successes: Float[np.ndarray, "... a s u"],
+    weights: tuple[Float[np.ndarray, "..."] | float, Float[np.ndarray, "..."] | float] = (1.0, 1.0),
+) -> Float[np.ndarray, "..."]:
+    """Variance of the mean of x a - y b, a and b the first two arms' successes in pairs that are independent.
+
+    Half a pair is added to each of the four cells, so that it is not zero where all pairs are alike.
+
+    Args:
+        successes: 0 or 1 of each arm, seed and start.
+        weights: x and y.
+    """
+    (x, y), n = weights, successes.shape[-2] * successes.shape[-1]
+    a, b = (successes[..., arm, :, :].sum((-2, -1)) for arm in (0, 1))
+    both = (successes[..., 0, :, :] * successes[..., 1, :, :]).sum((-2, -1))
+    cells = (both + 0.5, x - y), (a - both + 0.5, x), (b - both + 0.5, -y)  # in the fourth x a - y b is zero
+    mean, square = (sum(count * value**power for count, value in cells) / (n + 2) for power in (1, 2))
+    return (square - mean**2) / n

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from la_reconvla.analysis.evidence import Unit, scene_of
-from la_reconvla.analysis.pooled import Student, lacking, pooled
+from la_reconvla.analysis.pooled import Labels, Student, lacking, least_variance, pooled
 
 Values = Mapping[str, Mapping[Unit, float]]  # success of each arm
 NEAR = 2.0  # most that rates at home of arms may differ by, as a ratio, for their variances to be pooled
@@ -83,12 +83,7 @@ def retained(a: str, b: str, home: Values, away: Values, least: float) -> Retain
     h, e = here.mean((1, 2)), there.mean((1, 2))
     if min(h[:2]) < least:
         return None
-    total = len(tasks)
-    values = np.concatenate(
-        [-here * (e / h**2)[:, None, None] * total / size, there / h[:, None, None] * total / (total - size)], axis=-1
-    )
-    share = replace(pooled(values, tasks, scenes, successes=False), estimate=np.array(e[0] / h[0] - e[1] / h[1]))
-    elsewhere = pooled(there, tasks[size:], scenes[size:], successes=True, bounds=(-1, 1))
+    share, elsewhere = shares(here, there, tasks, scenes)
     return Retained(
         share,
         elsewhere,
@@ -100,6 +95,29 @@ def retained(a: str, b: str, home: Values, away: Values, least: float) -> Retain
         (min(Counter(tasks[:size]).values()), min(Counter(tasks[size:]).values())),
         len(arms) > len(pair),
     )
+
+
+def shares(
+    here: Float[np.ndarray, "... a s u"], there: Float[np.ndarray, "... a s v"], tasks: Labels, scenes: Labels
+) -> tuple[Student, Student]:
+    """Differences of the first two arms: of the shares that they retain, and of their success elsewhere.
+
+    Args:
+        here: success at home, 0 or 1; every arm succeeds in some.
+        there: success elsewhere.
+        tasks: of each start, those at home first.
+        scenes: the same.
+    """
+    (h, e), size, total = (place.mean((-2, -1)) for place in (here, there)), here.shape[-1], len(tasks)
+    of_home, of_away = e / h**2, 1 / h
+    values = [
+        -here * of_home[..., None, None] * total / size,
+        there * of_away[..., None, None] * total / (total - size),
+    ]
+    found = pooled(np.concatenate(values, axis=-1), tasks, scenes, successes=False)
+    least = sum(least_variance(place, (of[..., 0], of[..., 1])) for place, of in ((here, of_home), (there, of_away)))
+    share = replace(found, estimate=(e / h)[..., 0] - (e / h)[..., 1], error=np.sqrt(np.maximum(found.error**2, least)))
+    return share, pooled(there, tasks[size:], scenes[size:], successes=True, bounds=(-1, 1))
 
 
 def _grid(place: Values, arms: Sequence[str], keys: Sequence[Unit], seeds: int) -> Float[np.ndarray, "a s u"]:

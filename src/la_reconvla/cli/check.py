@@ -67,7 +67,7 @@ def power(
         seeds: training seeds of each arm.
         tasks: number of tasks.
         episodes: evaluation episodes per task and trained policy.
-        arms: of a study with the pooled interval; with 2 the two are judged alone.
+        arms: of the study, that declared comparisons name; with 2 the two are judged alone.
         between_seeds: standard deviation of an arm's success rate between its seeds, as a share.
         agreement: correlation of two arms' outcomes on one start, 0 to 1.
         tests: comparisons of a declaration, which are corrected together.

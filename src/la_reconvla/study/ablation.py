@@ -50,6 +50,7 @@ from la_reconvla.study.provenance import Energy, commit, hardware, now
 from la_reconvla.study.records import require_same_study, require_weights, restore
 from la_reconvla.study.requirements import (
     pinned_config,
+    require_beginning,
     require_declared,
     require_devices,
     require_heads,
@@ -197,9 +198,8 @@ class Ablation:
         values = kinds.to_json(self.config)
         size, read = ({key: values[key] for key in keys} for keys in (GROWS, READ))
         path, code = self.folder / layout.STUDY, commit()
-        if path.exists():
-            read_begun(path)  # damage is named before anything is compared
         declared = self.declaration or self.domain.declared
+        require_beginning(path, declared)
         said = {"hypotheses": declared.text, "hypotheses_hash": declared.hash}
         identity, defaults = identity_of(self.config, self.device), functools.partial(with_defaults, config=self.config)
         begun = claim(path, identity, defaults, started=started, commits=[code], hardware=hardware(), **said)

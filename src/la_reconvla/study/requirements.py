@@ -19,10 +19,22 @@ from la_reconvla.method.actions import ActionBins
 from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import DECODINGS
 from la_reconvla.robot import LIBERO_ACTIONS, ActionSpace
+from la_reconvla.study.begun import read_begun
 from la_reconvla.study.presets import StudyConfig
 from la_reconvla.training.devices import pick_device
 from la_reconvla.training.start_weights import StartWeights, pinned
 from la_reconvla.training.trial import dry_run
+
+
+def require_beginning(path: Path, declared: Declaration) -> None:
+    """Raise a `UserError` if this `study.json` is damaged, or a study that begins now has the rule of before."""
+    if path.exists():
+        read_begun(path)  # damage is named before anything is compared
+    elif not declared.pooled:
+        raise UserError(
+            'the hypotheses must hold "interval": "pooled": files without it are for studies that began with them; add '
+            "that line to the file of --hypotheses"
+        )
 
 
 def require_declared(begun: Mapping[str, Any], given: Declaration | None, path: Path) -> None:
