@@ -3,8 +3,8 @@
 `Policy.act` is the one to read. While an instruction stays, most of what it does stays too: tokens and their
 embeddings, positions, rotary tables, the mask of who attends to whom. `Actor` records the tensor operations of one call
 for each set of instructions and shapes, freezes the weights into the recording and folds all that does not depend on
-pictures and robot state into constants. The rest runs without Python: on a CPU in the interpreter of TorchScript, on
-a GPU compiled, as CUDA graphs. No code of the library is copied.
+pictures and robot state into constants. The rest runs without Python: on a CPU in the interpreter of TorchScript, with
+the products of `la_reconvla.training.packing`, on a GPU compiled, as CUDA graphs. No code of the library is copied.
 
 A recording is believed only where it gives what `Policy.act` gives, on two inputs; else `Policy.act` itself goes
 on acting. So it does for families whose library code asks a tensor for its value on the way (all causal ones but
@@ -13,6 +13,7 @@ Mistral's, Mllama).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections import OrderedDict
@@ -34,6 +35,7 @@ from la_reconvla.method.variants.action_diffusion import DenoisingHead, unscaled
 from la_reconvla.method.variants.autoregressive import TokenHead, bin_values
 from la_reconvla.method.variants.budget import BudgetedPolicy
 from la_reconvla.randomness import generator
+from la_reconvla.training.packing import packed
 
 TOLERANCE = 1e-4  # largest difference to `Policy.act` in the robot's units
 KEPT = 8  # recordings at once
@@ -273,8 +275,16 @@ def recorded(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> Call
         graph = graph_of(function, plain)
         if plain[0].is_cuda:  # never tried: no GPU was there
             return torch.compile(graph, mode="reduce-overhead")
-        traced: Any = torch.jit.trace(graph, plain, check_trace=False)
-        return torch.jit.freeze(traced)
+
+        def traced() -> Any:
+            return torch.jit.trace(graph, plain, check_trace=False)
+
+        if torch.backends.mkldnn.is_available() and {p.dtype for p in graph.parameters()} == {torch.float32}:
+            with contextlib.suppress(Exception):  # what oneDNN does not do, a convolution of videos among it
+                fast = packed(traced())
+                fast(*plain)
+                return fast
+        return torch.jit.freeze(traced())
 
 
 def graph_of(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> torch.fx.GraphModule:
