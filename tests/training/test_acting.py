@@ -162,6 +162,8 @@ def test_products_are_onednns_or_the_interpreters(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     interpreted = recorded(function, examples)
     assert not any("mkldnn" in kind for kind in kinds(interpreted))
+    monkeypatch.undo()
+    assert not any("mkldnn" in kind for kind in kinds(recorded(function, examples, few_rows=True)))
     for seed in range(1, 3):
         images, other = random_batch(1, seed=seed).images, torch.randn(3, 5, generator=generator(seed, "other"))
         with torch.no_grad():

@@ -188,7 +188,7 @@ def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     states = first(*examples.values())
     x = examples["noise"] if "noise" in examples else head.still.repeat(len(states), 1, 1)
     level = torch.zeros(len(states), device=states.device)
-    predict = recorded(lambda *given: head.predict(*given), (x, level, states))
+    predict = recorded(lambda *given: head.predict(*given), (x, level, states), few_rows=True)
 
     def act(*tensors: Tensor) -> Tensor:
         states, noise = first(*tensors), dict(zip(examples, tensors, strict=True)).get("noise", x)
@@ -254,7 +254,7 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
 
     examples = tuple(tensors_of(inputs).values())
     first = recorded(start, examples)
-    then = recorded(follow, first(*examples))
+    then = recorded(follow, first(*examples), few_rows=True)
 
     def act(*tensors: Tensor) -> Tensor:
         state = first(*tensors)
@@ -267,8 +267,16 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     return act
 
 
-def recorded(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """What `graph_of` gives, as it runs fastest."""
+def recorded(
+    function: Callable[..., Any], examples: tuple[Tensor, ...], *, few_rows: bool = False
+) -> Callable[..., Any]:
+    """What `graph_of` gives, as it runs fastest.
+
+    Args:
+        function: of tensors.
+        examples: what it is given, of the shapes to come.
+        few_rows: its products are of some rows each. oneDNN then takes longer to call than it gains.
+    """
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of TorchScript's age
         plain = tuple(example.clone() for example in examples)  # no inference tensors in the recording
@@ -279,7 +287,8 @@ def recorded(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> Call
         def traced() -> Any:
             return torch.jit.trace(graph, plain, check_trace=False)
 
-        if torch.backends.mkldnn.is_available() and {p.dtype for p in graph.parameters()} == {torch.float32}:
+        single = {p.dtype for p in graph.parameters()} == {torch.float32}
+        if single and not few_rows and torch.backends.mkldnn.is_available():
             with contextlib.suppress(Exception):  # what oneDNN does not do, a convolution of videos among it
                 fast = packed(traced())
                 fast(*plain)
