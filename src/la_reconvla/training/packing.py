@@ -1,7 +1,7 @@
 """oneDNN's products in a recording: weights laid out for them once, and GELU as the last step of a product.
 
-PyTorch gives products in single precision to MKL, which takes the widest vectors on Intel's processors only. oneDNN
-takes them wherever there are some.
+PyTorch gives products in single precision to MKL. On a processor that was not Intel's that took twice oneDNN's time for
+large products (docs/log.md, 2026-11-29).
 """
 
 from __future__ import annotations
