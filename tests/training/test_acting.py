@@ -20,7 +20,7 @@ from la_reconvla.method.policy import Policy
 from la_reconvla.method.variants.autoregressive import TokenHead
 from la_reconvla.randomness import generator, seeded
 from la_reconvla.robot import proprio_width
-from la_reconvla.training.acting import Actor, graph_of
+from la_reconvla.training.acting import Actor, graph_of, recorded
 from la_reconvla.training.trained_policy import Trained, TrainedPolicy
 from tiny_models import BUILDERS, Given, backbone
 
@@ -137,6 +137,50 @@ def test_patience_counts_passes_of_the_language_model(decoding, slow):
     for call in range(1, slow + 1):
         actor(PolicyInput(*inputs(1)))
         assert actor.records() == (call == slow)
+
+
+def kinds(fast: Any) -> set[str]:
+    """Operations of a recording."""
+    return {node.kind() for node in fast.graph.nodes()}
+
+
+def test_products_are_onednns_or_the_interpreters(monkeypatch):
+    """With GELU in the product or not, with bias or not; a product of two inputs is right, too."""
+    with seeded(0, "layers"):
+        first, then, last = torch.nn.Linear(12, 8), torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 3)
+        stem = torch.nn.Conv2d(3, 12, 3, 2, 1)
+
+    def function(images: Any, other: Any) -> Any:
+        states = stem(images.float() / 255).flatten(2).transpose(1, 2).contiguous()
+        hidden = torch.nn.functional.gelu(then(torch.nn.functional.gelu(first(states))), approximate="tanh")
+        return last(hidden)[0] @ other + states.mean()
+
+    examples = random_batch(1).images, torch.ones(3, 5)
+    fast = recorded(function, examples)
+    assert {"mkldnn::_linear_pointwise", "mkldnn::_convolution_pointwise"} <= kinds(fast)
+    assert not {"aten::addmm", "aten::gelu", "aten::_convolution", "mkldnn::_reorder_convolution_weight"} & kinds(fast)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    interpreted = recorded(function, examples)
+    assert not any("mkldnn" in kind for kind in kinds(interpreted))
+    monkeypatch.undo()
+    assert not any("mkldnn" in kind for kind in kinds(recorded(function, examples, few_rows=True)))
+    for seed in range(1, 3):
+        images, other = random_batch(1, seed=seed).images, torch.randn(3, 5, generator=generator(seed, "other"))
+        with torch.no_grad():
+            expected = function(images, other)
+            torch.testing.assert_close(fast(images, other), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(interpreted(images, other), expected, rtol=0, atol=1e-5)
+
+
+def test_what_onednn_does_not_do_is_left_to_the_interpreter():
+    with seeded(0, "layer"):
+        video = torch.nn.Conv3d(3, 4, (1, 4, 4), (1, 4, 4))
+    images = random_batch(1).images
+    fast = recorded(lambda images: video(images[:, :, None].float()), (images,))
+    assert "aten::_convolution" in kinds(fast)
+    other = random_batch(1, seed=1).images
+    with torch.no_grad():
+        torch.testing.assert_close(fast(other), video(other[:, :, None].float()))
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 `Policy.act` is the one to read. While an instruction stays, most of what it does stays too: tokens and their
 embeddings, positions, rotary tables, the mask of who attends to whom. `Actor` records the tensor operations of one call
 for each set of instructions and shapes, freezes the weights into the recording and folds all that does not depend on
-pictures and robot state into constants. The rest runs without Python: on a CPU in the interpreter of TorchScript, on
-a GPU compiled, as CUDA graphs. No code of the library is copied.
+pictures and robot state into constants. The rest runs without Python: on a CPU in the interpreter of TorchScript, with
+the products of `la_reconvla.training.packing`, on a GPU compiled, as CUDA graphs. No code of the library is copied.
 
 A recording is believed only where it gives what `Policy.act` gives, on two inputs; else `Policy.act` itself goes
 on acting. So it does for families whose library code asks a tensor for its value on the way (all causal ones but
@@ -13,6 +13,7 @@ Mistral's, Mllama).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections import OrderedDict
@@ -34,6 +35,7 @@ from la_reconvla.method.variants.action_diffusion import DenoisingHead, unscaled
 from la_reconvla.method.variants.autoregressive import TokenHead, bin_values
 from la_reconvla.method.variants.budget import BudgetedPolicy
 from la_reconvla.randomness import generator
+from la_reconvla.training.packing import packed
 
 TOLERANCE = 1e-4  # largest difference to `Policy.act` in the robot's units
 KEPT = 8  # recordings at once
@@ -186,7 +188,7 @@ def denoised(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     states = first(*examples.values())
     x = examples["noise"] if "noise" in examples else head.still.repeat(len(states), 1, 1)
     level = torch.zeros(len(states), device=states.device)
-    predict = recorded(lambda *given: head.predict(*given), (x, level, states))
+    predict = recorded(lambda *given: head.predict(*given), (x, level, states), few_rows=True)
 
     def act(*tensors: Tensor) -> Tensor:
         states, noise = first(*tensors), dict(zip(examples, tensors, strict=True)).get("noise", x)
@@ -252,7 +254,7 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
 
     examples = tuple(tensors_of(inputs).values())
     first = recorded(start, examples)
-    then = recorded(follow, first(*examples))
+    then = recorded(follow, first(*examples), few_rows=True)
 
     def act(*tensors: Tensor) -> Tensor:
         state = first(*tensors)
@@ -265,16 +267,33 @@ def decoded(policy: Policy, inputs: PolicyInput) -> Callable[..., Tensor]:
     return act
 
 
-def recorded(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> Callable[..., Any]:
-    """What `graph_of` gives, as it runs fastest."""
+def recorded(
+    function: Callable[..., Any], examples: tuple[Tensor, ...], *, few_rows: bool = False
+) -> Callable[..., Any]:
+    """What `graph_of` gives, as it runs fastest.
+
+    Args:
+        function: of tensors.
+        examples: what it is given, of the shapes to come.
+        few_rows: its products are of some rows each. oneDNN then takes longer to call than it gains.
+    """
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # of TorchScript's age
         plain = tuple(example.clone() for example in examples)  # no inference tensors in the recording
         graph = graph_of(function, plain)
         if plain[0].is_cuda:  # never tried: no GPU was there
             return torch.compile(graph, mode="reduce-overhead")
-        traced: Any = torch.jit.trace(graph, plain, check_trace=False)
-        return torch.jit.freeze(traced)
+
+        def traced() -> Any:
+            return torch.jit.trace(graph, plain, check_trace=False)
+
+        single = {p.dtype for p in graph.parameters()} == {torch.float32}
+        if single and not few_rows and torch.backends.mkldnn.is_available():
+            with contextlib.suppress(Exception):  # what oneDNN does not do, a convolution of videos among it
+                fast = packed(traced())
+                fast(*plain)
+                return fast
+        return torch.jit.freeze(traced())
 
 
 def graph_of(function: Callable[..., Any], examples: tuple[Tensor, ...]) -> torch.fx.GraphModule:
