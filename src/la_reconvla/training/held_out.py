@@ -57,8 +57,9 @@ def head_errors(
     device: torch.device,
     reconstruction: Reconstruction,
     mean: Callable[[], Float[torch.Tensor, "n q"]],
+    count: int = WATCHED,
 ) -> dict[str, float]:
-    """What the head scores on `WATCHED` evenly spaced samples under the arm's masks, and a picture that knows nothing.
+    """What the head scores on up to `count` even samples under the arm's masks, and a picture that knows nothing.
 
     Masks follow the attention of `policy` itself, also in an arm with a teacher.
 
@@ -78,7 +79,7 @@ def head_errors(
     same = mean()
     policy.eval()
     errors = []
-    for number, part in enumerate(np.array_split(spread_indices(len(samples), WATCHED), max(1, WATCHED // 32))):
+    for number, part in enumerate(np.array_split(spread_indices(len(samples), count), max(1, count // 32))):
         batch, draws = to_device(samples.batch(part), device, blind=False), generator(0, "head errors", number)
         features = policy.features(batch, attention=rows)
         _, mask = reconstruction.choose_patches(features, batch.gaze, draws, 1.0)
