@@ -127,13 +127,12 @@ def test_a_film_is_that_of_its_track_whatever_was_drawn_before_on_its_start():
 
 
 def test_tracks_stop_where_their_room_ends(tmp_path, monkeypatch):
-    name = SimpleNamespace(suite="s", task=0, placement="wide", split="test", index=0)
     monkeypatch.setattr(evaluating, "TRACKS_BYTES", 1000)
     monkeypatch.setattr(evaluating, "replace", lambda record, track: track)
     track = Track([np.arange(500.0)], [0], [np.zeros(7)])
     kept = []
     for index in range(3):
-        name = SimpleNamespace(**{**vars(name), "index": index})
+        name = StartName("s", 0, "wide", "test", index, "pick", "bowl")
         kept.append(evaluating._kept(SimpleNamespace(start=name), track, tmp_path))
     assert [isinstance(one, str) for one in kept] == [True, False, False]
     assert len(list((tmp_path / "tracks").iterdir())) == 1
