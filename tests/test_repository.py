@@ -8,6 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,29 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
 
-def text_files() -> list[Path]:
-    """Everything under version control that is text, or all of it where git is absent."""
+def files() -> list[Path]:
+    """Everything under version control, or all of it where git is absent."""
     try:
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
         paths = [ROOT / name for name in names if name]
     except (OSError, subprocess.CalledProcessError):
         paths = [path for folder in ("src", "tests", "docs") for path in (ROOT / folder).rglob("*")]
-    return [path for path in paths if path.is_file() and path.suffix not in (".png", ".jpg", ".mp4", ".hdf5", ".npz")]
+    return [path for path in paths if path.is_file()]
+
+
+def texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Name and content of a file that is text, or of those in an archive of records; nothing of others."""
+    name = str(path.relative_to(ROOT))
+    if path.name.endswith(".tar.gz"):
+        with tarfile.open(path) as archive:
+            held = [(f"{name}:{one.name}", archive.extractfile(one)) for one in archive if one.isfile()]
+            contents = [(inside, file.read()) for inside, file in held if file is not None]
+    else:
+        contents = [(name, path.read_bytes())]
+    for inside, content in contents:
+        if b"\0" not in content:
+            yield inside, content.decode(errors="replace")
 
 
 # Spelled in halves, so that this file does not contain what it looks for.
@@ -46,13 +62,19 @@ FORBIDDEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def contents() -> list[tuple[str, str]]:
+    return [content for path in files() for content in texts(path)]
+
+
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_no_file_names(what: str) -> None:
+def test_no_file_names(what: str, contents: list[tuple[str, str]]) -> None:
     pattern = re.compile(FORBIDDEN[what])
     found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}"
-        for path in text_files()
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name, text in contents
+        if pattern.search(text)
+        for number, line in enumerate(text.splitlines(), 1)
         if pattern.search(line)
     ]
     assert not found
