@@ -21,10 +21,10 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+from run_samples import divided
 
 from la_reconvla.conditions import condition
-from la_reconvla.data.hdf5 import open_demonstrations
-from la_reconvla.data.samples import Samples, batch_indices, spread_indices
+from la_reconvla.data.samples import batch_indices, spread_indices
 from la_reconvla.method.decoder import MAEDecoder
 from la_reconvla.method.objective import losses
 from la_reconvla.method.pixels import patchify
@@ -58,10 +58,7 @@ class Measurement:
 
     def __init__(self, options: Options):
         self.options, self.config = options, PolicyConfig.load(options.run)
-        backbone: Any = self.config.backbone
-        parts = open_demonstrations(options.demonstrations).divide(options.held_out)
-        shown = {"wrist": backbone.wrist, "proprio": backbone.proprio, "inputs": self.config.inputs}
-        self.samples, self.rest = (Samples(part, backbone.image_size, backbone.chunk, **shown) for part in parts)
+        self.samples, self.rest = divided(self.config, options.demonstrations, options.held_out)
         self.some = self.samples.batch(spread_indices(len(self.samples), 256)).images
 
     def policy(self, arm: str, decoder: MAEDecoder) -> tuple[Policy, Any]:
@@ -84,11 +81,10 @@ class Measurement:
         mean = patchify(self.some, policy.backbone.patch_size).mean(0)
         return head_errors(policy, self.rest, CPU, extra, lambda: mean, self.options.frames)
 
-    def times(self, decoders: tuple[MAEDecoder, ...]) -> tuple[float, list[float]]:
-        """Median milliseconds of CPU time: C1's step, and what each decoder adds to it."""
+    def times(self, heads: list[Any]) -> tuple[float, list[float]]:
+        """Median milliseconds of CPU time: C1's step, and what each head adds to it."""
         batch = self.batch(0)
-        policy, extra = self.policy("C4", decoders[0])
-        heads: list[Any] = [self.policy("C4", decoder)[0].reconstruction_head for decoder in decoders]
+        policy, extra = self.policy("C4", heads[0].config)
         rows = extra.follows.attention_rows
         with torch.no_grad():
             features = policy.features(batch, attention=rows)
@@ -120,11 +116,10 @@ def main() -> None:
     torch.set_num_threads(1)
     measured = Measurement(options)
     decoders = tuple(MAEDecoder(depth, width, max(1, width // 32)) for depth, width in SIZES)
-    step, added = measured.times(decoders)
+    heads: list[Any] = [measured.policy("C4", decoder)[0].reconstruction_head for decoder in decoders]
+    step, added = measured.times(heads)
     rows = []
-    for decoder, more in zip(decoders, added, strict=True):
-        policy, _ = measured.policy(options.arms[0], decoder)
-        head: Any = policy.reconstruction_head
+    for decoder, head, more in zip(decoders, heads, added, strict=True):
         count = sum(parameter.numel() for parameter in head.parameters())
         found = [measured.errors(arm, decoder) for arm in options.arms]
         errors = [f"{each['held_out_reconstruction_loss']:.4f} ({each['mean_picture_loss']:.4f})" for each in found]

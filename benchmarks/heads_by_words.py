@@ -17,13 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import tyro
+from run_samples import divided
 from scipy.stats import sem, t
 
 from la_reconvla.analysis.attention_overlap import measure
 from la_reconvla.contracts import AttentionRows
-from la_reconvla.data.hdf5 import open_demonstrations
-from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.data.samples import spread_indices
 from la_reconvla.method.saliency import saliency
+from la_reconvla.method.variants.attention_heads import per_head
 from la_reconvla.sim.policies import swapped
 from la_reconvla.study.parts import part_masks, part_patches
 from la_reconvla.text_table import TextTable
@@ -46,21 +47,18 @@ def maps(policy: Any, batch: Any, rows: AttentionRows) -> dict[str, np.ndarray]:
     """Name of each head, and of the mean of all -> scores of the patches [b n]."""
     with torch.no_grad():
         features = policy.features(batch, attention=rows)
-    attention, counted = features.attention, features.token_mask
-    found = {"mean of all": saliency(attention, counted)}
-    for layer, head in np.ndindex(*attention.shape[1:3]):
-        one = attention[:, layer : layer + 1, head : head + 1]
-        found[f"layer {layer + 1}, head {head + 1}"] = saliency(one, counted)
+    found, heads = {"mean of all": saliency(features.attention, features.token_mask)}, per_head(features)
+    for layer, head in np.ndindex(*heads.shape[1:3]):
+        found[f"layer {layer + 1}, head {head + 1}"] = heads[:, layer, head]
     return {name: scores.numpy() for name, scores in found.items()}
 
 
 def measured(run: Path, options: Options) -> dict[tuple[str, str], dict[str, list[np.ndarray]]]:
     """Of each kind of row and head: overlap and pointing under (true words, other words), and the frames' scenes."""
     policy, config = load_policy(run)
-    backbone: Any = config.backbone
-    part = open_demonstrations(options.demonstrations).divide(options.held_out)[1]
-    samples = Samples(part, backbone.image_size, backbone.chunk, wrist=backbone.wrist, inputs=config.inputs)
-    other = {(task, true): wrong for task, true, wrong in swapped((e.task or 0, e.instruction) for e in part.episodes)}
+    samples = divided(config, options.demonstrations, options.held_out)[1]
+    said = {(episode.task or 0, episode.instruction) for episode in samples.demonstrations.episodes}
+    other = {(task, true): wrong for task, true, wrong in swapped(said)}
     found: dict[tuple[str, str], dict[str, list[np.ndarray]]] = {}
     for some in np.array_split(spread_indices(len(samples), options.frames), max(1, options.frames // 64)):
         batch, origins = samples.batch(some), [samples.origin(int(index))[0] for index in some]

@@ -15,11 +15,11 @@ from typing import Annotated
 
 import torch
 import tyro
+from run_samples import divided
 
 from la_reconvla.conditions import condition
 from la_reconvla.data.boxes import annotator
-from la_reconvla.data.hdf5 import open_demonstrations
-from la_reconvla.data.samples import Samples, spread_indices
+from la_reconvla.data.samples import spread_indices
 from la_reconvla.method.mask import RandomMask
 from la_reconvla.method.pixels import patchify
 from la_reconvla.text_table import TextTable
@@ -40,10 +40,8 @@ class Options:
 def errors(run: Path, options: Options) -> dict[str, float]:
     """Of one policy: pixel errors of its head and of the mean picture, under both kinds of masks."""
     policy, config = load_policy(run)
-    arm, backbone = condition(config.condition), config.backbone
-    parts = open_demonstrations(options.demonstrations).divide(options.held_out)
-    own = {"wrist": backbone.wrist, "proprio": backbone.proprio, "inputs": config.inputs}
-    training, rest = (Samples(part, backbone.image_size, backbone.chunk, **own) for part in parts)
+    arm = condition(config.condition)
+    training, rest = divided(config, options.demonstrations, options.held_out)
     if not arm.annotation_free:
         rest = rest.annotated(annotator("masks"))
     extra = arm.reconstruction

@@ -254,6 +254,34 @@ def children(process: subprocess.Popen[bytes]) -> list[Any]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.slow
+def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
+    import psutil
+
+    quiet = ToySetup(failing=(3, 4))
+    collect(toy_config(tmp_path / "undisturbed", demos=6, placement="wide"), quiet)
+    out, log = tmp_path / "out", tmp_path / "out.log"
+    for shards in (2, 7):
+        process = start_collecting(tmp_path, out)
+        wait_for_shards(process, out, shards)
+        workers = children(process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive, "workers outlived their parent"
+        with pytest.raises(UserError, match="not finished"):
+            open_demonstrations(out)
+    process = start_collecting(tmp_path, out)
+    assert process.wait(timeout=120) == 0
+    assert indices(out) == indices(tmp_path / "undisturbed")
+    assert open_demonstrations(out).hash == open_demonstrations(tmp_path / "undisturbed").hash
+    attempts = log.read_text().splitlines()
+    again = len(attempts) - len(set(attempts))
+    assert again <= 4, "two kills of two workers cost at most the four episodes that were running"
+    summaries = [read_json(folder / "summary.json") for folder in (out, tmp_path / "undisturbed")]
+    assert summaries[0]["tasks"] == summaries[1]["tasks"]
+
+
 def names(out: Path) -> list[str]:
     """What is in a folder, without the lease: its number says how many processes have worked there."""
     return sorted(path.name for path in out.iterdir() if not path.name.startswith(leases.PREFIX))
@@ -398,8 +426,8 @@ def test_an_interrupted_one_may_end_with_fewer_if_none_of_them_is_lost(tmp_path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lacked", "had"),
-    [(("kind", "learner", "maps"), {"demos": 4}), (("learner", "maps"), {})],
-    ids=["before files named classes", "before corrections and a choice of maps"],
+    [(("kind", "learner", "maps"), {"demos": 4}), (("learner", "maps"), {}), (("learner",), {}), (("maps",), {})],
+    ids=["before files named classes", "before corrections and a choice of maps", "corrections", "a choice of maps"],
 )
 def test_a_folder_from_before_grows(tmp_path: Path, lacked: tuple[str, ...], had: dict[str, int]) -> None:
     """Its `collection.json` lacks what came since, and once held the number of episodes."""
