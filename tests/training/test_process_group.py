@@ -109,8 +109,18 @@ def _member(rank: int, count: int, port: int, work: Any, sharded: bool, *argumen
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
-    with joined("cpu", sharded) as group:
-        work(group, *arguments)
+    try:
+        with joined("cpu", sharded) as group:
+            work(group, *arguments)
+    finally:
+        # DTensor's own caches keep a sharded group to the end of the process.
+        assert sharded or not gloo_threads(), "the group's threads outlive it, and may keep the process from ending"
+
+
+def gloo_threads() -> list[str]:
+    """The threads of this process that gloo started; none where the system does not tell."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
 
 
 def save_gradients(group: ProcessGroup, cases: tuple[Case, ...], folder: Path) -> None:
@@ -250,6 +260,24 @@ def stops_without_waiting(group: ProcessGroup, case: Case) -> None:
 
 def test_a_loss_that_is_not_finite_ends_all_processes() -> None:
     in_processes(PROCESSES, stops_without_waiting, False, Case("C1", 1, "flow"))
+
+
+def fails_inside(group: ProcessGroup) -> None:
+    """An error whose traceback refers to the wrapped weights."""
+
+    def fail(policy: torch.nn.Module) -> None:
+        assert gloo_threads() or not Path("/proc/self/task").exists()
+        raise FloatingPointError("of the body")
+
+    policy = Case("C1").policy()
+    group.wrap(policy)
+    group.run(policy, fail)
+
+
+def test_an_error_ends_the_threads_of_the_group_too() -> None:
+    with pytest.raises(processes.ProcessRaisedException, match="FloatingPointError: of the body") as raised:
+        in_processes(PROCESSES, fails_inside, False)
+    assert "AssertionError" not in str(raised.value)
 
 
 # ---------------------------------------------------------------- what is drawn, and what is refused

@@ -11,7 +11,9 @@ transformer block while it computes.
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -75,6 +77,9 @@ class ProcessGroup:
     def wait(self) -> None:
         """Until all processes are here."""
 
+    def release(self) -> None:
+        """Forget the weights that `wrap` prepared. Nothing can be computed by the group afterwards."""
+
 
 class Replicas(ProcessGroup):
     """All weights in each process, by torch's `DistributedDataParallel`.
@@ -109,6 +114,10 @@ class Replicas(ProcessGroup):
 
     def wait(self) -> None:
         self.reduce([0.0])
+
+    def release(self) -> None:
+        self.module = None
+        gc.collect()  # its hooks and it refer to each other
 
 
 class Shards(Replicas):
@@ -198,9 +207,16 @@ def joined(device: str, sharded: bool) -> Iterator[ProcessGroup]:
     if state.num_processes == 1:
         raise UserError("the launcher started one process: leave --launch out, or give --processes 2 or more")
     kind = Shards if sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else Replicas
+    group = kind(state.process_index, state.num_processes, state.device)
     try:
-        yield kind(state.process_index, state.num_processes, state.device)
+        yield group
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they refer to the wrapped weights
+        raise
     finally:
+        # DDP must not be the last that refers to the group: it would end the group's threads while it holds Python's
+        # lock, for which one of them may be waiting to drop a tensor, and the process would never end.
+        group.release()
         state.destroy_process_group()
 
 
