@@ -320,6 +320,17 @@ def test_help_loads_none_of_the_heavy_rooms(command: str) -> None:
     assert not loaded & {"torch", "mujoco", "h5py", "scipy", "transformers"}
 
 
+@pytest.mark.parametrize("words", [["eval", "--help"], ["--version"], ["--help"]])
+def test_a_reader_that_has_gone_is_no_error(words: list[str]) -> None:
+    """As in ``la-reconvla eval --help | head -1``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "la_reconvla", *words]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_what_may_be_changed_of_a_preset_is_a_field_of_its_type() -> None:
     choices = {"backbone", "lora_rank", "latents", "grid", "proprio"}  # these stand for a value, or for several fields
     configs = (StudyConfig, TrainConfig, SmallPaliGemma, Pretrained, MAEDecoder)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import select
 import sys
 
 import tyro
@@ -47,9 +49,23 @@ def main() -> None:
             if end.code == 2:  # it has said which word is missing or wrong
                 refuse_unknown_suites(rest)
             raise
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(1)
     except UserError as error:
         console.print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to resume")
         sys.exit(130)
+
+
+def _unread() -> bool:
+    """Whether the reader of stdout, as ``head``, has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
