@@ -59,6 +59,18 @@ def test_what_is_on_disk_takes_no_time(tmp_path: Path) -> None:
     assert half["rollouts"] == whole["rollouts"]
 
 
+def test_a_head_that_is_trained_first_takes_less_than_two_minutes_of_a_core(tmp_path: Path) -> None:
+    """2,000 steps of 32 samples, docs/results/dose.md, beside the same arms without it."""
+
+    def training(*arms: str) -> float:
+        config = replace(preset("small"), conditions=arms, seeds=(0,))
+        said = forecast(config, tmp_path, cells(config, tmp_path), (), workers=1)
+        assert said is not None
+        return said["training"]
+
+    assert 2 * 60 < training("C4-head-15", "G1-head-15", "C1") - training("C4", "G1", "C1") < 2 * 120
+
+
 def test_episodes_on_disk_are_not_recorded_or_rolled_out_again(tmp_path: Path) -> None:
     config = preset("quick")
     study = cells(config, tmp_path)

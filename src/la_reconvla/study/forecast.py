@@ -24,6 +24,7 @@ from la_reconvla.training.run_state import trained
 
 PARTS: tuple[str, ...] = ("collection", "training", "rollouts", "held-out frames", "statistics and pictures")
 DEMONSTRATION, SAMPLE, EPISODE, MEASURED = 5.9, 0.025, 4.1, 13.0  # seconds of one core
+HEAD_SAMPLE = 0.0017  # the same, of a sample for a head that is trained first (docs/results/dose.md)
 DRAWN = 8.0  # seconds, without the films
 PICTURE: Mapping[Quality, float] = {"fast": 0.06, "official": 0.13}  # of a film, with where the target is in it
 LONG = 300  # control steps of an episode of another suite than LIBERO's
@@ -73,14 +74,15 @@ def work(
     config: StudyConfig, folder: Path, cells: Sequence[Cell], places: Sequence[OfficialStarts]
 ) -> dict[str, float]:
     """Seconds of each part on one core of the machine that the rates come from; arguments as of `forecast`."""
-    untrained = sum(not trained(cell.folder) for cell in cells)
+    untrained = [cell.condition for cell in cells if not trained(cell.folder)]
+    batches = SAMPLE * config.train.steps * len(untrained) + HEAD_SAMPLE * sum(arm.head_start for arm in untrained)
     unmeasured = sum(not (cell.folder / layout.HELD_OUT).exists() for cell in cells)
     recorded = finished_episodes(folder / layout.DEMONSTRATIONS) * len(config.tasks)
     recorded = recorded or len(list((folder / layout.DEMONSTRATIONS).glob("shards/*/*.hdf5")))
     rolled_out = sum(len(read_jsonl(path)) for path in folder.rglob(layout.EPISODES))
     seconds = (
         DEMONSTRATION * max(0, len(config.tasks) * config.demos - recorded),
-        SAMPLE * config.train.steps * config.train.batch_size * untrained,
+        config.train.batch_size * batches,
         EPISODE * max(0, rollouts(config, cells, places) - rolled_out),
         MEASURED * unmeasured,
         DRAWN + PICTURE[config.quality] * pictures(config, folder),
