@@ -135,7 +135,7 @@ NO_IMAGE = Condition("no-image", "instruction only, grey image", blind=True)
 
 FOLLOWING = (  # the others whose mask follows attention
     Condition("C4-words", "attention of content words", Reconstruction(saliency=ContentWords())),
-    Condition("C4-heads", "attention of localisation heads", Reconstruction(saliency=LocalisationHeads())),
+    Condition("C4-localised", "attention of localisation heads", Reconstruction(saliency=LocalisationHeads())),
     Condition("C4-sinks", "attention without sinks", Reconstruction(saliency=SinkRemoved())),
     Condition("C4-actions", "attention of the action tokens", Reconstruction(saliency=ActionRows())),
     Condition("C4-teacher", "attention of an averaged teacher", Reconstruction(saliency=EMATeacher())),

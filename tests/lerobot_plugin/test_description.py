@@ -170,7 +170,7 @@ def test_changes_are_those_of_train() -> None:
 
 
 @pytest.mark.parametrize(
-    "arm", ["C1", "C2", "C3-1.0", "C4", "C4-input", "C4-heads", "C4-teacher", "A1", "R3", "no-image"]
+    "arm", ["C1", "C2", "C3-1.0", "C4", "C4-input", "C4-localised", "C4-teacher", "A1", "R3", "no-image"]
 )
 def test_every_arm_without_boxes_is_kept_whole(arm: str) -> None:
     policy = made(arm)

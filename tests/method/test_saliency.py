@@ -402,8 +402,8 @@ def test_every_source_is_an_arm_outside_the_default_study():
     study = PRESETS["smoke"].changed(conditions=("C1", "C2", *(arm.id for arm in FOLLOWING)))
     for id in study.conditions:
         assert condition(id).id == id
-    with pytest.raises(UserError, match="did you mean C4-heads"):
-        condition("C4-headss")
+    with pytest.raises(UserError, match="did you mean C4-localised"):
+        condition("C4-localisedd")
 
 
 @pytest.mark.parametrize("arm", FOLLOWING, ids=lambda arm: arm.id)

@@ -412,8 +412,8 @@ def test_shifts_move_all_arms_alike(demonstrations: Path, tmp_path: Path, monkey
 REFRESHED = LocalisationHeads(count=2, frames=6, refresh=2)
 MASKS = {
     "C4-teacher": Reconstruction(saliency=EMATeacher(decay=0.5)),
-    "C4-heads": Reconstruction(saliency=REFRESHED),
-    "C4-heads-of-a-teacher": Reconstruction(saliency=EMATeacher(decay=0.5, source=REFRESHED)),
+    "C4-localised": Reconstruction(saliency=REFRESHED),
+    "C4-localised-of-a-teacher": Reconstruction(saliency=EMATeacher(decay=0.5, source=REFRESHED)),
     "C4-warmup": Reconstruction(WarmUp(share=0.4)),
     "C4-two": Reconstruction(TwoRegionMask()),
 }
@@ -481,7 +481,7 @@ def test_the_log_says_what_a_head_scores_beside_the_mean_picture(
         return
     training, rest = open_demonstrations(demonstrations).divide(0.25)
     averaged = dataclasses.replace(SHORT, ema=True)  # an average of the weights has learned no heads to follow
-    heads = numbers(train_tiny(demonstrations, tmp_path / "ema", CONDITIONS["C4-heads"], config=averaged))[-1]
+    heads = numbers(train_tiny(demonstrations, tmp_path / "ema", CONDITIONS["C4-localised"], config=averaged))[-1]
     assert heads["mean_picture_loss"] > 0
     both = (Samples(part, TINY.image_size, TINY.chunk) for part in (training, rest))
     pixels, shown = (part.batch(np.arange(len(part))).images.numpy() / 127.5 - 1 for part in both)
