@@ -82,7 +82,7 @@ def test_films_play_together_and_stay_together(opened: Opened) -> None:
         first, second = page.evaluate(TIMES)
         assert abs(min(first, (COUNTS["C4"] - 0.5) / RATE) - second) < 0.1
     assert first > 0.1
-    page.get_by_role("button", name="Pause").click()
+    page.locator("#videos").get_by_role("button", name="Pause").click()
     page.wait_for_function(SETTLED)
     at = page.evaluate(TIMES)
     page.wait_for_timeout(300)
