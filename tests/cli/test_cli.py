@@ -320,13 +320,15 @@ def test_help_loads_none_of_the_heavy_rooms(command: str) -> None:
     assert not loaded & {"torch", "mujoco", "h5py", "scipy", "transformers"}
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["eval", "--help"], ["--version"], ["--help"]])
-def test_a_reader_that_has_gone_is_no_error(words: list[str]) -> None:
+def test_a_reader_that_has_gone_is_no_error(words: list[str], unbuffered: str) -> None:
     """As in ``la-reconvla eval --help | head -1``."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "la_reconvla", *words]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
 

@@ -31,7 +31,7 @@ def main() -> None:
     console, words = Console(stderr=True), sys.argv[1:]
     try:
         if words == ["--version"]:
-            print(f"{PROGRAM} {__version__}")
+            print(f"{PROGRAM} {__version__}", flush=True)
             return
         words = with_imports(words)
         if words[:1] == ["help"]:
