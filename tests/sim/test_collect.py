@@ -254,23 +254,28 @@ def children(process: subprocess.Popen[bytes]) -> list[Any]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.slow
-def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
+def kill_at(shards: int, folder: Path, out: Path, demos: int = 6) -> None:
+    """Kill a collection as soon as it has so many shards: its workers end too, and nobody can take it for finished."""
     import psutil
 
+    process = start_collecting(folder, out, demos=demos)
+    wait_for_shards(process, out, shards)
+    workers = children(process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive, "workers outlived their parent"
+    with pytest.raises(UserError, match="not finished"):
+        open_demonstrations(out)
+
+
+@pytest.mark.slow
+def test_a_killed_collection_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
     quiet = ToySetup(failing=(3, 4))
     collect(toy_config(tmp_path / "undisturbed", demos=6, placement="wide"), quiet)
     out, log = tmp_path / "out", tmp_path / "out.log"
     for shards in (2, 7):
-        process = start_collecting(tmp_path, out)
-        wait_for_shards(process, out, shards)
-        workers = children(process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs(workers, timeout=10)
-        assert not alive, "workers outlived their parent"
-        with pytest.raises(UserError, match="not finished"):
-            open_demonstrations(out)
+        kill_at(shards, tmp_path, out)
     process = start_collecting(tmp_path, out)
     assert process.wait(timeout=120) == 0
     assert indices(out) == indices(tmp_path / "undisturbed")
@@ -328,22 +333,12 @@ def test_what_grew_is_what_a_new_one_holds(tmp_path: Path, setup: ToySetup, sett
 
 @pytest.mark.slow
 def test_a_killed_growth_goes_on_without_losing_or_doubling(tmp_path: Path) -> None:
-    import psutil
-
     quiet, out, new = ToySetup(failing=(3, 4)), tmp_path / "out", tmp_path / "new"
     collect(toy_config(new, demos=8, placement="wide"), quiet)
     collect(toy_config(out, demos=2, placement="wide"), quiet)
     before = {path: path.read_bytes() for path in out.glob("*_demo.hdf5")}
     for shards in (1, 6, 10):  # while it is taken apart; two times while episodes are recorded
-        process = start_collecting(tmp_path, out, demos=8)
-        wait_for_shards(process, out, shards)
-        workers = children(process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs(workers, timeout=10)
-        assert not alive, "workers outlived their parent"
-        with pytest.raises(UserError, match="not finished"):
-            open_demonstrations(out)
+        kill_at(shards, tmp_path, out, demos=8)
         assert {path: path.read_bytes() for path in before} == before
     with pytest.raises(UserError, match=r"already has begun .* ask for"):
         collect(toy_config(out, demos=2, placement="wide"), quiet)

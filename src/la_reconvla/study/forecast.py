@@ -75,14 +75,14 @@ def work(
 ) -> dict[str, float]:
     """Seconds of each part on one core of the machine that the rates come from; arguments as of `forecast`."""
     untrained = [cell.condition for cell in cells if not trained(cell.folder)]
-    batches = SAMPLE * config.train.steps * len(untrained) + HEAD_SAMPLE * sum(arm.head_start for arm in untrained)
+    per_row = SAMPLE * config.train.steps * len(untrained) + HEAD_SAMPLE * sum(arm.head_start for arm in untrained)
     unmeasured = sum(not (cell.folder / layout.HELD_OUT).exists() for cell in cells)
     recorded = finished_episodes(folder / layout.DEMONSTRATIONS) * len(config.tasks)
     recorded = recorded or len(list((folder / layout.DEMONSTRATIONS).glob("shards/*/*.hdf5")))
     rolled_out = sum(len(read_jsonl(path)) for path in folder.rglob(layout.EPISODES))
     seconds = (
         DEMONSTRATION * max(0, len(config.tasks) * config.demos - recorded),
-        config.train.batch_size * batches,
+        config.train.batch_size * per_row,
         EPISODE * max(0, rollouts(config, cells, places) - rolled_out),
         MEASURED * unmeasured,
         DRAWN + PICTURE[config.quality] * pictures(config, folder),

@@ -77,9 +77,6 @@ class ProcessGroup:
     def wait(self) -> None:
         """Until all processes are here."""
 
-    def release(self) -> None:
-        """Forget the weights that `wrap` prepared. Nothing can be computed by the group afterwards."""
-
 
 class Replicas(ProcessGroup):
     """All weights in each process, by torch's `DistributedDataParallel`.
@@ -116,6 +113,7 @@ class Replicas(ProcessGroup):
         self.reduce([0.0])
 
     def release(self) -> None:
+        """Forget the weights that `wrap` prepared. Nothing can be computed by the group afterwards."""
         self.module = None
         gc.collect()  # its hooks and it refer to each other
 
